@@ -1,0 +1,32 @@
+# Two commands do all the set-up: `make demo` runs the main job, `make test` passes the tests.
+# Both make the virtual environment first and reuse it while pyproject.toml is unchanged.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.PHONY: demo test lint types bench clean
+
+demo: $(INSTALLED)
+	$(BIN)/maskloss demo
+
+test: lint types
+	$(BIN)/pytest -n 2 --dist worksteal
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(INSTALLED)
+	$(BIN)/mypy
+
+bench: $(INSTALLED)
+	$(BIN)/python benchmarks/mask_tail.py
+
+$(INSTALLED): pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --editable '.[train,dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info

@@ -1,0 +1,42 @@
+"""What every loss here shares: equal shapes, float32 arithmetic, the three reductions."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Reduction = Literal["none", "sum", "mean"]
+
+
+def same_shape(**tensors: Tensor) -> None:
+    """Raise ValueError, naming every argument with its shape, unless all shapes are equal.
+
+    Broadcasting would answer silently with a loss of something else.
+    """
+    if len({tuple(tensor.shape) for tensor in tensors.values()}) > 1:
+        shapes = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in tensors.items())
+        raise ValueError(f"shapes differ: {shapes}")
+
+
+def at_least_float32(tensor: Tensor) -> Tensor:
+    """Half precision and bool become float32; float32 and float64 pass unchanged."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+def reduced(values: Tensor, reduction: Reduction) -> Tensor:
+    """Apply `reduction` to one value per RoI.
+
+    The mean of nothing is 0 and still backpropagates, where torch's own mean gives NaN.
+
+    Raises:
+        ValueError: the reduction is none of "none", "sum" and "mean".
+    """
+    if reduction == "none":
+        return values
+    if reduction == "sum":
+        return values.sum()
+    if reduction == "mean":
+        return values.sum() / max(values.numel(), 1)
+    raise ValueError(f'reduction must be "none", "sum" or "mean", not {reduction!r}')

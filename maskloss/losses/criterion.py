@@ -1,0 +1,373 @@
+"""MaskRCNNLoss: the terms of Mask R-CNN's loss, what each is divided by, and what each weighs.
+
+The heads hand over what they sampled as two small batches, one of the RPN and one of the detector. Only this
+file sums a term's values, divides and weighs them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from maskloss.losses.boxes import BoxRegression, BoxSmoothL1Loss
+from maskloss.losses.conventions import at_least_float32
+from maskloss.losses.masks import MaskBCELoss, select_class_masks
+from maskloss.masks.targets import MaskTargets
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+Term = Callable[..., Any]
+
+#: The keys of torchvision's loss dict, by term.
+KEYS = {
+    "objectness": "loss_objectness",
+    "rpn_box": "loss_rpn_box_reg",
+    "classification": "loss_classifier",
+    "box": "loss_box_reg",
+    "mask": "loss_mask",
+    "regularization": "loss_regularization",
+}
+
+
+@dataclass(frozen=True)
+class LossWeights:
+    """What each term is multiplied by, each >= 0. 0 skips the term's work and leaves a zero in its place."""
+
+    objectness: float = 1.0
+    rpn_box: float = 1.0
+    classification: float = 1.0
+    box: float = 1.0
+    mask: float = 1.0
+    regularization: float = 1.0
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            weight = getattr(self, field.name)
+            if not (math.isfinite(weight) and weight >= 0):
+                raise ValueError(f"the weight of {field.name} must be a finite number >= 0, got {weight}")
+
+
+@dataclass(frozen=True)
+class BatchCounts:
+    """What a normaliser may divide by.
+
+    Attributes:
+        num_images: N, in the batch.
+        sampled: anchors (RPN) or RoIs (detector) that were sampled, over the batch.
+        positives: those of them that are matched to an instance.
+        batch_size_per_image: how many the sampler draws for one image if there are enough.
+        weight_sum: sum of the weights that a classification term returned beside its values; the number of
+            sampled RoIs where it returned none.
+        locations: feature-map positions with anchors, over the batch (RPN only).
+    """
+
+    num_images: int
+    sampled: int
+    positives: int
+    batch_size_per_image: int
+    weight_sum: float | Tensor = 0.0
+    locations: int = 0
+
+
+Normalizer = Callable[[BatchCounts], "float | Tensor"]
+
+
+def per_sampled(counts: BatchCounts) -> int:
+    """Divide by all that were sampled, so that each positive weighs the same in every image."""
+    return counts.sampled
+
+
+def per_weight_sum(counts: BatchCounts) -> float | Tensor:
+    """Divide by the term's own weights, as torch's weighted cross-entropy does."""
+    return counts.weight_sum
+
+
+def per_positive(counts: BatchCounts) -> int:
+    """Divide by the positives alone."""
+    return counts.positives
+
+
+def per_positive_coordinate(counts: BatchCounts) -> int:
+    """Divide by four numbers per positive box: matterport's mean."""
+    return 4 * counts.positives
+
+
+def per_full_batch(counts: BatchCounts) -> int:
+    """Divide by what would be sampled if every image had enough: Detectron2's constant."""
+    return counts.num_images * counts.batch_size_per_image
+
+
+def per_location(counts: BatchCounts) -> int:
+    """Divide by the anchor locations: N_reg of the Faster R-CNN paper."""
+    return counts.locations
+
+
+@dataclass(frozen=True)
+class RPNBatch:
+    """The sampled anchors of all images.
+
+    Attributes:
+        objectness: (S,) logits.
+        labels: (S,) float, 1 for an object and 0 for background.
+        box: the P positives among them.
+        counts: S is `counts.sampled`.
+    """
+
+    objectness: Tensor
+    labels: Tensor
+    box: BoxRegression
+    counts: BatchCounts
+
+
+@dataclass(frozen=True)
+class RoIBatch:
+    """The sampled RoIs of all images, without their masks.
+
+    Attributes:
+        class_logits: (R, C).
+        labels: (R,) int64, 0 is background.
+        box: the P positives among them, each with the deltas of its own class.
+        counts: R is `counts.sampled`.
+    """
+
+    class_logits: Tensor
+    labels: Tensor
+    box: BoxRegression
+    counts: BatchCounts
+
+
+@dataclass(frozen=True)
+class MaskBatch:
+    """The masks of the P positive RoIs.
+
+    Attributes:
+        mask_logits: (P, 1, M, M), the channel of each RoI's own class; (P, C, M, M) where the head computes
+            all of them.
+        mask_targets: (P, M, M) in [0, 1].
+        labels: (P,) int64, each RoI's own class.
+        counts: of the RoI batch.
+    """
+
+    mask_logits: Tensor
+    mask_targets: Tensor
+    labels: Tensor
+    counts: BatchCounts
+
+
+class MaskRCNNLoss(nn.Module):
+    """The loss of a Mask R-CNN: one callable per term, one normaliser per term, one weight per term.
+
+    What is not given is torchvision's, so `MaskRCNNLoss()` is the preset "torchvision" and
+    `MaskRCNNLoss(mask=my_mask_loss)` differs from it in the mask term alone.
+
+    Args:
+        objectness: (logits (S,), labels (S,) float) -> (S,).
+        rpn_box: (`BoxRegression`) -> (P,), or (P, 4), summed over the last axis.
+        classification: (logits (R, C), labels (R,)) -> (R,), or (values, weights) of (R,) each where the
+            weights enter the divisor.
+        box: as `rpn_box`.
+        mask: (mask_logits (P, M, M), mask_targets (P, M, M)) -> (P,), or (P, M, M), averaged over the grid.
+            A term with the attribute `all_classes = True` is called with
+            (mask_logits (P, C, M, M), mask_targets (P, M, M), labels (P,)).
+        regularization: (model) -> scalar; None for no such term and no such key.
+        weights: what each term is multiplied by.
+        normalizers: per term ("objectness", "rpn_box", "classification", "box", "mask") a callable on
+            `BatchCounts` that gives the divisor of the term's summed values; the rest stay torchvision's.
+            A divisor of 0 counts as 1.
+        mask_targets: how the mask targets are made from the ground truth; torchvision's, soft and half a
+            pixel off, where not given.
+
+    `torch.nn` losses with `reduction="none"` fit where the signature does. Terms get float32 (or float64)
+    under half-precision inputs, with autocast off.
+
+    Raises:
+        ValueError: an unknown name in `normalizers`.
+
+    Example:
+        >>> def mask_l1(mask_logits, mask_targets):
+        ...     return (mask_logits.sigmoid() - mask_targets).abs()
+        >>> loss = MaskRCNNLoss(mask=mask_l1, weights=LossWeights(mask=2.0))
+        >>> loss.weights.mask
+        2.0
+
+    Source: He et al., Mask R-CNN, 2017, arXiv:1703.06870; the defaults are torchvision 0.29.2's
+    `fastrcnn_loss`, `maskrcnn_loss` and `RegionProposalNetwork.compute_loss`.
+    """
+
+    def __init__(
+        self,
+        *,
+        objectness: Term | None = None,
+        rpn_box: Term | None = None,
+        classification: Term | None = None,
+        box: Term | None = None,
+        mask: Term | None = None,
+        regularization: Term | None = None,
+        weights: LossWeights | None = None,
+        normalizers: Mapping[str, Normalizer] | None = None,
+        mask_targets: MaskTargets | None = None,
+    ) -> None:
+        super().__init__()
+        self.objectness = objectness or nn.BCEWithLogitsLoss(reduction="none")
+        self.rpn_box = rpn_box or BoxSmoothL1Loss(beta=1 / 9)
+        self.classification = classification or nn.CrossEntropyLoss(reduction="none")
+        self.box = box or BoxSmoothL1Loss(beta=1 / 9)
+        self.mask = mask or MaskBCELoss()
+        self.regularization = regularization
+        self.weights = weights or LossWeights()
+        self.mask_targets = mask_targets or MaskTargets(aligned=False, binary=False)
+        self.normalizers: dict[str, Normalizer] = {
+            "objectness": per_sampled,
+            "rpn_box": per_sampled,
+            "classification": per_weight_sum,
+            # All sampled RoIs, not the positives: dividing by the positives would make a lone positive weigh
+            # as much as a hundred of them.
+            "box": per_sampled,
+            "mask": per_positive,
+        }
+        unknown = set(normalizers or ()) - set(self.normalizers)
+        if unknown:
+            raise ValueError(f"no term is named {', '.join(sorted(unknown))}; {list(self.normalizers)} are")
+        self.normalizers.update(normalizers or {})
+
+    @classmethod
+    def preset(cls, name: str, *, active_classes: Tensor | None = None) -> Self:
+        """Give the loss of a library, or of the paper.
+
+        Args:
+            name: "torchvision", "detectron2", "matterport", "paper" or "aligned" (torchvision's terms with
+                aligned soft mask targets). `maskloss.losses.presets` has each in a few lines.
+            active_classes: for "matterport" only: (C,) bool, the classes that count (background included),
+                or None for all.
+
+        Raises:
+            ValueError: there is no such preset, or it takes no `active_classes`.
+        """
+        from maskloss.losses.presets import PRESETS, matterport
+
+        if name not in PRESETS:
+            raise ValueError(f"no preset is named {name!r}; there are {', '.join(PRESETS)}")
+        if active_classes is None:
+            return cls(**PRESETS[name]())
+        if name != "matterport":
+            raise ValueError(f"active_classes belongs to the preset 'matterport', not to {name!r}")
+        return cls(**matterport(active_classes))
+
+    @property
+    def needs_all_mask_classes(self) -> bool:
+        """Whether the mask term asks for the logits of every class."""
+        return bool(getattr(self.mask, "all_classes", False))
+
+    def rpn_losses(self, batch: RPNBatch) -> dict[str, Tensor]:
+        """Give `loss_objectness` and `loss_rpn_box_reg`, weighted scalars."""
+        return {
+            KEYS["objectness"]: self._term(
+                "objectness", batch.objectness, lambda logits: self.objectness(logits, batch.labels), batch.counts
+            ),
+            KEYS["rpn_box"]: self._box_term("rpn_box", batch.box, batch.counts),
+        }
+
+    def roi_losses(self, batch: RoIBatch) -> dict[str, Tensor]:
+        """Give `loss_classifier` and `loss_box_reg`, weighted scalars."""
+        return {
+            KEYS["classification"]: self._term(
+                "classification",
+                batch.class_logits,
+                lambda logits: self.classification(logits, batch.labels),
+                batch.counts,
+            ),
+            KEYS["box"]: self._box_term("box", batch.box, batch.counts),
+        }
+
+    def mask_losses(self, batch: MaskBatch) -> dict[str, Tensor]:
+        """Give `loss_mask`, a weighted scalar."""
+
+        def evaluate(mask_logits: Tensor) -> Tensor:
+            if self.needs_all_mask_classes:
+                values: Tensor = self.mask(mask_logits, batch.mask_targets, batch.labels)
+            else:
+                values = self.mask(select_class_masks(mask_logits, batch.labels), batch.mask_targets)
+            # (P, M, M) becomes (P,) by the mean; reshape cannot infer an axis of an empty tensor.
+            return values.mean(dim=(1, 2)) if values.shape == batch.mask_targets.shape else values
+
+        return {KEYS["mask"]: self._term("mask", batch.mask_logits, evaluate, batch.counts)}
+
+    def regularization_losses(self, model: nn.Module) -> dict[str, Tensor]:
+        """Give `loss_regularization` of the model's parameters, or nothing where no penalty is set."""
+        if self.regularization is None:
+            return {}
+        if self.weights.regularization == 0:
+            return {KEYS["regularization"]: zero_of(model.parameters())}
+        value = self.regularization(model)
+        if not isinstance(value, Tensor) or value.dim() != 0:
+            raise ValueError(f"the regularization term must return a scalar tensor, not {_described(value)}")
+        return {KEYS["regularization"]: self.weights.regularization * value}
+
+    def _box_term(self, name: str, box: BoxRegression, counts: BatchCounts) -> Tensor:
+        term: Term = getattr(self, name)
+
+        def evaluate(deltas: Tensor) -> Tensor:
+            targets = at_least_float32(box.target_deltas)
+            values: Tensor = term(BoxRegression(deltas, targets, box.decode))
+            return values.sum(dim=-1) if values.shape == deltas.shape else values
+
+        return self._term(name, box.deltas, evaluate, counts)
+
+    def _term(
+        self, name: str, predictions: Tensor, evaluate: Callable[[Tensor], Any], counts: BatchCounts
+    ) -> Tensor:
+        """Evaluate one term on its predictions in float32, sum, divide and weigh."""
+        weight: float = getattr(self.weights, name)
+        predictions = at_least_float32(predictions)
+        if weight == 0:
+            return zero_of([predictions])
+        count = predictions.shape[0]
+        with _autocast_off(predictions):
+            values = evaluate(predictions)
+            weight_sum: float | Tensor = counts.sampled
+            if name == "classification" and isinstance(values, tuple):
+                values, value_weights = values
+                _check_values(name, value_weights, count)
+                weight_sum = value_weights.sum()
+            _check_values(name, values, count)
+            divisor = self.normalizers[name](replace(counts, weight_sum=weight_sum))
+            # A divisor of 0 comes with nothing to sum: the loss is 0, not 0 / 0.
+            if isinstance(divisor, Tensor):
+                divisor = torch.where(divisor == 0, torch.ones_like(divisor), divisor)
+            else:
+                divisor = divisor or 1
+            return weight * (values.sum() / divisor)
+
+
+def zero_of(tensors: Any) -> Tensor:
+    """Give a zero that backpropagates a gradient of zeros to each of the tensors.
+
+    An empty slice's sum is exactly 0, where `tensor.sum() * 0` is NaN if the tensor holds an infinity.
+    """
+    sums = [tensor.reshape(-1)[:0].sum() for tensor in tensors]
+    return torch.stack(sums).sum() if sums else torch.zeros(())
+
+
+def _autocast_off(tensor: Tensor) -> AbstractContextManager[None]:
+    return torch.autocast(device_type=tensor.device.type, enabled=False)
+
+
+def _check_values(name: str, values: Any, count: int) -> None:
+    if isinstance(values, Tensor) and values.shape == (count,):
+        return
+    per = {"objectness": "sampled anchor", "classification": "sampled RoI"}.get(name, "positive")
+    raise ValueError(
+        f"the {name} term must return one value per {per}, shape ({count},), not {_described(values)}"
+        "; a torch.nn loss needs reduction='none'"
+    )
+
+
+def _described(value: Any) -> str:
+    return f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__

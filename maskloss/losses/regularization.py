@@ -1,0 +1,112 @@
+"""Regularisation terms: penalties on a model's weights, added to the loss.
+
+Both leave out frozen parameters and those of normalisation layers, which are told by their type: pulling a
+normalisation's scale towards 0 does not make the function simpler, it only moves the scale elsewhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+
+from maskloss.losses.conventions import at_least_float32
+
+_NORMALIZATIONS = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
+
+
+def regularized_parameters(model: nn.Module) -> Iterator[nn.Parameter]:
+    """Yield each trainable parameter once, normalisation layers left out."""
+    seen: set[int] = set()
+    for module in model.modules():
+        if isinstance(module, _NORMALIZATIONS):
+            continue
+        for parameter in module.parameters(recurse=False):
+            if parameter.requires_grad and id(parameter) not in seen:
+                seen.add(id(parameter))
+                yield parameter
+
+
+def l2_regularization_loss(model: nn.Module, *, weight_decay: float = 1e-4) -> Tensor:
+    r"""Matterport's L2 term: the mean square of each tensor, summed over the tensors.
+
+    loss = λ Σ_w Σ_i w_i² / size(w). Each tensor counts alike, however many weights it has, so this is not
+    the optimizer's weight decay, whose penalty is (λ/2) Σ_w Σ_i w_i².
+
+    Args:
+        model: any module.
+        weight_decay: λ >= 0.
+
+    Returns:
+        Scalar, at least float32, >= 0; 0 for a model without such parameters.
+
+    Raises:
+        ValueError: weight_decay < 0.
+
+    Example:
+        >>> linear = nn.Linear(2, 1, bias=False)
+        >>> _ = nn.init.constant_(linear.weight, 3.0)
+        >>> l2_regularization_loss(linear, weight_decay=0.5).item()
+        4.5
+
+    Source: matterport/Mask_RCNN 0038eff, `MaskRCNN.compile`: λ = 1e-4, biases included, names with "gamma"
+    or "beta" left out.
+    """
+    if weight_decay < 0:
+        raise ValueError(f"weight_decay must be >= 0, got {weight_decay}")
+    return weight_decay * _total(at_least_float32(p).square().mean() for p in regularized_parameters(model))
+
+
+class L2RegularizationLoss(nn.Module):
+    """`l2_regularization_loss` with its λ."""
+
+    def __init__(self, weight_decay: float = 1e-4) -> None:
+        super().__init__()
+        if weight_decay < 0:
+            raise ValueError(f"weight_decay must be >= 0, got {weight_decay}")
+        self.weight_decay = weight_decay
+
+    def extra_repr(self) -> str:
+        """Show λ."""
+        return f"weight_decay={self.weight_decay:g}"
+
+    def forward(self, model: nn.Module) -> Tensor:
+        """See `l2_regularization_loss`."""
+        return l2_regularization_loss(model, weight_decay=self.weight_decay)
+
+
+def l1_regularization_loss(model: nn.Module) -> Tensor:
+    r"""L1 penalty: the sum of the absolute values of all weights, Σ_w Σ_i |w_i|.
+
+    Tens of millions in a Mask R-CNN: give it a small `LossWeights(regularization=...)`, about 1e-7.
+
+    Args:
+        model: any module.
+
+    Returns:
+        Scalar, at least float32, >= 0; 0 for a model without such parameters.
+
+    Example:
+        >>> linear = nn.Linear(2, 1, bias=False)
+        >>> _ = nn.init.constant_(linear.weight, -3.0)
+        >>> l1_regularization_loss(linear).item()
+        6.0
+
+    Source: Tibshirani, Regression shrinkage and selection via the lasso, 1996.
+    """
+    return _total(at_least_float32(p).abs().sum() for p in regularized_parameters(model))
+
+
+class L1RegularizationLoss(nn.Module):
+    """`l1_regularization_loss` as a term."""
+
+    def forward(self, model: nn.Module) -> Tensor:
+        """See `l1_regularization_loss`."""
+        return l1_regularization_loss(model)
+
+
+def _total(penalties: Iterator[Tensor]) -> Tensor:
+    values = list(penalties)
+    return torch.stack(values).sum() if values else torch.zeros(())

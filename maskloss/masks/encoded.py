@@ -1,0 +1,253 @@
+"""EncodedMasks: instance masks as COCO stores them, resized, flipped and cropped without a pixel."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from pycocotools import mask as coco_mask
+from torch import Tensor
+
+FloatArray = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class AxisMap:
+    """The map x -> scale * x + shift of one axis, from the annotation's pixels to the current image's."""
+
+    scale: float = 1.0
+    shift: float = 0.0
+
+    def then(self, scale: float, shift: float) -> AxisMap:
+        """Compose with a second map, x -> scale * x + shift, applied after this one."""
+        return AxisMap(self.scale * scale, self.shift * scale + shift)
+
+    def inverse(self, positions: Any) -> Any:
+        """Map positions of the current image back to the annotation's pixels."""
+        return (positions - self.shift) / self.scale
+
+
+class EncodedMasks:
+    """Instance masks as COCO polygons and RLEs, in the place of a `(G, H, W)` tensor of bitmaps.
+
+    `resize`, `horizontal_flip` and `crop` only compose two axis maps, so they cost nothing and lose nothing:
+    polygons stay exact, and an RLE keeps its own resolution. Stands in `target["masks"]`, and
+    `maskloss.mask_targets` reads it. Immutable; `to` is there so that a loop that moves every value of a
+    target to a device needs no exception for it.
+
+    Args:
+        segmentations: one per instance: a list of polygons `[x0, y0, x1, y1, ...]` in px (their union is the
+            instance), or an RLE `{"size": [H, W], "counts": str, bytes or list of int}`.
+        height: H, in px.
+        width: W, in px.
+
+    Raises:
+        ValueError: a segmentation is empty, a polygon has an odd number of coordinates, fewer than three
+            points or one that is not finite, or an RLE is not of this size or does not decode. The message
+            names the instance.
+    """
+
+    def __init__(self, segmentations: Sequence[Any], height: int, width: int) -> None:
+        if height <= 0 or width <= 0:
+            raise ValueError(f"height and width must be positive, got {height} x {width}")
+        self.segmentations = tuple(
+            _checked(segmentation, height, width, f"instance {index}")
+            for index, segmentation in enumerate(segmentations)
+        )
+        self.height, self.width = height, width
+        self.x_map, self.y_map = AxisMap(), AxisMap()
+
+    def __len__(self) -> int:
+        return len(self.segmentations)
+
+    def __repr__(self) -> str:
+        return f"EncodedMasks({len(self)} instances, height={self.height}, width={self.width})"
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(G, H, W), as the tensor of bitmaps would have it."""
+        return len(self), self.height, self.width
+
+    def to(self, *args: Any, **kwargs: Any) -> EncodedMasks:
+        """Return itself: there is no device to move to."""
+        return self
+
+    def __getitem__(self, index: Any) -> EncodedMasks:
+        """Select instances by a slice, a sequence of indices, or a bool or int64 tensor."""
+        keep = torch.arange(len(self))[index.cpu() if isinstance(index, Tensor) else index].reshape(-1).tolist()
+        return self._with(segmentations=tuple(self.segmentations[i] for i in keep))
+
+    def resize(self, height: int, width: int) -> EncodedMasks:
+        """Scale to another image size, in px."""
+        return self._with(
+            height=height,
+            width=width,
+            x_map=self.x_map.then(width / self.width, 0.0),
+            y_map=self.y_map.then(height / self.height, 0.0),
+        )
+
+    def horizontal_flip(self) -> EncodedMasks:
+        """Mirror left and right."""
+        return self._with(x_map=self.x_map.then(-1.0, self.width))
+
+    def crop(self, top: int, left: int, height: int, width: int) -> EncodedMasks:
+        """Cut out a window, in px; what lies outside it is no part of the masks any more."""
+        return self._with(
+            height=height,
+            width=width,
+            x_map=self.x_map.then(1.0, -left),
+            y_map=self.y_map.then(1.0, -top),
+        )
+
+    def polygons(self, index: int) -> list[FloatArray] | None:
+        """Give one instance's polygons as (V, 2) xy in the current image's px; None where it is an RLE."""
+        segmentation = self.segmentations[index]
+        if isinstance(segmentation, dict):
+            return None
+        scale = np.array([self.x_map.scale, self.y_map.scale])
+        shift = np.array([self.x_map.shift, self.y_map.shift])
+        return [polygon * scale + shift for polygon in segmentation]
+
+    def source_bitmap(self, index: int) -> Tensor | None:
+        """Decode one instance's RLE at its own resolution, (H', W') uint8; None where it is polygons."""
+        segmentation = self.segmentations[index]
+        if not isinstance(segmentation, dict):
+            return None
+        return torch.from_numpy(np.ascontiguousarray(coco_mask.decode(segmentation)))
+
+    def bitmaps(self) -> Tensor:
+        """Rasterise to (G, H, W) uint8 with pycocotools, an RLE by its nearest pixel.
+
+        For looking at and for comparing with; the losses never need it.
+        """
+        masks = torch.zeros(self.shape, dtype=torch.uint8)
+        for index in range(len(self)):
+            polygons = self.polygons(index)
+            if polygons is not None:
+                flat = [polygon.reshape(-1).tolist() for polygon in polygons]
+                rle = coco_mask.merge(coco_mask.frPyObjects(flat, self.height, self.width))
+                masks[index] = torch.from_numpy(coco_mask.decode(rle))
+                continue
+            bitmap = self.source_bitmap(index)
+            assert bitmap is not None
+            rows = _nearest(self.y_map, self.height, bitmap.shape[0])
+            columns = _nearest(self.x_map, self.width, bitmap.shape[1])
+            masks[index] = bitmap[rows][:, columns]
+        return masks
+
+    def _with(self, **changes: Any) -> EncodedMasks:
+        other = object.__new__(EncodedMasks)
+        other.__dict__.update(self.__dict__, **changes)
+        return other
+
+
+def _nearest(axis: AxisMap, size: int, source_size: int) -> Tensor:
+    centres = axis.inverse(torch.arange(size, dtype=torch.float64) + 0.5)
+    return centres.floor().long().clamp(0, source_size - 1)
+
+
+def _checked(segmentation: Any, height: int, width: int, name: str) -> Any:
+    """Give polygons as a tuple of (V, 2) arrays, or an RLE that pycocotools decodes, or raise ValueError."""
+    if isinstance(segmentation, dict):
+        return checked_rle(segmentation, height, width, name)
+    if not isinstance(segmentation, list | tuple):
+        raise ValueError(f"{name}: a segmentation is a list of polygons or an RLE, not {type(segmentation).__name__}")
+    if not segmentation:
+        raise ValueError(f"{name}: the segmentation has no polygon")
+    return tuple(checked_polygon(polygon, name) for polygon in segmentation)
+
+
+def checked_polygon(polygon: Any, name: str) -> FloatArray:
+    """Give a polygon's points, (V, 2) xy.
+
+    Raises:
+        ValueError: an odd number of coordinates, fewer than three points, or a value that is not finite.
+    """
+    try:
+        coordinates = np.asarray(polygon, dtype=np.float64)
+    except (TypeError, ValueError):
+        coordinates = np.empty((0, 0))
+    if coordinates.ndim != 1:
+        raise ValueError(f"{name}: a polygon is a flat list of numbers x0, y0, x1, y1, ...")
+    if len(coordinates) % 2:
+        raise ValueError(f"{name}: a polygon has an odd number of coordinates ({len(coordinates)})")
+    if len(coordinates) < 6:
+        raise ValueError(f"{name}: a polygon has {len(coordinates) // 2} points, fewer than 3")
+    if not np.isfinite(coordinates).all():
+        raise ValueError(f"{name}: a polygon has a coordinate that is not finite")
+    return coordinates.reshape(-1, 2)
+
+
+def checked_rle(rle: dict[str, Any], height: int, width: int, name: str) -> dict[str, Any]:
+    """Give the RLE compressed, as pycocotools takes it.
+
+    pycocotools reads past its buffers where the runs do not add up, so they are added up here first.
+
+    Raises:
+        ValueError: keys are missing, the size is another, or the counts are corrupt.
+    """
+    if "size" not in rle or "counts" not in rle:
+        raise ValueError(f"{name}: an RLE needs the keys size and counts, got {sorted(map(str, rle))}")
+    size, counts = rle["size"], rle["counts"]
+    if not isinstance(size, list | tuple) or list(size) != [height, width]:
+        raise ValueError(f"{name}: the RLE's size is {size}, the image's is [{height}, {width}]")
+    try:
+        if isinstance(counts, str | bytes):
+            compressed = counts.encode("ascii") if isinstance(counts, str) else counts
+            runs = decode_counts(compressed)
+        else:
+            runs = [int(run) for run in counts]
+            if any(run != value for run, value in zip(runs, counts, strict=True)):
+                raise ValueError("a run that is not whole")
+        if any(run < 0 for run in runs):
+            raise ValueError("a negative run")
+    except (ValueError, TypeError, OverflowError) as error:
+        raise ValueError(f"{name}: the RLE's counts are corrupt: {error}") from None
+    if sum(runs) != height * width:
+        raise ValueError(
+            f"{name}: the RLE's counts are corrupt: they cover {sum(runs)} pixels of {height * width}"
+        )
+    if not isinstance(counts, str | bytes):
+        compressed = coco_mask.frPyObjects({"size": [height, width], "counts": runs}, height, width)["counts"]
+    return {"size": [height, width], "counts": compressed}
+
+
+def decode_counts(compressed: bytes) -> list[int]:
+    """Decode COCO's compressed run lengths.
+
+    Each number is a little-endian sequence of characters from "0", five bits each, bit 5 set where more
+    follow, sign in the last one's bit 4; from the third run on, the difference to the run before last.
+
+    Raises:
+        ValueError: a character outside the code, or an unfinished number.
+
+    Source: the format of pycocotools' `rleToString`.
+    """
+    runs: list[int] = []
+    value, shift = 0, 0
+    for byte in compressed:
+        code = byte - 48
+        if not 0 <= code < 64:
+            raise ValueError(f"the character {chr(byte)!r} is not of the code")
+        value |= (code & 31) << shift
+        shift += 5
+        if code & 32:
+            continue
+        if code & 16:
+            value -= 1 << shift
+        runs.append(value + (runs[-2] if len(runs) > 2 else 0))
+        value, shift = 0, 0
+    if shift:
+        raise ValueError("the last number is unfinished")
+    return runs
+
+
+def polygon_area(polygon: FloatArray) -> float:
+    """Area in px² of one polygon (V, 2), by the shoelace formula."""
+    x, y = polygon[:, 0], polygon[:, 1]
+    return abs(math.fsum(x * np.roll(y, -1) - y * np.roll(x, -1))) / 2
