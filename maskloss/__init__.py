@@ -1,0 +1,28 @@
+"""maskloss: the losses, targets and heads of Mask R-CNN for torchvision's models.
+
+>>> import torchvision, maskloss
+>>> model = torchvision.models.detection.maskrcnn_resnet50_fpn(weights=None, weights_backbone=None)
+>>> model = maskloss.convert(model)  # the same keys, the same numbers, every part swappable
+>>> loss = maskloss.MaskRCNNLoss.preset("aligned")
+>>> model = maskloss.convert(model, loss, paste="matched")  # masks where the objects are
+"""
+
+from maskloss.detection.conversion import convert, losses_and_detections
+from maskloss.losses.boxes import BoxRegression
+from maskloss.losses.criterion import LossWeights, MaskRCNNLoss
+from maskloss.masks.encoded import EncodedMasks
+from maskloss.masks.paste import paste_masks
+from maskloss.masks.targets import MaskTargets, mask_targets
+
+__all__ = [
+    "BoxRegression",
+    "EncodedMasks",
+    "LossWeights",
+    "MaskRCNNLoss",
+    "MaskTargets",
+    "convert",
+    "losses_and_detections",
+    "mask_targets",
+    "paste_masks",
+]
+__version__ = "0.1.0"

@@ -1,0 +1,199 @@
+"""convert: torchvision's model with our losses, targets and heads; losses_and_detections: both in one pass."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
+from torchvision.models.detection.mask_rcnn import MaskRCNNPredictor
+from torchvision.models.detection.roi_heads import RoIHeads as TorchvisionRoIHeads
+from torchvision.models.detection.rpn import RegionProposalNetwork as TorchvisionRPN
+from torchvision.models.detection.transform import GeneralizedRCNNTransform
+
+from maskloss.detection.heads import ClassSelectedMaskPredictor
+from maskloss.detection.roi_heads import RoIHeads
+from maskloss.detection.rpn import RegionProposalNetwork
+from maskloss.detection.targets import check_targets
+from maskloss.detection.transform import Paste, RCNNTransform
+from maskloss.losses.criterion import MaskRCNNLoss
+from maskloss.masks.encoded import EncodedMasks
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+def convert(model: Model, loss: MaskRCNNLoss | str | None = None, *, paste: Paste = "torchvision") -> Model:
+    """Give torchvision's model our losses, targets and heads, in place.
+
+    Parameters stay the same objects, so an optimizer made before stays valid, and `state_dict` keeps
+    torchvision's keys and shapes, so its weights load strictly before and after. Call it before wrapping the
+    model in DistributedDataParallel or torch.compile. Converting again replaces the loss and the paste.
+
+    Args:
+        model: torchvision's `FasterRCNN`, `MaskRCNN` or `KeypointRCNN`, or a subclass, whose `rpn` and
+            `roi_heads` are torchvision's own. Backbones, heads, poolers, predictors, matchers and samplers may
+            be anybody's. So may the transform, which is then left alone: masks come as tensors and are
+            resized and pasted by it.
+        loss: a `MaskRCNNLoss`, the name of a preset, or None for "torchvision".
+        paste: how detections' masks get into the image: "torchvision" gives torchvision's masks; "matched"
+            samples at pixel centres on the side of the half pixel that the loss's targets train; None leaves
+            the probabilities (D, 1, M, M), for `paste_masks(output="rle")`.
+
+    Returns:
+        The same model.
+
+    Raises:
+        TypeError: the model, or a part whose `forward` ours would replace, is not torchvision's; nothing is
+            changed then. The message names what was found.
+        ValueError: no such preset or paste.
+
+    Example:
+        >>> import torchvision
+        >>> model = torchvision.models.detection.maskrcnn_resnet50_fpn(weights=None, weights_backbone=None)
+        >>> model = convert(model, "aligned", paste="matched")
+    """
+    if paste not in ("torchvision", "matched", None):
+        raise ValueError(f'paste must be "torchvision", "matched" or None, not {paste!r}')
+    if loss is None or isinstance(loss, str):
+        loss = MaskRCNNLoss.preset(loss or "torchvision")
+    if not isinstance(loss, MaskRCNNLoss):
+        raise TypeError(f"loss must be a MaskRCNNLoss or a preset's name, not {type(loss).__name__}")
+    if not isinstance(model, GeneralizedRCNN):
+        raise TypeError(
+            f"convert takes torchvision's FasterRCNN, MaskRCNN or KeypointRCNN, not {_full_name(model)}"
+        )
+    _expect_own(model, "rpn", TorchvisionRPN, RegionProposalNetwork)
+    _expect_own(model, "roi_heads", TorchvisionRoIHeads, RoIHeads)
+    own_transform = type(model.transform) in (GeneralizedRCNNTransform, RCNNTransform)
+    if not own_transform and paste != "torchvision":
+        raise TypeError(
+            f"paste={paste!r} would replace the code of model.transform, which is not torchvision's "
+            f"GeneralizedRCNNTransform but {_full_name(model.transform)}"
+        )
+
+    # The instances change their class instead of being rebuilt: whatever a user has set on them, hooks and
+    # custom submodules included, stays.
+    model.rpn.__class__ = RegionProposalNetwork
+    model.roi_heads.__class__ = RoIHeads
+    if own_transform:
+        model.transform.__class__ = RCNNTransform
+        model.transform.paste = paste
+        model.transform.aligned_masks = loss.mask_targets.aligned
+    if type(model.roi_heads.mask_predictor) is MaskRCNNPredictor:
+        model.roi_heads.mask_predictor.__class__ = ClassSelectedMaskPredictor
+    loss.to(next(model.parameters()).device)
+    model.rpn.hold(loss)
+    model.roi_heads.hold(loss)
+
+    if _check_inputs not in model._forward_pre_hooks.values():
+        model.register_forward_pre_hook(_check_inputs, with_kwargs=True)
+        model.register_forward_hook(_add_regularization)
+    return model
+
+
+def losses_and_detections(
+    model: nn.Module, images: list[Tensor], targets: list[dict[str, Any]]
+) -> tuple[dict[str, Tensor], list[dict[str, Tensor]]]:
+    """Compute losses and detections in evaluation mode, with one pass through the backbone.
+
+    The model runs as in evaluation: no running statistics are touched, and the detections are those of
+    `model.eval()(images)`. The losses are those of test-time proposals and the ground truth, so they differ
+    from training's, which sees more proposals. Random draws come from a fork of the generators, which the
+    caller finds as they were; gradients are as the caller's context has them. Each module's mode is restored.
+
+    Args:
+        model: a converted model.
+        images: N tensors (3, H, W) in [0, 1].
+        targets: one dict per image, as in training.
+
+    Returns:
+        The losses under the keys of training, and the detections.
+
+    Raises:
+        TypeError: the model is not a converted one.
+        ValueError: as in training, on bad targets.
+
+    Source: asked of torchvision since 2019, github.com/pytorch/vision/issues/1574.
+    """
+    rpn, heads = getattr(model, "rpn", None), getattr(model, "roi_heads", None)
+    if not isinstance(rpn, RegionProposalNetwork) or not isinstance(heads, RoIHeads):
+        raise TypeError(f"losses_and_detections takes a model from maskloss.convert, not {_full_name(model)}")
+    losses: dict[str, Tensor] = {}
+    cuda_devices = sorted({p.device.index for p in model.parameters() if p.device.type == "cuda"})
+    with _evaluation_with_losses(model, rpn, heads, losses), torch.random.fork_rng(devices=cuda_devices):
+        detections = model(images, targets)
+    losses |= heads.loss.regularization_losses(model)
+    return losses, detections
+
+
+@contextmanager
+def _evaluation_with_losses(
+    model: nn.Module, rpn: RegionProposalNetwork, heads: RoIHeads, losses: dict[str, Tensor]
+) -> Iterator[None]:
+    """Evaluation mode in which the RPN and the heads compute losses too, gathered into `losses`."""
+
+    def gather(module: nn.Module, args: Any, output: tuple[Any, dict[str, Tensor]]) -> None:
+        losses.update(output[1])
+
+    modes = {module: module.training for module in model.modules()}
+    handles = [part.register_forward_hook(gather) for part in (heads, rpn)]
+    model.eval()
+    rpn.losses_in_eval = heads.losses_in_eval = True
+    try:
+        yield
+    finally:
+        del rpn.losses_in_eval, heads.losses_in_eval
+        for handle in handles:
+            handle.remove()
+        for module, mode in modes.items():
+            module.training = mode
+
+
+def _check_inputs(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Forward pre-hook: refuse bad targets before the transform."""
+    images = args[0] if args else kwargs.get("images")
+    targets = args[1] if len(args) > 1 else kwargs.get("targets")
+    heads: Any = model.roi_heads
+    if images is None or (targets is None and not heads.wants_losses):
+        return
+    class_layer = getattr(heads.box_predictor, "cls_score", None)
+    check_targets(
+        images,
+        targets,
+        num_classes=getattr(class_layer, "out_features", None),
+        has_masks=heads.has_mask(),
+        has_keypoints=heads.has_keypoint(),
+    )
+    if not isinstance(model.transform, RCNNTransform) and targets is not None:
+        for index, target in enumerate(targets):
+            if isinstance(target.get("masks"), EncodedMasks):
+                raise TypeError(
+                    f"image {index} of the batch, masks: EncodedMasks need torchvision's own transform, "
+                    f"model.transform is {_full_name(model.transform)}; give `masks.bitmaps()`"
+                )
+
+
+def _add_regularization(model: nn.Module, args: Any, output: Any) -> Any:
+    """Forward hook: the penalty on the parameters of this very model, a copy's own when it is a copy."""
+    if not model.training:
+        return None
+    heads: Any = model.roi_heads
+    return {**output, **heads.loss.regularization_losses(model)}
+
+
+def _expect_own(model: nn.Module, name: str, stock: type, ours: type) -> None:
+    part = getattr(model, name, None)
+    if type(part) not in (stock, ours):
+        raise TypeError(
+            f"convert would replace the code of model.{name}, which is not torchvision's "
+            f"{stock.__name__} but {_full_name(part)}"
+        )
+    if "forward" in vars(part):
+        raise TypeError(f"convert would replace model.{name}.forward, which has been patched on the instance")
+
+
+def _full_name(thing: Any) -> str:
+    return f"{type(thing).__module__}.{type(thing).__qualname__}"

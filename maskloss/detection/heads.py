@@ -1,0 +1,44 @@
+"""The mask predictor that computes only the channel that counts."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torchvision.models.detection.mask_rcnn import MaskRCNNPredictor
+
+
+class ClassSelectedMaskPredictor(MaskRCNNPredictor):
+    """torchvision's `MaskRCNNPredictor`, with one channel per RoI where the class is known.
+
+    The last layer is a 1 x 1 convolution to `num_classes` channels, of which the loss and the detections read
+    one per RoI. Given the labels, each RoI takes the dot product with its own class's weights instead: the
+    same number, at a cost that does not grow with the classes. Parameters and `state_dict` are torchvision's.
+
+    Args:
+        in_channels: of the mask head's features.
+        dim_reduced: channels after the transposed convolution.
+        num_classes: C, background included.
+    """
+
+    def forward(self, features: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Compute mask logits.
+
+        Args:
+            features: (N, in_channels, M / 2, M / 2).
+            labels: (N,) int64 in [0, C), the class of each RoI; None computes every class.
+
+        Returns:
+            (N, C, M, M) without labels, (N, 1, M, M) with.
+        """
+        features = self.relu(self.conv5_mask(features))  # (N, dim_reduced, M, M)
+        if labels is None:
+            logits: Tensor = self.mask_fcn_logits(features)
+            return logits
+        layer = self.mask_fcn_logits
+        # An embedding lookup, because its backward adds up rows of the same class much faster than indexing's.
+        weights = F.embedding(labels, layer.weight.flatten(1))  # (N, dim_reduced)
+        selected = torch.bmm(weights[:, None, :], features.flatten(2))  # (N, 1, M * M)
+        if layer.bias is not None:
+            selected = selected + F.embedding(labels, layer.bias[:, None])[:, :, None].to(selected.dtype)
+        return selected.unflatten(2, features.shape[2:])

@@ -1,0 +1,45 @@
+"""How a module of the model holds the loss without the loss becoming a part of the model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+
+from maskloss.losses.criterion import MaskRCNNLoss
+
+
+class LossHolder(nn.Module):
+    """Holds a `MaskRCNNLoss` beside the module's own state.
+
+    The loss is no submodule, so none of its buffers enter `state_dict` and checkpoints stay torchvision's. It
+    still follows the module to another device, and is copied and pickled with it.
+
+    Attributes:
+        losses_in_eval: compute losses in evaluation mode too; set by `losses_and_detections` alone.
+    """
+
+    losses_in_eval: bool = False
+
+    @property
+    def loss(self) -> MaskRCNNLoss:
+        """The criterion."""
+        loss: MaskRCNNLoss = self.__dict__["_loss"]
+        return loss
+
+    def hold(self, loss: MaskRCNNLoss) -> None:
+        """Take this loss from now on."""
+        # Past nn.Module.__setattr__, which would register it as a submodule.
+        self.__dict__["_loss"] = loss
+
+    @property
+    def wants_losses(self) -> bool:
+        """Whether this pass computes losses."""
+        return self.training or self.losses_in_eval
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        module = super()._apply(fn, recurse)
+        # Devices only: `model.half()` must not round class weights that the losses use in float32.
+        self.loss._apply(lambda tensor: tensor.to(fn(tensor).device))
+        return module
