@@ -1,0 +1,1 @@
+"""COCO-format data: reading and checking, augmentation, subsets, synthetic shapes."""

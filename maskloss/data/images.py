@@ -1,0 +1,55 @@
+"""Reading image files: any mode, any EXIF orientation, checked against the size that the annotations mean."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from PIL import ExifTags, Image, ImageOps
+
+from maskloss.errors import InputError
+
+
+def read_image(path: str | os.PathLike[str], size: tuple[int, int] | None = None) -> Image.Image:
+    """Read an image as RGB, upright.
+
+    Grey, palette, CMYK and 16-bit files are converted; transparency is dropped.
+
+    Args:
+        path: of the file.
+        size: (width, height) in px that the annotations were made in. Where the file has an EXIF orientation
+            and only the unturned size agrees, the annotations were made on the unturned image, so it is left.
+
+    Raises:
+        InputError: the file is missing, is no image or is truncated, or its size is another.
+    """
+    path = Path(path)
+    try:
+        with Image.open(path) as file:
+            turned = _turned_size(file)
+            as_stored = size is not None and turned != size and file.size == size
+            if size is not None and turned != size and not as_stored:
+                raise InputError(
+                    f"{path}: the file is {turned[0]} x {turned[1]}, but {size[0]} x {size[1]} (width x height) "
+                    "is recorded for it"
+                )
+            file.load()
+            return _to_rgb(file if as_stored else ImageOps.exif_transpose(file))
+    except FileNotFoundError:
+        raise InputError(f"{path}: the image does not exist") from None
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise InputError(f"{path}: not a readable image: {error}") from error
+
+
+def _turned_size(file: Image.Image) -> tuple[int, int]:
+    """The size once the EXIF orientation is applied; 5 to 8 swap the sides."""
+    width, height = file.size
+    orientation = file.getexif().get(ExifTags.Base.Orientation, 1)
+    return (height, width) if orientation in (5, 6, 7, 8) else (width, height)
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I;16") or image.mode == "I":
+        # PIL clips 16-bit grey to 255 instead of scaling it.
+        image = image.convert("I").point(lambda value: value / 256).convert("L")
+    return image.convert("RGB")

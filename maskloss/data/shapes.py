@@ -1,0 +1,169 @@
+"""Synthetic COCO-format data: shapes that anybody can judge by eye.
+
+Circles, rectangles, triangles and stars of any size and turn, shaded, on smooth textured ground. They may
+hide a part of each other: a whole shape is annotated by its polygon, a partly hidden one by the RLE of what
+is visible, so both encodings are in the data.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageDraw
+from pycocotools import mask as coco_mask
+
+from maskloss.errors import InputError
+from maskloss.files import make_folder, write_bytes, write_text
+
+CATEGORIES = ("circle", "rectangle", "triangle", "star")
+
+_SUPERSAMPLING = 4
+_MOST_SHAPES = 5
+#: A shape of which less than this is visible is taken off the picture again.
+_LEAST_VISIBLE = 0.5
+
+
+def write_shapes(output: str | Path, num_images: int, *, size: int = 128, seed: int = 0) -> None:
+    """Write a COCO-format data set of shapes as `images/` and `annotations.json`.
+
+    Args:
+        output: a new or empty folder.
+        num_images: how many.
+        size: of each image, in px a side.
+        seed: the same seed gives the same pictures.
+
+    Raises:
+        InputError: a number is out of range, or `output` holds something already.
+    """
+    if num_images < 1:
+        raise InputError(f"--images must be at least 1, got {num_images}")
+    if size < 32:
+        raise InputError(f"--size must be at least 32 px, got {size}")
+    folder = Path(output)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(f"{folder}: already holds something; name a new folder")
+    make_folder(folder / "images")
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    for index in range(1, num_images + 1):
+        picture, objects = draw_shapes(np.random.default_rng([seed, index]), size)
+        file_name = f"{index:06d}.png"
+        buffer = io.BytesIO()
+        picture.save(buffer, format="PNG")
+        write_bytes(folder / "images" / file_name, buffer.getvalue())
+        images.append({"id": index, "file_name": file_name, "width": size, "height": size})
+        for annotation in objects:
+            annotations.append({"id": len(annotations) + 1, "image_id": index, **annotation})
+    document = {
+        "info": {"description": f"{num_images} images of shapes, seed {seed}"},
+        "images": images,
+        "annotations": annotations,
+        "categories": [{"id": i, "name": name} for i, name in enumerate(CATEGORIES, start=1)],
+    }
+    write_text(folder / "annotations.json", json.dumps(document))
+
+
+def draw_shapes(
+    generator: np.random.Generator, size: int
+) -> tuple[Image.Image, list[dict[str, Any]]]:
+    """Draw one picture; give it and its annotations without their ids."""
+    ground = _ground(generator, size)
+    picture = ground
+    placed: list[tuple[int, npt.NDArray[np.float64], npt.NDArray[np.uint8]]] = []
+    for _ in range(int(generator.integers(1, _MOST_SHAPES + 1))):
+        category = int(generator.integers(len(CATEGORIES)))
+        points = _outline(generator, CATEGORIES[category], size)
+        mask = _rasterised(points, size)
+        hidden_too_far = any(
+            (visible & ~mask.astype(bool)).sum() < _LEAST_VISIBLE * _rasterised(outline, size).sum()
+            for _, outline, visible in placed
+        )
+        if hidden_too_far:
+            continue
+        placed = [(c, outline, visible & (1 - mask)) for c, outline, visible in placed]
+        placed.append((category, points, mask))
+        picture = _painted(generator, picture, points)
+    objects = []
+    for category, points, visible in placed:
+        whole = np.array_equal(visible, _rasterised(points, size))
+        rle = coco_mask.encode(np.asfortranarray(visible))
+        segmentation: Any = (
+            [points.round(2).reshape(-1).tolist()]
+            if whole
+            else {"size": [size, size], "counts": rle["counts"].decode("ascii")}
+        )
+        box = (
+            _box_of_points(points.round(2)) if whole else [round(float(v), 2) for v in coco_mask.toBbox(rle)]
+        )
+        objects.append(
+            {
+                "category_id": category + 1,
+                "bbox": box,
+                "area": float(visible.sum()),
+                "iscrowd": 0,
+                "segmentation": segmentation,
+            }
+        )
+    return Image.fromarray(picture.round().clip(0, 255).astype(np.uint8)), objects
+
+
+def _ground(generator: np.random.Generator, size: int) -> npt.NDArray[np.float64]:
+    """A smooth colour field with some grain, (S, S, 3) in [0, 255]."""
+    coarse = generator.uniform(40, 216, size=(5, 5, 3)).astype(np.uint8)
+    smooth = Image.fromarray(coarse).resize((size, size), Image.Resampling.BICUBIC)
+    return np.asarray(smooth, dtype=np.float64) + generator.normal(0, 10, size=(size, size, 1))
+
+
+def _outline(generator: np.random.Generator, shape: str, size: int) -> npt.NDArray[np.float64]:
+    """A polygon (V, 2) in px, wholly inside the image."""
+    radius = float(generator.uniform(size / 11, size / 4.5))
+    turn = float(generator.uniform(0, 2 * math.pi))
+    if shape == "circle":
+        angles, radii = np.arange(40) * (2 * math.pi / 40), np.full(40, radius)
+    elif shape == "rectangle":
+        corner = float(generator.uniform(0.45, math.pi / 4))
+        angles = np.array([corner, math.pi - corner, math.pi + corner, -corner])
+        radii = np.full(4, radius)
+    elif shape == "triangle":
+        angles, radii = np.arange(3) * (2 * math.pi / 3), np.full(3, radius)
+    else:
+        angles = np.arange(10) * (2 * math.pi / 10)
+        radii = np.where(np.arange(10) % 2 == 0, radius, 0.45 * radius)
+    points = np.stack([np.cos(angles + turn) * radii, np.sin(angles + turn) * radii], axis=1)
+    low, high = 1 - points.min(axis=0), size - 1 - points.max(axis=0)
+    return points + generator.uniform(low, high)
+
+
+def _painted(
+    generator: np.random.Generator, picture: npt.NDArray[np.float64], points: npt.NDArray[np.float64]
+) -> npt.NDArray[np.float64]:
+    """The picture with the shape on it, in a colour apart from what is below, shaded from side to side."""
+    size = len(picture)
+    large = Image.new("L", (size * _SUPERSAMPLING, size * _SUPERSAMPLING))
+    ImageDraw.Draw(large).polygon([tuple(point) for point in points * _SUPERSAMPLING], fill=255)
+    alpha = np.asarray(large.resize((size, size), Image.Resampling.BOX), dtype=np.float64)[..., None] / 255
+    below = (picture * alpha).sum(axis=(0, 1)) / alpha.sum()
+    colour = generator.uniform(0, 255, size=3)
+    while np.abs(colour - below).max() < 80:
+        colour = generator.uniform(0, 255, size=3)
+    direction = generator.normal(size=2)
+    rows, columns = np.mgrid[:size, :size] / size
+    shade = 1 + 0.35 * (direction[0] * (rows - 0.5) + direction[1] * (columns - 0.5))
+    painted = colour * shade[..., None] + generator.normal(0, 6, size=(size, size, 1))
+    return picture * (1 - alpha) + painted * alpha
+
+
+def _rasterised(points: npt.NDArray[np.float64], size: int) -> npt.NDArray[np.uint8]:
+    mask: npt.NDArray[np.uint8] = coco_mask.decode(coco_mask.frPyObjects([points.reshape(-1).tolist()], size, size))
+    return mask[..., 0]
+
+
+def _box_of_points(points: npt.NDArray[np.float64]) -> list[float]:
+    low, high = points.min(axis=0), points.max(axis=0)
+    return [round(float(value), 2) for value in (*low, *(high - low))]
