@@ -114,9 +114,9 @@ def draw_shapes(
 
 
 def _ground(generator: np.random.Generator, size: int) -> npt.NDArray[np.float64]:
-    """A smooth colour field with some grain, (S, S, 3) in [0, 255]."""
-    coarse = generator.uniform(40, 216, size=(5, 5, 3)).astype(np.uint8)
-    smooth = Image.fromarray(coarse).resize((size, size), Image.Resampling.BICUBIC)
+    """A smooth, mostly grey field with some grain, (S, S, 3) in [0, 255]."""
+    coarse = generator.uniform(70, 186, size=(5, 5, 1)) + generator.uniform(-30, 30, size=(5, 5, 3))
+    smooth = Image.fromarray(coarse.astype(np.uint8)).resize((size, size), Image.Resampling.BICUBIC)
     return np.asarray(smooth, dtype=np.float64) + generator.normal(0, 10, size=(size, size, 1))
 
 

@@ -1,0 +1,346 @@
+"""The command line: `maskloss` and `python -m maskloss`.
+
+Each command is a function here; its options are the function's parameters, and those of `train` the fields
+of `TrainConfig`. An error is one line on stderr: exit code 2 for bad arguments or input, 1 for a run that
+failed or a check that found errors.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, NoReturn
+
+from jsonargparse import ArgumentParser
+
+from maskloss.errors import InputError, RunError
+
+Device = Literal["cpu", "cuda", "auto"]
+
+
+def demo(
+    output: str = "runs/demo", max_steps: int = 300, seed: int = 0, device: Device = "auto"
+) -> None:
+    """Train a small Mask R-CNN on synthetic shapes, evaluate it and show the result.
+
+    An interrupted demo goes on where it stopped.
+
+    Args:
+        output: folder of the run, with the data in `data/`.
+        max_steps: optimizer steps.
+        seed: of the data and the training.
+        device: where to train.
+    """
+    from maskloss.data.shapes import write_shapes
+    from maskloss.training.config import TrainConfig
+
+    folder = Path(output)
+    for name, num_images, offset in (("train", 512, 0), ("val", 96, 1)):
+        part = folder / "data" / name
+        # The annotation file is written last: with it, the data are whole.
+        if not (part / "annotations.json").exists():
+            if part.exists() and any(part.glob("*")):
+                raise InputError(f"{part}: holds half a data set; remove it, or name another --output")
+            write_shapes(part, num_images, size=128, seed=2 * seed + offset)
+    config = TrainConfig(
+        train_images=str(folder / "data/train/images"),
+        train_annotations=str(folder / "data/train/annotations.json"),
+        val_images=str(folder / "data/val/images"),
+        val_annotations=str(folder / "data/val/annotations.json"),
+        output=output,
+        model="resnet18",
+        loss="aligned",
+        max_steps=max_steps,
+        batch_size=8,
+        optimizer="adamw",
+        learning_rate=5e-4,
+        weight_decay=1e-3,
+        warmup_steps=20,
+        schedule="cosine",
+        min_size=128,
+        max_size=128,
+        seed=seed,
+        log_every=10,
+        checkpoint_every=50,
+        device=device,
+        resume=True,
+    )
+    _train_and_report(config)
+
+
+def shapes(output: str, images: int, size: int = 128, seed: int = 0) -> None:
+    """Write synthetic COCO-format data: circles, rectangles, triangles and stars.
+
+    Args:
+        output: a new folder; gets images/ and annotations.json.
+        images: how many.
+        size: of each image, px a side.
+        seed: the same seed gives the same pictures.
+    """
+    from maskloss.data.shapes import write_shapes
+
+    write_shapes(output, images, size=size, seed=seed)
+    print(f"{output}: {images} images of {size} x {size} px")
+
+
+def check(images: str, annotations: str) -> None:
+    """Find what would break or distort training; exits with 1 if there are errors.
+
+    Args:
+        images: folder of the images.
+        annotations: COCO-format JSON.
+    """
+    from maskloss.data.check import check_data
+
+    data, problems = check_data(images, annotations)
+    for problem in problems:
+        print(problem)
+    errors = sum(problem.error for problem in problems)
+    if data is not None:
+        print(f"{len(data.images)} images, {data.num_objects} objects, {len(data.categories)} categories")
+    print(f"{errors} errors, {len(problems) - errors} warnings")
+    if errors:
+        sys.exit(1)
+
+
+def subset(
+    images: str,
+    annotations: str,
+    output: str,
+    images_per_class: int | None = None,
+    max_images: int | None = None,
+    categories: str | None = None,
+) -> None:
+    """Copy a part of a COCO-format data set.
+
+    Args:
+        images: folder of the images.
+        annotations: COCO-format JSON.
+        output: a new folder; gets images/ and annotations.json.
+        images_per_class: take images until each category is in so many, if there are so many.
+        max_images: take at most so many images.
+        categories: names, separated by commas; only these, and images with objects of them.
+    """
+    from maskloss.data.subset import write_subset
+
+    names = None if categories is None else [name.strip() for name in categories.split(",")]
+    data = write_subset(
+        images,
+        annotations,
+        output,
+        images_per_class=images_per_class,
+        max_images=max_images,
+        categories=names,
+    )
+    print(f"{output}: {len(data.images)} images, {data.num_objects} objects, {len(data.categories)} categories")
+
+
+def train(**options: Any) -> None:
+    """Train a Mask R-CNN on COCO-format data, evaluate it and write a report."""
+    from maskloss.training.config import TrainConfig
+
+    _train_and_report(TrainConfig(**options))
+
+
+def evaluate(
+    checkpoint: str, images: str, annotations: str, output: str, batch_size: int = 2, device: Device = "auto"
+) -> None:
+    """Compute losses and box and mask AP of a trained model.
+
+    Args:
+        checkpoint: model.safetensors of a run.
+        images: folder of the images.
+        annotations: COCO-format JSON.
+        output: folder that gets metrics.json.
+        batch_size: images per pass.
+        device: where to run.
+    """
+    from maskloss.data.coco import read_coco
+    from maskloss.files import make_folder, write_text
+    from maskloss.training import evaluation
+    from maskloss.training.checkpoints import load_model
+    from maskloss.training.loop import chosen_device
+
+    if batch_size < 1:
+        raise InputError(f"--batch-size must be at least 1, got {batch_size}")
+    chosen = chosen_device(device)
+    model, description = load_model(checkpoint)
+    data = read_coco(images, annotations, categories=description.categories)
+    folder = Path(output)
+    _refuse_to_overwrite(folder / "metrics.json")
+    make_folder(folder)
+    for warning in data.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    found = evaluation.evaluate(
+        model.to(chosen), data, aligned=description.aligned, batch_size=batch_size, device=chosen
+    )
+    write_text(folder / "metrics.json", json.dumps(found.metrics, indent=2) + "\n")
+    _print_metrics(found.metrics)
+    print(folder / "metrics.json")
+
+
+def predict(
+    image: list[str], checkpoint: str, output: str, score_threshold: float = 0.5, device: Device = "auto"
+) -> None:
+    """Draw a trained model's masks over images.
+
+    Args:
+        image: files to predict.
+        checkpoint: model.safetensors of a run.
+        output: folder that gets a PNG per image and results.json in COCO's results format.
+        score_threshold: leave out detections of lower scores.
+        device: where to run.
+    """
+    from maskloss.files import make_folder, write_bytes, write_text
+    from maskloss.report.pictures import draw_results, png
+    from maskloss.training import prediction
+    from maskloss.training.checkpoints import load_model
+    from maskloss.training.loop import chosen_device
+
+    if not 0 <= score_threshold <= 1:
+        raise InputError(f"--score-threshold must be in [0, 1], got {score_threshold}")
+    chosen = chosen_device(device)
+    model, description = load_model(checkpoint)
+    folder = Path(output)
+    _refuse_to_overwrite(folder / "results.json")
+    make_folder(folder)
+    names = {category.id: category.name for category in description.categories}
+    results: list[dict[str, Any]] = []
+    taken: set[str] = set()
+    try:
+        for found in prediction.predict(
+            model.to(chosen), description, image, device=chosen, score_threshold=score_threshold
+        ):
+            file_name = _free_name(found.path.stem, taken)
+            write_bytes(folder / file_name, png(draw_results(found.image, found.results, names)))
+            results += [{**result, "file_name": found.path.name} for result in found.results]
+            print(f"{folder / file_name}: {len(found.results)} objects")
+    finally:
+        # Also when a later image fails: what was found is kept.
+        if taken:
+            write_text(folder / "results.json", json.dumps(results))
+    print(folder / "results.json")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run a command.
+
+    Args:
+        arguments: of the command line, `sys.argv[1:]` where not given.
+    """
+    parser = _parser()
+    options = parser.parse_args([_underscored(a) for a in (sys.argv[1:] if arguments is None else arguments)])
+    command: str = options.command
+    settings = options[command].as_dict()
+    settings.pop("config", None)
+    try:
+        _COMMANDS[command](**settings)
+    except InputError as error:
+        _fail(error, 2)
+    except RunError as error:
+        _fail(error, 1)
+    except KeyboardInterrupt:
+        _fail("interrupted", 130)
+    except Exception as error:
+        if type(error).__name__ == "OutOfMemoryError":
+            _fail(f"out of GPU memory; a lower --batch-size or --min-size needs less: {error}", 1)
+        raise
+
+
+_COMMANDS = {
+    "demo": demo,
+    "shapes": shapes,
+    "check": check,
+    "subset": subset,
+    "train": train,
+    "evaluate": evaluate,
+    "predict": predict,
+}
+
+
+class _Parser(ArgumentParser):
+    """Options with hyphens on the screen, where jsonargparse has underscores; errors in one line."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        line = " ".join(part.strip() for part in str(message).splitlines() if part.strip())
+        print(f"{self.prog}: error: {_hyphenated(line)}", file=sys.stderr)
+        sys.exit(2)
+
+    def format_help(self) -> str:
+        return _hyphenated(super().format_help())
+
+    def format_usage(self) -> str:
+        return _hyphenated(super().format_usage())
+
+
+def _parser() -> _Parser:
+    from maskloss.training.config import TrainConfig
+
+    parser = _Parser(prog="maskloss", description="Train Mask R-CNN with losses that you can choose.")
+    commands = parser.add_subcommands(dest="command")
+    for name, function in _COMMANDS.items():
+        summary = (function.__doc__ or "").splitlines()[0]
+        command = _Parser(prog=f"maskloss {name}", description=summary)
+        if name == "train":
+            command.add_argument("--config", action="config", help="YAML with any of these, by their names with _")
+            command.add_class_arguments(TrainConfig, None, skip={"resume"})
+            command.add_argument("--resume", action="store_true", help="go on from the newest checkpoint")
+        elif name == "predict":
+            command.add_function_arguments(function, None, skip={"image"})
+            command.add_argument("image", nargs="+", help="files to predict")
+        else:
+            command.add_function_arguments(function, None)
+        commands.add_subcommand(name, command, help=summary)
+    return parser
+
+
+def _train_and_report(config: Any) -> None:
+    from maskloss.report.page import write_report
+    from maskloss.training.loop import train
+
+    result = train(config)
+    if result.main_process:
+        page = write_report(config.output_folder, result.validation, result.evaluation.results)
+        _print_metrics(result.evaluation.metrics)
+        print(f"report: {page}")
+
+
+def _print_metrics(metrics: dict[str, Any]) -> None:
+    for kind, name in (("bbox", "box"), ("segm", "mask")):
+        values = "  ".join(
+            f"{key} {'none' if value is None else f'{value:.3f}'}" for key, value in metrics[kind].items()
+        )
+        print(f"{name:>5}: {values}")
+
+
+def _refuse_to_overwrite(path: Path) -> None:
+    if path.exists():
+        raise InputError(f"{path}: is there already; name another --output")
+
+
+def _free_name(stem: str, taken: set[str]) -> str:
+    name, number = f"{stem}.png", 1
+    while name in taken:
+        number += 1
+        name = f"{stem}-{number}.png"
+    taken.add(name)
+    return name
+
+
+def _underscored(argument: str) -> str:
+    if not argument.startswith("--"):
+        return argument
+    option, equals, value = argument.partition("=")
+    return "--" + option[2:].replace("-", "_") + equals + value
+
+
+def _hyphenated(text: str) -> str:
+    return re.sub(r"--\w+", lambda match: match.group().replace("_", "-"), text)
+
+
+def _fail(error: object, code: int) -> NoReturn:
+    print(f"maskloss: error: {' '.join(str(error).split())}", file=sys.stderr)
+    sys.exit(code)

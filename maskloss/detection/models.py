@@ -1,0 +1,190 @@
+"""Mask R-CNNs by name: torchvision's, and two small ones for CPUs and small data."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import torchvision
+from torch import Tensor, nn
+from torchvision.models.detection import MaskRCNN, maskrcnn_resnet50_fpn, maskrcnn_resnet50_fpn_v2
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.backbone_utils import BackboneWithFPN
+from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
+from torchvision.models.detection.mask_rcnn import MaskRCNNHeads
+from torchvision.ops import FrozenBatchNorm2d
+
+from maskloss.detection.heads import ClassSelectedMaskPredictor
+
+ModelName = Literal["maskrcnn_resnet50_fpn", "maskrcnn_resnet50_fpn_v2", "resnet18", "mobilenet_v2"]
+MODEL_NAMES: tuple[str, ...] = get_args(ModelName)
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """What a model needs to be built again.
+
+    Attributes:
+        name: one of `MODEL_NAMES`.
+        num_classes: background included.
+        image_mean: subtracted from pixels in [0, 1], per channel.
+        image_std: what they are then divided by.
+        frozen_normalization: whether the backbone's batch norms are constants, as weights that were trained
+            elsewhere and small batches need it.
+        min_size: shorter side in px that images are resized to; of several, training draws one per image and
+            evaluation takes the last. None is the model's default.
+        max_size: longest side in px. None is the model's default.
+    """
+
+    name: str
+    num_classes: int
+    image_mean: tuple[float, ...] = IMAGENET_MEAN
+    image_std: tuple[float, ...] = IMAGENET_STD
+    frozen_normalization: bool = False
+    min_size: tuple[int, ...] | None = None
+    max_size: int | None = None
+
+
+def build_model(settings: ModelSettings) -> MaskRCNN:
+    """Build a Mask R-CNN with random weights, not converted yet.
+
+    Raises:
+        ValueError: there is no model of this name.
+    """
+    if settings.name not in MODEL_NAMES:
+        raise ValueError(f"no model is named {settings.name!r}; there are {', '.join(MODEL_NAMES)}")
+    small = settings.name in ("resnet18", "mobilenet_v2")
+    common: dict[str, Any] = {
+        "num_classes": settings.num_classes,
+        "image_mean": list(settings.image_mean),
+        "image_std": list(settings.image_std),
+        "min_size": settings.min_size or ((320,) if small else (800,)),
+        "max_size": settings.max_size or (512 if small else 1333),
+    }
+    if settings.name == "maskrcnn_resnet50_fpn":
+        model = maskrcnn_resnet50_fpn(weights=None, weights_backbone=None, **common)
+    elif settings.name == "maskrcnn_resnet50_fpn_v2":
+        model = maskrcnn_resnet50_fpn_v2(weights=None, weights_backbone=None, **common)
+    else:
+        backbone = _resnet18_fpn() if settings.name == "resnet18" else _mobilenet_v2_fpn()
+        model = _small_mask_rcnn(backbone, common)
+    if settings.frozen_normalization:
+        _freeze_normalization(model.backbone.body)
+    return model
+
+
+#: Channels of the small models' FPN and heads.
+_SMALL_WIDTH = 128
+
+
+def _resnet18_fpn() -> BackboneWithFPN:
+    body = torchvision.models.resnet18(weights=None)
+    layers = {f"layer{i + 1}": str(i) for i in range(4)}
+    return BackboneWithFPN(body, layers, [64, 128, 256, 512], _SMALL_WIDTH)
+
+
+def _mobilenet_v2_fpn() -> BackboneWithFPN:
+    features = torchvision.models.mobilenet_v2(weights=None).features
+    # The last blocks before the strides 8, 16 and 32, and the last of all.
+    layers = {"3": "0", "6": "1", "13": "2", "18": "3"}
+    return BackboneWithFPN(features, layers, [24, 32, 96, 1280], _SMALL_WIDTH)
+
+
+def _small_mask_rcnn(backbone: BackboneWithFPN, common: dict[str, Any]) -> MaskRCNN:
+    """Half the width of torchvision's heads, a quarter of its samples, anchors from 16 px on."""
+    num_classes = common.pop("num_classes")
+    model = MaskRCNN(
+        backbone,
+        rpn_anchor_generator=AnchorGenerator(
+            sizes=((16,), (32,), (64,), (128,), (256,)), aspect_ratios=((0.5, 1.0, 2.0),) * 5
+        ),
+        rpn_pre_nms_top_n_train=1000,
+        rpn_pre_nms_top_n_test=500,
+        rpn_post_nms_top_n_train=500,
+        rpn_post_nms_top_n_test=300,
+        box_batch_size_per_image=128,
+        box_head=TwoMLPHead(_SMALL_WIDTH * 7 * 7, 512),
+        box_predictor=FastRCNNPredictor(512, num_classes),
+        mask_head=MaskRCNNHeads(_SMALL_WIDTH, (_SMALL_WIDTH,) * 4, 1),
+        mask_predictor=ClassSelectedMaskPredictor(_SMALL_WIDTH, _SMALL_WIDTH, num_classes),
+        **common,
+    )
+    return model
+
+
+def _freeze_normalization(module: nn.Module) -> None:
+    for name, child in module.named_children():
+        if isinstance(child, nn.BatchNorm2d):
+            frozen = FrozenBatchNorm2d(child.num_features, eps=child.eps)
+            state = child.state_dict()
+            frozen.load_state_dict({key: state[key] for key in frozen.state_dict()})
+            setattr(module, name, frozen)
+        else:
+            _freeze_normalization(child)
+
+
+def published_weights(name: str) -> dict[str, Tensor]:
+    """Download torchvision's published weights: of the whole model, or of a small model's backbone.
+
+    Raises:
+        OSError: they cannot be downloaded.
+    """
+    weights = torchvision.models.get_model_weights(name)
+    return weights.DEFAULT.get_state_dict(progress=True, check_hash=True)
+
+
+@dataclass(frozen=True)
+class LoadedWeights:
+    """What came out of a file of weights.
+
+    Attributes:
+        loaded: tensors of the model that were filled.
+        left: tensors of the model that keep their random values, by name.
+        unused: tensors of the file that have no place in the model or another shape, by name.
+    """
+
+    loaded: int
+    left: list[str]
+    unused: list[str]
+
+    def __str__(self) -> str:
+        return (
+            f"loaded {self.loaded} tensors; "
+            f"{len(self.left)} of the model keep random values{_shown(self.left)}; "
+            f"{len(self.unused)} of the file are not used{_shown(self.unused)}"
+        )
+
+
+def load_weights(model: MaskRCNN, weights: dict[str, Tensor]) -> LoadedWeights:
+    """Fill a model from the weights of a whole model, or of its backbone, as far as names and shapes agree.
+
+    Args:
+        model: from `build_model`.
+        weights: keys of the whole model, of torchvision's resnet ("layer1.0.conv1.weight") or of its
+            mobilenet ("features.0.0.weight").
+    """
+    state = model.state_dict()
+    placed: dict[str, Tensor] = {}
+    unused: list[str] = []
+    for key, tensor in weights.items():
+        candidates = [key, f"backbone.body.{key.removeprefix('features.')}"]
+        name = next((c for c in candidates if c in state and state[c].shape == tensor.shape), None)
+        if name is not None:
+            placed[name] = tensor
+        elif not key.endswith("num_batches_tracked"):
+            unused.append(key)
+    model.load_state_dict(placed, strict=False)
+    left = [key for key in state if key not in placed and not key.endswith("num_batches_tracked")]
+    return LoadedWeights(len(placed), left, unused)
+
+
+def _shown(names: Sequence[str]) -> str:
+    """The modules that tensors belong to, in a few words."""
+    modules = list(dict.fromkeys(name.rpartition(".")[0] or name for name in names))
+    if not modules:
+        return ""
+    return f" ({', '.join(modules[:4])}{', ...' if len(modules) > 4 else ''})"

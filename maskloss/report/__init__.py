@@ -1,0 +1,1 @@
+"""What a run looks like: pictures, curves, and one self-contained HTML page."""

@@ -1,0 +1,87 @@
+"""report.html: one file that shows a run, with nothing to load from elsewhere."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader
+
+from maskloss.data.coco import CocoData, ImageRecord
+from maskloss.data.images import read_image
+from maskloss.files import write_text
+from maskloss.report.curves import loss_curves
+from maskloss.report.pictures import draw_results, draw_truth, jpeg
+
+_NUM_PICTURES = 12
+_LONGEST_SIDE = 480
+_STATISTICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
+
+
+def write_report(
+    folder: Path, validation: CocoData, results: Sequence[dict[str, Any]], *, score_threshold: float = 0.5
+) -> Path:
+    """Write `report.html` from a run's files, its validation set and its results on that.
+
+    Args:
+        folder: of the run, with history.jsonl, evaluations.jsonl, metrics.json and config.yaml.
+        validation: the validation set.
+        results: COCO results with RLE masks.
+        score_threshold: of the predictions that are drawn.
+
+    Returns:
+        The page's path.
+
+    Raises:
+        RunError: the disk is full, or the folder does not allow it.
+    """
+    history, evaluations = _lines(folder / "history.jsonl"), _lines(folder / "evaluations.jsonl")
+    metrics = json.loads((folder / "metrics.json").read_text())
+    names = {category.id: category.name for category in validation.categories}
+    pictures = []
+    for record in _spread(validation.images, _NUM_PICTURES):
+        image = read_image(validation.image_path(record), (record.width, record.height))
+        drawn = [r for r in results if r["image_id"] == record.id and r["score"] >= score_threshold]
+        pictures.append(
+            {
+                "name": record.file_name,
+                "truth": _embedded(jpeg(draw_truth(image, record, names), _LONGEST_SIDE)),
+                "prediction": _embedded(jpeg(draw_results(image, drawn, names), _LONGEST_SIDE)),
+            }
+        )
+    environment = Environment(loader=PackageLoader("maskloss.report", "."), autoescape=True)
+    page = environment.get_template("page.html.j2").render(
+        title=folder.resolve().name,
+        last=history[-1],
+        metrics=metrics,
+        statistics=_STATISTICS,
+        num_images=len(validation.images),
+        num_objects=validation.num_objects,
+        num_categories=len(validation.categories),
+        curves=loss_curves(history, evaluations),
+        validated=bool(evaluations),
+        pictures=pictures,
+        score_threshold=score_threshold,
+        config=(folder / "config.yaml").read_text(),
+    )
+    path = folder / "report.html"
+    write_text(path, page)
+    return path
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def _spread(images: Sequence[ImageRecord], count: int) -> list[ImageRecord]:
+    """Evenly spread images with objects, the same ones in every report of a data set."""
+    shown = [image for image in images if image.annotations] or list(images)
+    step = max(len(shown) / count, 1)
+    return [shown[int(i * step)] for i in range(min(count, len(shown)))]
+
+
+def _embedded(image: bytes) -> str:
+    return "data:image/jpeg;base64," + base64.b64encode(image).decode("ascii")

@@ -1,0 +1,123 @@
+"""Masks and boxes drawn over photographs."""
+
+from __future__ import annotations
+
+import colorsys
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageDraw, ImageFont
+from pycocotools import mask as coco_mask
+
+from maskloss.data.coco import ImageRecord
+from maskloss.masks.encoded import EncodedMasks
+
+Colour = tuple[int, int, int]
+
+_GOLDEN_RATIO = 0.618034
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """One object to draw.
+
+    Attributes:
+        mask: (H, W) of 0 and 1.
+        box: x1, y1, x2, y2 in px.
+        text: beside the box.
+        colour: RGB in 0 to 255.
+    """
+
+    mask: npt.NDArray[np.uint8]
+    box: tuple[float, float, float, float]
+    text: str
+    colour: Colour
+
+
+def category_colour(category_id: int) -> Colour:
+    """Give a category its colour: the same in every picture, neighbours far apart."""
+    red, green, blue = colorsys.hsv_to_rgb((category_id * _GOLDEN_RATIO) % 1.0, 0.85, 1.0)
+    return round(255 * red), round(255 * green), round(255 * blue)
+
+
+def draw_truth(image: Image.Image, record: ImageRecord, names: dict[int, str]) -> Image.Image:
+    """Draw an image's annotations over it; crowds are left out, as in training."""
+    annotations = [annotation for annotation in record.annotations if not annotation.crowd]
+    masks = EncodedMasks([a.segmentation for a in annotations], record.height, record.width).bitmaps()
+    objects = [
+        Drawn(mask, a.box, names[a.category_id], category_colour(a.category_id))
+        for a, mask in zip(annotations, masks.numpy(), strict=True)
+    ]
+    return draw_objects(image, objects)
+
+
+def draw_results(image: Image.Image, results: Sequence[dict[str, Any]], names: dict[int, str]) -> Image.Image:
+    """Draw COCO results over their image, the surest on top."""
+    objects = []
+    for result in sorted(results, key=lambda result: float(result["score"])):
+        x, y, width, height = result["bbox"]
+        objects.append(
+            Drawn(
+                coco_mask.decode(result["segmentation"]),
+                (x, y, x + width, y + height),
+                f"{names[result['category_id']]} {result['score']:.2f}",
+                category_colour(result["category_id"]),
+            )
+        )
+    return draw_objects(image, objects)
+
+
+def draw_objects(image: Image.Image, objects: Sequence[Drawn]) -> Image.Image:
+    """Tint each mask, and draw its outline, its box and its text."""
+    pixels = np.asarray(image.convert("RGB"), dtype=np.float32).copy()
+    for drawn in objects:
+        inside = drawn.mask.astype(bool)
+        colour = np.asarray(drawn.colour, dtype=np.float32)
+        pixels[inside] = 0.55 * pixels[inside] + 0.45 * colour
+        pixels[_outline(inside)] = colour
+    picture = Image.fromarray(pixels.round().astype(np.uint8))
+    canvas = ImageDraw.Draw(picture)
+    size = max(9, round(min(picture.size) / 38))
+    font = ImageFont.load_default(size)
+    for drawn in objects:
+        canvas.rectangle(drawn.box, outline=drawn.colour, width=max(1, size // 10))
+        _write(canvas, drawn, font, picture.size)
+    return picture
+
+
+def jpeg(image: Image.Image, longest: int) -> bytes:
+    """Encode as JPEG, shrunk to at most `longest` px a side."""
+    shrunk = image.copy()
+    shrunk.thumbnail((longest, longest))
+    buffer = io.BytesIO()
+    shrunk.save(buffer, format="JPEG", quality=85)
+    return buffer.getvalue()
+
+
+def png(image: Image.Image) -> bytes:
+    """Encode as PNG."""
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def _outline(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+    """Pixels of the mask with a neighbour outside it."""
+    framed = np.pad(mask, 1)
+    inner = framed[:-2, 1:-1] & framed[2:, 1:-1] & framed[1:-1, :-2] & framed[1:-1, 2:]
+    return mask & ~inner
+
+
+def _write(canvas: ImageDraw.ImageDraw, drawn: Drawn, font: Any, size: tuple[int, int]) -> None:
+    """Write the text on a plate of its colour above the box, or inside it where there is no room."""
+    left, top, right, bottom = canvas.textbbox((0, 0), drawn.text, font=font)
+    width, height = right - left + 4, bottom - top + 4
+    x = min(max(drawn.box[0], 0), max(size[0] - width, 0))
+    y = drawn.box[1] - height if drawn.box[1] >= height else drawn.box[1]
+    canvas.rectangle((x, y, x + width, y + height), fill=drawn.colour)
+    luminance = 0.299 * drawn.colour[0] + 0.587 * drawn.colour[1] + 0.114 * drawn.colour[2]
+    canvas.text((x + 2 - left, y + 2 - top), drawn.text, fill="black" if luminance > 110 else "white", font=font)

@@ -1,0 +1,193 @@
+"""TrainConfig: everything that a training run depends on."""
+
+from __future__ import annotations
+
+import importlib
+import math
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, Literal
+
+from maskloss.detection.models import ModelName
+from maskloss.errors import InputError
+from maskloss.losses.criterion import MaskRCNNLoss
+from maskloss.losses.presets import PRESETS
+
+#: Fields that may change between a run and its resumption: they do not enter the numbers of a step.
+_FREE_ON_RESUME = {
+    "output",
+    "resume",
+    "device",
+    "workers",
+    "log_every",
+    "checkpoint_every",
+    "evaluate_every",
+    "max_steps",
+}
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """A training run.
+
+    Args:
+        train_images: folder of the training images.
+        train_annotations: COCO-format JSON of the training set.
+        val_images: folder of the validation images.
+        val_annotations: COCO-format JSON of the validation set.
+        output: folder of the run; new, or an interrupted run's with `resume`.
+        model: torchvision's builders by name, or "resnet18" and "mobilenet_v2", small ones for CPUs.
+        weights: a .safetensors or .pt file of a whole model or of a backbone, "DEFAULT" for the weights that
+            torchvision publishes (downloads them), or "none".
+        loss: a preset (torchvision, detectron2, matterport, paper, aligned), or the import path
+            "package.module.name" of a MaskRCNNLoss, or of a function or class that makes one.
+        max_steps: optimizer steps.
+        batch_size: images per forward pass of one process.
+        accumulation_steps: forward passes per optimizer step.
+        optimizer: "sgd" or "adamw".
+        learning_rate: at its highest.
+        momentum: of SGD.
+        weight_decay: of the optimizer, on every parameter.
+        warmup_steps: steps in which the learning rate rises linearly from a thousandth.
+        schedule: "step" divides the learning rate by ten after 2/3 and 8/9 of the steps, "cosine" lowers it
+            to 0, "constant" keeps it.
+        gradient_clip: largest norm of the gradient; 0 for no limit.
+        mixed_precision: "no", "fp16" or "bf16".
+        min_size: shorter side in px that images are resized to; of several, training draws one per image and
+            evaluation takes the last. The model's default where not given: 800, small models 320.
+        max_size: longest side in px; the model's default where not given: 1333, small models 512.
+        image_mean: of pixels in [0, 1], per channel; from the weights' metadata, else ImageNet's.
+        image_std: of pixels in [0, 1], per channel; from the weights' metadata, else ImageNet's.
+        frozen_normalization: keep the backbone's batch norms constant; from the weights' metadata, else
+            where weights are given.
+        horizontal_flip: probability of mirroring a training image.
+        photometric_distortion: probability of each change of brightness, contrast, saturation and hue.
+        seed: of the weights, the order of the images, their augmentation and the sampling.
+        log_every: steps between lines of the history.
+        checkpoint_every: steps between checkpoints.
+        evaluate_every: steps between evaluations; 0 evaluates at the end only.
+        workers: processes that load data; 0 loads in the training process.
+        device: "cpu", "cuda", or "auto" for CUDA where there is one.
+        resume: go on from the newest checkpoint in `output`.
+    """
+
+    train_images: str
+    train_annotations: str
+    val_images: str
+    val_annotations: str
+    output: str
+    model: ModelName = "maskrcnn_resnet50_fpn"
+    weights: str = "none"
+    loss: str = "torchvision"
+    max_steps: int = 1000
+    batch_size: int = 2
+    accumulation_steps: int = 1
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    learning_rate: float = 0.0025
+    momentum: float = 0.9
+    weight_decay: float = 1e-4
+    warmup_steps: int = 100
+    schedule: Literal["step", "cosine", "constant"] = "step"
+    gradient_clip: float = 10.0
+    mixed_precision: Literal["no", "fp16", "bf16"] = "no"
+    min_size: int | list[int] | None = None
+    max_size: int | None = None
+    image_mean: list[float] | None = None
+    image_std: list[float] | None = None
+    frozen_normalization: bool | None = None
+    horizontal_flip: float = 0.5
+    photometric_distortion: float = 0.0
+    seed: int = 0
+    log_every: int = 20
+    checkpoint_every: int = 500
+    evaluate_every: int = 0
+    workers: int = 2
+    device: Literal["cpu", "cuda", "auto"] = "auto"
+    resume: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("max_steps", "batch_size", "accumulation_steps", "log_every", "checkpoint_every"):
+            _expect(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
+        for name in ("warmup_steps", "evaluate_every", "workers", "seed"):
+            _expect(getattr(self, name) >= 0, name, "at least 0", getattr(self, name))
+        for name in ("weight_decay", "gradient_clip", "momentum"):
+            value = getattr(self, name)
+            _expect(math.isfinite(value) and value >= 0, name, "a finite number >= 0", value)
+        _expect(
+            math.isfinite(self.learning_rate) and self.learning_rate > 0,
+            "learning_rate",
+            "a finite number > 0",
+            self.learning_rate,
+        )
+        for name in ("horizontal_flip", "photometric_distortion"):
+            _expect(0 <= getattr(self, name) <= 1, name, "a probability in [0, 1]", getattr(self, name))
+        for name in ("image_mean", "image_std"):
+            value = getattr(self, name)
+            _expect(value is None or len(value) == 3, name, "three numbers, one per channel", value)
+        _expect(self.image_std is None or min(self.image_std) > 0, "image_std", "above 0", self.image_std)
+        sizes = self.min_sizes
+        _expect(sizes is None or (sizes and min(sizes) >= 1), "min_size", "at least 1", self.min_size)
+        _expect(self.max_size is None or self.max_size >= 1, "max_size", "at least 1", self.max_size)
+
+    def make_loss(self) -> MaskRCNNLoss:
+        """Make the loss that `loss` names.
+
+        Raises:
+            InputError: there is no such preset or import path, or what it gives is no MaskRCNNLoss.
+        """
+        if self.loss in PRESETS:
+            return MaskRCNNLoss.preset(self.loss)
+        if "." not in self.loss:
+            raise InputError(
+                f"--loss {self.loss!r}: no such preset; there are {', '.join(PRESETS)}, or give an import path "
+                "package.module.name"
+            )
+        module_name, _, name = self.loss.rpartition(".")
+        try:
+            found = getattr(importlib.import_module(module_name), name)
+        except (ImportError, AttributeError) as error:
+            raise InputError(f"--loss {self.loss!r}: cannot be imported: {error}") from error
+        loss = found if isinstance(found, MaskRCNNLoss) or not callable(found) else found()
+        if not isinstance(loss, MaskRCNNLoss):
+            raise InputError(f"--loss {self.loss!r}: gives a {type(loss).__name__}, not a MaskRCNNLoss")
+        return loss
+
+    def differences(self, other: dict[str, Any]) -> list[str]:
+        """Name the fields that another run's config has otherwise and that enter the numbers."""
+        mine = asdict(self)
+        return [
+            field.name
+            for field in fields(self)
+            if field.name not in _FREE_ON_RESUME and other.get(field.name, field.default) != mine[field.name]
+        ]
+
+    @property
+    def output_folder(self) -> Path:
+        """The run's folder."""
+        return Path(self.output)
+
+    @property
+    def min_sizes(self) -> tuple[int, ...] | None:
+        """`min_size` as a tuple."""
+        if self.min_size is None:
+            return None
+        return (self.min_size,) if isinstance(self.min_size, int) else tuple(self.min_size)
+
+    def learning_rate_at(self, step: int) -> float:
+        """Learning rate of a step, counted from 1."""
+        warmup = 1.0
+        if step <= self.warmup_steps:
+            warmup = 0.001 + 0.999 * step / self.warmup_steps
+        done = (step - 1) / self.max_steps
+        if self.schedule == "step":
+            decay = 0.1 ** sum(done >= milestone for milestone in (2 / 3, 8 / 9))
+        elif self.schedule == "cosine":
+            decay = 0.5 * (1 + math.cos(math.pi * done))
+        else:
+            decay = 1.0
+        return self.learning_rate * warmup * decay
+
+
+def _expect(condition: Any, name: str, expected: str, value: Any) -> None:
+    if not condition:
+        raise InputError(f"--{name.replace('_', '-')} must be {expected}, got {value}")

@@ -1,0 +1,202 @@
+"""COCO evaluation: losses on the validation set, and box and mask AP."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from accelerate.utils import gather_object
+from faster_coco_eval import COCO, COCOeval_faster
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Subset
+from tqdm import tqdm
+
+from maskloss.data.batches import mixed_seed
+from maskloss.data.coco import Category, CocoData
+from maskloss.data.dataset import CocoDataset, collate
+from maskloss.detection.conversion import losses_and_detections
+from maskloss.errors import InputError, RunError
+from maskloss.masks.paste import paste_masks
+
+Results = list[dict[str, Any]]
+Metrics = dict[str, dict[str, float | None]]
+
+_STATISTICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What an evaluation found.
+
+    Attributes:
+        metrics: "bbox" and "segm" with AP, AP50, AP75, APs, APm and APl as fractions of 1, None for a size
+            class without ground truth; "loss" with the mean of each term over the images, and their sum.
+        results: COCO results with boxes and RLE masks, of every image.
+    """
+
+    metrics: Metrics
+    results: Results
+
+
+def evaluate(
+    model: nn.Module,
+    data: CocoData,
+    *,
+    aligned: bool,
+    batch_size: int,
+    device: torch.device,
+    workers: int = 0,
+    seed: int = 0,
+    rank: int = 0,
+    world_size: int = 1,
+) -> Evaluation:
+    """Evaluate a converted model that leaves mask probabilities unpasted (`paste=None`).
+
+    Args:
+        model: on `device`.
+        data: the validation set, its categories in the model's order.
+        aligned: `MaskTargets.aligned` of the targets that the model learned.
+        batch_size: images per pass.
+        device: where to run.
+        workers: processes that load data.
+        seed: of the samples that the losses are computed on.
+        rank: of this process; each takes every `world_size`-th image.
+        world_size: number of processes.
+
+    Raises:
+        InputError: an image cannot be read.
+    """
+    indices = range(rank, len(data.images), world_size)
+    loader = DataLoader(
+        Subset(CocoDataset(data), indices), batch_size=batch_size, num_workers=workers, collate_fn=collate
+    )
+    results: Results = []
+    sums: dict[str, float] = {}
+    bar = tqdm(loader, desc="evaluating", disable=None if rank == 0 else True, leave=False)
+    for number, (images, targets) in enumerate(batches_on(bar, device)):
+        with torch.no_grad(), torch.random.fork_rng():
+            torch.manual_seed(mixed_seed(seed, rank, number))
+            losses, detections = losses_and_detections(model, images, targets)
+        for key, value in losses.items():
+            sums[key] = sums.get(key, 0.0) + float(value) * len(images)
+        for image, target, detection in zip(images, targets, detections, strict=True):
+            size = (image.shape[-2], image.shape[-1])
+            results += coco_results(detection, target["image_id"], size, data.categories, aligned)
+    if world_size > 1:
+        results = gather_object(results)
+        sums = _summed(gather_object([sums]))
+    means: dict[str, float | None] = {key: value / len(data.images) for key, value in sums.items()}
+    means["loss"] = sum(value for value in means.values() if value is not None)
+    return Evaluation({**average_precision(data, results), "loss": means}, results)
+
+
+def coco_results(
+    detection: dict[str, Tensor],
+    image_id: int,
+    size: tuple[int, int],
+    categories: tuple[Category, ...],
+    aligned: bool,
+) -> Results:
+    """Turn one image's detections, with masks as probabilities, into COCO results with RLE masks."""
+    rles = paste_masks(detection["masks"][:, 0], detection["boxes"], size, aligned=aligned, output="rle")
+    boxes = detection["boxes"].double().cpu()
+    boxes[:, 2:] -= boxes[:, :2]
+    return [
+        {
+            "image_id": image_id,
+            "category_id": categories[label - 1].id,
+            "bbox": [round(value, 3) for value in box],
+            "score": score,
+            "segmentation": rle,
+        }
+        for box, label, score, rle in zip(
+            boxes.tolist(), detection["labels"].tolist(), detection["scores"].tolist(), rles, strict=True
+        )
+    ]
+
+
+def average_precision(data: CocoData, results: Results) -> Metrics:
+    """Box and mask AP of COCO results, as pycocotools computes them."""
+    truth = COCO(_ground_truth(data))
+    metrics: Metrics = {}
+    # A detection's size class is that of its box where it has one, so masks are evaluated without. loadRes
+    # writes into the results, so it gets copies.
+    for kind, left_out in (("bbox", "segmentation"), ("segm", "bbox")):
+        found = truth.loadRes([{k: v for k, v in result.items() if k != left_out} for result in results])
+        evaluation = COCOeval_faster(truth, found, kind, print_function=lambda *_: None)
+        evaluation.evaluate()
+        evaluation.accumulate()
+        with contextlib.redirect_stdout(io.StringIO()):
+            evaluation.summarize()
+        values = [float(value) for value in evaluation.stats[: len(_STATISTICS)]]
+        # COCO's -1 says that there was nothing to find.
+        metrics[kind] = {
+            name: None if value < 0 else value for name, value in zip(_STATISTICS, values, strict=True)
+        }
+    return metrics
+
+
+def batches_on(
+    loader: Any, device: torch.device
+) -> Iterator[tuple[list[Tensor], list[dict[str, Any]]]]:
+    """Yield the loader's batches on a device; raise the InputError that stands in the place of one.
+
+    Raises:
+        InputError: an image cannot be read.
+        RunError: a worker process died.
+    """
+    remaining = iter(loader)
+    while True:
+        try:
+            batch = next(remaining)
+        except StopIteration:
+            return
+        except RuntimeError as error:
+            # torch's way of saying that the system killed one, mostly for its memory.
+            raise RunError(f"a data-loader worker died: {error}; fewer --workers need less memory") from error
+        if isinstance(batch, InputError):
+            raise batch
+        images, targets = batch
+        moved = [
+            {key: value.to(device) if hasattr(value, "to") else value for key, value in target.items()}
+            for target in targets
+        ]
+        yield [image.to(device, non_blocking=True) for image in images], moved
+
+
+def _ground_truth(data: CocoData) -> dict[str, Any]:
+    """The data set as COCO's JSON has it."""
+    annotations = [
+        {
+            "id": annotation.id,
+            "image_id": image.id,
+            "category_id": annotation.category_id,
+            "bbox": [*annotation.box[:2], annotation.box[2] - annotation.box[0], annotation.box[3] - annotation.box[1]],
+            "area": annotation.area,
+            "iscrowd": int(annotation.crowd),
+            "segmentation": _json_segmentation(annotation.segmentation),
+        }
+        for image in data.images
+        for annotation in image.annotations
+    ]
+    images = [{"id": i.id, "width": i.width, "height": i.height, "file_name": i.file_name} for i in data.images]
+    categories = [{"id": c.id, "name": c.name} for c in data.categories]
+    return {"images": images, "annotations": annotations, "categories": categories}
+
+
+def _json_segmentation(segmentation: Any) -> Any:
+    if isinstance(segmentation, dict) and isinstance(segmentation["counts"], bytes):
+        return {**segmentation, "counts": segmentation["counts"].decode("ascii")}
+    return segmentation
+
+
+def _summed(parts: list[dict[str, float]]) -> dict[str, float]:
+    total: dict[str, float] = {}
+    for part in parts:
+        for key, value in part.items():
+            total[key] = total.get(key, 0.0) + value
+    return total

@@ -1,0 +1,407 @@
+"""The training run, from a config to a folder with a model, its metrics and its history."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from maskloss.data.batches import TrainingBatches, mixed_seed
+from maskloss.data.coco import CocoData, read_coco
+from maskloss.data.dataset import CocoDataset, augmentation, collate
+from maskloss.detection.conversion import convert
+from maskloss.detection.models import ModelSettings, build_model, load_weights, published_weights
+from maskloss.errors import InputError, RunError
+from maskloss.files import append_line, make_folder, write_bytes, write_text
+from maskloss.training.checkpoints import (
+    ModelDescription,
+    checkpoint_files,
+    load_checkpoint,
+    model_settings_of,
+    read_weights,
+    save_checkpoint,
+    save_model,
+)
+from maskloss.training.config import TrainConfig
+from maskloss.training.evaluation import Evaluation, batches_on, evaluate
+
+_RUN_FILES = ("config.yaml", "history.jsonl", "model.safetensors", "metrics.json", "checkpoints")
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """What a finished run gives beside its files.
+
+    Attributes:
+        evaluation: of the last step.
+        validation: the validation set.
+        main_process: whether this process writes; False on the other ranks.
+    """
+
+    evaluation: Evaluation
+    validation: CocoData
+    main_process: bool
+
+
+def train(config: TrainConfig) -> TrainingResult:
+    """Run, or go on with, a training run.
+
+    Raises:
+        InputError: something given is wrong; nothing was written, or what was there is as it was.
+        RunError: a loss is not finite, or the disk is full; the last checkpoint is there.
+    """
+    device = chosen_device(config.device)
+    if config.mixed_precision == "fp16" and device.type == "cpu":
+        raise InputError("--mixed-precision fp16 needs a GPU; bf16 runs on CPUs")
+    loss = config.make_loss()
+    training, validation = _read_data(config)
+    checkpoint = _starting_point(config)
+
+    accelerator = _accelerator(config, device)
+    torch.manual_seed(config.seed)
+    settings, weights = _model_settings(config, len(training.categories) + 1)
+    model = build_model(settings)
+    if weights is not None:
+        _say(accelerator, f"{config.weights}: {load_weights(model, weights)}")
+    convert(model, loss, paste=None)
+    description = ModelDescription(settings, training.categories, loss.mask_targets.aligned)
+    optimizer = _optimizer(config, model)
+    start, elapsed = 0, 0.0
+    if checkpoint is not None:
+        start, elapsed = checkpoint["step"], checkpoint["seconds"]
+        _restore(config, checkpoint, model, optimizer)
+    prepared, optimizer = accelerator.prepare(model, optimizer)
+    if checkpoint is not None and accelerator.scaler is not None:
+        accelerator.scaler.load_state_dict(checkpoint["scaler"])
+
+    batches = TrainingBatches(
+        len(training.images),
+        config.batch_size,
+        config.max_steps * config.accumulation_steps,
+        start=start * config.accumulation_steps,
+        seed=config.seed,
+        rank=accelerator.process_index,
+        world_size=accelerator.num_processes,
+    )
+    transforms = augmentation(
+        horizontal_flip=config.horizontal_flip, photometric_distortion=config.photometric_distortion
+    )
+    loader = DataLoader(
+        CocoDataset(training, transforms),
+        batch_sampler=batches,
+        num_workers=config.workers,
+        collate_fn=collate,
+        persistent_workers=config.workers > 0,
+    )
+
+    def evaluated() -> Evaluation:
+        model.eval()
+        evaluation = evaluate(
+            model,
+            validation,
+            aligned=description.aligned,
+            batch_size=config.batch_size,
+            device=accelerator.device,
+            workers=config.workers,
+            seed=config.seed,
+            rank=accelerator.process_index,
+            world_size=accelerator.num_processes,
+        )
+        model.train()
+        return evaluation
+
+    # What follows is the first thing that is written.
+    with _Log(config, start, enabled=accelerator.is_main_process) as log:
+        for line in [*training.warnings, *validation.warnings]:
+            log.say(f"warning: {line}")
+        model.train()
+        incoming = batches_on(loader, accelerator.device)
+        began = time.perf_counter() - elapsed
+        evaluation = None
+        for step in range(start + 1, config.max_steps + 1):
+            learning_rate = config.learning_rate_at(step)
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate
+            losses = _step(config, accelerator, prepared, optimizer, incoming, step)
+            seconds = time.perf_counter() - began
+            if step % config.log_every == 0 or step in (1, config.max_steps):
+                log.step(step, losses, learning_rate, seconds)
+            log.advance()
+            if accelerator.is_main_process and (
+                step % config.checkpoint_every == 0 or step == config.max_steps
+            ):
+                _save(config, step, seconds, model, optimizer, accelerator)
+            if config.evaluate_every and step % config.evaluate_every == 0 and step < config.max_steps:
+                log.evaluation(step, evaluated())
+        evaluation = evaluated()
+        log.evaluation(config.max_steps, evaluation)
+        if accelerator.is_main_process:
+            save_model(config.output_folder / "model.safetensors", model, description)
+            write_text(config.output_folder / "metrics.json", json.dumps(evaluation.metrics, indent=2) + "\n")
+    accelerator.wait_for_everyone()
+    return TrainingResult(evaluation, validation, accelerator.is_main_process)
+
+
+def chosen_device(name: str) -> torch.device:
+    """Resolve "cpu", "cuda" or "auto".
+
+    Raises:
+        InputError: CUDA was asked for and there is none.
+    """
+    if name == "cuda" and not torch.cuda.is_available():
+        raise InputError("--device cuda: torch finds no CUDA device on this machine")
+    if name not in ("cpu", "cuda", "auto"):
+        raise InputError(f"--device must be cpu, cuda or auto, not {name!r}")
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def _read_data(config: TrainConfig) -> tuple[CocoData, CocoData]:
+    training = read_coco(config.train_images, config.train_annotations)
+    if training.num_objects == 0:
+        raise InputError(f"{config.train_annotations}: there is no usable object in it, only crowds or nothing")
+    validation = read_coco(config.val_images, config.val_annotations, categories=training.categories)
+    return training, validation
+
+
+def _starting_point(config: TrainConfig) -> dict[str, Any] | None:
+    """The newest checkpoint, or None to start anew; refuses a folder that holds another run."""
+    folder = config.output_folder
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder}: is a file, not a folder")
+    held = [name for name in _RUN_FILES if (folder / name).exists()]
+    if held and not config.resume:
+        raise InputError(f"{folder}: already holds a run ({', '.join(held)}); give --resume or another --output")
+    make_folder(folder)
+    if not config.resume:
+        return None
+    files = checkpoint_files(folder / "checkpoints")
+    if not files:
+        return None
+    checkpoint = load_checkpoint(files[-1])
+    different = config.differences(json.loads(checkpoint["config"]))
+    if different:
+        raise InputError(
+            f"{files[-1]}: the run was started with another {', '.join(different)}; resume with the same command"
+        )
+    if checkpoint["step"] > config.max_steps:
+        raise InputError(f"{files[-1]}: is past --max-steps {config.max_steps}")
+    return checkpoint
+
+
+def _restore(config: TrainConfig, checkpoint: dict[str, Any], model: nn.Module, optimizer: Any) -> None:
+    try:
+        model.load_state_dict(checkpoint["model"], strict=True)
+        optimizer.load_state_dict(checkpoint["optimizer"])
+    except (RuntimeError, ValueError, KeyError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise InputError(f"{config.output_folder}: the checkpoint is of another model: {first}") from error
+
+
+def _accelerator(config: TrainConfig, device: torch.device) -> Accelerator:
+    if not torch.distributed.is_initialized():
+        # accelerate keeps its state for the life of the process; a second run here may want another.
+        AcceleratorState._reset_state(reset_partial_state=True)
+    return Accelerator(
+        cpu=device.type == "cpu",
+        mixed_precision=config.mixed_precision,
+        gradient_accumulation_steps=config.accumulation_steps,
+    )
+
+
+def _model_settings(config: TrainConfig, num_classes: int) -> tuple[ModelSettings, dict[str, Tensor] | None]:
+    """What to build, and the weights to start from: config first, then the file's metadata, then defaults."""
+    weights: dict[str, Tensor] | None = None
+    found: dict[str, Any] = {}
+    if config.weights == "DEFAULT":
+        try:
+            weights = published_weights(config.model)
+        except (OSError, RuntimeError) as error:
+            raise InputError(f"--weights DEFAULT: cannot be downloaded: {error}") from error
+    elif config.weights != "none":
+        weights, metadata = read_weights(config.weights)
+        found = model_settings_of(metadata)
+    found.setdefault("frozen_normalization", weights is not None)
+    for key in ("image_mean", "image_std", "frozen_normalization"):
+        given = getattr(config, key)
+        if given is not None:
+            found[key] = tuple(given) if isinstance(given, list) else given
+    settings = ModelSettings(
+        config.model,
+        num_classes,
+        min_size=config.min_sizes,
+        max_size=config.max_size,
+        **found,
+    )
+    return settings, weights
+
+
+def _optimizer(config: TrainConfig, model: nn.Module) -> torch.optim.Optimizer:
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if config.optimizer == "adamw":
+        return torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
+    return torch.optim.SGD(
+        parameters, lr=config.learning_rate, momentum=config.momentum, weight_decay=config.weight_decay
+    )
+
+
+def _step(
+    config: TrainConfig,
+    accelerator: Accelerator,
+    model: nn.Module,
+    optimizer: Any,
+    incoming: Iterator[tuple[list[Tensor], list[dict[str, Any]]]],
+    step: int,
+) -> dict[str, Tensor]:
+    """One optimizer step; gives each term's mean over its forward passes, as tensors on the device."""
+    totals: dict[str, Tensor] = {}
+    for part in range(config.accumulation_steps):
+        images, targets = next(incoming)
+        # Every pass has a seed of its own, so a resumed run draws what the uninterrupted one would.
+        torch.manual_seed(mixed_seed(config.seed, step, part, accelerator.process_index))
+        with accelerator.accumulate(model):
+            losses: dict[str, Tensor] = model(images, targets)
+            total = torch.stack(list(losses.values())).sum()
+            if not torch.isfinite(total):
+                raise RunError(_not_finite(losses, step, targets))
+            accelerator.backward(total)
+            if config.gradient_clip and accelerator.sync_gradients:
+                accelerator.clip_grad_norm_(model.parameters(), config.gradient_clip)
+            optimizer.step()
+            optimizer.zero_grad()
+        for key, value in losses.items():
+            totals[key] = totals.get(key, 0) + value.detach() / config.accumulation_steps
+    return totals
+
+
+def _not_finite(losses: dict[str, Tensor], step: int, targets: list[dict[str, Any]]) -> str:
+    terms = [key for key, value in losses.items() if not torch.isfinite(value)]
+    images = ", ".join(str(target["image_id"]) for target in targets)
+    values = ", ".join(f"{key} = {float(losses[key])}" for key in terms) or "their sum"
+    return (
+        f"step {step}: {values} is not finite, on images {images}; the last checkpoint is from before. "
+        "A lower --learning-rate or a longer --warmup-steps often helps"
+    )
+
+
+def _save(
+    config: TrainConfig,
+    step: int,
+    seconds: float,
+    model: nn.Module,
+    optimizer: Any,
+    accelerator: Accelerator,
+) -> None:
+    state = {
+        "seconds": seconds,
+        "config": json.dumps(asdict(config)),
+        "model": model.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "scaler": accelerator.scaler.state_dict() if accelerator.scaler is not None else None,
+    }
+    save_checkpoint(config.output_folder / "checkpoints", step, state)
+
+
+def _say(accelerator: Accelerator, text: str) -> None:
+    if accelerator.is_main_process:
+        print(text, flush=True)
+
+
+class _Log:
+    """The run's history: `history.jsonl`, `evaluations.jsonl`, TensorBoard, and a bar or lines on the screen.
+
+    Writes the config first, and drops what an interrupted run logged past its checkpoint.
+    """
+
+    def __init__(self, config: TrainConfig, start: int, *, enabled: bool) -> None:
+        self.folder = config.output_folder
+        self.enabled = enabled
+        self.max_steps = config.max_steps
+        if not enabled:
+            return
+        saved = {key: value for key, value in asdict(config).items() if key != "resume"}
+        write_text(self.folder / "config.yaml", yaml.safe_dump(saved, sort_keys=False))
+        for name in ("history.jsonl", "evaluations.jsonl"):
+            _keep_lines_up_to(self.folder / name, start)
+        self.board = SummaryWriter(str(self.folder / "tensorboard"), purge_step=start + 1)
+        self.bar = tqdm(initial=start, total=config.max_steps, desc="training", unit="step", disable=None)
+
+    def __enter__(self) -> _Log:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.enabled:
+            self.bar.close()
+            self.board.close()
+
+    def say(self, text: str) -> None:
+        """Print a line without breaking the bar."""
+        if self.enabled:
+            self.bar.write(text, file=sys.stderr)
+
+    def advance(self) -> None:
+        """Count a step."""
+        if self.enabled:
+            self.bar.update()
+
+    def step(self, step: int, losses: dict[str, Tensor], learning_rate: float, seconds: float) -> None:
+        """Log a step; the only place where loss values leave the device."""
+        if not self.enabled:
+            return
+        values = {key: float(value) for key, value in losses.items()}
+        total = sum(values.values())
+        line = {"step": step, "loss": total, **values, "learning_rate": learning_rate, "seconds": seconds}
+        append_line(self.folder / "history.jsonl", json.dumps(line))
+        for key in ("loss", *values, "learning_rate"):
+            self.board.add_scalar(f"train/{key}", line[key], step)
+        short = {key.removeprefix("loss_"): f"{value:.3f}" for key, value in values.items()}
+        self.bar.set_postfix(loss=f"{total:.3f}", **short)
+        if self.bar.disable:
+            terms = "  ".join(f"{key} {value}" for key, value in short.items())
+            print(f"step {step}/{self.max_steps}  loss {total:.3f}  {terms}  {seconds:.0f} s", flush=True)
+
+    def evaluation(self, step: int, evaluation: Evaluation) -> None:
+        """Log an evaluation."""
+        if not self.enabled:
+            return
+        append_line(self.folder / "evaluations.jsonl", json.dumps({"step": step, **evaluation.metrics}))
+        for group, values in evaluation.metrics.items():
+            for key, value in values.items():
+                if value is not None:
+                    self.board.add_scalar(f"validation/{group}/{key}", value, step)
+        box, mask = evaluation.metrics["bbox"]["AP"], evaluation.metrics["segm"]["AP"]
+        loss = evaluation.metrics["loss"]["loss"]
+        self.bar.write(
+            f"step {step}: box AP {_shown(box)}, mask AP {_shown(mask)}, validation loss {_shown(loss)}",
+            file=sys.stdout,
+        )
+
+
+def _keep_lines_up_to(path: Path, step: int) -> None:
+    """Drop the lines of later steps, and one that was cut short."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text().splitlines():
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(line)
+        except (ValueError, KeyError, TypeError):
+            continue
+    write_bytes(path, "".join(f"{line}\n" for line in kept).encode())
+
+
+def _shown(value: float | None) -> str:
+    return "none" if value is None else f"{value:.3f}"

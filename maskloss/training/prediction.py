@@ -1,0 +1,80 @@
+"""Prediction: masks for images that nobody has annotated."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import nn
+from torchvision.transforms.v2 import functional as transforms
+
+from maskloss.data.images import read_image
+from maskloss.errors import InputError
+from maskloss.training.checkpoints import ModelDescription
+from maskloss.training.evaluation import coco_results
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What was found in one image.
+
+    Attributes:
+        path: of the image.
+        image: upright, RGB.
+        results: COCO results with boxes in px and RLE masks, by falling score.
+    """
+
+    path: Path
+    image: Image.Image
+    results: list[dict[str, Any]]
+
+
+def predict(
+    model: nn.Module,
+    description: ModelDescription,
+    paths: Sequence[str | Path],
+    *,
+    device: torch.device,
+    score_threshold: float,
+) -> Iterator[Prediction]:
+    """Predict image by image.
+
+    Args:
+        model: from `load_model`, on `device`.
+        description: of the model.
+        paths: the images; all are looked for before the first is read.
+        device: where to run.
+        score_threshold: detections of lower scores are left out.
+
+    Raises:
+        InputError: an image is missing or cannot be read.
+    """
+    files = [Path(path) for path in paths]
+    for path in files:
+        if not path.is_file():
+            raise InputError(f"{path}: the image does not exist")
+    for path, image_id in zip(files, image_ids(files), strict=True):
+        image = read_image(path)
+        pixels = transforms.to_dtype(transforms.pil_to_tensor(image), torch.float32, scale=True).to(device)
+        with torch.inference_mode():
+            detection = model([pixels])[0]
+        kept = detection["scores"] >= score_threshold
+        detection = {key: value[kept] for key, value in detection.items()}
+        size = (image.height, image.width)
+        yield Prediction(
+            path, image, coco_results(detection, image_id, size, description.categories, description.aligned)
+        )
+
+
+def image_ids(files: Sequence[Path]) -> list[int]:
+    """COCO's own ids where every file is named by a different number, as COCO's are; else 1, 2, 3, ..."""
+    stems = [path.stem for path in files]
+    if all(stem.isdecimal() for stem in stems):
+        ids = [int(stem) for stem in stems]
+        if len(set(ids)) == len(ids):
+            return ids
+    return list(range(1, len(files) + 1))
