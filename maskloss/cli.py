@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
@@ -21,9 +21,7 @@ from maskloss.errors import InputError, RunError
 Device = Literal["cpu", "cuda", "auto"]
 
 
-def demo(
-    output: str = "runs/demo", max_steps: int = 300, seed: int = 0, device: Device = "auto"
-) -> None:
+def demo(output: str = "runs/demo", max_steps: int = 300, seed: int = 0, device: Device = "auto") -> None:
     """Train a small Mask R-CNN on synthetic shapes, evaluate it and show the result.
 
     An interrupted demo goes on where it stopped.
@@ -135,7 +133,9 @@ def subset(
         max_images=max_images,
         categories=names,
     )
-    print(f"{output}: {len(data.images)} images, {data.num_objects} objects, {len(data.categories)} categories")
+    print(
+        f"{output}: {len(data.images)} images, {data.num_objects} objects, {len(data.categories)} categories"
+    )
 
 
 def train(**options: Any) -> None:
@@ -250,7 +250,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise
 
 
-_COMMANDS = {
+_COMMANDS: dict[str, Callable[..., None]] = {
     "demo": demo,
     "shapes": shapes,
     "check": check,
@@ -285,7 +285,9 @@ def _parser() -> _Parser:
         summary = (function.__doc__ or "").splitlines()[0]
         command = _Parser(prog=f"maskloss {name}", description=summary)
         if name == "train":
-            command.add_argument("--config", action="config", help="YAML with any of these, by their names with _")
+            command.add_argument(
+                "--config", action="config", help="YAML with any of these, by their names with _"
+            )
             command.add_class_arguments(TrainConfig, None, skip={"resume"})
             command.add_argument("--resume", action="store_true", help="go on from the newest checkpoint")
         elif name == "predict":

@@ -99,5 +99,3 @@ def existing_folder(path: str | os.PathLike[str], what: str) -> Path:
     if not folder.is_dir():
         raise InputError(f"{folder}: the folder of {what} does not exist")
     return folder
-
-

@@ -182,7 +182,9 @@ def _read(
             f"{path}: left out {len(skipped)} degenerate polygons beside good ones, of annotations {shown}"
         )
         problems += [
-            Problem(f"{path}: annotation {identity}: segmentation: a degenerate polygon is left out", error=False)
+            Problem(
+                f"{path}: annotation {identity}: segmentation: a degenerate polygon is left out", error=False
+            )
             for identity in skipped
         ]
     data = CocoData(path, image_folder, list(images.values()), kept, warnings)
@@ -226,15 +228,15 @@ def _entries(items: list[Any], kind: str, keys: tuple[str, ...], error: Any) -> 
 
 
 def _read_categories(items: list[Any], error: Any) -> list[Category]:
-    categories = [Category(item["id"], str(item["name"])) for item in _entries(items, "category", ("id", "name"), error)]
+    categories = [
+        Category(item["id"], str(item["name"])) for item in _entries(items, "category", ("id", "name"), error)
+    ]
     if not categories:
         error("there is no category in it")
     return sorted(categories, key=lambda category: category.id)
 
 
-def _reconciled(
-    own: list[Category], given: Sequence[Category] | None, error: Any
-) -> tuple[Category, ...]:
+def _reconciled(own: list[Category], given: Sequence[Category] | None, error: Any) -> tuple[Category, ...]:
     """The categories that labels are counted from: the given ones, if the file's are among them."""
     if given is None:
         return tuple(own)
@@ -260,7 +262,9 @@ def _read_images(items: list[Any], folder: Path, error: Any) -> dict[int, ImageR
         elif not _stays_inside(file_name):
             error(f"{name}: file_name {file_name!r} leaves the image folder")
         elif not all(_is_id(item[key]) and item[key] > 0 for key in ("width", "height")):
-            error(f"{name}: width and height must be positive integers, not {item['width']!r} and {item['height']!r}")
+            error(
+                f"{name}: width and height must be positive integers, not {item['width']!r} and {item['height']!r}"
+            )
         elif not (folder / file_name).is_file():
             error(f"{name}: the file {folder / file_name} does not exist")
         else:
@@ -300,10 +304,9 @@ def _read_annotations(
             continue
         skipped += [item["id"]] * lost
         area = item.get("area")
-        if not _is_number(area):
-            area = _mask_area(segmentation)
+        area = float(area) if area is not None and _is_number(area) else _mask_area(segmentation)
         image.annotations.append(
-            Annotation(item["id"], item["category_id"], box, segmentation, bool(crowd), float(area))
+            Annotation(item["id"], item["category_id"], box, segmentation, bool(crowd), area)
         )
     return skipped
 
@@ -316,10 +319,14 @@ def _checked_box(box: Any, image: ImageRecord) -> tuple[float, float, float, flo
         raise ValueError(f"bbox has a side that is zero or negative: {box}")
     far = BORDER_TOLERANCE
     if x < -far or y < -far or x + width > image.width + far or y + height > image.height + far:
-        raise ValueError(f"bbox {box} reaches outside the image of {image.width} x {image.height} (width x height)")
+        raise ValueError(
+            f"bbox {box} reaches outside the image of {image.width} x {image.height} (width x height)"
+        )
     clipped = (max(x, 0.0), max(y, 0.0), min(x + width, image.width), min(y + height, image.height))
     if clipped[2] <= clipped[0] or clipped[3] <= clipped[1]:
-        raise ValueError(f"bbox {box} lies outside the image of {image.width} x {image.height} (width x height)")
+        raise ValueError(
+            f"bbox {box} lies outside the image of {image.width} x {image.height} (width x height)"
+        )
     return clipped
 
 

@@ -77,7 +77,9 @@ class CocoDataset(Dataset[Sample | InputError]):
         objects = [annotation for annotation in record.annotations if not annotation.crowd]
         labels = [self._labels[annotation.category_id] for annotation in objects]
         return {
-            "boxes": torch.tensor([annotation.box for annotation in objects], dtype=torch.float32).reshape(-1, 4),
+            "boxes": torch.tensor([annotation.box for annotation in objects], dtype=torch.float32).reshape(
+                -1, 4
+            ),
             "labels": torch.tensor(labels, dtype=torch.int64),
             "masks": EncodedMasks(
                 [annotation.segmentation for annotation in objects], record.height, record.width

@@ -69,9 +69,7 @@ def write_shapes(output: str | Path, num_images: int, *, size: int = 128, seed: 
     write_text(folder / "annotations.json", json.dumps(document))
 
 
-def draw_shapes(
-    generator: np.random.Generator, size: int
-) -> tuple[Image.Image, list[dict[str, Any]]]:
+def draw_shapes(generator: np.random.Generator, size: int) -> tuple[Image.Image, list[dict[str, Any]]]:
     """Draw one picture; give it and its annotations without their ids."""
     ground = _ground(generator, size)
     picture = ground
@@ -160,7 +158,9 @@ def _painted(
 
 
 def _rasterised(points: npt.NDArray[np.float64], size: int) -> npt.NDArray[np.uint8]:
-    mask: npt.NDArray[np.uint8] = coco_mask.decode(coco_mask.frPyObjects([points.reshape(-1).tolist()], size, size))
+    mask: npt.NDArray[np.uint8] = coco_mask.decode(
+        coco_mask.frPyObjects([points.reshape(-1).tolist()], size, size)
+    )
     return mask[..., 0]
 
 

@@ -44,7 +44,9 @@ def write_subset(
     """
     data = read_coco(image_folder, annotation_file)
     if images_per_class is None and max_images is None and categories is None:
-        raise InputError("give --images-per-class, --max-images or --categories, or the subset is the whole set")
+        raise InputError(
+            "give --images-per-class, --max-images or --categories, or the subset is the whole set"
+        )
     for name, value in (("images-per-class", images_per_class), ("max-images", max_images)):
         if value is not None and value < 1:
             raise InputError(f"--{name} must be at least 1, got {value}")

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from maskloss.losses.criterion import MaskRCNNLoss
 
 
-class LossHolder(nn.Module):
-    """Holds a `MaskRCNNLoss` beside the module's own state.
+class LossHolder:
+    """Mixin of an `nn.Module` that holds a `MaskRCNNLoss` beside the module's own state.
 
     The loss is no submodule, so none of its buffers enter `state_dict` and checkpoints stay torchvision's. It
     still follows the module to another device, and is copied and pickled with it.
@@ -20,6 +20,7 @@ class LossHolder(nn.Module):
         losses_in_eval: compute losses in evaluation mode too; set by `losses_and_detections` alone.
     """
 
+    training: bool
     losses_in_eval: bool = False
 
     @property
@@ -39,7 +40,7 @@ class LossHolder(nn.Module):
         return self.training or self.losses_in_eval
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
-        module = super()._apply(fn, recurse)
+        module = super()._apply(fn, recurse)  # type: ignore[misc]
         # Devices only: `model.half()` must not round class weights that the losses use in float32.
         self.loss._apply(lambda tensor: tensor.to(fn(tensor).device))
         return module

@@ -62,7 +62,9 @@ class RoIHeads(LossHolder, TorchvisionRoIHeads):
     ) -> dict[str, Tensor]:
         if targets is None:
             raise ValueError("targets are needed to compute losses, got None")
-        proposals, matched_idxs, labels_by_image, target_deltas = self.select_training_samples(proposals, targets)
+        proposals, matched_idxs, labels_by_image, target_deltas = self.select_training_samples(
+            proposals, targets
+        )
         labels = torch.cat(labels_by_image)  # (R,)
         positives = torch.where(labels > 0)[0]  # (P,)
         counts = BatchCounts(
@@ -143,7 +145,8 @@ class RoIHeads(LossHolder, TorchvisionRoIHeads):
             at_least_float32(class_logits), at_least_float32(deltas), proposals, image_shapes
         )
         detections = [
-            {"boxes": b, "labels": l, "scores": s} for b, l, s in zip(boxes, labels, scores, strict=True)
+            {"boxes": image_boxes, "labels": image_labels, "scores": image_scores}
+            for image_boxes, image_labels, image_scores in zip(boxes, labels, scores, strict=True)
         ]
         # Pooling needs boxes in the features' dtype, which decoding in float32 may have left.
         boxes = [b.to(p.dtype) for b, p in zip(boxes, proposals, strict=True)]
@@ -180,7 +183,9 @@ class RoIHeads(LossHolder, TorchvisionRoIHeads):
             return self.mask_predictor(hidden, labels)
         return self.mask_predictor(hidden)
 
-    def _predict_keypoints(self, features: Features, boxes: list[Tensor], image_shapes: ImageShapes) -> Tensor:
+    def _predict_keypoints(
+        self, features: Features, boxes: list[Tensor], image_shapes: ImageShapes
+    ) -> Tensor:
         """Keypoint heatmap logits (P, K, S, S)."""
         pooled = self.keypoint_roi_pool(features, boxes, image_shapes)
         return self.keypoint_predictor(self.keypoint_head(pooled))

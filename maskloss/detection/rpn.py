@@ -94,5 +94,3 @@ class RegionProposalNetwork(LossHolder, TorchvisionRPN):
                 locations=locations,
             ),
         )
-
-

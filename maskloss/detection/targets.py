@@ -104,7 +104,9 @@ def _check_form(name: str, image: Tensor, target: Target, has_masks: bool, has_k
         # Without objects there is nothing to read, and users write the empty fields in many shapes.
         return
     if labels.shape != (count,):
-        raise ValueError(f"{name}, labels: expected shape ({count},) for as many boxes, got {tuple(labels.shape)}")
+        raise ValueError(
+            f"{name}, labels: expected shape ({count},) for as many boxes, got {tuple(labels.shape)}"
+        )
     if has_masks:
         _check_masks_form(name, image, target["masks"], count)
     if has_keypoints:

@@ -27,7 +27,9 @@ class RCNNTransform(GeneralizedRCNNTransform):
     paste: Paste = "torchvision"
     aligned_masks: bool = False
 
-    def resize(self, image: Tensor, target: dict[str, Any] | None = None) -> tuple[Tensor, dict[str, Any] | None]:
+    def resize(
+        self, image: Tensor, target: dict[str, Any] | None = None
+    ) -> tuple[Tensor, dict[str, Any] | None]:
         """Resize one image, (3, H, W), and its target as torchvision does."""
         if target is None:
             return super().resize(image, None)

@@ -269,7 +269,10 @@ class MaskRCNNLoss(nn.Module):
         """Give `loss_objectness` and `loss_rpn_box_reg`, weighted scalars."""
         return {
             KEYS["objectness"]: self._term(
-                "objectness", batch.objectness, lambda logits: self.objectness(logits, batch.labels), batch.counts
+                "objectness",
+                batch.objectness,
+                lambda logits: self.objectness(logits, batch.labels),
+                batch.counts,
             ),
             KEYS["rpn_box"]: self._box_term("rpn_box", batch.box, batch.counts),
         }
@@ -343,7 +346,8 @@ class MaskRCNNLoss(nn.Module):
                 divisor = torch.where(divisor == 0, torch.ones_like(divisor), divisor)
             else:
                 divisor = divisor or 1
-            return weight * (values.sum() / divisor)
+            loss: Tensor = weight * (values.sum() / divisor)
+            return loss
 
 
 def zero_of(tensors: Any) -> Tensor:

@@ -79,7 +79,9 @@ class EncodedMasks:
 
     def __getitem__(self, index: Any) -> EncodedMasks:
         """Select instances by a slice, a sequence of indices, or a bool or int64 tensor."""
-        keep = torch.arange(len(self))[index.cpu() if isinstance(index, Tensor) else index].reshape(-1).tolist()
+        keep = (
+            torch.arange(len(self))[index.cpu() if isinstance(index, Tensor) else index].reshape(-1).tolist()
+        )
         return self._with(segmentations=tuple(self.segmentations[i] for i in keep))
 
     def resize(self, height: int, width: int) -> EncodedMasks:
@@ -148,7 +150,8 @@ class EncodedMasks:
 
 def _nearest(axis: AxisMap, size: int, source_size: int) -> Tensor:
     centres = axis.inverse(torch.arange(size, dtype=torch.float64) + 0.5)
-    return centres.floor().long().clamp(0, source_size - 1)
+    pixels: Tensor = centres.floor().long()
+    return pixels.clamp(0, source_size - 1)
 
 
 def _checked(segmentation: Any, height: int, width: int, name: str) -> Any:
@@ -156,7 +159,9 @@ def _checked(segmentation: Any, height: int, width: int, name: str) -> Any:
     if isinstance(segmentation, dict):
         return checked_rle(segmentation, height, width, name)
     if not isinstance(segmentation, list | tuple):
-        raise ValueError(f"{name}: a segmentation is a list of polygons or an RLE, not {type(segmentation).__name__}")
+        raise ValueError(
+            f"{name}: a segmentation is a list of polygons or an RLE, not {type(segmentation).__name__}"
+        )
     if not segmentation:
         raise ValueError(f"{name}: the segmentation has no polygon")
     return tuple(checked_polygon(polygon, name) for polygon in segmentation)

@@ -233,7 +233,9 @@ def _signed_coverage(points: FloatArray, size: int) -> FloatArray:
     with np.errstate(divide="ignore", invalid="ignore"):
         cuts = (lines[None, None, :] - starts[:, :, None]) / delta[:, :, None]  # (E, 2, M + 1)
     cuts = np.nan_to_num(cuts.reshape(len(starts), -1), nan=0.0, posinf=1.0, neginf=0.0).clip(0.0, 1.0)
-    cuts = np.sort(np.concatenate([cuts, np.zeros((len(starts), 1)), np.ones((len(starts), 1))], axis=1), axis=1)
+    cuts = np.sort(
+        np.concatenate([cuts, np.zeros((len(starts), 1)), np.ones((len(starts), 1))], axis=1), axis=1
+    )
     at = starts[:, None, :] + cuts[:, :, None] * delta[:, None, :]  # (E, cuts, 2)
     middle = (at[:, 1:] + at[:, :-1]) / 2
     dy = at[:, 1:, 1] - at[:, :-1, 1]
@@ -246,4 +248,5 @@ def _signed_coverage(points: FloatArray, size: int) -> FloatArray:
     flat = row * (size + 1) + column
     area = np.bincount(flat, dy * (1 - fraction), minlength=size * (size + 1))
     area += np.bincount(flat + 1, dy * fraction, minlength=size * (size + 1))[: size * (size + 1)]
-    return np.abs(area.reshape(size, size + 1)[:, :size].cumsum(axis=1))
+    covered: FloatArray = np.abs(area.reshape(size, size + 1)[:, :size].cumsum(axis=1))
+    return covered

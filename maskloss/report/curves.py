@@ -30,7 +30,9 @@ def loss_curves(history: Sequence[dict[str, Any]], evaluations: Sequence[dict[st
     FigureCanvasSVG(figure)
     axes = figure.subplots(rows, columns, squeeze=False).flat
     for axis, key in zip(axes, keys, strict=False):
-        axis.plot([line["step"] for line in history], [line[key] for line in history], color="#2563eb", lw=1.3)
+        axis.plot(
+            [line["step"] for line in history], [line[key] for line in history], color="#2563eb", lw=1.3
+        )
         validated = [line for line in evaluations if key in line["loss"]]
         if validated:
             axis.plot(

@@ -120,4 +120,6 @@ def _write(canvas: ImageDraw.ImageDraw, drawn: Drawn, font: Any, size: tuple[int
     y = drawn.box[1] - height if drawn.box[1] >= height else drawn.box[1]
     canvas.rectangle((x, y, x + width, y + height), fill=drawn.colour)
     luminance = 0.299 * drawn.colour[0] + 0.587 * drawn.colour[1] + 0.114 * drawn.colour[2]
-    canvas.text((x + 2 - left, y + 2 - top), drawn.text, fill="black" if luminance > 110 else "white", font=font)
+    canvas.text(
+        (x + 2 - left, y + 2 - top), drawn.text, fill="black" if luminance > 110 else "white", font=font
+    )

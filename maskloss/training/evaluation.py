@@ -140,9 +140,7 @@ def average_precision(data: CocoData, results: Results) -> Metrics:
     return metrics
 
 
-def batches_on(
-    loader: Any, device: torch.device
-) -> Iterator[tuple[list[Tensor], list[dict[str, Any]]]]:
+def batches_on(loader: Any, device: torch.device) -> Iterator[tuple[list[Tensor], list[dict[str, Any]]]]:
     """Yield the loader's batches on a device; raise the InputError that stands in the place of one.
 
     Raises:
@@ -175,7 +173,11 @@ def _ground_truth(data: CocoData) -> dict[str, Any]:
             "id": annotation.id,
             "image_id": image.id,
             "category_id": annotation.category_id,
-            "bbox": [*annotation.box[:2], annotation.box[2] - annotation.box[0], annotation.box[3] - annotation.box[1]],
+            "bbox": [
+                *annotation.box[:2],
+                annotation.box[2] - annotation.box[0],
+                annotation.box[3] - annotation.box[1],
+            ],
             "area": annotation.area,
             "iscrowd": int(annotation.crowd),
             "segmentation": _json_segmentation(annotation.segmentation),
@@ -183,7 +185,9 @@ def _ground_truth(data: CocoData) -> dict[str, Any]:
         for image in data.images
         for annotation in image.annotations
     ]
-    images = [{"id": i.id, "width": i.width, "height": i.height, "file_name": i.file_name} for i in data.images]
+    images = [
+        {"id": i.id, "width": i.width, "height": i.height, "file_name": i.file_name} for i in data.images
+    ]
     categories = [{"id": c.id, "name": c.name} for c in data.categories]
     return {"images": images, "annotations": annotations, "categories": categories}
 

@@ -171,7 +171,9 @@ def chosen_device(name: str) -> torch.device:
 def _read_data(config: TrainConfig) -> tuple[CocoData, CocoData]:
     training = read_coco(config.train_images, config.train_annotations)
     if training.num_objects == 0:
-        raise InputError(f"{config.train_annotations}: there is no usable object in it, only crowds or nothing")
+        raise InputError(
+            f"{config.train_annotations}: there is no usable object in it, only crowds or nothing"
+        )
     validation = read_coco(config.val_images, config.val_annotations, categories=training.categories)
     return training, validation
 
@@ -183,7 +185,9 @@ def _starting_point(config: TrainConfig) -> dict[str, Any] | None:
         raise InputError(f"{folder}: is a file, not a folder")
     held = [name for name in _RUN_FILES if (folder / name).exists()]
     if held and not config.resume:
-        raise InputError(f"{folder}: already holds a run ({', '.join(held)}); give --resume or another --output")
+        raise InputError(
+            f"{folder}: already holds a run ({', '.join(held)}); give --resume or another --output"
+        )
     make_folder(folder)
     if not config.resume:
         return None
@@ -367,7 +371,7 @@ class _Log:
         for key in ("loss", *values, "learning_rate"):
             self.board.add_scalar(f"train/{key}", line[key], step)
         short = {key.removeprefix("loss_"): f"{value:.3f}" for key, value in values.items()}
-        self.bar.set_postfix(loss=f"{total:.3f}", **short)
+        self.bar.set_postfix({"loss": f"{total:.3f}", **short})
         if self.bar.disable:
             terms = "  ".join(f"{key} {value}" for key, value in short.items())
             print(f"step {step}/{self.max_steps}  loss {total:.3f}  {terms}  {seconds:.0f} s", flush=True)
