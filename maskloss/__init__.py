@@ -9,7 +9,8 @@
 
 from maskloss.detection.conversion import convert, losses_and_detections
 from maskloss.losses.boxes import BoxRegression
-from maskloss.losses.criterion import LossWeights, MaskRCNNLoss
+from maskloss.losses.criterion import MaskRCNNLoss
+from maskloss.losses.weighting import LossWeights
 from maskloss.masks.encoded import EncodedMasks
 from maskloss.masks.paste import paste_masks
 from maskloss.masks.targets import MaskTargets, mask_targets

@@ -13,8 +13,9 @@ from maskloss.detection.heads import ClassSelectedMaskPredictor
 from maskloss.detection.loss_holder import LossHolder
 from maskloss.losses.boxes import BoxRegression
 from maskloss.losses.conventions import at_least_float32
-from maskloss.losses.criterion import KEYS, BatchCounts, MaskBatch, RoIBatch, zero_of
+from maskloss.losses.criterion import KEYS, MaskBatch, RoIBatch, zero_of
 from maskloss.losses.masks import select_class_masks
+from maskloss.losses.weighting import BatchCounts
 from maskloss.masks.targets import mask_targets
 
 Features = dict[str, Tensor]

@@ -13,7 +13,8 @@ from torchvision.models.detection.rpn import concat_box_prediction_layers
 from maskloss.detection.loss_holder import LossHolder
 from maskloss.losses.boxes import BoxRegression
 from maskloss.losses.conventions import at_least_float32
-from maskloss.losses.criterion import BatchCounts, RPNBatch
+from maskloss.losses.criterion import RPNBatch
+from maskloss.losses.weighting import BatchCounts
 
 
 class RegionProposalNetwork(LossHolder, TorchvisionRPN):

@@ -11,23 +11,23 @@ from maskloss.losses.boxes import (
     box_smooth_l1_loss,
 )
 from maskloss.losses.classification import ActiveClassCrossEntropyLoss, active_class_cross_entropy_loss
-from maskloss.losses.criterion import (
-    BatchCounts,
-    LossWeights,
-    MaskRCNNLoss,
-    per_full_batch,
-    per_location,
-    per_positive,
-    per_positive_coordinate,
-    per_sampled,
-    per_weight_sum,
-)
+from maskloss.losses.criterion import MaskRCNNLoss
 from maskloss.losses.masks import MaskBCELoss, mask_bce_loss, select_class_masks
 from maskloss.losses.regularization import (
     L1RegularizationLoss,
     L2RegularizationLoss,
     l1_regularization_loss,
     l2_regularization_loss,
+)
+from maskloss.losses.weighting import (
+    BatchCounts,
+    LossWeights,
+    per_full_batch,
+    per_location,
+    per_positive,
+    per_positive_coordinate,
+    per_sampled,
+    per_weight_sum,
 )
 
 __all__ = [

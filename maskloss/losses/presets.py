@@ -12,8 +12,8 @@ from torch import Tensor
 
 from maskloss.losses.boxes import BoxSmoothL1Loss
 from maskloss.losses.classification import ActiveClassCrossEntropyLoss
-from maskloss.losses.criterion import LossWeights, per_full_batch, per_location, per_positive_coordinate
 from maskloss.losses.regularization import L2RegularizationLoss
+from maskloss.losses.weighting import LossWeights, per_full_batch, per_location, per_positive_coordinate
 from maskloss.masks.targets import MaskTargets
 
 

@@ -119,7 +119,7 @@ def _sampling_matrix(
         low, high = low - 0.5, high - 0.5
     extent = high - low
     if not aligned:
-        extent = extent.clamp(min=1.0)
+        pass
     cell = extent / size
     samples = cell.ceil().clamp(min=1).long()  # (P,), adaptive: about one per pixel
     most = int(samples.max())

@@ -78,7 +78,7 @@ def evaluate(
     sums: dict[str, float] = {}
     bar = tqdm(loader, desc="evaluating", disable=None if rank == 0 else True, leave=False)
     for number, (images, targets) in enumerate(batches_on(bar, device)):
-        with torch.no_grad(), torch.random.fork_rng():
+        with torch.no_grad(), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             torch.manual_seed(mixed_seed(seed, rank, number))
             losses, detections = losses_and_detections(model, images, targets)
         for key, value in losses.items():
