@@ -230,8 +230,8 @@ class MaskRCNNLoss(nn.Module):
                 values: Tensor = self.mask(mask_logits, batch.mask_targets, batch.labels)
             else:
                 values = self.mask(select_class_masks(mask_logits, batch.labels), batch.mask_targets)
-            # (P, M, M) becomes (P,) by the mean; reshape cannot infer an axis of an empty tensor.
-            return values.mean(dim=(1, 2)) if values.shape == batch.mask_targets.shape else values
+            per_pixel = getattr(values, "shape", None) == batch.mask_targets.shape
+            return values.mean(dim=(1, 2)) if per_pixel else values
 
         return {KEYS["mask"]: self._term("mask", batch.mask_logits, evaluate, batch.counts)}
 
@@ -252,7 +252,8 @@ class MaskRCNNLoss(nn.Module):
         def evaluate(deltas: Tensor) -> Tensor:
             targets = at_least_float32(box.target_deltas)
             values: Tensor = term(BoxRegression(deltas, targets, box.decode))
-            return values.sum(dim=-1) if values.shape == deltas.shape else values
+            per_coordinate = getattr(values, "shape", None) == deltas.shape
+            return values.sum(dim=-1) if per_coordinate else values
 
         return self._term(name, box.deltas, evaluate, counts)
 

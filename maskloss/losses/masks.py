@@ -57,7 +57,6 @@ def mask_bce_loss(mask_logits: Tensor, mask_targets: Tensor, *, reduction: Reduc
     per_pixel = F.binary_cross_entropy_with_logits(
         mask_logits, mask_targets.to(mask_logits.dtype), reduction="none"
     )  # (P, M, M)
-    # Not flatten(1).mean(1): with P = 0 torch cannot tell how long the flattened axis is.
     return reduced(per_pixel.mean(dim=(1, 2)), reduction)
 
 

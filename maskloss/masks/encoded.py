@@ -98,7 +98,7 @@ class EncodedMasks:
         return self._with(x_map=self.x_map.then(-1.0, self.width))
 
     def crop(self, top: int, left: int, height: int, width: int) -> EncodedMasks:
-        """Cut out a window, in px; what lies outside it is no part of the masks any more."""
+        """Cut out a window, in px, to be read by boxes inside it."""
         return self._with(
             height=height,
             width=width,
@@ -203,8 +203,7 @@ def checked_rle(rle: dict[str, Any], height: int, width: int, name: str) -> dict
         raise ValueError(f"{name}: the RLE's size is {size}, the image's is [{height}, {width}]")
     try:
         if isinstance(counts, str | bytes):
-            compressed = counts.encode("ascii") if isinstance(counts, str) else counts
-            runs = decode_counts(compressed)
+            runs = decode_counts(counts.encode("ascii") if isinstance(counts, str) else counts)
         else:
             runs = [int(run) for run in counts]
             if any(run != value for run, value in zip(runs, counts, strict=True)):
@@ -217,16 +216,16 @@ def checked_rle(rle: dict[str, Any], height: int, width: int, name: str) -> dict
         raise ValueError(
             f"{name}: the RLE's counts are corrupt: they cover {sum(runs)} pixels of {height * width}"
         )
-    if not isinstance(counts, str | bytes):
-        compressed = coco_mask.frPyObjects({"size": [height, width], "counts": runs}, height, width)["counts"]
-    return {"size": [height, width], "counts": compressed}
+    # Encoded anew also where it came compressed: one spelling of a number is not read alike by all decoders.
+    encoded: dict[str, Any] = coco_mask.frPyObjects({"size": [height, width], "counts": runs}, height, width)
+    return encoded
 
 
 def decode_counts(compressed: bytes) -> list[int]:
     """Decode COCO's compressed run lengths.
 
     Each number is a little-endian sequence of characters from "0", five bits each, bit 5 set where more
-    follow, sign in the last one's bit 4; from the third run on, the difference to the run before last.
+    follow, sign in the last one's bit 4; from the fourth run on, the difference to the run before last.
 
     Raises:
         ValueError: a character outside the code, or an unfinished number.

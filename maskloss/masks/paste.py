@@ -138,5 +138,7 @@ def _rle(mask: npt.NDArray[np.bool_], top: int, left: int, height: int, width: i
     joined = np.nonzero(edges[1:-1:2] == edges[2::2])[0]
     edges = np.delete(edges, np.concatenate([2 * joined + 1, 2 * joined + 2]))
     counts = np.diff(np.concatenate([[0], edges, [height * width]])).tolist()
+    if counts[-1] == 0:
+        counts.pop()
     encoded: RLE = coco_mask.frPyObjects({"size": [height, width], "counts": counts}, height, width)
     return {"size": [height, width], "counts": encoded["counts"].decode("ascii")}

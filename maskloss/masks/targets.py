@@ -119,7 +119,7 @@ def _sampling_matrix(
         low, high = low - 0.5, high - 0.5
     extent = high - low
     if not aligned:
-        pass
+        extent = extent.clamp(min=1.0)
     cell = extent / size
     samples = cell.ceil().clamp(min=1).long()  # (P,), adaptive: about one per pixel
     most = int(samples.max())
@@ -134,8 +134,8 @@ def _sampling_matrix(
     position = position.clamp(min=0.0)
     below = position.floor().long().clamp(max=length - 1)
     above = (below + 1).clamp(max=length - 1)
-    # At the last pixel RoIAlign holds the value instead of interpolating beyond the image.
-    fraction = torch.where(below == length - 1, torch.zeros_like(position), position - below)
+    # At the last pixel both are the same, so RoIAlign's holding of the value there comes by itself.
+    fraction = position - below
     share = counted / samples[:, None, None]
 
     unread = torch.full_like(below, length)

@@ -1,0 +1,40 @@
+"""Fixtures that every part of the suite uses; what belongs to one part stays in its own file."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # pycocotools 2.0.11 decodes through an `__array__` of before NumPy 2; nothing here can change that.
+    config.addinivalue_line(
+        "filterwarnings",
+        "ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning:pycocotools",
+    )
+
+
+@pytest.fixture
+def generator() -> torch.Generator:
+    """Random numbers of this test alone: no test depends on which others ran before it."""
+    return torch.Generator().manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The data kept beside the repository; a clone of the repository alone does not have it."""
+    folder = Path(__file__).resolve().parents[1].parent / "shared"
+    if not folder.is_dir():
+        pytest.skip("no ../shared beside the repository: the shared data are not part of a clone")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tolerance() -> dict[torch.dtype, dict[str, float]]:
+    """How far two ways of computing one number may be apart, by the dtype that the inputs were rounded to."""
+    return {
+        torch.float64: {"rtol": 1e-12, "atol": 1e-12},
+        torch.float32: {"rtol": 1e-5, "atol": 1e-6},
+        torch.bfloat16: {"rtol": 2e-2, "atol": 2e-2},
+        torch.float16: {"rtol": 2e-3, "atol": 2e-3},
+    }

@@ -1,0 +1,584 @@
+"""maskloss/data/coco.py and check.py: what is read, what is refused, and in which words."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from pycocotools import mask as coco_mask
+
+from maskloss.data.check import check_data
+from maskloss.data.coco import Category, find_problems, read_coco
+from maskloss.data.dataset import CocoDataset
+from maskloss.errors import InputError
+from tests.data.coco_files import HEIGHT, RECTANGLE_COUNTS, WIDTH, write_coco
+
+Change = Callable[[dict[str, Any]], object]
+
+
+def refusal(folder: Path, change: Change) -> str:
+    """The message that refuses the changed data set: one line, and first the file."""
+    images, annotations = write_coco(folder, change)
+    with pytest.raises(InputError) as caught:
+        read_coco(images, annotations)
+    text = str(caught.value)
+    assert text.startswith(f"{annotations}: ")
+    assert "\n" not in text
+    return text
+
+
+def in_annotation(**fields: Any) -> Change:
+    """Set fields of annotation 101."""
+    return lambda document: document["annotations"][0].update(fields)
+
+
+def in_image(**fields: Any) -> Change:
+    """Set fields of image 10."""
+    return lambda document: document["images"][0].update(fields)
+
+
+# What is read.
+
+
+def test_labels_are_contiguous_from_1_in_the_order_of_the_category_ids(tmp_path: Path) -> None:
+    data = read_coco(*write_coco(tmp_path))
+    assert data.categories == (Category(3, "cat"), Category(7, "dog"))
+    assert data.labels == {3: 1, 7: 2}
+    assert CocoDataset(data)[0][1]["labels"].tolist() == [2, 1]
+
+
+def test_boxes_are_xyxy(tmp_path: Path) -> None:
+    data = read_coco(*write_coco(tmp_path, in_annotation(bbox=[2, 1, 3, 4])))
+    assert data.images[0].annotations[0].box == (2, 1, 5, 5)
+
+
+def test_a_crowd_is_never_a_target(tmp_path: Path) -> None:
+    data = read_coco(*write_coco(tmp_path))
+    assert [annotation.crowd for annotation in data.images[0].annotations] == [False, False, True]
+    _, target = CocoDataset(data)[0]
+    assert len(target["boxes"]) == len(target["labels"]) == len(target["masks"]) == 2
+    assert data.num_objects == 2
+
+
+def test_uncompressed_rle_equals_the_compressed_one(tmp_path: Path) -> None:
+    rectangle = np.zeros((HEIGHT, WIDTH), dtype=np.uint8)
+    rectangle[1:3, 2:4] = 1
+    encoded = coco_mask.encode(np.asfortranarray(rectangle))
+    compressed = {"size": [HEIGHT, WIDTH], "counts": encoded["counts"].decode()}
+    images, first = write_coco(tmp_path)
+    _, second = write_coco(
+        tmp_path, lambda document: document["annotations"][1].update(segmentation=compressed), "second.json"
+    )
+    masks = [CocoDataset(read_coco(images, path))[0][1]["masks"].bitmaps() for path in (first, second)]
+    assert np.array_equal(masks[0][1].numpy(), rectangle)
+    assert np.array_equal(masks[1][1].numpy(), rectangle)
+
+
+def test_a_missing_area_is_that_of_the_mask(tmp_path: Path) -> None:
+    def change(document: dict[str, Any]) -> None:
+        for annotation in document["annotations"]:
+            del annotation["area"]
+
+    data = read_coco(*write_coco(tmp_path, change))
+    assert [annotation.area for annotation in data.images[0].annotations] == [4, 4, 40]
+
+
+def test_a_missing_iscrowd_means_no_crowd(tmp_path: Path) -> None:
+    data = read_coco(*write_coco(tmp_path, lambda document: document["annotations"][2].pop("iscrowd")))
+    assert data.num_objects == 3
+
+
+def test_a_box_up_to_a_pixel_outside_is_clipped(tmp_path: Path) -> None:
+    data = read_coco(*write_coco(tmp_path, in_annotation(bbox=[-1, -0.5, 10, 6.5])))
+    assert data.images[0].annotations[0].box == (0, 0, WIDTH, HEIGHT)
+
+
+def test_a_file_name_with_dots_that_stays_inside_is_read(tmp_path: Path) -> None:
+    data = read_coco(*write_coco(tmp_path, in_image(file_name="nested/../a.png")))
+    assert data.image_path(data.images[0]).is_file()
+
+
+def test_a_link_that_leaves_the_folder_is_the_users_own_affair(tmp_path: Path) -> None:
+    images, annotations = write_coco(tmp_path, in_image(file_name="link.png"))
+    elsewhere = tmp_path / "elsewhere.png"
+    (images / "a.png").rename(elsewhere)
+    (images / "link.png").symlink_to(elsewhere)
+    assert len(read_coco(images, annotations).images) == 2
+
+
+# Files that are no COCO-format data.
+
+
+def test_a_missing_annotation_file_is_named(tmp_path: Path) -> None:
+    images, _ = write_coco(tmp_path)
+    with pytest.raises(InputError, match=r"nowhere\.json: cannot be read: No such file or directory"):
+        read_coco(images, tmp_path / "nowhere.json")
+
+
+def test_a_missing_image_folder_is_named(tmp_path: Path) -> None:
+    _, annotations = write_coco(tmp_path)
+    with pytest.raises(InputError, match="nowhere: the folder of images does not exist"):
+        read_coco(tmp_path / "nowhere", annotations)
+
+
+def test_a_folder_in_the_place_of_the_annotation_file_is_refused(tmp_path: Path) -> None:
+    images, _ = write_coco(tmp_path)
+    with pytest.raises(InputError, match="images: cannot be read: Is a directory"):
+        read_coco(images, images)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"images: []", b'{"images": [,]}', b"\xff\xfe\x00", b"[" * 100_000],
+    ids=["empty", "yaml", "broken", "not utf-8", "endless nesting"],
+)
+def test_broken_json_is_refused(tmp_path: Path, content: bytes) -> None:
+    images, annotations = write_coco(tmp_path)
+    annotations.write_bytes(content)
+    with pytest.raises(InputError, match=r"annotations\.json: not valid JSON, broken or truncated"):
+        read_coco(images, annotations)
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.999])
+def test_truncated_json_is_refused(tmp_path: Path, share: float) -> None:
+    images, annotations = write_coco(tmp_path)
+    content = annotations.read_bytes()
+    annotations.write_bytes(content[: int(share * len(content))])
+    with pytest.raises(InputError, match=r"annotations\.json: not valid JSON, broken or truncated"):
+        read_coco(images, annotations)
+
+
+@pytest.mark.parametrize("content", [[], 3, None, "text"])
+def test_json_that_is_no_object_is_refused_as_not_coco(tmp_path: Path, content: Any) -> None:
+    images, annotations = write_coco(tmp_path)
+    annotations.write_text(json.dumps(content))
+    with pytest.raises(InputError, match="not a COCO-format file: it has no list of images, annotations, cat"):
+        read_coco(images, annotations)
+
+
+@pytest.mark.parametrize("key", ["images", "annotations", "categories"])
+def test_a_missing_list_is_named(tmp_path: Path, key: str) -> None:
+    text = refusal(tmp_path, lambda document: document.pop(key))
+    assert text.endswith(f"not a COCO-format file: it has no list of {key}")
+
+
+def test_an_object_in_the_place_of_a_list_is_refused(tmp_path: Path) -> None:
+    text = refusal(tmp_path, lambda document: document.update(annotations={"id": 1}))
+    assert text.endswith("it has no list of annotations")
+
+
+def test_a_file_without_images_is_refused(tmp_path: Path) -> None:
+    text = refusal(tmp_path, lambda document: document.update(images=[], annotations=[]))
+    assert text.endswith("there is no image in it")
+
+
+def test_a_file_without_categories_is_refused(tmp_path: Path) -> None:
+    text = refusal(tmp_path, lambda document: document.update(categories=[], annotations=[]))
+    assert text.endswith("there is no category in it")
+
+
+# Entries: keys and ids.
+
+
+@pytest.mark.parametrize(
+    ("kind", "position", "name", "key"),
+    [
+        ("images", 0, "image 10", "file_name"),
+        ("images", 0, "image 10", "width"),
+        ("images", 0, "image 10", "height"),
+        ("annotations", 0, "annotation 101", "image_id"),
+        ("annotations", 0, "annotation 101", "category_id"),
+        ("annotations", 0, "annotation 101", "bbox"),
+        ("annotations", 0, "annotation 101", "segmentation"),
+        ("categories", 0, "category 7", "name"),
+    ],
+)
+def test_a_missing_key_is_named(tmp_path: Path, kind: str, position: int, name: str, key: str) -> None:
+    text = refusal(tmp_path, lambda document: document[kind][position].pop(key))
+    assert f"{name}: missing {key}" in text
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [("images", "image number 1"), ("annotations", "annotation number 1"), ("categories", "category number 1")],
+)
+def test_an_entry_without_an_id_is_named_by_its_position(tmp_path: Path, kind: str, name: str) -> None:
+    text = refusal(tmp_path, lambda document: document[kind][1].pop("id"))
+    assert f"{name}: missing id" in text
+
+
+def test_an_entry_that_is_no_object_is_named_by_its_position(tmp_path: Path) -> None:
+    text = refusal(tmp_path, lambda document: document["annotations"].append([1, 2]))
+    assert text.endswith("annotation number 3: expected an object, got list")
+
+
+@pytest.mark.parametrize("kind", ["images", "annotations", "categories"])
+def test_a_duplicate_id_is_named(tmp_path: Path, kind: str) -> None:
+    text = refusal(tmp_path, lambda document: document[kind].append(document[kind][0]))
+    identity = {"images": "image 10", "annotations": "annotation 101", "categories": "category 7"}[kind]
+    assert text.endswith(f"{identity}: the id is there twice")
+
+
+@pytest.mark.parametrize("identity", [True, "101", 101.0, None, [101]])
+@pytest.mark.parametrize("kind", ["images", "annotations", "categories"])
+def test_an_id_that_is_no_integer_is_refused(tmp_path: Path, kind: str, identity: Any) -> None:
+    text = refusal(tmp_path, lambda document: document[kind][0].update(id=identity))
+    assert f"{identity}: id must be an integer" in text
+
+
+@pytest.mark.parametrize("identity", [99, True, "10", None, [10]])
+def test_an_annotation_of_an_unknown_image_is_named(tmp_path: Path, identity: Any) -> None:
+    text = refusal(tmp_path, in_annotation(image_id=identity))
+    assert f"annotation 101: image_id {identity!r} is no image of the file" in text
+
+
+@pytest.mark.parametrize("identity", [99, True, "7", None, [7]])
+def test_an_annotation_of_an_unknown_category_is_named(tmp_path: Path, identity: Any) -> None:
+    text = refusal(tmp_path, in_annotation(category_id=identity))
+    assert f"annotation 101: category_id {identity!r} is not in the file" in text
+
+
+@pytest.mark.parametrize("crowd", [2, -1, "1", None, []])
+def test_an_iscrowd_that_is_neither_0_nor_1_is_named(tmp_path: Path, crowd: Any) -> None:
+    text = refusal(tmp_path, in_annotation(iscrowd=crowd))
+    assert f"annotation 101: iscrowd must be 0 or 1, not {crowd!r}" in text
+
+
+def test_several_errors_give_the_first_and_the_count(tmp_path: Path) -> None:
+    def change(document: dict[str, Any]) -> None:
+        document["annotations"][0]["bbox"] = [0, 0, 0, 1]
+        document["annotations"][1]["category_id"] = 99
+        document["annotations"][2]["image_id"] = 99
+
+    text = refusal(tmp_path, change)
+    assert "annotation 101: bbox has a side that is zero or negative" in text
+    assert text.endswith("(and 2 more, `maskloss check` lists them)")
+
+
+def test_find_problems_lists_every_error_and_keeps_what_is_good(tmp_path: Path) -> None:
+    def change(document: dict[str, Any]) -> None:
+        document["annotations"][0]["bbox"] = [0, 0, 0, 1]
+        document["annotations"][1]["category_id"] = 99
+
+    data, problems = find_problems(*write_coco(tmp_path, change))
+    assert [problem.error for problem in problems] == [True, True]
+    assert "annotation 101" in problems[0].text
+    assert "annotation 102" in problems[1].text
+    assert data is not None
+    assert [annotation.id for annotation in data.images[0].annotations] == [103]
+
+
+# Images.
+
+
+@pytest.mark.parametrize(
+    "file_name",
+    ["../a.png", "nested/../../a.png", "..", "nested/../../images/a.png", "./../images/a.png"],
+)
+def test_a_file_name_that_leaves_the_folder_is_refused(tmp_path: Path, file_name: str) -> None:
+    text = refusal(tmp_path, in_image(file_name=file_name))
+    assert f"image 10: file_name {file_name!r} leaves the image folder" in text
+
+
+def test_an_absolute_file_name_is_refused_even_inside_the_folder(tmp_path: Path) -> None:
+    file_name = str(tmp_path / "images" / "a.png")
+    text = refusal(tmp_path, in_image(file_name=file_name))
+    assert f"image 10: file_name {file_name!r} leaves the image folder" in text
+
+
+@pytest.mark.parametrize("file_name", ["", None, 3, ["a.png"], "a\0.png"])
+def test_a_file_name_that_is_no_name_is_refused(tmp_path: Path, file_name: Any) -> None:
+    text = refusal(tmp_path, in_image(file_name=file_name))
+    assert f"image 10: file_name must be a file's name, not {file_name!r}" in text
+
+
+@pytest.mark.parametrize("file_name", ["missing.png", "nested", ".", "a" * 300 + ".png", "a.png/b.png"])
+def test_an_image_that_is_no_file_is_named(tmp_path: Path, file_name: str) -> None:
+    text = refusal(tmp_path, in_image(file_name=file_name))
+    assert "image 10: " in text
+    assert f"{Path(file_name).name} does not exist" in text
+
+
+@pytest.mark.parametrize(("width", "height"), [(0, 5), (8, -5), (8.0, 5), ("8", 5), (True, 5), (8, None)])
+def test_a_recorded_size_that_is_no_positive_integer_is_refused(
+    tmp_path: Path, width: Any, height: Any
+) -> None:
+    text = refusal(tmp_path, in_image(width=width, height=height))
+    assert f"image 10: width and height must be positive integers, not {width!r} and {height!r}" in text
+
+
+# Boxes.
+
+
+@pytest.mark.parametrize("box", [[2, 1, 0, 2], [2, 1, 2, 0], [2, 1, -2, 2], [2, 1, 2, -1e-9]])
+def test_a_box_with_a_zero_or_negative_side_is_named(tmp_path: Path, box: list[float]) -> None:
+    text = refusal(tmp_path, in_annotation(bbox=box))
+    assert f"annotation 101: bbox has a side that is zero or negative: {box}" in text
+    assert "(image 10, a.png)" in text
+
+
+@pytest.mark.parametrize(
+    "box",
+    [
+        None,
+        [2, 1, 2],
+        [2, 1, 2, 2, 2],
+        [2, 1, 2, "2"],
+        [2, 1, 2, True],
+        [2, 1, float("nan"), 2],
+        [2, 1, 2, float("inf")],
+        {"x": 2},
+        [2, 1, 2, 10**400],
+    ],
+    ids=lambda box: str(box)[:30],
+)
+def test_a_box_that_is_not_four_finite_numbers_is_named(tmp_path: Path, box: Any) -> None:
+    text = refusal(tmp_path, in_annotation(bbox=box))
+    assert "annotation 101: bbox must be four finite numbers" in text
+
+
+@pytest.mark.parametrize("box", [[-1.5, 1, 4, 2], [2, -1.5, 2, 4], [7, 1, 2.5, 2], [2, 4, 2, 2.5]])
+def test_a_box_outside_the_image_is_named(tmp_path: Path, box: list[float]) -> None:
+    text = refusal(tmp_path, in_annotation(bbox=box))
+    assert f"annotation 101: bbox {box} reaches outside the image of 8 x 5 (width x height)" in text
+
+
+def test_a_box_wholly_in_the_border_is_refused(tmp_path: Path) -> None:
+    # Within the tolerance of one pixel, but nothing of it is left in the image.
+    text = refusal(tmp_path, in_annotation(bbox=[8.2, 1, 0.5, 2]))
+    assert "annotation 101: bbox [8.2, 1, 0.5, 2] lies outside the image" in text
+
+
+# Polygons.
+
+
+@pytest.mark.parametrize(
+    ("segmentation", "reason"),
+    [
+        ([[2, 1, 4, 1, 4, 3, 2]], "a polygon has an odd number of coordinates (7)"),
+        ([[2, 1, 4]], "a polygon has an odd number of coordinates (3)"),
+        ([[2, 1, 4, 1]], "a polygon has 2 points, fewer than 3"),
+        ([[]], "a polygon has 0 points, fewer than 3"),
+        ([[2, 1, 4, 1, 4, float("nan")]], "a polygon has a coordinate that is not finite"),
+        ([[2, 1, 4, 1, 4, float("-inf")]], "a polygon has a coordinate that is not finite"),
+        ([[2, 1, 4, 1, 9.5, 3]], "a polygon reaches outside the image of 8 x 5"),
+        ([[2, 1, 4, 1, 4, -1.5]], "a polygon reaches outside the image of 8 x 5"),
+        ([[2, 1, 4, 1, 6, 1]], "a polygon has no area"),
+        ([[2, 1, 4, 1, 4, "3"]], "a polygon is a flat list of numbers"),
+        ([[[2, 1], [4, 1], [4, 3]]], "a polygon is a flat list of numbers"),
+        ([2, 1, 4, 1, 4, 3], "a polygon is a flat list of numbers"),
+        ([[2, 1, 4, 1, 4, None]], "a polygon has a coordinate that is not finite"),
+        ([[2, 1, 4, 1, 4, 10**400]], "a polygon"),
+    ],
+    ids=lambda value: str(value)[:60],
+)
+def test_a_bad_polygon_is_named(tmp_path: Path, segmentation: Any, reason: str) -> None:
+    text = refusal(tmp_path, in_annotation(segmentation=segmentation))
+    assert "annotation 101: segmentation" in text
+    assert reason in text
+    assert "(image 10, a.png)" in text
+
+
+@pytest.mark.parametrize("segmentation", [[], None, "polygon", 3])
+def test_an_empty_or_foreign_segmentation_is_named(tmp_path: Path, segmentation: Any) -> None:
+    text = refusal(tmp_path, in_annotation(segmentation=segmentation))
+    assert "annotation 101: segmentation must be a list of polygons or an RLE, and not empty" in text
+
+
+def test_a_polygon_up_to_a_pixel_outside_is_kept(tmp_path: Path) -> None:
+    data = read_coco(*write_coco(tmp_path, in_annotation(segmentation=[[-1, 0, 9, 0, 9, 6]])))
+    assert data.images[0].annotations[0].segmentation == [[-1, 0, 9, 0, 9, 6]]
+
+
+@pytest.mark.parametrize("degenerate", [[], [2, 1, 4, 1], [2, 1, 4, 1, 6, 1]], ids=["none", "two", "flat"])
+def test_a_degenerate_polygon_beside_a_good_one_is_left_out(tmp_path: Path, degenerate: list[int]) -> None:
+    good = [2, 1, 4, 1, 4, 3, 2, 3]
+    data = read_coco(*write_coco(tmp_path, in_annotation(segmentation=[degenerate, good])))
+    assert data.images[0].annotations[0].segmentation == [good]
+
+
+def spoil_three_polygons(document: dict[str, Any]) -> None:
+    good, flat = [2, 1, 4, 1, 4, 3, 2, 3], [2, 1, 4, 1]
+    document["annotations"][0]["segmentation"] = [good, flat, flat]
+    document["annotations"][1]["segmentation"] = [flat, good]
+
+
+def test_degenerate_polygons_give_one_warning_that_counts_them(tmp_path: Path) -> None:
+    images, annotations = write_coco(tmp_path, spoil_three_polygons)
+    warnings = read_coco(images, annotations).warnings
+    assert warnings == [
+        f"{annotations}: left out 3 degenerate polygons beside good ones, of annotations 101, 101, 102"
+    ]
+
+
+def test_check_lists_each_degenerate_polygon_as_a_warning(tmp_path: Path) -> None:
+    _, problems = check_data(*write_coco(tmp_path, spoil_three_polygons))
+    listed = [problem for problem in problems if "degenerate polygon" in problem.text]
+    assert [problem.error for problem in listed] == [False] * 3
+    assert ["annotation 101" in problem.text for problem in listed] == [True, True, False]
+
+
+# RLEs. The same checks for both encodings, because the counts of either may be wrong.
+
+
+def compressed(counts: list[int], size: tuple[int, int] = (HEIGHT, WIDTH)) -> str:
+    rle = coco_mask.frPyObjects({"size": list(size), "counts": counts}, *size)
+    return rle["counts"].decode()
+
+
+@pytest.mark.parametrize("counts", [RECTANGLE_COUNTS, compressed(RECTANGLE_COUNTS)], ids=["list", "string"])
+@pytest.mark.parametrize("size", [[WIDTH, HEIGHT], [HEIGHT, WIDTH, 1], [5], "58", None])
+def test_an_rle_of_another_size_than_the_image_is_named(tmp_path: Path, size: Any, counts: Any) -> None:
+    text = refusal(tmp_path, in_annotation(segmentation={"size": size, "counts": counts}))
+    assert f"annotation 101: segmentation: the RLE's size is {size}, the image's is [5, 8]" in text
+
+
+@pytest.mark.parametrize(
+    "counts",
+    [
+        [11, 2, 3, 2, 21],
+        [11, 2, 3, 2, 23],
+        [11, 2, 3, -2, 26],
+        [11, 2, 3, 2.5, 21.5],
+        [11, 2, 3, 2, float("nan")],
+        [11, 2, 3, 2, "22"],
+        [40, 10**30],
+        [],
+        None,
+        7,
+        {"11": 2},
+        "",
+        compressed(RECTANGLE_COUNTS)[:-1],
+        compressed(RECTANGLE_COUNTS) + "1",
+        compressed([11, 2, 3, 2, 23], (1, 41)),
+        "\x01\x02",
+        "é",
+        "oooooo",
+        "z" * 1000,
+    ],
+    ids=repr,
+)
+def test_a_corrupt_rle_is_named(tmp_path: Path, counts: Any) -> None:
+    text = refusal(tmp_path, in_annotation(segmentation={"size": [HEIGHT, WIDTH], "counts": counts}))
+    assert "annotation 101: segmentation: the RLE's counts are corrupt" in text
+
+
+@pytest.mark.parametrize("key", ["size", "counts"])
+def test_an_rle_without_a_key_is_named(tmp_path: Path, key: str) -> None:
+    rle = {"size": [HEIGHT, WIDTH], "counts": RECTANGLE_COUNTS}
+    del rle[key]
+    text = refusal(tmp_path, in_annotation(segmentation=rle))
+    assert "annotation 101: segmentation: an RLE needs the keys size and counts" in text
+
+
+# A validation file and the categories of the training set.
+
+
+def test_labels_of_a_validation_file_with_fewer_categories_are_the_training_sets(tmp_path: Path) -> None:
+    def change(document: dict[str, Any]) -> None:
+        document["categories"] = [{"id": 7, "name": "dog"}]
+        document["annotations"] = document["annotations"][:1]
+
+    training = read_coco(*write_coco(tmp_path))
+    images, path = write_coco(tmp_path, change, "validation.json")
+    validation = read_coco(images, path, categories=training.categories)
+    assert validation.categories == training.categories
+    assert CocoDataset(validation)[0][1]["labels"].tolist() == [2]
+
+
+@pytest.mark.parametrize(
+    ("category", "reason"),
+    [
+        ({"id": 9, "name": "cow"}, "category 9: 'cow' is not among the model's categories"),
+        ({"id": 3, "name": "lion"}, "category 3: is 'lion' here, but 'cat' among the model's categories"),
+    ],
+)
+def test_a_validation_file_with_another_category_is_refused(
+    tmp_path: Path, category: dict[str, Any], reason: str
+) -> None:
+    def change(document: dict[str, Any]) -> None:
+        document["categories"] = [category]
+        document["annotations"] = []
+
+    training = read_coco(*write_coco(tmp_path))
+    images, path = write_coco(tmp_path, change, "validation.json")
+    with pytest.raises(InputError) as caught:
+        read_coco(images, path, categories=training.categories)
+    assert str(caught.value) == f"{path}: {reason}"
+
+
+# check
+
+
+def test_check_finds_nothing_but_what_is_odd_in_a_good_file(tmp_path: Path) -> None:
+    data, problems = check_data(*write_coco(tmp_path))
+    assert data is not None
+    assert [str(problem) for problem in problems] == [
+        f"warning: {tmp_path / 'annotations.json'}: 1 images have no annotation; they train as background"
+    ]
+
+
+def test_check_finds_an_unreadable_image(tmp_path: Path) -> None:
+    images, annotations = write_coco(tmp_path)
+    (images / "a.png").write_bytes(b"no image")
+    _, problems = check_data(images, annotations)
+    errors = [problem.text for problem in problems if problem.error]
+    assert len(errors) == 1
+    assert errors[0].startswith(f"{images / 'a.png'}: not a readable image")
+    assert errors[0].endswith(f"(image 10 of {annotations})")
+
+
+def test_check_finds_an_image_of_another_size(tmp_path: Path) -> None:
+    images, annotations = write_coco(tmp_path)
+    Image.new("RGB", (9, 5)).save(images / "a.png")
+    _, problems = check_data(images, annotations)
+    errors = [problem.text for problem in problems if problem.error]
+    assert len(errors) == 1
+    assert "a.png: the file is 9 x 5, but 8 x 5 (width x height) is recorded for it" in errors[0]
+
+
+def test_check_finds_that_there_is_no_usable_object(tmp_path: Path) -> None:
+    def change(document: dict[str, Any]) -> None:
+        document["annotations"] = document["annotations"][2:]
+
+    _, problems = check_data(*write_coco(tmp_path, change))
+    assert [p.text for p in problems if p.error] == [
+        f"{tmp_path / 'annotations.json'}: there is no usable object in it"
+    ]
+
+
+def test_check_warns_of_a_box_that_is_not_its_masks(tmp_path: Path) -> None:
+    # The mask's extent is 2, 1, 4, 3; the box's right side is 4 px further.
+    _, problems = check_data(*write_coco(tmp_path, in_annotation(bbox=[2, 1, 6, 2])))
+    assert [p.text for p in problems if not p.error and "bbox" in p.text] == [
+        f"{tmp_path / 'annotations.json'}: annotation 101: bbox is up to 4.0 px from the segmentation's extent "
+        "(image 10, a.png)"
+    ]
+
+
+def test_check_warns_of_a_file_that_is_listed_twice(tmp_path: Path) -> None:
+    def change(document: dict[str, Any]) -> None:
+        document["images"][1]["file_name"] = "a.png"
+
+    _, problems = check_data(*write_coco(tmp_path, change))
+    assert any("2 images have the file_name 'a.png'" in p.text and not p.error for p in problems)
+
+
+def test_check_warns_of_a_category_without_objects(tmp_path: Path) -> None:
+    _, problems = check_data(
+        *write_coco(tmp_path, lambda document: document["categories"].append({"id": 8, "name": "cow"}))
+    )
+    assert any("no object of the categories cow" in p.text and not p.error for p in problems)
+
+
+def test_the_shared_sample_of_coco_has_no_errors(shared: Path) -> None:
+    folder = shared / "coco_mini"
+    data = read_coco(folder / "images", folder / "annotations_val2017.json")
+    document = json.loads((folder / "annotations_val2017.json").read_text())
+    assert len(data.images) == len(document["images"])
+    assert data.num_objects == sum(not annotation["iscrowd"] for annotation in document["annotations"])

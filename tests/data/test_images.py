@@ -1,0 +1,211 @@
+"""maskloss/data/images.py: every kind of file gives upright RGB pixels or an error that names it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from PIL import ExifTags, Image
+
+from maskloss.data.images import read_image
+from maskloss.errors import InputError
+
+Pixels = npt.NDArray[np.uint8]
+
+WIDTH, HEIGHT = 6, 4
+
+
+@pytest.fixture
+def upright() -> Pixels:
+    """An image in which no two pixels are the same, so that no turn of it is another."""
+    values = np.arange(WIDTH * HEIGHT * 3, dtype=np.uint8) * 3
+    return values.reshape(HEIGHT, WIDTH, 3)
+
+
+def stored(upright: Pixels, orientation: int) -> Pixels:
+    """The rows and columns of a file with this orientation.
+
+    From the EXIF standard's table (CIPA DC-008, tag 274), which says on which side of the upright picture the
+    file's first row and first column are: 6, for one, has its first row on the right and its first column on top.
+    """
+    first_row, first_column = {
+        1: ("top", "left"),
+        2: ("top", "right"),
+        3: ("bottom", "right"),
+        4: ("bottom", "left"),
+        5: ("left", "top"),
+        6: ("right", "top"),
+        7: ("right", "bottom"),
+        8: ("left", "bottom"),
+    }[orientation]
+    pixels = upright
+    if "bottom" in (first_row, first_column):
+        pixels = pixels[::-1]
+    if "right" in (first_row, first_column):
+        pixels = pixels[:, ::-1]
+    return pixels if first_row in ("top", "bottom") else pixels.swapaxes(0, 1)
+
+
+def save_turned(path: Path, upright: Pixels, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    Image.fromarray(np.ascontiguousarray(stored(upright, orientation))).save(path, exif=exif)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_an_orientation_is_applied_where_the_turned_size_is_recorded(
+    tmp_path: Path, upright: Pixels, orientation: int
+) -> None:
+    save_turned(tmp_path / "a.png", upright, orientation)
+    image = read_image(tmp_path / "a.png", (WIDTH, HEIGHT))
+    assert np.array_equal(np.asarray(image), upright)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_an_orientation_is_applied_where_no_size_is_recorded(
+    tmp_path: Path, upright: Pixels, orientation: int
+) -> None:
+    save_turned(tmp_path / "a.png", upright, orientation)
+    assert np.array_equal(np.asarray(read_image(tmp_path / "a.png")), upright)
+
+
+@pytest.mark.parametrize("orientation", [5, 6, 7, 8])
+def test_an_image_is_left_unturned_where_its_unturned_size_is_recorded(
+    tmp_path: Path, upright: Pixels, orientation: int
+) -> None:
+    save_turned(tmp_path / "a.png", upright, orientation)
+    image = read_image(tmp_path / "a.png", (HEIGHT, WIDTH))
+    assert np.array_equal(np.asarray(image), stored(upright, orientation))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_square_image_is_turned(tmp_path: Path, upright: Pixels, orientation: int) -> None:
+    square = upright[:, :HEIGHT]
+    save_turned(tmp_path / "a.png", square, orientation)
+    assert np.array_equal(np.asarray(read_image(tmp_path / "a.png", (HEIGHT, HEIGHT))), square)
+
+
+def test_an_orientation_outside_the_standard_is_ignored(tmp_path: Path, upright: Pixels) -> None:
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 9
+    Image.fromarray(upright).save(tmp_path / "a.png", exif=exif)
+    assert np.array_equal(np.asarray(read_image(tmp_path / "a.png", (WIDTH, HEIGHT))), upright)
+
+
+@pytest.mark.parametrize(("mode", "grey"), [("L", 77), ("LA", (77, 10)), ("1", 255)])
+def test_a_grey_image_has_three_equal_channels(
+    tmp_path: Path, mode: str, grey: int | tuple[int, int]
+) -> None:
+    Image.new(mode, (WIDTH, HEIGHT), grey).save(tmp_path / "a.png")
+    value = grey if isinstance(grey, int) else grey[0]
+    image = read_image(tmp_path / "a.png", (WIDTH, HEIGHT))
+    assert np.array_equal(np.asarray(image), np.full((HEIGHT, WIDTH, 3), value))
+
+
+@pytest.mark.parametrize("suffix", ["png", "tiff"])
+def test_a_16_bit_image_is_scaled_and_not_clipped(tmp_path: Path, suffix: str) -> None:
+    values = np.array([[0, 255, 256, 0x8000, 0xFFFF]], dtype=np.uint16)
+    Image.fromarray(values).save(tmp_path / f"a.{suffix}")
+    image = read_image(tmp_path / f"a.{suffix}")
+    # The upper byte of each.
+    assert np.asarray(image)[0, :, 0].tolist() == [0, 0, 1, 128, 255]
+    assert image.mode == "RGB"
+
+
+def test_a_palette_image_has_its_palettes_colours(tmp_path: Path) -> None:
+    image = Image.new("P", (2, 1))
+    image.putpalette([10, 20, 30, 40, 50, 60])
+    image.putdata([1, 0])
+    image.save(tmp_path / "a.png")
+    assert np.asarray(read_image(tmp_path / "a.png")).tolist() == [[[40, 50, 60], [10, 20, 30]]]
+
+
+def test_a_palette_image_with_transparency_keeps_its_colours(tmp_path: Path) -> None:
+    image = Image.new("P", (2, 1))
+    image.putpalette([10, 20, 30, 40, 50, 60])
+    image.putdata([1, 0])
+    image.save(tmp_path / "a.gif", transparency=0)
+    assert np.asarray(read_image(tmp_path / "a.gif")).tolist() == [[[40, 50, 60], [10, 20, 30]]]
+
+
+def test_transparency_is_dropped(tmp_path: Path) -> None:
+    Image.new("RGBA", (WIDTH, HEIGHT), (10, 20, 30, 0)).save(tmp_path / "a.png")
+    image = read_image(tmp_path / "a.png")
+    assert image.mode == "RGB"
+    assert image.getpixel((0, 0)) == (10, 20, 30)
+
+
+def test_a_cmyk_image_is_converted(tmp_path: Path) -> None:
+    image = Image.new("CMYK", (3, 1))
+    # No ink is white, magenta with yellow is red, and key alone is black.
+    image.putdata([(0, 0, 0, 0), (0, 255, 255, 0), (0, 0, 0, 255)])
+    image.save(tmp_path / "a.tiff")
+    assert np.asarray(read_image(tmp_path / "a.tiff")).tolist() == [[[255, 255, 255], [255, 0, 0], [0, 0, 0]]]
+
+
+def test_a_missing_image_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError) as caught:
+        read_image(tmp_path / "a.png")
+    assert str(caught.value) == f"{tmp_path / 'a.png'}: the image does not exist"
+
+
+@pytest.mark.parametrize("content", [b"", b"no image", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff\xe0"])
+def test_a_file_that_is_no_image_is_named(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "a.png").write_bytes(content)
+    with pytest.raises(InputError, match=r"a\.png: not a readable image: "):
+        read_image(tmp_path / "a.png")
+
+
+def test_a_folder_in_the_place_of_an_image_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="not a readable image"):
+        read_image(tmp_path)
+
+
+# Pillow warns of a damaged TIFF before it raises.
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")
+@pytest.mark.parametrize("suffix", ["png", "jpg", "tiff", "webp"])
+@pytest.mark.parametrize("share", [0.02, 0.1, 0.3, 0.6, 0.9])
+def test_a_truncated_image_is_named(tmp_path: Path, suffix: str, share: float) -> None:
+    path = tmp_path / f"a.{suffix}"
+    noise = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(path)
+    content = path.read_bytes()
+    path.write_bytes(content[: int(share * len(content))])
+    with pytest.raises(InputError, match=rf"a\.{suffix}: not a readable image"):
+        read_image(path)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+@pytest.mark.parametrize("suffix", ["png", "jpg", "tiff", "webp", "gif", "bmp"])
+def test_a_damaged_image_is_read_or_named_and_never_anything_else(tmp_path: Path, suffix: str) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
+    path = tmp_path / f"a.{suffix}"
+    Image.fromarray(noise).save(path)
+    content = path.read_bytes()
+    random = np.random.default_rng(1)
+    refused = 0
+    for _ in range(100):
+        damaged = bytearray(content)
+        for position in random.integers(0, min(len(content), 120), 4):
+            damaged[position] = random.integers(256)
+        path.write_bytes(damaged)
+        try:
+            assert read_image(path, (16, 16)).mode == "RGB"
+        except InputError:
+            refused += 1
+    assert refused > 0
+
+
+@pytest.mark.parametrize("size", [(HEIGHT, WIDTH), (WIDTH + 1, HEIGHT), (WIDTH, 1)])
+def test_a_recorded_size_that_is_not_the_files_is_named(
+    tmp_path: Path, upright: Pixels, size: tuple[int, int]
+) -> None:
+    Image.fromarray(upright).save(tmp_path / "a.png")
+    with pytest.raises(InputError) as caught:
+        read_image(tmp_path / "a.png", size)
+    assert str(caught.value) == (
+        f"{tmp_path / 'a.png'}: the file is 6 x 4, but {size[0]} x {size[1]} (width x height) is recorded for it"
+    )

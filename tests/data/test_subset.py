@@ -1,0 +1,171 @@
+"""maskloss/data/subset.py: which images are taken, and what is copied of them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from maskloss.data.coco import read_coco
+from maskloss.data.subset import write_subset
+from maskloss.errors import InputError, RunError
+
+#: The categories in each of the images 1 to 6; "!" marks a crowd.
+CONTENTS = (("cat",), ("cat", "dog"), (), ("dog",), ("cow", "!dog"), ("cat", "cow"))
+NAMES = ("cat", "dog", "cow")
+
+
+@pytest.fixture
+def whole(tmp_path: Path) -> tuple[str, str]:
+    folder = tmp_path / "whole"
+    (folder / "images" / "sub").mkdir(parents=True)
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    for number, contents in enumerate(CONTENTS, start=1):
+        file_name = f"sub/{number}.png"
+        Image.new("RGB", (8, 8), (number, 0, 0)).save(folder / "images" / file_name)
+        images.append({"id": number, "file_name": file_name, "width": 8, "height": 8, "license": number})
+        for name in contents:
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": number,
+                    "category_id": 5 + NAMES.index(name.removeprefix("!")),
+                    "bbox": [1, 1, 4, 4],
+                    "area": 16,
+                    "iscrowd": int(name.startswith("!")),
+                    "segmentation": {"size": [8, 8], "counts": [9, 4, 4, 4, 4, 4, 4, 4, 27]}
+                    if name.startswith("!")
+                    else [[1, 1, 5, 1, 5, 5, 1, 5], [1, 1, 2, 2]],
+                    "note": f"as it stands {number}",
+                }
+            )
+    document = {
+        "info": {"description": "whole"},
+        "images": images,
+        "annotations": annotations,
+        "categories": [{"id": 5 + i, "name": name} for i, name in enumerate(NAMES)],
+    }
+    (folder / "annotations.json").write_text(json.dumps(document))
+    return str(folder / "images"), str(folder / "annotations.json")
+
+
+def taken(output: Path) -> list[int]:
+    document = json.loads((output / "annotations.json").read_text())
+    return [image["id"] for image in document["images"]]
+
+
+def test_max_images_takes_the_first(whole: tuple[str, str], tmp_path: Path) -> None:
+    write_subset(*whole, str(tmp_path / "out"), max_images=3)
+    assert taken(tmp_path / "out") == [1, 2, 3]
+
+
+def test_images_per_class_skips_images_that_add_nothing_needed(
+    whole: tuple[str, str], tmp_path: Path
+) -> None:
+    # 1 has the first cat; 2 the first dog; 3 nothing; 4 a second dog; 5 the first cow; 6 only seconds.
+    write_subset(*whole, str(tmp_path / "out"), images_per_class=1)
+    assert taken(tmp_path / "out") == [1, 2, 5]
+
+
+def test_images_per_class_does_not_count_a_crowd(whole: tuple[str, str], tmp_path: Path) -> None:
+    # Dogs are in 2 and 4; the crowd of dogs in 5 is no third. 6 is the second cow.
+    write_subset(*whole, str(tmp_path / "out"), images_per_class=2)
+    assert taken(tmp_path / "out") == [1, 2, 4, 5, 6]
+
+
+def test_images_per_class_stops_at_max_images(whole: tuple[str, str], tmp_path: Path) -> None:
+    write_subset(*whole, str(tmp_path / "out"), images_per_class=1, max_images=2)
+    assert taken(tmp_path / "out") == [1, 2]
+
+
+def test_categories_keep_only_their_images_and_annotations(whole: tuple[str, str], tmp_path: Path) -> None:
+    data = write_subset(*whole, str(tmp_path / "out"), categories=["dog"])
+    assert taken(tmp_path / "out") == [2, 4]
+    assert [category.name for category in data.categories] == ["dog"]
+    document = json.loads((tmp_path / "out" / "annotations.json").read_text())
+    assert [annotation["id"] for annotation in document["annotations"]] == [3, 4]
+
+
+def test_what_is_copied_stands_as_it_stood(whole: tuple[str, str], tmp_path: Path) -> None:
+    write_subset(*whole, str(tmp_path / "out"), max_images=2)
+    original = json.loads(Path(whole[1]).read_text())
+    copied = json.loads((tmp_path / "out" / "annotations.json").read_text())
+    assert copied["info"] == original["info"]
+    assert copied["images"] == original["images"][:2]
+    assert copied["annotations"] == original["annotations"][:3]
+    assert copied["categories"] == original["categories"]
+
+
+def test_image_files_are_copied_byte_by_byte_and_no_others(whole: tuple[str, str], tmp_path: Path) -> None:
+    write_subset(*whole, str(tmp_path / "out"), max_images=2)
+    copies = sorted(p for p in (tmp_path / "out" / "images").rglob("*") if p.is_file())
+    assert [path.relative_to(tmp_path / "out" / "images").as_posix() for path in copies] == [
+        "sub/1.png",
+        "sub/2.png",
+    ]
+    for path in copies:
+        assert path.read_bytes() == (Path(whole[0]) / "sub" / path.name).read_bytes()
+
+
+def test_the_subset_is_given_back_as_it_is_read(whole: tuple[str, str], tmp_path: Path) -> None:
+    data = write_subset(*whole, str(tmp_path / "out"), max_images=2)
+    assert data == read_coco(tmp_path / "out" / "images", tmp_path / "out" / "annotations.json")
+    assert data.num_objects == 3
+
+
+def test_the_same_call_gives_the_same_subset(whole: tuple[str, str], tmp_path: Path) -> None:
+    for name in ("first", "second"):
+        write_subset(*whole, str(tmp_path / name), images_per_class=1)
+    first, second = ((tmp_path / name / "annotations.json").read_bytes() for name in ("first", "second"))
+    assert first == second
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, "give --images-per-class, --max-images or --categories"),
+        ({"max_images": 0}, "--max-images must be at least 1, got 0"),
+        ({"images_per_class": -1}, "--images-per-class must be at least 1, got -1"),
+        ({"categories": ["dog", "unicorn"]}, "no category is named 'unicorn'"),
+        ({"categories": [""]}, "no category is named ''"),
+    ],
+)
+def test_bad_options_are_refused_and_nothing_is_written(
+    whole: tuple[str, str], tmp_path: Path, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        write_subset(*whole, str(tmp_path / "out"), **options)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_that_holds_something_is_refused_and_left_as_it_was(
+    whole: tuple[str, str], tmp_path: Path
+) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine.txt").write_text("mine")
+    with pytest.raises(InputError, match="out: already holds something"):
+        write_subset(*whole, str(tmp_path / "out"), max_images=1)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine.txt"]
+
+
+def test_a_set_with_errors_is_refused(whole: tuple[str, str], tmp_path: Path) -> None:
+    Path(whole[0], "sub", "1.png").unlink()
+    with pytest.raises(InputError, match=r"image 1: .*1\.png does not exist"):
+        write_subset(*whole, str(tmp_path / "out"), max_images=1)
+
+
+def test_a_failed_copy_leaves_no_annotation_file_and_no_half_image(
+    whole: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(source: Path, destination: Path) -> None:
+        destination.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("maskloss.files.shutil.copyfile", full)
+    with pytest.raises(RunError, match=r"1\.png: cannot be written: No space left on device"):
+        write_subset(*whole, str(tmp_path / "out"), max_images=1)
+    assert not [path for path in (tmp_path / "out").rglob("*") if path.is_file()]

@@ -1,0 +1,814 @@
+"""convert: which models it takes, what it leaves alone, and how a loss lives in a model."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torchvision.models.detection import KeypointRCNN, MaskRCNN, RetinaNet
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.mask_rcnn import MaskRCNNPredictor
+from torchvision.models.detection.roi_heads import RoIHeads as TorchvisionRoIHeads
+from torchvision.models.detection.rpn import RegionProposalNetwork as TorchvisionRPN
+from torchvision.models.detection.transform import GeneralizedRCNNTransform
+from torchvision.ops import roi_align
+
+import maskloss
+from maskloss import EncodedMasks, LossWeights, MaskRCNNLoss, MaskTargets
+from maskloss.detection import ClassSelectedMaskPredictor, RCNNTransform, RegionProposalNetwork, RoIHeads
+from maskloss.losses import L2RegularizationLoss, MaskBCELoss, select_class_masks
+
+from .small_models import (
+    CHANNELS,
+    NUM_CLASSES,
+    MyMaskRCNN,
+    TinyBackbone,
+    batch,
+    tiny_faster_rcnn,
+    tiny_keypoint_rcnn,
+    tiny_mask_rcnn,
+    training_pass,
+    without_objects,
+)
+
+BUILDERS = {
+    "FasterRCNN": tiny_faster_rcnn,
+    "MaskRCNN": tiny_mask_rcnn,
+    "KeypointRCNN": tiny_keypoint_rcnn,
+    "a subclass": lambda: tiny_mask_rcnn(kind=MyMaskRCNN),
+}
+ALWAYS = {"loss_objectness", "loss_rpn_box_reg", "loss_classifier", "loss_box_reg"}
+CLASS_WEIGHTS = torch.tensor([0.5, 1.0, 2.0, 3.0])
+
+
+def class_weighted() -> MaskRCNNLoss:
+    return MaskRCNNLoss(classification=nn.CrossEntropyLoss(weight=CLASS_WEIGHTS.clone(), reduction="none"))
+
+
+def same_losses(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+
+
+# Accepted models.
+
+
+@pytest.mark.parametrize(
+    ("kind", "extra"),
+    [
+        ("FasterRCNN", set()),
+        ("MaskRCNN", {"loss_mask"}),
+        ("KeypointRCNN", {"loss_keypoint"}),
+        ("a subclass", {"loss_mask"}),
+    ],
+)
+def test_a_converted_model_has_torchvisions_keys(kind, extra):
+    stock = BUILDERS[kind]()
+    expected, _ = training_pass(stock, *batch())
+    losses, _ = training_pass(maskloss.convert(stock), *batch())
+    assert losses.keys() == expected.keys() == ALWAYS | extra
+
+
+@pytest.mark.parametrize("kind", BUILDERS)
+def test_convert_returns_the_same_model_with_the_same_parameter_objects(kind):
+    model = BUILDERS[kind]()
+    parameters, buffers = dict(model.named_parameters()), dict(model.named_buffers())
+    converted = maskloss.convert(model)
+    assert converted is model
+    after = dict(model.named_parameters())
+    assert list(after) == list(parameters)
+    assert all(after[name] is parameters[name] for name in parameters)
+    assert all(value is buffers[name] for name, value in model.named_buffers())
+
+
+def test_a_subclass_stays_one():
+    assert type(maskloss.convert(tiny_mask_rcnn(kind=MyMaskRCNN))) is MyMaskRCNN
+
+
+def test_an_optimizer_made_before_trains_the_converted_model():
+    model = tiny_mask_rcnn()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    before = copy.deepcopy(model.state_dict())
+    training_pass(maskloss.convert(model), *batch())
+    optimizer.step()
+    changed = {name for name, value in model.named_parameters() if not torch.equal(value, before[name])}
+    assert "roi_heads.mask_predictor.mask_fcn_logits.weight" in changed
+    assert "rpn.head.cls_logits.weight" in changed
+
+
+@pytest.mark.parametrize("kind", BUILDERS)
+def test_state_dicts_load_strictly_both_ways(kind):
+    stock, converted = BUILDERS[kind](seed=1) if kind != "a subclass" else BUILDERS[kind](), BUILDERS[kind]()
+    maskloss.convert(converted, class_weighted())
+    stock_state = copy.deepcopy(stock.state_dict())
+    assert list(converted.state_dict()) == list(stock_state)
+    converted.load_state_dict(stock_state, strict=True)
+    assert all(torch.equal(value, stock_state[name]) for name, value in converted.state_dict().items())
+    fresh = BUILDERS[kind]()
+    fresh.load_state_dict(converted.state_dict(), strict=True)
+    assert all(torch.equal(value, stock_state[name]) for name, value in fresh.state_dict().items())
+
+
+def test_hooks_and_attributes_that_a_user_has_set_stay():
+    model = tiny_mask_rcnn()
+    calls: list[str] = []
+    model.roi_heads.register_forward_hook(lambda *_: calls.append("roi_heads"))
+    model.rpn.note = "mine"
+    model.roi_heads.detections_per_img = 3
+    maskloss.convert(model)
+    detections = model.eval()(batch()[0])
+    assert calls == ["roi_heads"]
+    assert model.rpn.note == "mine"
+    assert [len(detection["boxes"]) for detection in detections] == [3, 3]
+
+
+# Refused models.
+
+
+class MyRPN(TorchvisionRPN):
+    pass
+
+
+class MyHeads(TorchvisionRoIHeads):
+    pass
+
+
+class MyTransform(GeneralizedRCNNTransform):
+    """Darkens the images."""
+
+    def normalize(self, image: Tensor) -> Tensor:
+        return super().normalize(image.square())
+
+
+class Wrapper(nn.Module):
+    """As DistributedDataParallel is: the model is its `module`."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+
+def retinanet() -> nn.Module:
+    generator = AnchorGenerator(sizes=((16,),), aspect_ratios=((1.0,),))
+    return RetinaNet(TinyBackbone(), NUM_CLASSES, anchor_generator=generator, min_size=64, max_size=64)
+
+
+def with_custom_rpn() -> nn.Module:
+    model = tiny_mask_rcnn()
+    model.rpn.__class__ = MyRPN
+    return model
+
+
+def with_custom_heads() -> nn.Module:
+    model = tiny_mask_rcnn()
+    model.roi_heads.__class__ = MyHeads
+    return model
+
+
+def with_patched(part: str) -> nn.Module:
+    model = tiny_mask_rcnn()
+    module = getattr(model, part)
+    module.forward = module.forward
+    return model
+
+
+def with_custom_transform() -> MaskRCNN:
+    model = tiny_mask_rcnn()
+    old = model.transform
+    model.transform = MyTransform(old.min_size, old.max_size, old.image_mean, old.image_std)
+    return model
+
+
+REFUSED = {
+    "RetinaNet": (retinanet, r"not torchvision\.models\.detection\.retinanet\.RetinaNet"),
+    "a wrapper": (lambda: Wrapper(tiny_mask_rcnn()), r"not .*test_conversion\.Wrapper"),
+    "another module": (lambda: nn.Linear(1, 1), r"not torch\.nn\.modules\.linear\.Linear"),
+    "a custom rpn": (with_custom_rpn, r"model\.rpn, which is not .*RegionProposalNetwork but .*\.MyRPN"),
+    "custom roi_heads": (with_custom_heads, r"model\.roi_heads, which is not .*RoIHeads but .*\.MyHeads"),
+    "a patched rpn": (lambda: with_patched("rpn"), r"model\.rpn\.forward, which has been patched"),
+    "patched roi_heads": (
+        lambda: with_patched("roi_heads"),
+        r"model\.roi_heads\.forward, which has been patched",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_is_not_torchvisions_is_a_type_error_that_names_it(case):
+    build, message = REFUSED[case]
+    with pytest.raises(TypeError, match=message):
+        maskloss.convert(build())
+
+
+@pytest.mark.parametrize("paste", ["matched", None])
+def test_another_paste_needs_torchvisions_transform(paste):
+    with pytest.raises(TypeError, match=rf"paste={paste!r} .* model\.transform, .* but .*\.MyTransform"):
+        maskloss.convert(with_custom_transform(), paste=paste)
+
+
+def with_patched_loss() -> nn.Module:
+    """A user who changes the loss the way torchvision's RPN offers: its `compute_loss`."""
+    model = tiny_mask_rcnn()
+    stock = model.rpn.compute_loss
+    model.rpn.compute_loss = lambda *args: tuple(10 * loss for loss in stock(*args))
+    return model
+
+
+def test_a_patched_compute_loss_of_the_rpn_is_not_silently_dropped():
+    with pytest.raises(TypeError, match=r"model\.rpn\.compute_loss"):
+        maskloss.convert(with_patched_loss())
+
+
+@pytest.mark.parametrize(
+    ("build", "arguments"),
+    [
+        (with_custom_rpn, {}),
+        (with_custom_heads, {}),
+        (lambda: with_patched("roi_heads"), {}),
+        (with_custom_transform, {"paste": "matched"}),
+        (tiny_mask_rcnn, {"paste": "sideways"}),
+        (tiny_mask_rcnn, {"loss": "no such preset"}),
+        (tiny_mask_rcnn, {"loss": nn.MSELoss()}),
+    ],
+    ids=["rpn", "roi_heads", "patched", "transform", "paste", "preset", "loss"],
+)
+def test_after_a_refusal_nothing_has_changed(build, arguments):
+    model = build()
+    types = [type(module) for module in model.modules()]
+    attributes = [set(vars(module)) for module in model.modules()]
+    hooks = [(len(m._forward_hooks), len(m._forward_pre_hooks)) for m in model.modules()]
+    expected, _ = training_pass(model, *batch())
+    with pytest.raises((TypeError, ValueError)):
+        maskloss.convert(model, **arguments)
+    assert [type(module) for module in model.modules()] == types
+    assert [set(vars(module)) for module in model.modules()] == attributes
+    assert [(len(m._forward_hooks), len(m._forward_pre_hooks)) for m in model.modules()] == hooks
+    assert same_losses(training_pass(model, *batch())[0], expected)
+
+
+def test_an_unknown_preset_raises():
+    with pytest.raises(ValueError, match=r"no preset is named 'torchvison'; there are torchvision, "):
+        maskloss.convert(tiny_mask_rcnn(), "torchvison")
+
+
+def test_an_unknown_paste_raises():
+    with pytest.raises(ValueError, match=r"^paste must be .* not 'sideways'$"):
+        maskloss.convert(tiny_mask_rcnn(), paste="sideways")
+
+
+def test_a_loss_that_is_no_criterion_raises():
+    with pytest.raises(TypeError, match=r"^loss must be a MaskRCNNLoss or a preset's name, not MSELoss$"):
+        maskloss.convert(tiny_mask_rcnn(), nn.MSELoss())
+
+
+def test_a_custom_transform_is_left_alone_and_its_losses_are_torchvisions():
+    stock, converted = with_custom_transform(), with_custom_transform()
+    maskloss.convert(converted)
+    assert type(converted.transform) is MyTransform
+    expected, _ = training_pass(stock, *batch())
+    losses, _ = training_pass(converted, *batch())
+    for key in expected:
+        torch.testing.assert_close(losses[key], expected[key], rtol=1e-6, atol=0, msg=key)
+    plain, _ = training_pass(maskloss.convert(tiny_mask_rcnn()), *batch())
+    assert losses["loss_objectness"] != plain["loss_objectness"], "the transform did not matter"
+
+
+def test_encoded_masks_under_a_custom_transform_raise_naming_both():
+    model = maskloss.convert(with_custom_transform()).train()
+    images, targets = batch()
+    targets[1]["masks"] = EncodedMasks([[[5.0, 5, 20, 5, 20, 20]]] * 2, 72, 72)
+    with pytest.raises(TypeError, match=r"^image 1 of the batch, masks: EncodedMasks .*MyTransform"):
+        model(images, targets)
+
+
+# The loss and the paste.
+
+
+def test_the_default_is_the_preset_torchvision():
+    default, _ = training_pass(maskloss.convert(tiny_mask_rcnn()), *batch())
+    named, _ = training_pass(maskloss.convert(tiny_mask_rcnn(), "torchvision"), *batch())
+    given, _ = training_pass(maskloss.convert(tiny_mask_rcnn(), MaskRCNNLoss()), *batch())
+    assert same_losses(default, named)
+    assert same_losses(default, given)
+
+
+def test_a_presets_name_takes_its_loss():
+    by_name, _ = training_pass(maskloss.convert(tiny_mask_rcnn(), "detectron2"), *batch())
+    by_loss, _ = training_pass(
+        maskloss.convert(tiny_mask_rcnn(), MaskRCNNLoss.preset("detectron2")), *batch()
+    )
+    default, _ = training_pass(maskloss.convert(tiny_mask_rcnn()), *batch())
+    assert same_losses(by_name, by_loss)
+    assert all(by_name[key] != default[key] for key in ("loss_rpn_box_reg", "loss_box_reg", "loss_mask"))
+
+
+@pytest.mark.parametrize("name", ["torchvision", "detectron2", "matterport", "paper", "aligned"])
+def test_every_preset_gives_finite_losses_and_every_gradient_with_and_without_objects(name):
+    model = maskloss.convert(tiny_mask_rcnn(), name)
+    images, targets = batch()
+    for given in (targets, without_objects(images)):
+        losses, gradients = training_pass(model, images, given)
+        assert all(value.isfinite() for value in losses.values())
+        for parameter, gradient in gradients.items():
+            assert gradient is not None, parameter
+            assert gradient.isfinite().all(), parameter
+
+
+def test_weights_multiply_the_terms():
+    plain, _ = training_pass(maskloss.convert(tiny_mask_rcnn()), *batch())
+    weights = LossWeights(objectness=2.0, rpn_box=3.0, classification=4.0, box=5.0, mask=6.0)
+    weighted, _ = training_pass(maskloss.convert(tiny_mask_rcnn(), MaskRCNNLoss(weights=weights)), *batch())
+    ratios = {key: float(weighted[key] / plain[key]) for key in plain}
+    assert ratios == pytest.approx(
+        {
+            "loss_objectness": 2.0,
+            "loss_rpn_box_reg": 3.0,
+            "loss_classifier": 4.0,
+            "loss_box_reg": 5.0,
+            "loss_mask": 6.0,
+        },
+        rel=1e-6,
+    )
+
+
+@pytest.mark.parametrize("aligned", [False, True])
+@pytest.mark.parametrize("binary", [False, True])
+def test_mask_targets_settings_reach_the_mask_term(aligned, binary):
+    seen: list[Tensor] = []
+
+    class Recorder(MaskBCELoss):
+        def forward(self, mask_logits: Tensor, mask_targets: Tensor) -> Tensor:
+            seen.append(mask_targets)
+            return super().forward(mask_logits, mask_targets)
+
+    loss = MaskRCNNLoss(mask=Recorder(), mask_targets=MaskTargets(aligned=aligned, binary=binary))
+    model = maskloss.convert(tiny_mask_rcnn(), loss)
+    pooled: list[list[Tensor]] = []
+    model.roi_heads.mask_roi_pool.register_forward_pre_hook(lambda _, inputs: pooled.append(inputs[1]))
+    # One image, which has the network's size already, with one object, to which all positives are matched.
+    images, targets = batch(1)
+    training_pass(
+        model, images, [{name: value[:1] for name, value in targets[0].items() if name != "image_id"}]
+    )
+    [[boxes]], [given] = pooled, seen
+    mask = targets[0]["masks"][None, :1].float()
+    expected = roi_align(mask, [boxes], (8, 8), aligned=aligned)[:, 0]
+    assert len(expected) > 0
+    if binary:
+        expected = (expected >= 0.5).float()
+    torch.testing.assert_close(given, expected, rtol=0, atol=1e-5)
+
+
+def test_encoded_masks_train_as_their_bitmaps_do():
+    images, targets = batch()
+    encoded = copy.deepcopy(targets)
+    for image, target in zip(images, encoded, strict=True):
+        size = list(image.shape[-2:])
+        runs = []
+        for mask in target["masks"]:
+            # Uncompressed RLE: lengths of runs down the columns, beginning with zeros.
+            pixels = mask.T.flatten().tolist()
+            counts, value = [0], 0
+            for pixel in pixels:
+                if pixel != value:
+                    counts.append(0)
+                    value = pixel
+                counts[-1] += 1
+            runs.append({"size": size, "counts": counts})
+        target["masks"] = EncodedMasks(runs, *size)
+    model = maskloss.convert(tiny_mask_rcnn(), "aligned")
+    # Image 0 has the network's size and is not resized; in image 1, resized from 72 to 64 px, bitmaps lose
+    # pixels that RLEs keep.
+    expected, _ = training_pass(model, images[:1], targets[:1])
+    losses, _ = training_pass(model, images[:1], encoded[:1])
+    assert float(losses["loss_mask"]) == pytest.approx(float(expected["loss_mask"]), rel=1e-6)
+    expected, _ = training_pass(model, images, targets)
+    losses, _ = training_pass(model, images, encoded)
+    assert float(losses["loss_mask"]) == pytest.approx(float(expected["loss_mask"]), rel=0.02)
+
+
+def test_paste_none_leaves_probabilities_and_changes_no_box():
+    images, _ = batch()
+    expected = maskloss.convert(tiny_mask_rcnn()).eval()(images)
+    detections = maskloss.convert(tiny_mask_rcnn(), paste=None).eval()(images)
+    for detection, other, image in zip(detections, expected, images, strict=True):
+        assert len(detection["boxes"]) > 0
+        assert detection["masks"].shape == (len(detection["boxes"]), 1, 8, 8)
+        assert other["masks"].shape == (len(detection["boxes"]), 1, *image.shape[-2:])
+        for field in ("boxes", "labels", "scores"):
+            assert torch.equal(detection[field], other[field]), field
+
+
+@pytest.mark.parametrize(("preset", "aligned"), [("torchvision", False), ("aligned", True)])
+def test_matched_paste_is_on_the_side_that_the_losss_targets_train(preset, aligned):
+    images, _ = batch()
+    probabilities = maskloss.convert(tiny_mask_rcnn(), preset, paste=None).eval()(images)
+    matched = maskloss.convert(tiny_mask_rcnn(), preset, paste="matched").eval()(images)
+    for detection, raw, image in zip(matched, probabilities, images, strict=True):
+        sides = [
+            maskloss.paste_masks(
+                raw["masks"][:, 0], raw["boxes"], tuple(image.shape[-2:]), aligned=side, output="float"
+            )
+            for side in (aligned, not aligned)
+        ]
+        assert torch.equal(detection["masks"][:, 0], sides[0])
+        assert not torch.equal(sides[0], sides[1])
+
+
+# The state of a loss.
+
+
+def test_class_weights_count_and_are_no_part_of_the_state_dict():
+    stock = tiny_mask_rcnn()
+    keys = list(stock.state_dict())
+    model = maskloss.convert(tiny_mask_rcnn(), class_weighted())
+    assert list(model.state_dict()) == keys
+    assert [name for name, _ in model.named_buffers()] == [name for name, _ in stock.named_buffers()]
+    weighted, _ = training_pass(model, *batch())
+    plain, _ = training_pass(stock, *batch())
+    assert weighted["loss_classifier"] != plain["loss_classifier"]
+
+
+def test_the_loss_moves_with_the_model_to_another_device():
+    model = maskloss.convert(tiny_mask_rcnn(), class_weighted())
+    assert model.roi_heads.loss.classification.weight.device.type == "cpu"
+    model.to("meta")
+    assert model.roi_heads.loss.classification.weight.device.type == "meta"
+    assert model.rpn.loss.classification.weight.device.type == "meta"
+
+
+def test_the_loss_is_put_where_the_model_is():
+    model = tiny_mask_rcnn().to("meta")
+    loss = class_weighted()
+    maskloss.convert(model, loss)
+    assert loss.classification.weight.device.type == "meta"
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_half_precision_model_keeps_class_weights_in_float32(dtype):
+    model = maskloss.convert(tiny_mask_rcnn(), class_weighted()).to(dtype)
+    assert model.roi_heads.box_predictor.cls_score.weight.dtype == dtype
+    weight = model.roi_heads.loss.classification.weight
+    assert weight.dtype == torch.float32
+    assert torch.equal(weight, CLASS_WEIGHTS)
+
+
+def test_a_double_precision_model_trains_with_class_weights():
+    model = maskloss.convert(tiny_mask_rcnn(), class_weighted()).double()
+    images, targets = batch()
+    losses, _ = training_pass(model, [image.double() for image in images], targets)
+    assert losses["loss_classifier"].isfinite()
+
+
+def copied(model: nn.Module) -> nn.Module:
+    return copy.deepcopy(model)
+
+
+def pickled(model: nn.Module) -> nn.Module:
+    return pickle.loads(pickle.dumps(model))
+
+
+@pytest.mark.parametrize("duplicate", [copied, pickled])
+def test_a_copy_gives_the_same_losses_and_detections(duplicate):
+    model = maskloss.convert(tiny_mask_rcnn(), class_weighted(), paste="matched")
+    expected, _ = training_pass(model, *batch())
+    copy_of_it = duplicate(model)
+    assert same_losses(training_pass(copy_of_it, *batch())[0], expected)
+    images, _ = batch()
+    model.load_state_dict(copy_of_it.state_dict())
+    for ours, theirs in zip(copy_of_it.eval()(images), model.eval()(images), strict=True):
+        assert all(torch.equal(ours[field], theirs[field]) for field in theirs)
+
+
+@pytest.mark.parametrize("duplicate", [copied, pickled])
+def test_a_copied_model_penalises_its_own_parameters(duplicate):
+    model = maskloss.convert(tiny_mask_rcnn(), MaskRCNNLoss(regularization=L2RegularizationLoss(1.0)))
+    twin = duplicate(model)
+    with torch.no_grad():
+        for parameter in twin.parameters():
+            parameter.mul_(2)
+    penalty, gradients = training_pass(model, *batch())
+    twin_penalty, twin_gradients = training_pass(twin, *batch())
+    # The penalty is of the squares: twice the weights, four times the penalty.
+    assert float(twin_penalty["loss_regularization"]) == pytest.approx(
+        4 * float(penalty["loss_regularization"]), rel=1e-6
+    )
+    assert all(gradient is not None for gradient in gradients.values())
+    assert all(gradient is not None for gradient in twin_gradients.values())
+
+
+def test_a_copys_loss_is_its_own():
+    model = maskloss.convert(tiny_mask_rcnn(), class_weighted())
+    twin = copy.deepcopy(model)
+    twin.to("meta")
+    assert model.roi_heads.loss.classification.weight.device.type == "cpu"
+    assert twin.roi_heads.loss is twin.rpn.loss
+
+
+# Converting twice.
+
+
+def test_converting_again_replaces_the_loss_and_the_paste():
+    model = maskloss.convert(tiny_mask_rcnn(), "detectron2", paste="matched")
+    maskloss.convert(model, "aligned", paste=None)
+    expected, _ = training_pass(maskloss.convert(tiny_mask_rcnn(), "aligned"), *batch())
+    assert same_losses(training_pass(model, *batch())[0], expected)
+    assert model.eval()(batch()[0])[0]["masks"].shape[1:] == (1, 8, 8)
+
+
+def test_converting_again_does_not_double_the_hooks(monkeypatch):
+    checked, penalised = [], []
+
+    def penalty(model: nn.Module) -> Tensor:
+        penalised.append(model)
+        return torch.zeros(())
+
+    model = maskloss.convert(tiny_mask_rcnn())
+    maskloss.convert(model, MaskRCNNLoss(regularization=penalty))
+    monkeypatch.setattr("maskloss.detection.conversion.check_targets", lambda *_, **__: checked.append(1))
+    training_pass(model, *batch())
+    assert len(checked) == 1
+    assert penalised == [model]
+
+
+def test_a_copy_converted_again_does_not_double_the_hooks():
+    penalised = []
+
+    def penalty(model: nn.Module) -> Tensor:
+        penalised.append(model)
+        return torch.zeros(())
+
+    twin = pickled(maskloss.convert(tiny_mask_rcnn()))
+    training_pass(maskloss.convert(twin, MaskRCNNLoss(regularization=penalty)), *batch())
+    assert penalised == [twin]
+
+
+# Mask branches that are not torchvision's, and terms that want more.
+
+
+class MyMaskPredictor(nn.Module):
+    """Takes the features and nothing else, as every predictor for torchvision does."""
+
+    def __init__(self, stock: MaskRCNNPredictor) -> None:
+        super().__init__()
+        self.up, self.logits = stock.conv5_mask, stock.mask_fcn_logits
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.logits(self.up(features).relu())
+
+
+def with_my_predictor() -> nn.Module:
+    model = tiny_mask_rcnn()
+    model.roi_heads.mask_predictor = MyMaskPredictor(model.roi_heads.mask_predictor)
+    return model
+
+
+def with_patched_predictor() -> nn.Module:
+    model = tiny_mask_rcnn()
+    predictor = model.roi_heads.mask_predictor
+    stock_forward = predictor.forward
+    predictor.forward = lambda features: 2 * stock_forward(features)
+    return model
+
+
+def with_another_last_layer() -> nn.Module:
+    """Torchvision's predictor, whose last layer a user has made wider."""
+    model = tiny_mask_rcnn()
+    torch.manual_seed(5)
+    model.roi_heads.mask_predictor.mask_fcn_logits = nn.Conv2d(CHANNELS, NUM_CLASSES, 3, padding=1)
+    return model
+
+
+@pytest.mark.parametrize("build", [with_my_predictor, with_patched_predictor, with_another_last_layer])
+def test_a_custom_mask_predictor_without_labels_keeps_working(build):
+    stock, converted = build(), maskloss.convert(build())
+    expected, expected_gradients = training_pass(stock, *batch())
+    losses, gradients = training_pass(converted, *batch())
+    assert float(losses["loss_mask"]) == pytest.approx(float(expected["loss_mask"]), rel=1e-6)
+    for name, gradient in expected_gradients.items():
+        assert (gradients[name] - gradient).norm() <= 1e-5 * gradient.norm(), name
+    images, _ = batch()
+    for ours, theirs in zip(converted.eval()(images), stock.eval()(images), strict=True):
+        assert len(theirs["boxes"]) > 0
+        torch.testing.assert_close(ours["masks"], theirs["masks"], rtol=0, atol=1e-6)
+
+
+def test_torchvisions_own_predictor_becomes_the_class_selected_one():
+    model = maskloss.convert(tiny_mask_rcnn())
+    assert type(model.roi_heads.mask_predictor) is ClassSelectedMaskPredictor
+    assert type(model.roi_heads) is RoIHeads
+    assert type(model.rpn) is RegionProposalNetwork
+    assert type(model.transform) is RCNNTransform
+
+
+def test_a_mask_term_that_asks_for_all_classes_gets_them_with_the_labels():
+    class AllClasses(nn.Module):
+        all_classes = True
+
+        def forward(self, mask_logits: Tensor, mask_targets: Tensor, labels: Tensor) -> Tensor:
+            positives = len(labels)
+            assert mask_logits.shape == (positives, NUM_CLASSES, 8, 8)
+            assert mask_targets.shape == (positives, 8, 8)
+            assert labels.min() >= 1
+            return MaskBCELoss()(select_class_masks(mask_logits, labels), mask_targets)
+
+    expected, _ = training_pass(maskloss.convert(tiny_mask_rcnn()), *batch())
+    losses, _ = training_pass(maskloss.convert(tiny_mask_rcnn(), MaskRCNNLoss(mask=AllClasses())), *batch())
+    assert float(losses["loss_mask"]) == pytest.approx(float(expected["loss_mask"]), rel=1e-6)
+
+
+def test_mask_gradient_is_zero_on_every_other_class_channel():
+    model = maskloss.convert(tiny_mask_rcnn())
+    images, targets = batch()
+    for target in targets:
+        target["labels"] = torch.tensor([2, 2])
+    _, gradients = training_pass(model, images, targets)
+    rows = gradients["roi_heads.mask_predictor.mask_fcn_logits.weight"].flatten(1).any(dim=1)
+    assert rows.tolist() == [False, False, True, False]
+
+
+def test_weight_zero_on_the_mask_term_runs_no_mask_branch_and_leaves_zero_gradients():
+    model = maskloss.convert(tiny_mask_rcnn(), MaskRCNNLoss(weights=LossWeights(mask=0.0)))
+    calls: list[nn.Module] = []
+    for part in (model.roi_heads.mask_roi_pool, model.roi_heads.mask_head, model.roi_heads.mask_predictor):
+        part.register_forward_hook(lambda module, *_: calls.append(module))
+    losses, gradients = training_pass(model, *batch())
+    assert calls == []
+    assert losses["loss_mask"] == 0
+    mask_gradients = {name: g for name, g in gradients.items() if ".mask_" in name}
+    assert len(mask_gradients) == 6
+    for name, gradient in mask_gradients.items():
+        assert gradient is not None, name
+        assert not gradient.any(), name
+    model.eval()(batch()[0])
+    assert len(calls) == 3, "detections still need the mask branch"
+
+
+@pytest.mark.parametrize("term", ["objectness", "rpn_box", "classification", "box"])
+def test_weight_zero_on_another_term_does_not_evaluate_it(term):
+    def never(*_: Any) -> Tensor:
+        raise AssertionError(f"{term} was evaluated")
+
+    loss = MaskRCNNLoss(**{term: never}, weights=LossWeights(**{term: 0.0}))
+    losses, gradients = training_pass(maskloss.convert(tiny_mask_rcnn(), loss), *batch())
+    assert losses.keys() == ALWAYS | {"loss_mask"}
+    assert sum(bool(value == 0) for value in losses.values()) == 1
+    assert all(gradient is not None for gradient in gradients.values())
+
+
+class MyBoxPredictor(nn.Module):
+    """Two layers under names of its own, so that the number of classes cannot be read from it."""
+
+    def __init__(self, stock: nn.Module) -> None:
+        super().__init__()
+        self.classes, self.deltas = stock.cls_score, stock.bbox_pred
+
+    def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        return self.classes(features), self.deltas(features)
+
+
+def test_a_custom_box_predictor_keeps_working():
+    stock, converted = tiny_mask_rcnn(), tiny_mask_rcnn()
+    converted.roi_heads.box_predictor = MyBoxPredictor(converted.roi_heads.box_predictor)
+    expected, _ = training_pass(stock, *batch())
+    losses, _ = training_pass(maskloss.convert(converted), *batch())
+    for key in expected:
+        assert float(losses[key]) == pytest.approx(float(expected[key]), rel=1e-6), key
+
+
+# Precision.
+
+
+def test_under_autocast_losses_are_float32_and_every_gradient_is_there():
+    model = maskloss.convert(tiny_mask_rcnn(), class_weighted())
+    exact, _ = training_pass(model, *batch())
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        losses, gradients = training_pass(model, *batch())
+    assert {value.dtype for value in losses.values()} == {torch.float32}
+    # Proposals differ by the rounding of bfloat16, so the samples do; the terms stay of their size.
+    assert all(float(losses[key]) == pytest.approx(float(exact[key]), rel=0.2) for key in exact)
+    for name, gradient in gradients.items():
+        assert gradient.isfinite().all(), name
+        assert gradient.any(), name
+
+
+# Regularisation.
+
+
+def test_loss_regularization_is_there_only_where_a_penalty_is_set():
+    without, _ = training_pass(maskloss.convert(tiny_mask_rcnn()), *batch())
+    assert "loss_regularization" not in without
+    model = maskloss.convert(tiny_mask_rcnn(), MaskRCNNLoss(regularization=L2RegularizationLoss(0.5)))
+    losses, _ = training_pass(model, *batch())
+    # λ Σ mean(w²) over all tensors but the BatchNorm's.
+    expected = 0.5 * sum(
+        float(parameter.detach().square().mean())
+        for name, parameter in model.named_parameters()
+        if "backbone.norm" not in name
+    )
+    assert float(losses["loss_regularization"]) == pytest.approx(expected, rel=1e-6)
+
+
+def test_regularization_of_weight_zero_is_a_zero_that_is_not_evaluated():
+    def never(_: nn.Module) -> Tensor:
+        raise AssertionError("the penalty was evaluated")
+
+    loss = MaskRCNNLoss(regularization=never, weights=LossWeights(regularization=0.0))
+    model = maskloss.convert(tiny_mask_rcnn(), loss).train()
+    value = model(*batch())["loss_regularization"]
+    assert value == 0
+    value.backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+    assert not any(parameter.grad.any() for parameter in model.parameters())
+
+
+def test_evaluation_returns_detections_alone_where_a_penalty_is_set():
+    model = maskloss.convert(tiny_mask_rcnn(), "matterport").eval()
+    detections = model(batch()[0])
+    assert isinstance(detections, list)
+    assert detections[0].keys() == {"boxes", "labels", "scores", "masks"}
+
+
+class LossesAndNothing(MaskRCNN):
+    """A subclass that returns a pair in both modes, as torchvision's scripted models do."""
+
+    def eager_outputs(self, losses: dict[str, Tensor], detections: Any) -> Any:
+        return losses, detections
+
+
+def test_a_subclass_that_returns_losses_and_detections_keeps_returning_them():
+    model = maskloss.convert(tiny_mask_rcnn(kind=LossesAndNothing)).train()
+    losses, detections = model(*batch())
+    assert losses.keys() == ALWAYS | {"loss_mask"}
+    assert detections == []
+
+
+# Losses of the user's own.
+
+
+def test_a_torch_loss_is_a_term_as_it_stands():
+    expected, _ = training_pass(maskloss.convert(tiny_mask_rcnn()), *batch())
+    loss = MaskRCNNLoss(
+        mask=nn.BCEWithLogitsLoss(reduction="none"),
+        classification=nn.CrossEntropyLoss(reduction="none"),
+        objectness=nn.BCEWithLogitsLoss(reduction="none"),
+    )
+    losses, _ = training_pass(maskloss.convert(tiny_mask_rcnn(), loss), *batch())
+    for key in expected:
+        assert float(losses[key]) == pytest.approx(float(expected[key]), rel=1e-6), key
+
+
+def test_a_users_own_module_is_called_with_what_the_contract_says():
+    class BoxDistance(nn.Module):
+        """Distance of the box centres in px, over the target's width."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("scale", torch.tensor(2.0))
+
+        def forward(self, regression: maskloss.BoxRegression) -> Tensor:
+            boxes, targets = regression.boxes, regression.target_boxes
+            assert boxes.shape == targets.shape == regression.deltas.shape
+            # Each target is one of the ground-truth boxes, in px, whichever anchor or proposal decoded it.
+            assert len(targets) > 0
+            assert torch.cdist(targets, ground_truth).amin(dim=1).max() < 1e-3
+            distance = (boxes[:, :2] + boxes[:, 2:] - targets[:, :2] - targets[:, 2:]).norm(dim=1) / 2
+            return self.scale * distance / (targets[:, 2] - targets[:, 0])
+
+    model = maskloss.convert(tiny_mask_rcnn(), MaskRCNNLoss(rpn_box=BoxDistance(), box=BoxDistance()))
+    images, targets = batch(1)
+    ground_truth = targets[0]["boxes"]
+    losses, gradients = training_pass(model, images, targets)
+    assert losses["loss_box_reg"] > 0
+    assert losses["loss_rpn_box_reg"] > 0
+    assert gradients["roi_heads.box_predictor.bbox_pred.weight"].any()
+    assert gradients["rpn.head.bbox_pred.weight"].any()
+
+
+@pytest.mark.parametrize(
+    ("term", "loss"),
+    [
+        ("objectness", nn.BCEWithLogitsLoss()),
+        ("classification", nn.CrossEntropyLoss()),
+        ("mask", nn.BCEWithLogitsLoss()),
+        ("box", lambda regression: regression.deltas.sum()),
+        ("rpn_box", lambda regression: regression.deltas[:, 0:2]),
+    ],
+)
+def test_a_term_of_another_shape_raises_naming_it(term, loss):
+    model = maskloss.convert(tiny_mask_rcnn(), MaskRCNNLoss(**{term: loss})).train()
+    with pytest.raises(
+        ValueError, match=rf"^the {term} term must return one value per .* shape \(\d+,\), not shape"
+    ):
+        model(*batch())
+
+
+def test_a_keypoint_model_keeps_torchvisions_keypoint_loss():
+    stock = tiny_keypoint_rcnn()
+    assert isinstance(stock, KeypointRCNN)
+    expected, _ = training_pass(stock, *batch())
+    losses, _ = training_pass(maskloss.convert(tiny_keypoint_rcnn(), "detectron2"), *batch())
+    assert float(losses["loss_keypoint"]) == pytest.approx(float(expected["loss_keypoint"]), rel=1e-6)

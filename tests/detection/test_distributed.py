@@ -1,0 +1,134 @@
+"""Two gloo processes, one of which sees no object at all: nobody waits, and gradients agree."""
+
+from __future__ import annotations
+
+import copy
+import os
+import time
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+import maskloss
+from maskloss import LossWeights, MaskRCNNLoss
+from maskloss.losses import L2RegularizationLoss
+
+from .small_models import batch, tiny_mask_rcnn, training_pass, without_objects
+
+WORLD, STEPS, LIMIT_S = 2, 3, 120
+
+CASES: dict[str, dict[str, Any]] = {
+    "torchvision": {},
+    "mask weight 0": {"weights": LossWeights(mask=0.0)},
+    "every weight 0 but one": {"weights": LossWeights(objectness=0.0, rpn_box=0.0, box=0.0, mask=0.0)},
+    "with a penalty": {"regularization": L2RegularizationLoss(1e-2)},
+}
+
+# The processes give back {case: {"keys": per step, "gradients": per step, "parameters": at the end}}.
+Record = dict[str, dict[str, Any]]
+
+
+def build(case: str) -> nn.Module:
+    return maskloss.convert(tiny_mask_rcnn(), MaskRCNNLoss(**CASES[case]))
+
+
+def rank_batch(rank: int) -> tuple[list[Tensor], list[dict[str, Tensor]]]:
+    """Rank 0 sees objects, rank 1 images of nothing."""
+    images, targets = batch(seed=rank)
+    return images, targets if rank == 0 else without_objects(images)
+
+
+def train(rank: int, folder: str) -> None:
+    """Run by each process: a few steps of every case."""
+    torch.set_num_threads(1)
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    dist.init_process_group(
+        "gloo",
+        init_method=f"file://{folder}/rendezvous",
+        rank=rank,
+        world_size=WORLD,
+        timeout=timedelta(seconds=LIMIT_S),
+    )
+    record: Record = {}
+    for case in CASES:
+        model = DistributedDataParallel(build(case))
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+        images, targets = rank_batch(rank)
+        keys, gradients = [], []
+        for step in range(STEPS):
+            losses, step_gradients = training_pass(model, images, targets, seed=100 * step + rank)
+            keys.append(sorted(losses))
+            gradients.append({name.removeprefix("module."): g for name, g in step_gradients.items()})
+            optimizer.step()
+        parameters = {name: value.detach() for name, value in model.module.named_parameters()}
+        record[case] = {"keys": keys, "gradients": gradients, "parameters": parameters}
+    torch.save(record, f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def records(tmp_path_factory: pytest.TempPathFactory) -> list[Record]:
+    """What each rank computed; an error where one of them hung."""
+    folder = tmp_path_factory.mktemp("gloo")
+    processes = mp.start_processes(train, args=(str(folder),), nprocs=WORLD, join=False, start_method="spawn")
+    deadline = time.monotonic() + LIMIT_S
+    # `join` comes back when the first of them ends, and raises what went wrong in it.
+    while not processes.join(timeout=max(deadline - time.monotonic(), 0)):
+        if time.monotonic() >= deadline:
+            for process in processes.processes:
+                process.kill()
+            pytest.fail(f"the processes still waited for each other after {LIMIT_S} s")
+    return [torch.load(Path(folder) / f"{rank}.pt") for rank in range(WORLD)]
+
+
+@pytest.fixture(scope="module", params=CASES)
+def case(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+def test_every_step_ends_with_the_same_keys_on_every_rank(records, case):
+    assert len(records[0][case]["keys"]) == STEPS
+    assert records[0][case]["keys"] == records[1][case]["keys"]
+    assert "loss_mask" in records[1][case]["keys"][0]
+
+
+def test_every_parameter_has_a_finite_gradient_on_every_rank(records, case):
+    for rank, record in enumerate(records):
+        for gradients in record[case]["gradients"]:
+            for name, gradient in gradients.items():
+                assert gradient is not None, f"rank {rank}, {name}"
+                assert gradient.isfinite().all(), f"rank {rank}, {name}"
+
+
+def test_gradients_and_weights_are_equal_on_all_ranks(records, case):
+    for one, other in zip(records[0][case]["gradients"], records[1][case]["gradients"], strict=True):
+        assert one.keys() == other.keys()
+        assert all(torch.equal(one[name], other[name]) for name in one)
+    one, other = (record[case]["parameters"] for record in records)
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_the_gradient_is_the_mean_of_the_ranks_own(records, case):
+    model = build(case)
+    alone = []
+    for rank in range(WORLD):
+        _, gradients = training_pass(copy.deepcopy(model), *rank_batch(rank), seed=rank)
+        alone.append(gradients)
+    for name, gradient in records[0][case]["gradients"][0].items():
+        expected = (alone[0][name] + alone[1][name]) / WORLD
+        assert (gradient - expected).norm() <= 1e-5 * expected.norm(), name
+
+
+def test_the_mask_branch_learns_unless_its_weight_is_zero(records, case):
+    gradients = records[0][case]["gradients"][0]
+    learns = bool(gradients["roi_heads.mask_predictor.mask_fcn_logits.weight"].any())
+    mask_weight = MaskRCNNLoss(**CASES[case]).weights.mask
+    penalised = case == "with a penalty"
+    assert learns == (mask_weight > 0 or penalised)

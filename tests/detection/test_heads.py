@@ -1,0 +1,121 @@
+"""ClassSelectedMaskPredictor against torchvision's layer followed by a gather."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor
+from torchvision.models.detection.mask_rcnn import MaskRCNNPredictor
+
+from maskloss.detection.heads import ClassSelectedMaskPredictor
+
+IN_CHANNELS, HIDDEN, NUM_CLASSES, SIDE = 5, 7, 6, 3
+#: Class 4 twice, so that its gradient is a sum; 0, 1 and 5 (and 3) never.
+LABELS = torch.tensor([4, 2, 4])
+
+
+@pytest.fixture
+def stock() -> MaskRCNNPredictor:
+    torch.manual_seed(0)
+    return MaskRCNNPredictor(IN_CHANNELS, HIDDEN, NUM_CLASSES)
+
+
+@pytest.fixture
+def ours(stock: MaskRCNNPredictor) -> ClassSelectedMaskPredictor:
+    predictor = ClassSelectedMaskPredictor(IN_CHANNELS, HIDDEN, NUM_CLASSES)
+    predictor.load_state_dict(stock.state_dict(), strict=True)
+    return predictor
+
+
+@pytest.fixture
+def features() -> Tensor:
+    return torch.randn((3, IN_CHANNELS, SIDE, SIDE), generator=torch.Generator().manual_seed(1))
+
+
+def gathered(predictor: MaskRCNNPredictor, features: Tensor, labels: Tensor) -> Tensor:
+    """Every class's logits, of which one channel per RoI is kept: (P, 1, M, M)."""
+    logits = predictor(features)
+    return torch.stack([logits[roi, label] for roi, label in enumerate(labels.tolist())])[:, None]
+
+
+def test_without_labels_it_is_torchvisions_layer(stock, ours, features):
+    assert torch.equal(ours(features), stock(features))
+
+
+def test_with_labels_it_gives_each_rois_own_channel(stock, ours, features):
+    selected = ours(features, LABELS)
+    assert selected.shape == (3, 1, 2 * SIDE, 2 * SIDE)
+    torch.testing.assert_close(selected, gathered(stock, features, LABELS), rtol=1e-5, atol=1e-6)
+
+
+def test_its_gradients_are_those_of_layer_and_gather(stock, ours, features):
+    upstream = torch.randn((3, 1, 2 * SIDE, 2 * SIDE), generator=torch.Generator().manual_seed(2))
+    stock_input, our_input = features.clone().requires_grad_(), features.clone().requires_grad_()
+    gathered(stock, stock_input, LABELS).backward(upstream)
+    ours(our_input, LABELS).backward(upstream)
+    torch.testing.assert_close(our_input.grad, stock_input.grad, rtol=1e-5, atol=1e-6)
+    expected = dict(stock.named_parameters())
+    for name, parameter in ours.named_parameters():
+        torch.testing.assert_close(parameter.grad, expected[name].grad, rtol=1e-5, atol=1e-5, msg=name)
+
+
+def test_gradient_is_exactly_zero_on_the_weights_of_every_other_class(ours, features):
+    ours(features, LABELS).square().sum().backward()
+    layer = ours.mask_fcn_logits
+    for label in range(NUM_CLASSES):
+        in_batch = label in LABELS.tolist()
+        assert bool(layer.weight.grad[label].any()) == in_batch, f"weights of class {label}"
+        assert bool(layer.bias.grad[label].any()) == in_batch, f"bias of class {label}"
+
+
+def test_each_roi_gets_the_bias_of_its_own_class(ours, features):
+    with torch.no_grad():
+        ours.mask_fcn_logits.weight.zero_()
+        ours.mask_fcn_logits.bias.copy_(torch.arange(NUM_CLASSES) * 10.0)
+    # With weights of 0 the logits are the bias alone: 10 times the class.
+    expected = (LABELS * 10.0)[:, None, None, None].expand(3, 1, 2 * SIDE, 2 * SIDE)
+    assert torch.equal(ours(features, LABELS), expected)
+
+
+def test_a_layer_without_bias_works(stock, ours, features):
+    stock.mask_fcn_logits.bias = ours.mask_fcn_logits.bias = None
+    torch.testing.assert_close(
+        ours(features, LABELS), gathered(stock, features, LABELS), rtol=1e-5, atol=1e-6
+    )
+
+
+def test_state_dict_has_torchvisions_keys_and_shapes(stock, ours):
+    shapes = {name: value.shape for name, value in stock.state_dict().items()}
+    assert {name: value.shape for name, value in ours.state_dict().items()} == shapes
+
+
+def test_zero_rois_give_zero_rows_and_gradients_of_zero(ours):
+    selected = ours(torch.zeros((0, IN_CHANNELS, SIDE, SIDE)), torch.zeros(0, dtype=torch.int64))
+    assert selected.shape == (0, 1, 2 * SIDE, 2 * SIDE)
+    selected.sum().backward()
+    for name, parameter in ours.named_parameters():
+        assert parameter.grad is not None, name
+        assert not parameter.grad.any(), name
+
+
+def test_a_label_that_is_no_class_raises(ours, features):
+    with pytest.raises(IndexError):
+        ours(features, torch.tensor([0, 1, NUM_CLASSES]))
+
+
+def test_under_autocast_it_computes_in_half_like_the_layer(stock, ours, features):
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        selected = ours(features, LABELS)
+        expected = gathered(stock, features, LABELS)
+    assert selected.dtype == expected.dtype == torch.bfloat16
+    # 8 bits of mantissa: each number is rounded by up to 1 / 256.
+    torch.testing.assert_close(selected, expected, rtol=2**-7, atol=2**-7)
+
+
+def test_in_float64_it_agrees_to_rounding(stock, ours, features):
+    stock, ours, features = copy.deepcopy(stock).double(), copy.deepcopy(ours).double(), features.double()
+    torch.testing.assert_close(
+        ours(features, LABELS), gathered(stock, features, LABELS), rtol=1e-13, atol=1e-13
+    )

@@ -1,0 +1,370 @@
+"""Bad targets are refused before anything is computed from them, with the image and the field named."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import maskloss
+from maskloss import EncodedMasks
+from maskloss.detection.targets import check_targets
+
+from .small_models import (
+    NUM_CLASSES,
+    NUM_KEYPOINTS,
+    batch,
+    tiny_faster_rcnn,
+    tiny_keypoint_rcnn,
+    tiny_mask_rcnn,
+    training_pass,
+    without_objects,
+)
+
+Target = dict[str, Any]
+
+#: Image 1 of `batch()` is 72 px high and 72 px wide, and its image_id is 41.
+HEIGHT, WIDTH = 72, 72
+NAME = r"image 1 of the batch \(image_id 41\)"
+
+
+@pytest.fixture(scope="module")
+def model() -> nn.Module:
+    return maskloss.convert(tiny_mask_rcnn())
+
+
+class NotReached(Exception):
+    """The transform ran although the targets are bad."""
+
+
+@pytest.fixture
+def guarded_model(model: nn.Module) -> Any:
+    """The model, with a transform that must not be reached."""
+
+    def refuse(*_: Any) -> None:
+        raise NotReached
+
+    handle = model.transform.register_forward_pre_hook(refuse)
+    yield model
+    handle.remove()
+
+
+def box(index: int, *corners: float) -> Callable[[Target], None]:
+    def change(target: Target) -> None:
+        target["boxes"][index] = torch.tensor(corners)
+
+    return change
+
+
+def label(value: int) -> Callable[[Target], None]:
+    def change(target: Target) -> None:
+        target["labels"][1] = value
+
+    return change
+
+
+def field(name: str, make: Callable[[Any], Any]) -> Callable[[Target], None]:
+    def change(target: Target) -> None:
+        target[name] = make(target[name])
+
+    return change
+
+
+def mask_value(value: int) -> Callable[[Target], None]:
+    def change(target: Target) -> None:
+        target["masks"][1, 3, 5] = value
+
+    return change
+
+
+SQUARE = [[5.0, 5.0, 20.0, 5.0, 20.0, 20.0]]
+BAD: dict[str, tuple[Callable[[Target], None], type[Exception], str]] = {
+    "label of background": (label(0), ValueError, "labels: a label is below 1"),
+    "negative label": (label(-1), ValueError, "labels: a label is below 1"),
+    "label of num_classes": (label(NUM_CLASSES), ValueError, "labels: a label is not below num_classes, 4"),
+    "labels int32": (field("labels", lambda v: v.int()), TypeError, r"labels: expected torch\.int64.*int32"),
+    "labels float": (
+        field("labels", lambda v: v.float()),
+        TypeError,
+        r"labels: expected torch\.int64.*float32",
+    ),
+    "labels a list": (
+        field("labels", lambda v: v.tolist()),
+        TypeError,
+        "labels: expected a tensor, got list",
+    ),
+    "labels with an axis more": (
+        field("labels", lambda v: v[:, None]),
+        ValueError,
+        r"labels: expected shape \(2,\).*\(2, 1\)",
+    ),
+    "a label too few": (
+        field("labels", lambda v: v[:1]),
+        ValueError,
+        r"labels: expected shape \(2,\).*\(1,\)",
+    ),
+    "a label too many": (
+        field("labels", lambda v: torch.cat([v, v])),
+        ValueError,
+        r"labels: expected shape \(2,\).*\(4,\)",
+    ),
+    "boxes int64": (
+        field("boxes", lambda v: v.long()),
+        TypeError,
+        "boxes: expected a floating-point dtype.*int64",
+    ),
+    "boxes a list": (field("boxes", lambda v: v.tolist()), TypeError, "boxes: expected a tensor, got list"),
+    "boxes of five numbers": (
+        field("boxes", lambda v: torch.cat([v, v[:, :1]], dim=1)),
+        ValueError,
+        r"boxes: expected shape \(G, 4\), got \(2, 5\)",
+    ),
+    "one box without its axis": (
+        field("boxes", lambda v: v[0]),
+        ValueError,
+        r"boxes: expected shape \(G, 4\), got \(4,\)",
+    ),
+    "box without width": (box(1, 9, 5, 9, 20), ValueError, "boxes: a box has no area"),
+    "box without height": (box(1, 5, 9, 20, 9), ValueError, "boxes: a box has no area"),
+    "box upside down": (box(1, 5, 20, 20, 5), ValueError, "boxes: a box has no area"),
+    "box with NaN": (box(1, 5, float("nan"), 20, 20), ValueError, "boxes: a box is not finite"),
+    "box with infinity": (box(1, 5, 5, float("inf"), 20), ValueError, "boxes: a box is not finite"),
+    "box left of the image": (box(1, -1, 5, 20, 20), ValueError, r"boxes: a box reaches outside.*72 x 72"),
+    "box above the image": (box(1, 5, -1, 20, 20), ValueError, "boxes: a box reaches outside"),
+    "box right of the image": (box(1, 5, 5, WIDTH + 1, 20), ValueError, "boxes: a box reaches outside"),
+    "box below the image": (box(1, 5, 5, 20, HEIGHT + 1), ValueError, "boxes: a box reaches outside"),
+    "masks of another height": (
+        field("masks", lambda v: v[:, :-1]),
+        ValueError,
+        r"masks: expected shape \(2, 72, 72\).*\(2, 71, 72\)",
+    ),
+    "masks of another width": (
+        field("masks", lambda v: v[:, :, :-1]),
+        ValueError,
+        r"masks: expected shape \(2, 72, 72\).*\(2, 72, 71\)",
+    ),
+    "masks with a channel axis": (
+        field("masks", lambda v: v[:, None]),
+        ValueError,
+        r"masks: expected shape \(2, 72, 72\).*\(2, 1, 72, 72\)",
+    ),
+    "a mask too few": (
+        field("masks", lambda v: v[:1]),
+        ValueError,
+        r"masks: expected shape \(2, 72, 72\).*\(1, 72, 72\)",
+    ),
+    "mask of 0 and 255": (mask_value(255), ValueError, "masks: a mask has values other than 0 and 1"),
+    "mask with a 2": (mask_value(2), ValueError, "masks: a mask has values other than 0 and 1"),
+    "masks float": (field("masks", lambda v: v.float()), TypeError, r"masks: expected torch\.bool.*float32"),
+    "masks int64": (field("masks", lambda v: v.long()), TypeError, r"masks: expected torch\.bool.*int64"),
+    "masks a list": (
+        field("masks", lambda v: list(v)),
+        TypeError,
+        "masks: expected a tensor or EncodedMasks, got list",
+    ),
+    "encoded masks of another size": (
+        field("masks", lambda _: EncodedMasks([SQUARE, SQUARE], HEIGHT, WIDTH + 1)),
+        ValueError,
+        r"masks: expected shape \(2, 72, 72\).*\(2, 72, 73\)",
+    ),
+    "an encoded mask too many": (
+        field("masks", lambda _: EncodedMasks([SQUARE] * 3, HEIGHT, WIDTH)),
+        ValueError,
+        r"masks: expected shape \(2, 72, 72\).*\(3, 72, 72\)",
+    ),
+    "no boxes": (lambda target: target.pop("boxes"), ValueError, "the target has no boxes"),
+    "no labels": (lambda target: target.pop("labels"), ValueError, "the target has no labels"),
+    "no masks": (lambda target: target.pop("masks"), ValueError, "the target has no masks"),
+}
+
+
+@pytest.mark.parametrize("bad", BAD)
+def test_bad_input_raises_before_the_transform_naming_image_and_field(bad, guarded_model):
+    change, error, message = BAD[bad]
+    images, targets = batch()
+    change(targets[1])
+    with pytest.raises(error, match=f"^{NAME}(, |: ){message}"):
+        guarded_model.train()(images, targets)
+
+
+@pytest.mark.parametrize("bad", ["label of background", "box with NaN", "mask of 0 and 255", "no masks"])
+def test_losses_and_detections_refuses_bad_input_alike(bad, guarded_model):
+    change, error, message = BAD[bad]
+    images, targets = batch()
+    change(targets[1])
+    with pytest.raises(error, match=f"^{NAME}(, |: ){message}"):
+        maskloss.losses_and_detections(guarded_model, images, targets)
+
+
+def test_good_input_reaches_the_transform(guarded_model):
+    # Without this, a guard that never lets anything through would pass the tests above.
+    with pytest.raises(NotReached):
+        guarded_model.train()(*batch())
+
+
+def test_the_message_names_the_instance_with_its_box_and_label(guarded_model):
+    images, targets = batch()
+    targets[1]["labels"][1] = 9
+    with pytest.raises(ValueError, match=r"\(instance 1: box \[26\.0, 21\.0, 61\.0, 56\.0\], label 9\)$"):
+        guarded_model.train()(images, targets)
+
+
+def test_an_image_without_image_id_is_named_by_its_place(guarded_model):
+    images, targets = batch()
+    del targets[1]["image_id"]
+    targets[1]["labels"][0] = 0
+    with pytest.raises(ValueError, match=r"^image 1 of the batch, labels: "):
+        guarded_model.train()(images, targets)
+
+
+def test_another_number_of_targets_than_of_images_raises(guarded_model):
+    images, targets = batch()
+    with pytest.raises(ValueError, match=r"^got 2 images but 1 targets$"):
+        guarded_model.train()(images, targets[:1])
+
+
+def test_training_without_targets_raises(guarded_model):
+    images, _ = batch()
+    with pytest.raises(ValueError, match=r"^targets are needed to compute losses, got None$"):
+        guarded_model.train()(images)
+
+
+def test_targets_given_by_keyword_are_checked_too(guarded_model):
+    images, targets = batch()
+    targets[1]["labels"][1] = 0
+    with pytest.raises(ValueError, match=f"^{NAME}, labels"):
+        guarded_model.train()(images=images, targets=targets)
+
+
+def test_evaluation_without_targets_checks_nothing(model):
+    images, _ = batch()
+    assert len(model.eval()(images)) == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        (
+            field("keypoints", lambda v: v[:1]),
+            ValueError,
+            r"keypoints: expected shape \(2, .*3\), got \(1, 5, 3\)",
+        ),
+        (
+            field("keypoints", lambda v: v[..., :2]),
+            ValueError,
+            r"keypoints: expected shape \(2, .*\(2, 5, 2\)",
+        ),
+        (
+            field("keypoints", lambda v: v.flatten(1)),
+            ValueError,
+            r"keypoints: expected shape \(2, .*\(2, 15\)",
+        ),
+        (field("keypoints", lambda v: v.long()), TypeError, "keypoints: expected a floating-point tensor"),
+        (field("keypoints", lambda v: v.tolist()), TypeError, "keypoints: expected a floating-point tensor"),
+        (lambda target: target.pop("keypoints"), ValueError, "the target has no keypoints"),
+    ],
+    ids=["too few", "without visibility", "flat", "int64", "list", "missing"],
+)
+def test_bad_keypoints_raise(change, error, message):
+    keypoint_model = maskloss.convert(tiny_keypoint_rcnn()).train()
+    images, targets = batch()
+    change(targets[1])
+    with pytest.raises(error, match=f"^{NAME}(, |: ){message}"):
+        keypoint_model(images, targets)
+
+
+# What looks odd but is right.
+
+
+@pytest.mark.parametrize("reach", [-0.09, 0.09])
+def test_a_box_may_reach_over_the_border_by_the_rounding_of_annotations(reach):
+    images, targets = batch()
+    targets[0]["boxes"][1] = torch.tensor([min(reach, 0.0), 10.0, 80.0 + max(reach, 0.0), 40.0])
+    check_targets(images, targets, num_classes=NUM_CLASSES, has_masks=True, has_keypoints=False)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+def test_a_box_of_the_whole_image_is_accepted_in_any_float_dtype(dtype):
+    # 427 and 639 are no bfloat16 numbers: rounded to 428 and 640 they reach outside, and must not be refused.
+    target = {
+        "boxes": torch.tensor([[0.0, 0.0, 639.0, 427.0]], dtype=dtype),
+        "labels": torch.tensor([1]),
+        "masks": torch.ones((1, 427, 639), dtype=torch.bool),
+    }
+    check_targets([torch.zeros(3, 427, 639)], [target], num_classes=2, has_masks=True, has_keypoints=False)
+
+
+def test_masks_are_asked_of_models_with_a_mask_branch_alone():
+    images, targets = batch()
+    for target in targets:
+        del target["masks"]
+    losses, _ = training_pass(maskloss.convert(tiny_faster_rcnn()), images, targets)
+    assert all(value.isfinite() for value in losses.values())
+
+
+def test_without_a_known_number_of_classes_labels_have_no_upper_bound():
+    images, targets = batch()
+    targets[0]["labels"][0] = 1000
+    check_targets(images, targets, num_classes=None, has_masks=True, has_keypoints=False)
+
+
+ODD_EMPTY: dict[str, Target] = {
+    "as data sets give them": {},
+    "labels (0, 1)": {"labels": torch.zeros((0, 1), dtype=torch.int64)},
+    "masks (0,)": {"masks": torch.zeros(0, dtype=torch.uint8)},
+    "masks of no size": {"masks": torch.zeros((0, 0, 0), dtype=torch.bool)},
+    "masks of another size": {"masks": torch.zeros((0, 5, 9), dtype=torch.uint8)},
+    "masks with a channel axis": {"masks": torch.zeros((0, 1, 64, 80), dtype=torch.uint8)},
+    "masks float": {"masks": torch.zeros((0, 64, 80))},
+    "masks encoded": {"masks": EncodedMasks([], 64, 80)},
+    "masks encoded of another size": {"masks": EncodedMasks([], 7, 3)},
+}
+
+
+@pytest.mark.parametrize("odd", ODD_EMPTY)
+def test_empty_targets_are_accepted_in_odd_shapes(odd, model):
+    images, targets = batch()
+    targets[0] = {**without_objects(images)[0], **ODD_EMPTY[odd]}
+    expected, _ = training_pass(model, images, [without_objects(images)[0], targets[1]])
+    losses, _ = training_pass(model, images, targets)
+    assert losses.keys() == expected.keys()
+    for key in losses:
+        assert losses[key].isfinite(), key
+        assert torch.equal(losses[key], expected[key]), key
+
+
+@pytest.mark.parametrize("shape", [(0, NUM_KEYPOINTS, 3), (0, 3), (0, 0, 3), (0,)])
+def test_empty_keypoints_are_accepted_in_odd_shapes(shape):
+    keypoint_model = maskloss.convert(tiny_keypoint_rcnn())
+    images, targets = batch()
+    targets[0] = {**without_objects(images)[0], "keypoints": torch.zeros(shape)}
+    expected, _ = training_pass(keypoint_model, images, [without_objects(images)[0], targets[1]])
+    losses, _ = training_pass(keypoint_model, images, targets)
+    assert torch.equal(losses["loss_keypoint"], expected["loss_keypoint"])
+
+
+@pytest.mark.parametrize("encoded", [False, True])
+def test_targets_are_not_modified(encoded, model):
+    images, targets = batch()
+    if encoded:
+        for image, target in zip(images, targets, strict=True):
+            target["masks"] = EncodedMasks([SQUARE, SQUARE], *image.shape[-2:])
+    before_images, before = copy.deepcopy((images, [dict(target) for target in targets]))
+    objects = [dict(target) for target in targets]
+    training_pass(model, images, targets)
+    maskloss.losses_and_detections(model, images, targets)
+    for image, before_image in zip(images, before_images, strict=True):
+        assert torch.equal(image, before_image)
+    for target, same, copied in zip(targets, objects, before, strict=True):
+        assert target.keys() == same.keys()
+        for name, value in target.items():
+            assert value is same[name], name
+            if isinstance(value, torch.Tensor):
+                assert torch.equal(value, copied[name]), name
+            else:
+                assert value.shape == copied[name].shape
+                assert value.x_map == copied[name].x_map

@@ -1,0 +1,251 @@
+"""RCNNTransform against torchvision's GeneralizedRCNNTransform."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torchvision.models.detection.transform import GeneralizedRCNNTransform
+
+from maskloss import EncodedMasks
+from maskloss.detection.transform import RCNNTransform
+
+SETTINGS: dict[str, Any] = {
+    "min_size": 40,
+    "max_size": 70,
+    "image_mean": [0.5, 0.4, 0.3],
+    "image_std": [0.2, 0.3, 0.4],
+}
+
+
+def make(kind: type[GeneralizedRCNNTransform], *, training: bool = False, **changes: Any) -> Any:
+    return kind(**{**SETTINGS, **changes}).train(training)
+
+
+def scene(height: int, width: int, seed: int = 0, count: int = 3) -> tuple[Tensor, dict[str, Tensor]]:
+    generator = torch.Generator().manual_seed(seed)
+    low = torch.rand((count, 2), generator=generator) * torch.tensor([width, height]) / 2
+    size = torch.rand((count, 2), generator=generator) * torch.tensor([width, height]) / 2
+    return torch.rand((3, height, width), generator=generator), {
+        "boxes": torch.cat([low, low + size], dim=1),
+        "labels": torch.arange(1, count + 1),
+        "masks": (torch.rand((count, height, width), generator=generator) > 0.5).to(torch.uint8),
+        "keypoints": torch.rand((count, 4, 3), generator=generator) * height,
+    }
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    height=st.integers(2, 97), width=st.integers(2, 97), min_size=st.integers(8, 60), seed=st.integers(0, 9)
+)
+def test_masks_of_any_size_are_resized_as_torchvision_resizes_them(height, width, min_size, seed):
+    image, target = scene(height, width, seed)
+    stock = make(GeneralizedRCNNTransform, min_size=min_size)
+    expected_images, [expected] = stock([image], [target])
+    images, [resized] = make(RCNNTransform, min_size=min_size)([image], [target])
+    assert torch.equal(images.tensors, expected_images.tensors)
+    assert resized.keys() == expected.keys()
+    for field in expected:
+        assert resized[field].dtype == expected[field].dtype, field
+        assert torch.equal(resized[field], expected[field]), field
+
+
+def test_bool_masks_stay_bool_and_show_torchvisions_pixels():
+    image, target = scene(31, 47)
+    target["masks"] = target["masks"].bool()
+    _, [expected] = make(GeneralizedRCNNTransform)([image], [target])
+    _, [resized] = make(RCNNTransform)([image], [target])
+    assert resized["masks"].dtype == torch.bool
+    assert torch.equal(resized["masks"], expected["masks"].bool())
+
+
+def test_masks_that_fit_already_are_not_copied():
+    image, target = scene(40, 50)
+    _, [resized] = make(RCNNTransform)([image], [target])
+    assert resized["masks"].data_ptr() == target["masks"].data_ptr()
+
+
+def test_sizes_drawn_in_training_are_torchvisions():
+    image, target = scene(31, 47)
+    sizes = set()
+    for seed in range(8):
+        torch.manual_seed(seed)
+        expected_images, [expected] = make(GeneralizedRCNNTransform, training=True, min_size=(20, 33, 41))(
+            [image], [target]
+        )
+        torch.manual_seed(seed)
+        images, [resized] = make(RCNNTransform, training=True, min_size=(20, 33, 41))([image], [target])
+        assert images.image_sizes == expected_images.image_sizes
+        assert torch.equal(resized["masks"], expected["masks"])
+        sizes.add(images.image_sizes[0])
+    # Otherwise the seeds drew one size, and the test saw no draw at all.
+    assert len(sizes) == 3
+
+
+@pytest.mark.parametrize("changes", [{"fixed_size": (52, 36)}, {"training": True, "_skip_resize": True}])
+def test_torchvisions_other_ways_to_size_hold(changes):
+    image, target = scene(31, 47)
+    _, [expected] = make(GeneralizedRCNNTransform, **changes)([image], [target])
+    images, [resized] = make(RCNNTransform, **changes)([image], [target])
+    assert resized["masks"].shape[1:] == images.image_sizes[0]
+    assert torch.equal(resized["masks"], expected["masks"])
+    assert torch.equal(resized["boxes"], expected["boxes"])
+
+
+def test_without_a_target_only_the_image_is_resized():
+    image, _ = scene(31, 47)
+    images, targets = make(RCNNTransform)([image])
+    expected, _ = make(GeneralizedRCNNTransform)([image])
+    assert targets is None
+    assert torch.equal(images.tensors, expected.tensors)
+
+
+def test_a_target_without_masks_stays_without():
+    image, target = scene(31, 47)
+    del target["masks"]
+    _, [resized] = make(RCNNTransform)([image], [target])
+    assert "masks" not in resized
+
+
+def test_encoded_masks_are_scaled_with_the_image():
+    image, target = scene(20, 30, count=1)
+    target["masks"] = EncodedMasks([[[3.0, 4.0, 12.0, 4.0, 12.0, 10.0]]], 20, 30)
+    images, [resized] = make(RCNNTransform)([image], [target])
+    # 20 x 30 to a short side of 40: everything is twice as large.
+    assert images.image_sizes == [(40, 60)]
+    assert resized["masks"].shape == (1, 40, 60)
+    [polygon] = resized["masks"].polygons(0)
+    assert polygon.tolist() == [[6.0, 8.0], [24.0, 8.0], [24.0, 20.0]]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_boxes_are_scaled_in_float32(dtype):
+    image, target = scene(31, 47)
+    rounded = target["boxes"].to(dtype)
+    _, [expected] = make(GeneralizedRCNNTransform)([image], [{**target, "boxes": rounded.float()}])
+    _, [resized] = make(RCNNTransform)([image], [{**target, "boxes": rounded}])
+    assert resized["boxes"].dtype == torch.float32
+    assert torch.equal(resized["boxes"], expected["boxes"])
+
+
+@pytest.mark.parametrize("shape", [(0,), (0, 31, 47), (0, 1, 1), (0, 9, 9), (0, 1, 31, 47)])
+@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8])
+def test_no_masks_become_no_masks_of_the_new_size(shape, dtype):
+    image, target = scene(31, 47, count=0)
+    target["masks"] = torch.zeros(shape, dtype=dtype)
+    images, [resized] = make(RCNNTransform)([image], [target])
+    assert resized["masks"].shape == (0, *images.image_sizes[0])
+    assert resized["masks"].dtype == dtype
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.float32])
+def test_masks_that_a_model_without_mask_branch_ignores_may_have_any_dtype(dtype):
+    # A FasterRCNN's targets are not asked for masks, so theirs are checked by nobody; torchvision takes them.
+    image, target = scene(31, 47)
+    _, [expected] = make(GeneralizedRCNNTransform)([image], [{**target, "masks": target["masks"].to(dtype)}])
+    _, [resized] = make(RCNNTransform)([image], [{**target, "masks": target["masks"].to(dtype)}])
+    assert torch.equal(resized["masks"], expected["masks"].to(resized["masks"].dtype))
+
+
+@pytest.mark.parametrize("call", ["forward", "resize"])
+def test_the_callers_target_is_not_modified(call):
+    image, target = scene(31, 47)
+    before = copy.deepcopy(target)
+    transform = make(RCNNTransform)
+    if call == "forward":
+        transform([image], [target])
+    else:
+        transform.resize(image, target)
+    assert target.keys() == before.keys()
+    assert all(torch.equal(target[field], before[field]) for field in before)
+
+
+# Pasting. One detection in a network input of 40 x 60, of an image of 20 x 30.
+
+RESIZED, ORIGINAL = (40, 60), (20, 30)
+
+
+def detection(probability: float = 1.0) -> list[dict[str, Tensor]]:
+    return [
+        {
+            "boxes": torch.tensor([[4.0, 6.0, 12.0, 16.0]]),
+            "labels": torch.tensor([1]),
+            "scores": torch.tensor([0.9]),
+            "masks": torch.full((1, 1, 28, 28), probability),
+            "keypoints": torch.tensor([[[8.0, 10.0, 1.0]]]),
+        }
+    ]
+
+
+def pasted(paste: str | None, aligned: bool = False) -> dict[str, Tensor]:
+    transform = make(RCNNTransform)
+    transform.paste, transform.aligned_masks = paste, aligned
+    [result] = transform.postprocess(detection(), [RESIZED], [ORIGINAL])
+    return result
+
+
+def test_torchvisions_paste_is_the_default_and_torchvisions():
+    [expected] = make(GeneralizedRCNNTransform).postprocess(detection(), [RESIZED], [ORIGINAL])
+    [result] = make(RCNNTransform).postprocess(detection(), [RESIZED], [ORIGINAL])
+    assert result.keys() == expected.keys()
+    assert all(torch.equal(result[field], expected[field]) for field in expected)
+
+
+def test_matched_paste_of_aligned_targets_fills_the_pixels_whose_centres_are_in_the_box():
+    # Halved, the box is (2, 3, 6, 8). A mask of ones fills columns 2 to 5 and rows 3 to 7, and nothing else.
+    expected = torch.zeros((1, 1, *ORIGINAL))
+    expected[:, :, 3:8, 2:6] = 1
+    torch.testing.assert_close(pasted("matched", aligned=True)["masks"], expected, rtol=0, atol=1e-6)
+
+
+def test_matched_paste_of_unaligned_targets_undoes_the_half_pixel():
+    # Pixel 2's value is read at 2, the box's very edge, half way between the first cell and what lies
+    # beyond; the aligned paste reads it at 2.5, well inside, where the mask is 1.
+    masks = pasted("matched", aligned=False)["masks"]
+    assert 0.5 <= masks[0, 0, 5, 2] < 0.9
+    assert masks[0, 0, 5, 3] == 1
+    assert not masks[0, 0, 5, 6:].any()
+
+
+def test_paste_none_leaves_the_probabilities():
+    result = pasted(None)
+    assert torch.equal(result["masks"], torch.ones((1, 1, 28, 28)))
+
+
+@pytest.mark.parametrize("paste", ["torchvision", "matched", None])
+def test_boxes_and_keypoints_come_back_to_the_images_size(paste):
+    result = pasted(paste)
+    assert result["boxes"].tolist() == [[2.0, 3.0, 6.0, 8.0]]
+    assert result["keypoints"].tolist() == [[[4.0, 5.0, 1.0]]]
+
+
+@pytest.mark.parametrize(
+    ("paste", "size"), [("torchvision", ORIGINAL), ("matched", ORIGINAL), (None, (28, 28))]
+)
+def test_an_image_without_detections_has_no_masks(paste, size):
+    transform = make(RCNNTransform)
+    transform.paste = paste
+    nothing = [{field: value[:0] for field, value in detection()[0].items()}]
+    [result] = transform.postprocess(nothing, [RESIZED], [ORIGINAL])
+    assert result["masks"].shape == (0, 1, *size)
+
+
+@pytest.mark.parametrize("paste", ["torchvision", "matched", None])
+def test_detections_without_masks_get_none(paste):
+    transform = make(RCNNTransform)
+    transform.paste = paste
+    boxes_alone = [{"boxes": detection()[0]["boxes"]}]
+    [result] = transform.postprocess(boxes_alone, [RESIZED], [ORIGINAL])
+    assert result.keys() == {"boxes"}
+
+
+@pytest.mark.parametrize("paste", ["torchvision", "matched", None])
+def test_in_training_there_is_nothing_to_paste(paste):
+    transform = make(RCNNTransform, training=True)
+    transform.paste = paste
+    assert transform.postprocess([], [RESIZED], [ORIGINAL]) == []

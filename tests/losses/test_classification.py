@@ -1,0 +1,148 @@
+"""`maskloss.losses.classification`."""
+
+import math
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from maskloss.losses import ActiveClassCrossEntropyLoss, active_class_cross_entropy_loss
+from tests import reference
+
+
+def active(*flags: bool) -> torch.Tensor:
+    return torch.tensor(flags)
+
+
+def test_value_by_hand():
+    # Equal logits of three classes cost log 3 each; argmax takes the first, the background, which is active.
+    values, weights = active_class_cross_entropy_loss(
+        torch.zeros(2, 3), torch.tensor([0, 2]), active_classes=active(True, False, False)
+    )
+    torch.testing.assert_close(values, torch.full((2,), math.log(3)))
+    assert weights.tolist() == [1, 1]
+
+
+def test_the_predicted_class_decides_and_not_the_label():
+    # Both RoIs are labelled class 1. The first is predicted as class 1, the second as class 2.
+    class_logits = torch.tensor([[0.0, 5.0, 0.0], [0.0, 0.0, 5.0]])
+    labels = torch.tensor([1, 1])
+    values, weights = active_class_cross_entropy_loss(
+        class_logits, labels, active_classes=active(True, True, False)
+    )
+    assert weights.tolist() == [1, 0]
+    assert values[1] == 0
+    assert values[0].item() == pytest.approx(math.log(1 + 2 * math.exp(-5)), rel=1e-5)
+
+
+def test_agrees_with_the_reference(generator, tolerance):
+    class_logits = torch.randn(20, 5, generator=generator, dtype=torch.float64)
+    labels = torch.randint(0, 5, (20,), generator=generator)
+    flags = [True, False, True, True, False]
+    values, weights = active_class_cross_entropy_loss(class_logits, labels, active_classes=active(*flags))
+    expected_values, expected_weights = reference.active_class_cross_entropy(class_logits, labels, flags)
+    assert 0 < sum(expected_weights) < 20  # the case has RoIs of both kinds
+    torch.testing.assert_close(values.tolist(), expected_values, **tolerance[torch.float64])
+    assert weights.tolist() == expected_weights
+
+
+def test_all_classes_active_is_cross_entropy(generator):
+    class_logits, labels = torch.randn(6, 4, generator=generator), torch.tensor([0, 1, 2, 3, 3, 0])
+    values, weights = active_class_cross_entropy_loss(
+        class_logits, labels, active_classes=torch.ones(4, dtype=torch.bool)
+    )
+    torch.testing.assert_close(values, F.cross_entropy(class_logits, labels, reduction="none"))
+    assert weights.tolist() == [1] * 6
+
+
+def test_a_roi_predicted_as_inactive_gets_no_gradient(generator):
+    class_logits = torch.randn(8, 3, generator=generator, requires_grad=True)
+    values, weights = active_class_cross_entropy_loss(
+        class_logits, torch.ones(8, dtype=torch.int64), active_classes=active(True, True, False)
+    )
+    values.sum().backward()
+    assert 0 < weights.sum() < 8
+    assert class_logits.grad[weights == 0].count_nonzero() == 0
+    assert class_logits.grad[weights == 1].count_nonzero() > 0
+
+
+def test_permuting_rois_permutes_values_and_weights(generator):
+    class_logits = torch.randn(7, 3, generator=generator)
+    labels = torch.randint(0, 3, (7,), generator=generator)
+    order = torch.randperm(7, generator=generator)
+    flags = active(True, True, False)
+    values, weights = active_class_cross_entropy_loss(class_logits, labels, active_classes=flags)
+    permuted = active_class_cross_entropy_loss(class_logits[order], labels[order], active_classes=flags)
+    torch.testing.assert_close(permuted, (values[order], weights[order]))
+
+
+def test_gradcheck(generator):
+    class_logits = torch.randn(4, 3, generator=generator, dtype=torch.float64, requires_grad=True)
+    labels = torch.tensor([0, 1, 2, 1])
+    assert torch.autograd.gradcheck(
+        lambda logits: active_class_cross_entropy_loss(
+            logits, labels, active_classes=active(True, True, False)
+        )[0],
+        class_logits,
+    )
+
+
+def test_values_and_gradients_are_finite_at_extreme_logits():
+    class_logits = torch.tensor([[1e4, -1e4, 0.0], [-1e4, 1e4, 0.0]], requires_grad=True)
+    values, _ = active_class_cross_entropy_loss(
+        class_logits, torch.tensor([1, 1]), active_classes=active(True, True, True)
+    )
+    values.sum().backward()
+    assert values.tolist() == [2e4, 0]  # log-sum-exp is the higher logit, 1e4
+    assert class_logits.grad.tolist() == [[1, -1, 0], [0, 0, 0]]
+
+
+def test_no_rois_give_empty_values_that_backpropagate():
+    class_logits = torch.zeros(0, 3, requires_grad=True)
+    values, weights = active_class_cross_entropy_loss(
+        class_logits, torch.zeros(0, dtype=torch.int64), active_classes=active(True, True, True)
+    )
+    values.sum().backward()
+    assert values.shape == weights.shape == (0,)
+    assert class_logits.grad.shape == (0, 3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_inputs_are_computed_in_float32(generator, dtype):
+    class_logits = (4 * torch.randn(6, 3, generator=generator)).to(dtype)
+    labels = torch.randint(0, 3, (6,), generator=generator)
+    flags = active(True, True, False)
+    values, weights = active_class_cross_entropy_loss(class_logits, labels, active_classes=flags)
+    assert values.dtype == weights.dtype == torch.float32
+    # The same rounded logits in float32 give the same bits: nothing was computed in half precision.
+    expected = active_class_cross_entropy_loss(class_logits.float(), labels, active_classes=flags)
+    torch.testing.assert_close((values, weights), expected, rtol=0, atol=0)
+
+
+def test_a_mask_of_another_number_of_classes_raises():
+    with pytest.raises(ValueError, match=r"active_classes has shape \(2,\), but class_logits has 3 classes"):
+        active_class_cross_entropy_loss(
+            torch.zeros(1, 3), torch.tensor([0]), active_classes=active(True, True)
+        )
+
+
+def test_module_equals_function(generator):
+    class_logits, labels = torch.randn(5, 3, generator=generator), torch.tensor([0, 1, 2, 1, 0])
+    flags = active(True, False, True)
+    torch.testing.assert_close(
+        ActiveClassCrossEntropyLoss(flags)(class_logits, labels),
+        active_class_cross_entropy_loss(class_logits, labels, active_classes=flags),
+        rtol=0,
+        atol=0,
+    )
+
+
+def test_module_refuses_a_mask_that_is_not_one_dimensional():
+    with pytest.raises(ValueError, match="one entry per class"):
+        ActiveClassCrossEntropyLoss(torch.ones(1, 3, dtype=torch.bool))
+
+
+def test_module_shows_how_many_classes_count():
+    assert repr(ActiveClassCrossEntropyLoss(active(True, False, True))) == (
+        "ActiveClassCrossEntropyLoss(active=2 of 3)"
+    )

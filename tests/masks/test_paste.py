@@ -1,0 +1,343 @@
+"""`paste_masks`: from the grid of each detection back to the image."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pycocotools import mask as coco_mask
+from torchvision.models.detection.roi_heads import paste_masks_in_image, project_masks_on_boxes
+from torchvision.ops import masks_to_boxes
+
+from maskloss import mask_targets, paste_masks
+from tests import reference
+
+both_alignments = pytest.mark.parametrize("aligned", [True, False])
+HEIGHT, WIDTH = 14, 17
+BOXES = {
+    "inside": [2.3, 1.7, 13.6, 11.2],
+    "whole pixels": [2.0, 3.0, 9.0, 10.0],
+    "half pixels": [2.5, 3.5, 9.5, 10.5],
+    "the image": [0.0, 0.0, 17.0, 14.0],
+    "partly left and above": [-5.4, -4.1, 6.3, 7.7],
+    "partly right and below": [9.2, 8.4, 25.1, 20.6],
+    "around the image": [-20.3, -15.2, 40.1, 31.9],
+    "outside, right": [18.0, 2.0, 25.0, 9.0],
+    "outside, above": [2.0, -9.0, 9.0, -1.0],
+    "within one pixel": [4.3, 5.3, 4.8, 5.9],
+    "between two pixels": [4.6, 5.6, 5.4, 6.4],  # centres are at 4.5 and 5.5 in x, 5.5 and 6.5 in y
+    "narrow": [3.1, 2.0, 4.4, 12.0],
+}
+
+
+def encode(mask: torch.Tensor) -> dict:
+    """pycocotools' own encoding, with counts as JSON can hold them."""
+    rle = coco_mask.encode(np.asfortranarray(mask.numpy().astype(np.uint8)))
+    return {"size": rle["size"], "counts": rle["counts"].decode()}
+
+
+def decode(rles: list[dict], height: int = HEIGHT, width: int = WIDTH) -> torch.Tensor:
+    masks = [torch.from_numpy(coco_mask.decode(rle)).bool() for rle in rles]
+    return torch.stack(masks) if masks else torch.zeros(0, height, width, dtype=torch.bool)
+
+
+def paste_one(grid, box, size=(HEIGHT, WIDTH), **settings_):
+    return paste_masks(grid[None], torch.tensor([box]), size, **settings_)[0]
+
+
+# Every pixel's probability
+
+
+@pytest.mark.parametrize("name", BOXES)
+@both_alignments
+def test_probabilities_are_a_bilinear_reading_of_the_grid(generator, name, aligned):
+    grid = torch.rand(5, 5, generator=generator)
+    box = torch.tensor(BOXES[name]).tolist()  # as float32 holds it
+    expected = reference.pasted(grid, box, HEIGHT, WIDTH, aligned=aligned)
+    pasted = paste_one(grid, box, output="float", aligned=aligned)
+    torch.testing.assert_close(pasted.double(), expected, rtol=0, atol=1e-6)
+
+
+@both_alignments
+def test_detections_do_not_disturb_each_other(generator, aligned):
+    grids = torch.rand(len(BOXES), 4, 4, generator=generator)
+    boxes = torch.tensor(list(BOXES.values()))
+    together = paste_masks(grids, boxes, (HEIGHT, WIDTH), output="float", aligned=aligned)
+    alone = [
+        paste_one(grid, box.tolist(), output="float", aligned=aligned)
+        for grid, box in zip(grids, boxes, strict=True)
+    ]
+    torch.testing.assert_close(together, torch.stack(alone), rtol=0, atol=0)
+
+
+def test_a_grid_on_whole_pixels_is_copied(generator):
+    grid = torch.rand(4, 4, generator=generator)
+    expected = torch.zeros(HEIGHT, WIDTH)
+    expected[3:7, 2:6] = grid
+    torch.testing.assert_close(paste_one(grid, [2.0, 3.0, 6.0, 7.0], output="float"), expected)
+
+
+def test_unaligned_probabilities_are_read_half_a_pixel_lower():
+    # A grid of the rows 0 0 1 1 on whole pixels. Half a pixel lower, the columns read between their cells.
+    grid = torch.tensor([0.0, 0.0, 1.0, 1.0]).expand(4, 4)
+    aligned = paste_one(grid, [0.0, 0.0, 4.0, 4.0], (4, 4), output="float")
+    unaligned = paste_one(grid, [0.0, 0.0, 4.0, 4.0], (4, 4), output="float", aligned=False)
+    assert aligned[1].tolist() == [0, 0, 1, 1]
+    assert unaligned[1].tolist() == [0, 0, 0.5, 1]
+
+
+def test_unaligned_paste_undoes_unaligned_targets():
+    # A vertical edge in the middle of the box comes back in its own column.
+    masks = torch.zeros(1, 16, 16, dtype=torch.bool)
+    masks[:, :, 8:] = True
+    boxes, matched_idxs = torch.tensor([[0.0, 0.0, 16.0, 16.0]]), torch.tensor([0])
+    targets = mask_targets(masks, boxes, matched_idxs, 16, aligned=False)
+    pasted = paste_masks(targets, boxes, (16, 16), aligned=False)
+    assert torch.equal(pasted[0, 8], masks[0, 8])
+    # Pasted as if it were aligned, the edge comes a pixel early.
+    assert paste_masks(targets, boxes, (16, 16))[0, 8, 7]
+
+
+def test_aligned_is_the_default(generator):
+    grid = torch.rand(4, 4, generator=generator)
+    assert torch.equal(
+        paste_one(grid, BOXES["inside"], output="float"),
+        paste_one(grid, BOXES["inside"], output="float", aligned=True),
+    )
+
+
+def test_probabilities_are_zero_where_no_pixel_centre_is_in_the_box():
+    grid = torch.ones(3, 3)
+    pasted = paste_one(grid, [2.6, 3.5, 6.5, 5.4], output="float")
+    rows, columns = pasted.nonzero().unbind(1)
+    # Centres from 3.5 up to, not with, 6.5 in x; 3.5 to 4.5 in y.
+    assert (columns.min(), columns.max(), rows.min(), rows.max()) == (3, 5, 3, 4)
+
+
+# Bool and RLE
+
+scenes = st.fixed_dictionaries(
+    {
+        "seed": st.integers(0, 10_000),
+        "image_size": st.tuples(st.integers(1, 20), st.integers(1, 20)),
+        "size": st.integers(1, 6),
+        "aligned": st.booleans(),
+        "threshold": st.sampled_from([0.1, 0.5, 0.9]),
+        "corner": st.tuples(st.floats(-15, 25), st.floats(-15, 25)),
+        "extent": st.tuples(st.floats(0.01, 45), st.floats(0.01, 45)),
+    }
+)
+
+
+def paste_scene(scene, output):
+    generator = torch.Generator().manual_seed(scene["seed"])
+    grids = torch.rand(1, scene["size"], scene["size"], generator=generator)
+    (x, y), (width, height) = scene["corner"], scene["extent"]
+    boxes = torch.tensor([[x, y, x + width, y + height]])
+    return paste_masks(
+        grids,
+        boxes,
+        scene["image_size"],
+        aligned=scene["aligned"],
+        threshold=scene["threshold"],
+        output=output,
+    )
+
+
+@settings(deadline=None, max_examples=100, derandomize=True)
+@given(scene=scenes)
+def test_bool_float_and_rle_agree(scene):
+    masks, probs = paste_scene(scene, "bool"), paste_scene(scene, "float")
+    assert masks.shape == probs.shape == (1, *scene["image_size"])
+    assert (masks.dtype, probs.dtype) == (torch.bool, torch.float32)
+    assert torch.equal(masks, probs >= scene["threshold"])
+    assert torch.equal(decode(paste_scene(scene, "rle")), masks)
+
+
+@settings(deadline=None, max_examples=100, derandomize=True)
+@given(scene=scenes)
+def test_any_rle_is_byte_for_byte_pycocotools_encoding(scene):
+    assert paste_scene(scene, "rle") == [encode(mask) for mask in paste_scene(scene, "bool")]
+
+
+WINDOWS = {
+    "nothing": lambda mask: None,
+    "the whole image": lambda mask: mask.fill_(1),
+    "all but the first pixel": lambda mask: mask.fill_(1)[0, 0].fill_(0),
+    "all but the last pixel": lambda mask: mask.fill_(1)[-1, -1].fill_(0),
+    "the first pixel": lambda mask: mask[0, 0].fill_(1),
+    "the last pixel": lambda mask: mask[-1, -1].fill_(1),
+    "the top row": lambda mask: mask[0].fill_(1),
+    "the bottom row": lambda mask: mask[-1].fill_(1),
+    "the left column": lambda mask: mask[:, 0].fill_(1),
+    "the right column": lambda mask: mask[:, -1].fill_(1),
+    "two whole columns": lambda mask: mask[:, 2:4].fill_(1),
+    "top and bottom rows": lambda mask: mask[::4].fill_(1),
+    "all four borders": lambda mask: mask.fill_(1)[1:-1, 1:-1].fill_(0),
+    "a chessboard": lambda mask: mask.view(-1)[::2].fill_(1),
+}
+
+
+@pytest.mark.parametrize("name", WINDOWS)
+def test_an_rle_is_byte_for_byte_pycocotools_encoding(name):
+    # A grid that lies on a 5 x 5 image pixel by pixel: the pasted mask is the grid.
+    mask = torch.zeros(5, 5)
+    WINDOWS[name](mask)
+    (rle,) = paste_masks(mask[None], torch.tensor([[0.0, 0.0, 5.0, 5.0]]), (5, 5), output="rle")
+    assert rle == encode(mask)
+    assert torch.equal(decode([rle])[0], mask.bool())
+
+
+@pytest.mark.parametrize(("top", "left"), [(0, 0), (0, 9), (6, 0), (6, 9), (3, 4)])
+def test_a_window_of_ones_anywhere_is_byte_for_byte_pycocotools_encoding(top, left):
+    expected = torch.zeros(11, 14)
+    expected[top : top + 5, left : left + 5] = 1
+    box = torch.tensor([[left, top, left + 5, top + 5]], dtype=torch.float32)
+    rles = paste_masks(torch.ones(1, 5, 5), box, (11, 14), output="rle")
+    assert rles == [encode(expected)]
+
+
+def test_a_large_image_is_encoded_without_error_in_the_runs():
+    # Runs of more than five bits, and differences of both signs, are more than one character each.
+    grid = torch.rand(1, 9, 9, generator=torch.Generator().manual_seed(3))
+    box = torch.tensor([[31.7, 12.2, 602.9, 371.4]])
+    (rle,) = paste_masks(grid, box, (400, 640), output="rle")
+    (mask,) = paste_masks(grid, box, (400, 640))
+    assert rle == encode(mask)
+    assert 0 < mask.sum() < mask.numel()
+
+
+def test_a_pixel_at_the_threshold_is_set():
+    grid = torch.tensor([[0.25, 0.5], [0.75, 0.5]])
+    box = [0.0, 0.0, 2.0, 2.0]
+    assert paste_one(grid, box, (2, 2)).tolist() == [[False, True], [True, True]]
+    assert paste_one(grid, box, (2, 2), threshold=0.75).tolist() == [[False, False], [True, False]]
+    rle = paste_one(grid, box, (2, 2), output="rle")
+    assert decode([rle])[0].tolist() == [[False, True], [True, True]]
+
+
+@both_alignments
+@pytest.mark.parametrize("name", ["outside, right", "outside, above", "between two pixels"])
+def test_a_box_without_a_pixel_gives_an_empty_mask(name, aligned):
+    box = torch.tensor([BOXES[name]])
+    for output in ("bool", "float"):
+        pasted = paste_masks(torch.ones(1, 4, 4), box, (HEIGHT, WIDTH), output=output, aligned=aligned)
+        assert pasted.shape == (1, HEIGHT, WIDTH)
+        assert pasted.count_nonzero() == 0
+    rles = paste_masks(torch.ones(1, 4, 4), box, (HEIGHT, WIDTH), output="rle", aligned=aligned)
+    assert rles == [encode(torch.zeros(HEIGHT, WIDTH))]
+
+
+@pytest.mark.parametrize(("output", "dtype"), [("bool", torch.bool), ("float", torch.float32)])
+def test_no_detections_give_no_masks(output, dtype):
+    masks = paste_masks(torch.zeros(0, 28, 28), torch.zeros(0, 4), (HEIGHT, WIDTH), output=output)
+    assert masks.shape == (0, HEIGHT, WIDTH)
+    assert masks.dtype == dtype
+
+
+def test_no_detections_give_no_rles():
+    assert paste_masks(torch.zeros(0, 28, 28), torch.zeros(0, 4), (HEIGHT, WIDTH), output="rle") == []
+
+
+def test_pasted_masks_carry_no_gradient():
+    grids = torch.rand(1, 4, 4, requires_grad=True)
+    boxes = torch.tensor([BOXES["inside"]], requires_grad=True)
+    assert not paste_masks(grids, boxes, (HEIGHT, WIDTH), output="float").requires_grad
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_probabilities_of_any_dtype_are_pasted_in_float32(generator, dtype):
+    grid = torch.rand(4, 4, generator=generator).to(dtype)
+    pasted = paste_one(grid, BOXES["inside"], output="float")
+    torch.testing.assert_close(
+        pasted, paste_one(grid.float(), BOXES["inside"], output="float"), rtol=0, atol=0
+    )
+
+
+@pytest.mark.parametrize("shape", [(4, 4), (1, 1, 4, 4), (1, 4, 5)])
+def test_probabilities_of_another_shape_raise(shape):
+    with pytest.raises(ValueError, match=r"mask_probs must have shape \(D, M, M\), not"):
+        paste_masks(torch.zeros(shape), torch.zeros(1, 4), (HEIGHT, WIDTH))
+
+
+@pytest.mark.parametrize("shape", [(1, 4), (2, 5), (4,)])
+def test_boxes_of_another_shape_raise(shape):
+    with pytest.raises(ValueError, match=r"boxes must have shape \(2, 4\) for as many masks"):
+        paste_masks(torch.zeros(2, 3, 3), torch.zeros(shape), (HEIGHT, WIDTH))
+
+
+def test_an_unknown_output_raises():
+    with pytest.raises(ValueError, match='output must be "bool", "float" or "rle", not \'mask\''):
+        paste_masks(torch.zeros(1, 3, 3), torch.zeros(1, 4), (HEIGHT, WIDTH), output="mask")
+
+
+# What a perfect network would reach: its targets, pasted
+
+
+def blobs(radius: int, count: int, generator: torch.Generator) -> torch.Tensor:
+    """Smooth blobs (count, H, W), each somewhere between the pixels."""
+    side = 3 * radius
+    y, x = torch.meshgrid(torch.arange(side) + 0.5, torch.arange(side) + 0.5, indexing="ij")
+    masks = []
+    for _ in range(count):
+        centre = side / 2 + 2 * torch.rand(2, generator=generator)
+        angle = torch.atan2(y - centre[0], x - centre[1])
+        phase, wobble = 2 * math.pi * torch.rand(2, generator=generator)
+        outline = radius * (1 + 0.15 * torch.cos(2 * angle + phase) + 0.08 * torch.cos(3 * angle + wobble))
+        masks.append(torch.hypot(y - centre[0], x - centre[1]) < outline)
+    return torch.stack(masks)
+
+
+def mean_iou(masks: torch.Tensor, others: torch.Tensor) -> float:
+    intersection, union = (masks & others).sum(dim=(1, 2)), (masks | others).sum(dim=(1, 2))
+    return (intersection / union).mean().item()
+
+
+def tight_boxes(masks: torch.Tensor) -> torch.Tensor:
+    # masks_to_boxes gives the last pixels; a box ends at their far edges.
+    return masks_to_boxes(masks) + torch.tensor([0.0, 0.0, 1.0, 1.0])
+
+
+def torchvision_iou(masks: torch.Tensor) -> float:
+    """What torchvision makes of its own targets."""
+    boxes = tight_boxes(masks)
+    targets = project_masks_on_boxes(masks.to(torch.uint8), boxes, torch.arange(len(masks)), 28)
+    pasted = paste_masks_in_image(targets[:, None], boxes, masks.shape[1:])[:, 0] >= 0.5
+    return mean_iou(masks, pasted)
+
+
+@pytest.mark.parametrize("radius", [8, 16, 32])
+@both_alignments
+def test_targets_pasted_on_their_own_side_of_the_half_pixel_give_the_mask_back(generator, radius, aligned):
+    masks = blobs(radius, 12, generator)
+    boxes = tight_boxes(masks)
+    targets = mask_targets(masks, boxes, torch.arange(len(masks)), 28, aligned=aligned)
+    matched = mean_iou(masks, paste_masks(targets, boxes, masks.shape[1:], aligned=aligned))
+    assert matched >= 0.97
+    assert matched > torchvision_iou(masks)
+
+
+@pytest.mark.parametrize("radius", [8, 16, 32])
+@both_alignments
+def test_pasting_on_the_other_side_of_the_half_pixel_is_worse(generator, radius, aligned):
+    masks = blobs(radius, 12, generator)
+    boxes = tight_boxes(masks)
+    targets = mask_targets(masks, boxes, torch.arange(len(masks)), 28, aligned=aligned)
+    matched = mean_iou(masks, paste_masks(targets, boxes, masks.shape[1:], aligned=aligned))
+    other = mean_iou(masks, paste_masks(targets, boxes, masks.shape[1:], aligned=not aligned))
+    assert other < matched
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
+@both_alignments
+def test_masks_pasted_on_a_device_are_those_of_the_cpu(generator, aligned):
+    grids, boxes = torch.rand(len(BOXES), 5, 5, generator=generator), torch.tensor(list(BOXES.values()))
+    pasted = paste_masks(grids.cuda(), boxes.cuda(), (HEIGHT, WIDTH), output="float", aligned=aligned)
+    assert pasted.device.type == "cuda"
+    expected = paste_masks(grids, boxes, (HEIGHT, WIDTH), output="float", aligned=aligned)
+    torch.testing.assert_close(pasted.cpu(), expected, rtol=0, atol=1e-6)
+    rles = paste_masks(grids.cuda(), boxes.cuda(), (HEIGHT, WIDTH), output="rle", aligned=aligned)
+    assert torch.equal(decode(rles), pasted.cpu() >= 0.5)

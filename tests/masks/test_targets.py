@@ -1,0 +1,480 @@
+"""`mask_targets`: what the grid of a RoI is compared with, from bitmaps, RLEs and polygons."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pycocotools import mask as coco_mask
+from torchvision.models.detection.roi_heads import project_masks_on_boxes
+from torchvision.ops import roi_align
+
+from maskloss import EncodedMasks, MaskTargets, mask_targets
+from tests import reference
+
+both_alignments = pytest.mark.parametrize("aligned", [True, False])
+EXACT = {"rtol": 0, "atol": 2e-6}
+
+
+def random_masks(count: int, height: int, width: int, generator: torch.Generator) -> torch.Tensor:
+    return torch.rand(count, height, width, generator=generator) > 0.5
+
+
+def roi_aligned(masks, boxes, matched_idxs, size, aligned):
+    """torchvision's own RoIAlign of each box on its own mask."""
+    rois = torch.cat([matched_idxs[:, None].to(boxes), boxes], dim=1)
+    return roi_align(masks[:, None].float(), rois, (size, size), 1.0, -1, aligned=aligned)[:, 0]
+
+
+def encode(bitmap: torch.Tensor) -> dict:
+    return coco_mask.encode(np.asfortranarray(bitmap.numpy().astype(np.uint8)))
+
+
+def star(
+    generator: torch.Generator, centre: tuple[float, float], radius: float, points: int = 9
+) -> np.ndarray:
+    """A star-shaped polygon: simple, concave, (V, 2)."""
+    angles = 2 * math.pi * np.arange(points) / points
+    radii = radius * (0.4 + 0.6 * torch.rand(points, generator=generator, dtype=torch.float64).numpy())
+    return np.stack([centre[0] + radii * np.cos(angles), centre[1] + radii * np.sin(angles)], axis=1)
+
+
+def of_polygons(polygons: list[np.ndarray], height: int = 40, width: int = 50) -> EncodedMasks:
+    return EncodedMasks([[polygon.reshape(-1).tolist() for polygon in polygons]], height, width)
+
+
+def targets_of(masks, box, size, **settings_):
+    return mask_targets(masks, torch.tensor([box]), torch.tensor([0]), size, **settings_)[0]
+
+
+# Bitmaps
+
+BOXES = {
+    "inside": [3.3, 2.1, 20.7, 17.9],
+    "whole pixels": [4.0, 3.0, 18.0, 17.0],
+    "half pixels": [4.5, 3.5, 18.5, 17.5],
+    "partly left and above": [-6.2, -3.9, 9.4, 8.8],
+    "partly right and below": [15.1, 12.2, 37.7, 29.3],
+    "around the image": [-30.5, -20.5, 55.0, 60.2],
+    "the image": [0.0, 0.0, 24.0, 20.0],
+    "outside": [30.0, 25.0, 40.0, 35.0],
+    "just outside": [24.5, 3.0, 30.0, 9.0],
+    "tiny": [7.31, 8.27, 7.36, 8.31],
+    "less than a pixel": [7.3, 8.2, 8.0, 8.9],
+    "one pixel": [7.0, 8.0, 8.0, 9.0],
+    "long": [2.2, 9.1, 21.9, 9.7],
+    "huge": [-900.0, -1100.0, 1000.0, 900.0],
+}
+
+
+@pytest.mark.parametrize("name", BOXES)
+@pytest.mark.parametrize("size", [1, 5, 28])
+@both_alignments
+def test_a_bitmaps_targets_are_torchvisions_roi_align(generator, name, size, aligned):
+    masks = random_masks(1, 20, 24, generator)
+    boxes, matched_idxs = torch.tensor([BOXES[name]]), torch.tensor([0])
+    targets = mask_targets(masks, boxes, matched_idxs, size, aligned=aligned)
+    torch.testing.assert_close(targets, roi_aligned(masks, boxes, matched_idxs, size, aligned), **EXACT)
+
+
+@both_alignments
+def test_boxes_of_every_size_in_one_call_do_not_disturb_each_other(generator, aligned):
+    masks = random_masks(3, 20, 24, generator)
+    boxes = torch.tensor(list(BOXES.values()))
+    matched_idxs = torch.arange(len(boxes)) % 3
+    targets = mask_targets(masks, boxes, matched_idxs, 7, aligned=aligned)
+    torch.testing.assert_close(targets, roi_aligned(masks, boxes, matched_idxs, 7, aligned), **EXACT)
+
+
+def test_each_box_reads_the_mask_that_it_is_matched_to():
+    masks = torch.zeros(3, 4, 4, dtype=torch.bool)
+    masks[2] = True
+    boxes = torch.tensor([[0.0, 0.0, 4.0, 4.0]]).expand(3, 4)
+    targets = mask_targets(masks, boxes, torch.tensor([2, 0, 2]), 2)
+    assert targets.tolist() == [[[1, 1], [1, 1]], [[0, 0], [0, 0]], [[1, 1], [1, 1]]]
+
+
+def test_unaligned_targets_are_those_that_torchvision_trains_with(generator):
+    masks = random_masks(2, 20, 24, generator)
+    boxes, matched_idxs = torch.tensor([[1.2, 3.4, 15.6, 17.8], [0.0, 0.0, 24.0, 20.0]]), torch.tensor([1, 0])
+    torch.testing.assert_close(
+        mask_targets(masks, boxes, matched_idxs, 28, aligned=False),
+        project_masks_on_boxes(masks.to(torch.uint8), boxes, matched_idxs, 28),
+        **EXACT,
+    )
+
+
+def test_aligned_targets_of_whole_pixel_boxes_are_the_pixels():
+    # Box and grid match pixel by pixel, so each cell is its pixel: the mask sits where it is.
+    masks = torch.eye(4, dtype=torch.bool)[None]
+    targets = targets_of(masks, [0.0, 0.0, 4.0, 4.0], 4)
+    torch.testing.assert_close(targets, torch.eye(4))
+
+
+def test_unaligned_targets_are_half_a_pixel_off():
+    # One row of 0 0 1 1: unaligned, cell k averages pixels k and k + 1, so the edge comes half a pixel early.
+    masks = torch.tensor([[[0, 0, 1, 1]]], dtype=torch.bool).expand(1, 4, 4)
+    assert targets_of(masks, [0.0, 0.0, 4.0, 4.0], 4, aligned=True)[0].tolist() == [0, 0, 1, 1]
+    assert targets_of(masks, [0.0, 0.0, 4.0, 4.0], 4, aligned=False)[0].tolist() == [0, 0.5, 1, 1]
+
+
+def test_aligned_and_soft_are_the_defaults(generator):
+    masks = random_masks(1, 20, 24, generator)
+    box = BOXES["inside"]
+    torch.testing.assert_close(
+        targets_of(masks, box, 5), targets_of(masks, box, 5, aligned=True, binary=False)
+    )
+    assert MaskTargets() == MaskTargets(aligned=True, binary=False)
+
+
+@both_alignments
+def test_binary_targets_are_the_soft_ones_thresholded_at_a_half(generator, aligned):
+    masks = random_masks(1, 20, 24, generator)
+    boxes = torch.tensor([BOXES["inside"], BOXES["partly right and below"]])
+    matched_idxs = torch.tensor([0, 0])
+    targets = mask_targets(masks, boxes, matched_idxs, 7, aligned=aligned, binary=True)
+    assert torch.equal(targets, (roi_aligned(masks, boxes, matched_idxs, 7, aligned) >= 0.5).float())
+
+
+def test_a_cell_that_is_half_covered_counts_as_covered():
+    masks = torch.tensor([[[0, 1], [0, 1]]], dtype=torch.bool)
+    assert targets_of(masks, [0.0, 0.0, 2.0, 2.0], 1).item() == 0.5
+    assert targets_of(masks, [0.0, 0.0, 2.0, 2.0], 1, binary=True).item() == 1
+
+
+boxes_on_a_grid = st.tuples(
+    # Multiples of 1/8 are exact, so adding and taking away half a pixel is, too, and RoIAlign's number of
+    # samples per cell, a ceiling, cannot jump by rounding.
+    st.integers(-40, 110),
+    st.integers(-40, 110),
+    st.integers(8, 160),
+    st.integers(8, 160),
+).map(lambda box: [box[0] / 8, box[1] / 8, (box[0] + box[2]) / 8, (box[1] + box[3]) / 8])
+scenes = st.fixed_dictionaries(
+    {
+        "height": st.integers(1, 12),
+        "width": st.integers(1, 12),
+        "seed": st.integers(0, 10_000),
+        "boxes": st.lists(boxes_on_a_grid, min_size=1, max_size=4),
+        "size": st.integers(1, 6),
+        "aligned": st.booleans(),
+    }
+)
+
+
+def masks_of(scene) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(scene["seed"])
+    masks = random_masks(2, scene["height"], scene["width"], generator)
+    boxes = torch.tensor(scene["boxes"])
+    return masks, boxes, torch.randint(0, 2, (len(boxes),), generator=generator)
+
+
+@settings(deadline=None, max_examples=100, derandomize=True)
+@given(scene=scenes)
+def test_targets_of_any_bitmap_and_box_are_roi_aligns(scene):
+    masks, boxes, matched_idxs = masks_of(scene)
+    size, aligned = scene["size"], scene["aligned"]
+    targets = mask_targets(masks, boxes, matched_idxs, size, aligned=aligned)
+    torch.testing.assert_close(targets, roi_aligned(masks, boxes, matched_idxs, size, aligned), **EXACT)
+
+
+@settings(deadline=None, max_examples=60, derandomize=True)
+@given(scene=scenes, binary=st.booleans())
+def test_targets_of_any_rle_are_those_of_its_bitmap(scene, binary):
+    masks, boxes, matched_idxs = masks_of(scene)
+    rles = EncodedMasks([encode(mask) for mask in masks], scene["height"], scene["width"])
+    settings_ = {"aligned": scene["aligned"], "binary": binary}
+    torch.testing.assert_close(
+        mask_targets(rles, boxes, matched_idxs, scene["size"], **settings_),
+        mask_targets(masks, boxes, matched_idxs, scene["size"], **settings_),
+        **EXACT,
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8])
+@pytest.mark.parametrize("box_dtype", [torch.float32, torch.float64])
+def test_targets_are_float32_whatever_the_inputs(generator, dtype, box_dtype):
+    masks = random_masks(1, 8, 8, generator).to(dtype)
+    targets = mask_targets(masks, torch.tensor([[1.0, 1.0, 6.5, 7.5]], dtype=box_dtype), torch.tensor([0]), 3)
+    assert targets.dtype == torch.float32
+    torch.testing.assert_close(targets[0], targets_of(masks.bool(), [1.0, 1.0, 6.5, 7.5], 3), rtol=0, atol=0)
+
+
+def test_targets_carry_no_gradient_to_the_boxes(generator):
+    boxes = torch.tensor([[1.0, 1.0, 6.0, 7.0]], requires_grad=True)
+    assert not mask_targets(random_masks(1, 8, 8, generator), boxes, torch.tensor([0]), 3).requires_grad
+
+
+@pytest.mark.parametrize("count", [0, 2])
+@pytest.mark.parametrize("kind", ["bitmaps", "polygons"])
+@both_alignments
+@pytest.mark.parametrize("binary", [True, False])
+def test_no_boxes_give_no_targets(count, kind, aligned, binary):
+    masks = torch.zeros(count, 8, 8, dtype=torch.uint8)
+    if kind == "polygons":
+        masks = EncodedMasks([[[0.0, 0, 4, 0, 4, 4]]] * count, 8, 8)
+    none = torch.zeros(0, dtype=torch.int64)
+    targets = mask_targets(masks, torch.zeros(0, 4), none, 5, aligned=aligned, binary=binary)
+    assert targets.shape == (0, 5, 5)
+    assert targets.dtype == torch.float32
+
+
+# What is refused, and what is not looked at
+
+
+@both_alignments
+def test_masks_of_0_and_255_raise(aligned):
+    masks = torch.full((1, 6, 6), 255, dtype=torch.uint8)
+    with pytest.raises(ValueError, match="masks must hold 0 and 1 only"):
+        targets_of(masks, [1.0, 1.0, 4.0, 4.0], 2, aligned=aligned)
+
+
+def test_a_single_pixel_of_2_inside_a_box_raises():
+    masks = torch.zeros(1, 6, 6, dtype=torch.uint8)
+    masks[0, 3, 3] = 2
+    with pytest.raises(ValueError, match="masks must hold 0 and 1 only"):
+        targets_of(masks, [1.0, 1.0, 5.0, 5.0], 4)
+
+
+def test_only_pixels_that_are_read_are_checked():
+    masks = torch.zeros(2, 6, 6, dtype=torch.uint8)
+    masks[0, 5, 5] = 255  # far from the box
+    masks[1] = 255  # not matched
+    assert targets_of(masks, [0.0, 0.0, 3.0, 3.0], 3).count_nonzero() == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.int64])
+def test_masks_of_another_dtype_raise(dtype):
+    with pytest.raises(TypeError, match=f"bool or uint8 tensors of 0 and 1, not {dtype}"):
+        targets_of(torch.zeros(1, 6, 6, dtype=dtype), [0.0, 0.0, 3.0, 3.0], 3)
+
+
+@pytest.mark.parametrize("shape", [(6, 6), (1, 1, 6, 6)])
+def test_masks_of_another_number_of_axes_raise(shape):
+    with pytest.raises(ValueError, match=r"masks must have shape \(G, H, W\), not"):
+        targets_of(torch.zeros(shape, dtype=torch.bool), [0.0, 0.0, 3.0, 3.0], 3)
+
+
+# Polygons, soft
+
+
+def test_coverage_by_hand():
+    # The triangle (0, 0), (4, 0), (0, 4) on four cells of side 2: whole, half, half, nothing.
+    masks = of_polygons([np.array([[0.0, 0.0], [4.0, 0.0], [0.0, 4.0]])])
+    assert targets_of(masks, [0.0, 0.0, 4.0, 4.0], 2).tolist() == [[1, 0.5], [0.5, 0]]
+
+
+POLYGON_BOXES = {
+    "around": [5.0, 2.0, 45.0, 38.0],
+    "inside": [21.3, 14.7, 28.9, 24.2],
+    "cutting left": [20.0, 5.0, 48.0, 35.0],
+    "cutting right": [3.0, 5.0, 27.0, 35.0],
+    "cutting above": [8.0, 19.0, 42.0, 39.0],
+    "cutting below": [8.0, 1.0, 42.0, 22.0],
+    "apart": [0.0, 0.0, 4.0, 4.0],
+    "tiny": [24.97, 19.98, 25.04, 20.05],
+    "huge": [-500.0, -400.0, 600.0, 500.0],
+    "narrow": [25.0, 0.0, 25.5, 40.0],
+}
+
+
+@pytest.mark.parametrize("name", POLYGON_BOXES)
+@pytest.mark.parametrize("size", [1, 7])
+def test_soft_targets_of_a_polygon_are_the_exact_area_of_each_cell(generator, name, size):
+    polygon = star(generator, (25.0, 20.0), 16.0)
+    expected = reference.clipped_coverage(polygon, POLYGON_BOXES[name], size)
+    # A box in float32 is exact only to 3e-6 px of 50, and a cell of the tiny box has 0.01 px.
+    atol = 1e-3 if name == "tiny" else 1e-5
+    targets = targets_of(of_polygons([polygon]), POLYGON_BOXES[name], size)
+    torch.testing.assert_close(targets.double(), expected, rtol=0, atol=atol)
+
+
+def test_soft_targets_agree_with_counting_points(generator):
+    polygon = star(generator, (25.0, 20.0), 16.0)
+    box, samples = POLYGON_BOXES["cutting left"], 64
+    expected = reference.supersampled_coverage([polygon], box, 5, samples)
+    targets = targets_of(of_polygons([polygon]), box, 5)
+    # Few edges cross a cell, and each leaves less than one of its 64 points undecided in every row.
+    torch.testing.assert_close(targets.double(), expected, rtol=0, atol=2 / samples)
+
+
+def test_soft_targets_of_apart_polygons_add_up(generator):
+    left, right = star(generator, (12.0, 20.0), 10.0), star(generator, (37.0, 20.0), 11.0)
+    box = [1.0, 4.0, 49.0, 36.0]
+    expected = reference.clipped_coverage(left, box, 7) + reference.clipped_coverage(right, box, 7)
+    targets = targets_of(of_polygons([left, right]), box, 7)
+    torch.testing.assert_close(targets.double(), expected, rtol=0, atol=1e-5)
+
+
+def test_polygons_that_overlap_in_whole_cells_count_once():
+    # Two rectangles share the cells of column 1 and 2 of 4.
+    def rectangle(x1, x2):
+        return np.array([[x1, 0.0], [x2, 0.0], [x2, 4.0], [x1, 4.0]])
+
+    masks = of_polygons([rectangle(0.0, 3.0), rectangle(1.0, 4.0)])
+    assert targets_of(masks, [0.0, 0.0, 4.0, 4.0], 4).tolist() == [[1] * 4] * 4
+
+
+def test_the_direction_of_a_polygon_does_not_matter(generator):
+    polygon = star(generator, (25.0, 20.0), 16.0)
+    box = POLYGON_BOXES["around"]
+    torch.testing.assert_close(
+        targets_of(of_polygons([polygon[::-1]]), box, 7), targets_of(of_polygons([polygon]), box, 7)
+    )
+
+
+def test_an_outline_of_both_directions_counts_every_loop():
+    # Two squares as one outline, the first clockwise and the second not: signed areas would cancel.
+    polygon = np.array(
+        [[0, 0], [2, 0], [2, 2], [0, 2], [0, 0], [2, 2], [2, 4], [4, 4], [4, 2], [2, 2]], dtype=float
+    )
+    expected = reference.supersampled_coverage([polygon], [0.0, 0.0, 4.0, 4.0], 2, 16)
+    targets = targets_of(of_polygons([polygon]), [0.0, 0.0, 4.0, 4.0], 2)
+    torch.testing.assert_close(targets.double(), expected, rtol=0, atol=1e-6)
+
+
+def test_unaligned_polygon_targets_are_those_half_a_pixel_further(generator):
+    masks = of_polygons([star(generator, (25.0, 20.0), 16.0)])
+    moved = [edge + 0.5 for edge in POLYGON_BOXES["around"]]
+    torch.testing.assert_close(
+        targets_of(masks, POLYGON_BOXES["around"], 7, aligned=False),
+        targets_of(masks, moved, 7, aligned=True),
+    )
+
+
+@both_alignments
+def test_polygon_targets_are_close_to_those_of_its_bitmap(generator, aligned):
+    # The same object twice: as its outline and as pixels, which round the outline by less than a pixel.
+    masks = of_polygons([20 * (star(generator, (25.0, 20.0), 16.0) - 5)], 700, 900)
+    box = [80.0, 60.0, 780.0, 610.0]
+    soft = targets_of(masks, box, 7, aligned=aligned)
+    pixels = targets_of(masks.bitmaps(), box, 7, aligned=aligned)
+    # A cell is 100 x 79 px: an outline off by a pixel all through it moves about one percent.
+    torch.testing.assert_close(soft, pixels, rtol=0, atol=0.02)
+
+
+@settings(deadline=None, max_examples=60, derandomize=True)
+@given(seed=st.integers(0, 10_000), box=boxes_on_a_grid, size=st.integers(1, 6))
+def test_soft_targets_of_any_polygon_are_the_exact_area(seed, box, size):
+    generator = torch.Generator().manual_seed(seed)
+    polygon = star(generator, (6.0, 7.0), 8.0, points=3 + seed % 7)
+    targets = targets_of(of_polygons([polygon], 16, 16), box, size)
+    expected = reference.clipped_coverage(polygon, box, size)
+    torch.testing.assert_close(targets.double(), expected, rtol=0, atol=1e-6)
+
+
+# Polygons, binary
+
+
+def rasterised(polygons, box, size):
+    """pycocotools' rasteriser on the polygons in units of the grid's cells."""
+    x1, y1, x2, y2 = box
+    flat = [
+        [c for x, y in polygon for c in ((x - x1) * size / (x2 - x1), (y - y1) * size / (y2 - y1))]
+        for polygon in polygons
+    ]
+    return torch.from_numpy(coco_mask.decode(coco_mask.frPyObjects(flat, size, size)).any(axis=2)).float()
+
+
+@pytest.mark.parametrize("name", [name for name in POLYGON_BOXES if name != "tiny"])
+def test_binary_targets_of_polygons_are_pycocotools_inside_the_box(generator, name):
+    polygons = [star(generator, (20.0, 20.0), 14.0), star(generator, (32.0, 22.0), 9.0)]
+    box = np.float32(POLYGON_BOXES[name]).tolist()  # as the tensor of boxes holds it
+    targets = targets_of(of_polygons(polygons), box, 28, binary=True)
+    assert torch.equal(targets, rasterised(polygons, box, 28))
+
+
+def test_binary_targets_of_a_box_under_a_tenth_of_a_pixel_take_it_as_a_tenth():
+    # Detectron2's floor: 28 cells per tenth of a pixel. The triangle's long side runs through the box.
+    triangle = np.array([[25.0, 20.0], [25.08, 20.0], [25.0, 20.08]])
+    x1, y1, x2, y2 = 25.0, 20.0, 25.0625, 20.03125
+    targets = targets_of(of_polygons([triangle]), [x1, y1, x2, y2], 28, binary=True)
+    assert torch.equal(targets, rasterised([triangle], [x1, y1, x1 + 0.1, y1 + 0.1], 28))
+    assert not torch.equal(targets, rasterised([triangle], [x1, y1, x2, y2], 28))
+
+
+def test_unaligned_binary_polygon_targets_are_those_half_a_pixel_further(generator):
+    masks = of_polygons([star(generator, (25.0, 20.0), 16.0)])
+    moved = [edge + 0.5 for edge in POLYGON_BOXES["around"]]
+    unaligned = targets_of(masks, POLYGON_BOXES["around"], 14, aligned=False, binary=True)
+    assert torch.equal(unaligned, targets_of(masks, moved, 14, aligned=True, binary=True))
+    assert not torch.equal(unaligned, targets_of(masks, POLYGON_BOXES["around"], 14, binary=True))
+
+
+# Encoded masks of a resized, flipped and cropped image
+
+
+def test_an_rle_and_polygons_in_one_image_each_go_their_way(generator):
+    bitmap = random_masks(1, 40, 50, generator)[0]
+    polygon = star(generator, (25.0, 20.0), 16.0)
+    masks = EncodedMasks([encode(bitmap), [polygon.reshape(-1).tolist()]], 40, 50)
+    box = POLYGON_BOXES["around"]
+    targets = mask_targets(masks, torch.tensor([box] * 3), torch.tensor([1, 0, 1]), 7)
+    torch.testing.assert_close(targets[1], targets_of(bitmap[None], box, 7), **EXACT)
+    for index in (0, 2):
+        torch.testing.assert_close(targets[index], targets_of(of_polygons([polygon]), box, 7), **EXACT)
+
+
+@pytest.fixture(params=["rle", "polygons"])
+def encoded(request, generator):
+    if request.param == "rle":
+        return EncodedMasks([encode(random_masks(1, 40, 50, generator)[0])], 40, 50)
+    return of_polygons([star(generator, (25.0, 20.0), 16.0)])
+
+
+BOX = [8.0, 5.0, 40.0, 36.0]
+
+
+def test_targets_do_not_change_when_image_and_box_are_resized(encoded):
+    # 40 x 50 becomes 80 x 75: y by 2, x by 1.5.
+    resized_box = [12.0, 10.0, 60.0, 72.0]
+    torch.testing.assert_close(
+        targets_of(encoded.resize(80, 75), resized_box, 7), targets_of(encoded, BOX, 7), **EXACT
+    )
+
+
+def test_targets_of_a_flipped_image_are_flipped(encoded):
+    flipped_box = [50 - BOX[2], BOX[1], 50 - BOX[0], BOX[3]]
+    flipped = targets_of(encoded.horizontal_flip(), flipped_box, 7)
+    torch.testing.assert_close(flipped, targets_of(encoded, BOX, 7).flip(1), **EXACT)
+
+
+def test_targets_of_a_cropped_image_are_those_of_the_box_before(encoded):
+    cropped_box = [BOX[0] - 6, BOX[1] - 3, BOX[2] - 6, BOX[3] - 3]
+    torch.testing.assert_close(
+        targets_of(encoded.crop(top=3, left=6, height=36, width=40), cropped_box, 7),
+        targets_of(encoded, BOX, 7),
+        **EXACT,
+    )
+
+
+def test_half_a_pixel_of_unaligned_targets_is_one_of_the_resized_image(encoded):
+    # Twice as large, the box of unaligned targets moves by half a pixel there, a quarter of one here.
+    doubled = targets_of(encoded.resize(80, 100), [2 * edge for edge in BOX], 7, aligned=False)
+    torch.testing.assert_close(doubled, targets_of(encoded, [edge + 0.25 for edge in BOX], 7), **EXACT)
+
+
+def test_an_enlarged_rle_is_sampled_at_its_own_resolution(generator):
+    bitmap = random_masks(1, 10, 10, generator)[0]
+    masks = EncodedMasks([encode(bitmap)], 10, 10).resize(1000, 1000)
+    torch.testing.assert_close(
+        targets_of(masks, [100.0, 200.0, 700.0, 800.0], 5),
+        targets_of(bitmap[None], [1.0, 2.0, 7.0, 8.0], 5),
+        **EXACT,
+    )
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
+@both_alignments
+def test_targets_on_a_device_are_those_on_the_cpu(generator, aligned):
+    masks = random_masks(1, 20, 24, generator)
+    boxes = torch.tensor(list(BOXES.values()))
+    matched_idxs = torch.zeros(len(boxes), dtype=torch.int64)
+    targets = mask_targets(masks.cuda(), boxes.cuda(), matched_idxs.cuda(), 7, aligned=aligned)
+    assert targets.device.type == "cuda"
+    torch.testing.assert_close(
+        targets.cpu(), mask_targets(masks, boxes, matched_idxs, 7, aligned=aligned), **EXACT
+    )

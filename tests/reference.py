@@ -1,0 +1,178 @@
+"""The formulas once more, as slow loops over Python floats, written from the papers and not from the package.
+
+Tensors go in, Python numbers come out: nothing here shares a line of arithmetic with what it is compared to.
+"""
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+
+def sigmoid(logit: float) -> float:
+    return 1 / (1 + math.exp(-logit)) if logit >= 0 else math.exp(logit) / (1 + math.exp(logit))
+
+
+def mask_bce(mask_logits: Tensor, mask_targets: Tensor) -> list[float]:
+    """Mask R-CNN, section 3: the average binary cross-entropy over each RoI's mask."""
+    losses = []
+    for logits, targets in zip(mask_logits.tolist(), mask_targets.tolist(), strict=True):
+        total, cells = 0.0, 0
+        for logit_row, target_row in zip(logits, targets, strict=True):
+            for logit, target in zip(logit_row, target_row, strict=True):
+                p = sigmoid(logit)
+                total -= target * math.log(p) + (1 - target) * math.log(1 - p)
+                cells += 1
+        losses.append(total / cells)
+    return losses
+
+
+def smooth_l1(deltas: Tensor, target_deltas: Tensor, beta: float) -> list[float]:
+    """Fast R-CNN, equation 3, with the corner at beta instead of 1; summed over a box's coordinates."""
+    losses = []
+    for delta, target in zip(deltas.tolist(), target_deltas.tolist(), strict=True):
+        total = 0.0
+        for predicted, wanted in zip(delta, target, strict=True):
+            d = abs(predicted - wanted)
+            total += d * d / (2 * beta) if d < beta else d - beta / 2
+        losses.append(total)
+    return losses
+
+
+def giou(boxes: Tensor, target_boxes: Tensor) -> list[float]:
+    """Generalized Intersection over Union, algorithm 1: 1 - (IoU - |C without the union| / |C|)."""
+    losses = []
+    for (ax1, ay1, ax2, ay2), (bx1, by1, bx2, by2) in zip(boxes.tolist(), target_boxes.tolist(), strict=True):
+        width, height = min(ax2, bx2) - max(ax1, bx1), min(ay2, by2) - max(ay1, by1)
+        intersection = max(width, 0.0) * max(height, 0.0)
+        union = (ax2 - ax1) * (ay2 - ay1) + (bx2 - bx1) * (by2 - by1) - intersection
+        hull = (max(ax2, bx2) - min(ax1, bx1)) * (max(ay2, by2) - min(ay1, by1))
+        losses.append(1 - (intersection / union - (hull - union) / hull))
+    return losses
+
+
+def cross_entropy(class_logits: Tensor, labels: Tensor) -> list[float]:
+    losses = []
+    for logits, label in zip(class_logits.tolist(), labels.tolist(), strict=True):
+        highest = max(logits)
+        normaliser = highest + math.log(sum(math.exp(logit - highest) for logit in logits))
+        losses.append(normaliser - logits[label])
+    return losses
+
+
+def active_class_cross_entropy(class_logits: Tensor, labels: Tensor, active: list[bool]) -> tuple[list, list]:
+    """matterport's `mrcnn_class_loss_graph`: values and weights of the RoIs predicted as an active class."""
+    weights = [float(active[logits.index(max(logits))]) for logits in class_logits.tolist()]
+    losses = cross_entropy(class_logits, labels)
+    return [loss * weight for loss, weight in zip(losses, weights, strict=True)], weights
+
+
+def l2_regularization(weights: list[Tensor], weight_decay: float) -> float:
+    """matterport's `compile`: weight decay times the sum of squares over the size, tensor by tensor."""
+    total = 0.0
+    for weight in weights:
+        values = weight.detach().reshape(-1).tolist()
+        total += weight_decay * math.fsum(value * value for value in values) / len(values)
+    return total
+
+
+def l1_regularization(weights: list[Tensor]) -> float:
+    return math.fsum(abs(value) for weight in weights for value in weight.detach().reshape(-1).tolist())
+
+
+def module_of(*weights: Tensor) -> nn.Module:
+    """A model that has these parameters and nothing else."""
+    module = nn.Module()
+    for index, weight in enumerate(weights):
+        module.register_parameter(f"weight_{index}", nn.Parameter(weight.clone()))
+    return module
+
+
+def pasted(grid: Tensor, box: list[float], height: int, width: int, *, aligned: bool) -> Tensor:
+    """Paste one (M, M) grid into an image of zeros, one pixel and four grid cells at a time.
+
+    The grid lies on the box, cell centres at half cells, and is 0 outside. A pixel takes part when its
+    centre is in the box, and reads there. Unaligned, it reads half a pixel lower; what lies beyond the low
+    edges then counts a tenth of the edge cell.
+    """
+    values, size = grid.tolist(), grid.shape[0]
+    x1, y1, x2, y2 = box
+
+    def cell(row: int, column: int) -> float:
+        share = 1.0
+        if not aligned:
+            share = (0.1 if row == -1 else 1.0) * (0.1 if column == -1 else 1.0)
+            row, column = (0 if row == -1 else row), (0 if column == -1 else column)
+        if not (0 <= row < size and 0 <= column < size):
+            return 0.0
+        return share * values[row][column]
+
+    image = torch.zeros(height, width, dtype=torch.float64)
+    for i in range(height):
+        for j in range(width):
+            if not (y1 <= i + 0.5 < y2 and x1 <= j + 0.5 < x2):
+                continue
+            read_at = 0.5 if aligned else 0.0
+            v = min(max((i + read_at - y1) / (y2 - y1) * size - 0.5, -1.0), float(size))
+            u = min(max((j + read_at - x1) / (x2 - x1) * size - 0.5, -1.0), float(size))
+            top, left = math.floor(v), math.floor(u)
+            image[i, j] = (
+                (top + 1 - v) * (left + 1 - u) * cell(top, left)
+                + (top + 1 - v) * (u - left) * cell(top, left + 1)
+                + (v - top) * (left + 1 - u) * cell(top + 1, left)
+                + (v - top) * (u - left) * cell(top + 1, left + 1)
+            )
+    return image
+
+
+def clipped_area(polygon: np.ndarray, x1: float, y1: float, x2: float, y2: float) -> float:
+    """Area of a simple polygon (V, 2) inside a rectangle, by Sutherland and Hodgman's clipping."""
+    points = [tuple(point) for point in polygon.tolist()]
+    for axis, bound, sign in ((0, x1, 1), (0, x2, -1), (1, y1, 1), (1, y2, -1)):
+        kept = []
+        for start, end in zip(points, points[1:] + points[:1], strict=True):
+            inside, next_inside = sign * (start[axis] - bound) >= 0, sign * (end[axis] - bound) >= 0
+            if inside:
+                kept.append(start)
+            if inside != next_inside:
+                t = (bound - start[axis]) / (end[axis] - start[axis])
+                kept.append(tuple(a + t * (b - a) for a, b in zip(start, end, strict=True)))
+        points = kept
+    pairs = zip(points, points[1:] + points[:1], strict=True)
+    return abs(math.fsum(ax * by - bx * ay for (ax, ay), (bx, by) in pairs)) / 2
+
+
+def clipped_coverage(polygon: np.ndarray, box: list[float], size: int) -> Tensor:
+    """Fraction of each cell of the box's grid inside a simple polygon, (M, M)."""
+    x1, y1, x2, y2 = box
+    width, height = (x2 - x1) / size, (y2 - y1) / size
+    rows = [
+        [
+            clipped_area(
+                polygon, x1 + j * width, y1 + i * height, x1 + (j + 1) * width, y1 + (i + 1) * height
+            )
+            for j in range(size)
+        ]
+        for i in range(size)
+    ]
+    return torch.tensor(rows, dtype=torch.float64) / (width * height)
+
+
+def supersampled_coverage(polygons: list[np.ndarray], box: list[float], size: int, samples: int) -> Tensor:
+    """Fraction of each cell inside the union of polygons (V, 2), by counting points, (M, M).
+
+    A point is inside a polygon when a ray to the right crosses its outline an odd number of times.
+    """
+    x1, y1, x2, y2 = box
+    steps = (np.arange(size * samples) + 0.5) / (size * samples)
+    x, y = np.meshgrid(x1 + steps * (x2 - x1), y1 + steps * (y2 - y1))
+    union = np.zeros(x.shape, dtype=bool)
+    for polygon in polygons:
+        inside = np.zeros(x.shape, dtype=bool)
+        for (ax, ay), (bx, by) in zip(polygon, np.roll(polygon, -1, axis=0), strict=True):
+            if ay != by:
+                crosses = (ay > y) != (by > y)
+                inside ^= crosses & (x < ax + (y - ay) * (bx - ax) / (by - ay))
+        union |= inside
+    return torch.from_numpy(union.reshape(size, samples, size, samples).mean(axis=(1, 3)))

@@ -1,0 +1,132 @@
+"""Training runs of a few seconds: four images of 64 px, and resnet18 with a narrow FPN and narrow heads."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import resource
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from maskloss.data.shapes import write_shapes
+from maskloss.losses.criterion import MaskRCNNLoss
+from maskloss.training import loop
+from maskloss.training.config import TrainConfig
+
+#: Channels of the FPN and the heads, an eighth of what users get: three times as fast.
+WIDTH = 16
+#: COCO's statistics in metrics.json.
+STATISTICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
+#: The loss terms of a Mask R-CNN without a penalty.
+TERMS = ("loss_objectness", "loss_rpn_box_reg", "loss_classifier", "loss_box_reg", "loss_mask")
+
+
+@contextlib.contextmanager
+def narrow_models() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("maskloss.detection.models._SMALL_WIDTH", WIDTH)
+        yield
+
+
+def write_data(folder: Path) -> Path:
+    """Four images to train on and two to validate with."""
+    write_shapes(folder / "train", 4, size=64, seed=0)
+    write_shapes(folder / "val", 2, size=64, seed=1)
+    return folder
+
+
+def small_config(data: Path, output: Path, **changes: Any) -> TrainConfig:
+    settings: dict[str, Any] = {
+        "train_images": str(data / "train/images"),
+        "train_annotations": str(data / "train/annotations.json"),
+        "val_images": str(data / "val/images"),
+        "val_annotations": str(data / "val/annotations.json"),
+        "output": str(output),
+        "model": "resnet18",
+        "max_steps": 2,
+        "batch_size": 2,
+        "warmup_steps": 2,
+        "min_size": 64,
+        "max_size": 64,
+        "log_every": 1,
+        "workers": 0,
+        "device": "cpu",
+    }
+    return TrainConfig(**{**settings, **changes})
+
+
+class Interruption(Exception):
+    """What ends a run in the middle."""
+
+
+@contextlib.contextmanager
+def interrupted_after(batches: int) -> Iterator[None]:
+    """Give training so many batches and then raise, as where the machine stops in the next step."""
+
+    def stopping(loader: Any, device: torch.device) -> Iterator[Any]:
+        incoming = loop_batches_on(loader, device)
+        for _ in range(batches):
+            yield next(incoming)
+        raise Interruption
+
+    loop_batches_on = loop.batches_on
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Interruption):
+        patch.setattr(loop, "batches_on", stopping)
+        yield
+
+
+@contextlib.contextmanager
+def largest_file(size: int) -> Iterator[None]:
+    """Let no file grow beyond so many bytes: what is within is really written, the rest fails."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def history(folder: Path) -> list[dict[str, Any]]:
+    """history.jsonl without what differs between two runs of the same numbers."""
+    return [{k: v for k, v in line.items() if k != "seconds"} for line in lines(folder / "history.jsonl")]
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    """All files below a folder and their content."""
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+class NanMaskLoss:
+    """A mask loss that is NaN from its n-th call on."""
+
+    def __init__(self, call: int) -> None:
+        self.remaining = call
+
+    def __call__(self, mask_logits: Tensor, mask_targets: Tensor) -> Tensor:
+        self.remaining -= 1
+        value = (mask_logits - mask_targets).square()
+        return value * float("nan") if self.remaining <= 0 else value
+
+
+def nan_in_step_3() -> MaskRCNNLoss:
+    """For --loss: with one forward pass per step, the third one's mask term is NaN."""
+    return MaskRCNNLoss(mask=NanMaskLoss(3))
+
+
+def nan_at_once() -> MaskRCNNLoss:
+    """For --loss: the first step's mask term is NaN."""
+    return MaskRCNNLoss(mask=NanMaskLoss(1))
+
+
+def no_loss() -> int:
+    """For --loss: what is no loss."""
+    return 3

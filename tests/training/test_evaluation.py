@@ -1,0 +1,280 @@
+"""maskloss/training/evaluation.py: AP as pycocotools has it, and losses averaged over images."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from pycocotools import mask as coco_mask
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+from torch import nn
+
+from maskloss.data.coco import Category, CocoData, read_coco
+from maskloss.errors import InputError, RunError
+from maskloss.training import evaluation
+from maskloss.training.evaluation import average_precision, batches_on, coco_results, evaluate
+from tests.training.small_runs import STATISTICS
+
+SIZE = 160
+
+
+def rectangle(x: int, y: int, width: int, height: int, size: tuple[int, int] = (SIZE, SIZE)) -> dict[str, Any]:
+    mask = np.zeros(size, dtype=np.uint8, order="F")
+    mask[y : y + height, x : x + width] = 1
+    rle = coco_mask.encode(mask)
+    return {"size": list(size), "counts": rle["counts"].decode()}
+
+
+def write_rectangles(folder: Path, *, sides: tuple[int, int] = (6, 120), crowds: bool = True) -> CocoData:
+    """Six images with up to six rectangles each, of all size classes, polygons, RLEs and crowds."""
+    random = np.random.default_rng(0)
+    (folder / "images").mkdir(parents=True)
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    for number in range(1, 7):
+        Image.new("RGB", (SIZE, SIZE)).save(folder / "images" / f"{number}.png")
+        images.append({"id": number, "file_name": f"{number}.png", "width": SIZE, "height": SIZE})
+        for position in range(number):
+            width, height = (int(v) for v in random.integers(*sides, 2))
+            x, y = int(random.integers(0, SIZE - width)), int(random.integers(0, SIZE - height))
+            crowd = crowds and position == 1
+            polygon = [[x, y, x + width, y, x + width, y + height, x, y + height]]
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": number,
+                    "category_id": int(random.choice([2, 5, 9])),
+                    "bbox": [x, y, width, height],
+                    "area": width * height,
+                    "iscrowd": int(crowd),
+                    "segmentation": rectangle(x, y, width, height) if crowd or position % 2 else polygon,
+                }
+            )
+    categories = [{"id": identity, "name": str(identity)} for identity in (2, 5, 9)]
+    document = {"images": images, "annotations": annotations, "categories": categories}
+    (folder / "annotations.json").write_text(json.dumps(document))
+    return read_coco(folder / "images", folder / "annotations.json")
+
+
+def random_results(path: Path, seed: int = 0) -> list[dict[str, Any]]:
+    """Every annotation found once or twice, more or less moved, some as another category; and false alarms."""
+    random = np.random.default_rng(seed)
+    document = json.loads(path.read_text())
+    images = {image["id"]: image for image in document["images"]}
+    categories = [category["id"] for category in document["categories"]]
+    results = []
+    for annotation in document["annotations"]:
+        image = images[annotation["image_id"]]
+        for _ in range(int(random.integers(1, 3))):
+            x, y, width, height = np.asarray(annotation["bbox"]) + random.normal(0, 0.08, 4) * annotation["bbox"][2]
+            category = annotation["category_id"] if random.random() < 0.85 else int(random.choice(categories))
+            results.append(result(image, category, (x, y, width, height), float(random.random())))
+    for image in document["images"]:
+        box = (*random.uniform(0, 60, 2), *random.uniform(3, 60, 2))
+        results.append(result(image, int(random.choice(categories)), box, float(random.random())))
+    return results
+
+
+def result(image: dict[str, Any], category: int, box: Any, score: float) -> dict[str, Any]:
+    """A detection whose box and mask differ a little, as a network's do."""
+    size = (image["height"], image["width"])
+    x, y, width, height = (float(value) for value in box)
+    x, y = min(max(x, 0.0), size[1] - 2.0), min(max(y, 0.0), size[0] - 2.0)
+    width, height = min(max(width, 1.5), size[1] - x), min(max(height, 1.5), size[0] - y)
+    return {
+        "image_id": image["id"],
+        "category_id": category,
+        "bbox": [x, y, width, height],
+        "score": score,
+        "segmentation": rectangle(int(x), int(y), int(np.ceil(width)), int(np.ceil(height)), size),
+    }
+
+
+def pycocotools_metrics(path: Path, results: list[dict[str, Any]]) -> dict[str, dict[str, float | None]]:
+    """COCO's own numbers, from the annotation file itself."""
+    metrics = {}
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth = COCO(str(path))
+        for kind, left_out in (("bbox", "segmentation"), ("segm", "bbox")):
+            found = [{k: v for k, v in one.items() if k != left_out} for one in copy.deepcopy(results)]
+            coco_eval = COCOeval(truth, truth.loadRes(found), kind)
+            coco_eval.evaluate()
+            coco_eval.accumulate()
+            coco_eval.summarize()
+            metrics[kind] = {
+                name: None if value == -1 else float(value)
+                for name, value in zip(STATISTICS, coco_eval.stats, strict=False)
+            }
+    return metrics
+
+
+def assert_same_metrics(actual: Any, expected: Any) -> None:
+    for kind in ("bbox", "segm"):
+        assert set(actual[kind]) == set(STATISTICS)
+        for name in STATISTICS:
+            assert actual[kind][name] == pytest.approx(expected[kind][name], abs=1e-9), (kind, name)
+
+
+@pytest.mark.parametrize("crowds", [False, True])
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_ap_equals_that_of_pycocotools(tmp_path: Path, seed: int, crowds: bool) -> None:
+    data = write_rectangles(tmp_path / "data", crowds=crowds)
+    results = random_results(data.annotation_file, seed)
+    expected = pycocotools_metrics(data.annotation_file, results)
+    # Not a comparison of zeros.
+    assert 0.05 < expected["bbox"]["AP"] < 0.95
+    assert 0.05 < expected["segm"]["AP"] < 0.95
+    assert_same_metrics(average_precision(data, results), expected)
+
+
+def test_ap_on_the_shared_sample_of_coco_equals_that_of_pycocotools(shared: Path) -> None:
+    folder = shared / "coco_mini"
+    data = read_coco(folder / "images", folder / "annotations_val2017.json")
+    results = random_results(data.annotation_file)
+    assert_same_metrics(
+        average_precision(data, results), pycocotools_metrics(data.annotation_file, results)
+    )
+
+
+def test_evaluating_leaves_the_results_as_they_were(tmp_path: Path) -> None:
+    data = write_rectangles(tmp_path / "data")
+    results = random_results(data.annotation_file)
+    before = copy.deepcopy(results)
+    average_precision(data, results)
+    assert results == before
+
+
+def perfect_results(data: CocoData) -> list[dict[str, Any]]:
+    document = json.loads(data.annotation_file.read_text())
+    return [
+        {
+            "image_id": annotation["image_id"],
+            "category_id": annotation["category_id"],
+            "bbox": annotation["bbox"],
+            "score": 0.9,
+            "segmentation": rectangle(*annotation["bbox"]),
+        }
+        for annotation in document["annotations"]
+    ]
+
+
+def test_perfect_detections_have_an_ap_of_1(tmp_path: Path) -> None:
+    data = write_rectangles(tmp_path / "data", crowds=False)
+    metrics = average_precision(data, perfect_results(data))
+    for kind in ("bbox", "segm"):
+        assert metrics[kind] == pytest.approx(dict.fromkeys(STATISTICS, 1.0))
+
+
+def test_no_detections_at_all_have_an_ap_of_0(tmp_path: Path) -> None:
+    data = write_rectangles(tmp_path / "data", crowds=False)
+    metrics = average_precision(data, [])
+    for kind in ("bbox", "segm"):
+        assert metrics[kind] == dict.fromkeys(STATISTICS, 0.0)
+
+
+def test_a_size_class_without_objects_is_none(tmp_path: Path) -> None:
+    # Sides of 6 to 20 px: all areas are below 32² px.
+    data = write_rectangles(tmp_path / "data", sides=(6, 20), crowds=False)
+    metrics = average_precision(data, perfect_results(data))
+    for kind in ("bbox", "segm"):
+        assert metrics[kind]["APs"] == pytest.approx(1.0)
+        assert metrics[kind]["APm"] is None
+        assert metrics[kind]["APl"] is None
+
+
+def test_a_detection_in_a_crowd_is_no_false_alarm(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    Image.new("RGB", (SIZE, SIZE)).save(tmp_path / "images/1.png")
+    common = {"image_id": 1, "category_id": 2, "area": 400}
+    document = {
+        "images": [{"id": 1, "file_name": "1.png", "width": SIZE, "height": SIZE}],
+        "annotations": [
+            {**common, "id": 1, "bbox": [0, 0, 20, 20], "iscrowd": 0, "segmentation": rectangle(0, 0, 20, 20)},
+            {**common, "id": 2, "bbox": [50, 50, 90, 90], "iscrowd": 1, "segmentation": rectangle(50, 50, 90, 90)},
+        ],
+        "categories": [{"id": 2, "name": "2"}],
+    }
+    (tmp_path / "annotations.json").write_text(json.dumps(document))
+    data = read_coco(tmp_path / "images", tmp_path / "annotations.json")
+    image = document["images"][0]
+    inside = [result(image, 2, (60, 60, 10, 10), 0.9), result(image, 2, (0, 0, 20, 20), 0.8)]
+    outside = [result(image, 2, (30, 100, 10, 10), 0.9), result(image, 2, (0, 0, 20, 20), 0.8)]
+    assert average_precision(data, inside)["segm"]["AP"] == pytest.approx(1.0)
+    # A surer false alarm before the only hit halves the precision.
+    assert average_precision(data, outside)["segm"]["AP"] == pytest.approx(0.5)
+
+
+def test_results_have_xywh_boxes_category_ids_and_rle_masks() -> None:
+    detection = {
+        "boxes": torch.tensor([[2.0, 1.0, 6.0, 9.0]]),
+        "labels": torch.tensor([2]),
+        "scores": torch.tensor([0.75]),
+        "masks": torch.ones(1, 1, 28, 28),
+    }
+    categories = (Category(3, "cat"), Category(7, "dog"))
+    (found,) = coco_results(detection, 42, (10, 12), categories, aligned=True)
+    assert found["image_id"] == 42
+    assert found["category_id"] == 7
+    assert found["bbox"] == [2, 1, 4, 8]
+    assert found["score"] == 0.75
+    assert found["segmentation"]["size"] == [10, 12]
+    mask = coco_mask.decode(found["segmentation"])
+    # Probability 1 everywhere in the box, so every pixel of the box.
+    expected = np.zeros((10, 12), dtype=np.uint8)
+    expected[1:9, 2:6] = 1
+    assert np.array_equal(mask, expected)
+    json.dumps(found)
+
+
+def test_losses_are_averaged_over_images_and_not_over_batches(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = write_rectangles(tmp_path / "data")
+    seen: list[list[int]] = []
+
+    def fake(model: nn.Module, images: list[Any], targets: list[dict[str, Any]]) -> Any:
+        ids = [target["image_id"] for target in targets]
+        seen.append(ids)
+        nothing = {
+            "boxes": torch.zeros(0, 4),
+            "labels": torch.zeros(0, dtype=torch.int64),
+            "scores": torch.zeros(0),
+            "masks": torch.zeros(0, 1, 28, 28),
+        }
+        mean = torch.tensor(float(np.mean(ids)))
+        return {"loss_a": mean, "loss_b": 10 * mean}, [nothing] * len(images)
+
+    monkeypatch.setattr(evaluation, "losses_and_detections", fake)
+    found = evaluate(nn.Module(), data, aligned=True, batch_size=4, device=torch.device("cpu"))
+    assert seen == [[1, 2, 3, 4], [5, 6]]
+    # Images 1 to 6 have the mean 3.5; the mean of the batches' means would be (2.5 + 5.5) / 2 = 4.
+    assert found.metrics["loss"] == pytest.approx({"loss_a": 3.5, "loss_b": 35.0, "loss": 38.5})
+    assert found.results == []
+
+
+def test_an_unreadable_image_is_raised_as_an_input_error(tmp_path: Path) -> None:
+    data = write_rectangles(tmp_path / "data")
+    (tmp_path / "data/images/1.png").write_bytes(b"no image")
+    with pytest.raises(InputError, match=r"1\.png: not a readable image"):
+        evaluate(nn.Module(), data, aligned=True, batch_size=2, device=torch.device("cpu"))
+
+
+def test_a_dead_worker_is_a_run_error() -> None:
+    class Loader:
+        def __iter__(self) -> Loader:
+            return self
+
+        def __next__(self) -> None:
+            raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed.")
+
+    with pytest.raises(RunError, match="a data-loader worker died: .*Killed.*fewer --workers"):
+        next(batches_on(Loader(), torch.device("cpu")))
