@@ -82,8 +82,9 @@ def convert(model: Model, loss: MaskRCNNLoss | str | None = None, *, paste: Past
         model.transform.__class__ = RCNNTransform
         model.transform.paste = paste
         model.transform.aligned_masks = loss.mask_targets.aligned
-    if type(model.roi_heads.mask_predictor) is MaskRCNNPredictor:
-        model.roi_heads.mask_predictor.__class__ = ClassSelectedMaskPredictor
+    predictor = model.roi_heads.mask_predictor
+    if type(predictor) is MaskRCNNPredictor and "forward" not in vars(predictor):
+        predictor.__class__ = ClassSelectedMaskPredictor
     loss.to(next(model.parameters()).device)
     model.rpn.hold(loss)
     model.roi_heads.hold(loss)
@@ -157,7 +158,7 @@ def _check_inputs(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any
     images = args[0] if args else kwargs.get("images")
     targets = args[1] if len(args) > 1 else kwargs.get("targets")
     heads: Any = model.roi_heads
-    if images is None or (targets is None and not heads.wants_losses):
+    if images is None or not heads.wants_losses:
         return
     class_layer = getattr(heads.box_predictor, "cls_score", None)
     check_targets(
@@ -178,10 +179,16 @@ def _check_inputs(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any
 
 def _add_regularization(model: nn.Module, args: Any, output: Any) -> Any:
     """Forward hook: the penalty on the parameters of this very model, a copy's own when it is a copy."""
-    if not model.training:
-        return None
     heads: Any = model.roi_heads
-    return {**output, **heads.loss.regularization_losses(model)}
+    if not model.training or heads.loss.regularization is None:
+        return None
+    penalty = heads.loss.regularization_losses(model)
+    if isinstance(output, dict):
+        return {**output, **penalty}
+    if isinstance(output, tuple) and output and isinstance(output[0], dict):
+        # A subclass that returns losses and detections, as torchvision's scripted models do.
+        return ({**output[0], **penalty}, *output[1:])
+    raise TypeError(f"{_full_name(model)} returns no dict of losses that a regularization term could join")
 
 
 def _expect_own(model: nn.Module, name: str, stock: type, ours: type) -> None:
@@ -191,8 +198,11 @@ def _expect_own(model: nn.Module, name: str, stock: type, ours: type) -> None:
             f"convert would replace the code of model.{name}, which is not torchvision's "
             f"{stock.__name__} but {_full_name(part)}"
         )
-    if "forward" in vars(part):
-        raise TypeError(f"convert would replace model.{name}.forward, which has been patched on the instance")
+    for method in ("forward", "compute_loss"):
+        if method in vars(part):
+            raise TypeError(
+                f"convert would drop model.{name}.{method}, which has been patched on the instance"
+            )
 
 
 def _full_name(thing: Any) -> str:

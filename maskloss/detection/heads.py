@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torchvision.models.detection.mask_rcnn import MaskRCNNPredictor
+
+from maskloss.losses.masks import select_class_masks
 
 
 class ClassSelectedMaskPredictor(MaskRCNNPredictor):
@@ -36,9 +38,24 @@ class ClassSelectedMaskPredictor(MaskRCNNPredictor):
             logits: Tensor = self.mask_fcn_logits(features)
             return logits
         layer = self.mask_fcn_logits
+        if not _is_plain_pointwise(layer):
+            return select_class_masks(layer(features), labels)[:, None]
         # An embedding lookup, because its backward adds up rows of the same class much faster than indexing's.
         weights = F.embedding(labels, layer.weight.flatten(1))  # (N, dim_reduced)
         selected = torch.bmm(weights[:, None, :], features.flatten(2))  # (N, 1, M * M)
         if layer.bias is not None:
             selected = selected + F.embedding(labels, layer.bias[:, None])[:, :, None].to(selected.dtype)
         return selected.unflatten(2, features.shape[2:])
+
+
+def _is_plain_pointwise(layer: nn.Module) -> bool:
+    """Whether a layer is the 1 x 1 convolution that torchvision puts there, and nothing of a user's besides.
+
+    Another layer in its place, a hook or a parametrisation is the user's, so it is called, not read.
+    """
+    return (
+        type(layer) is nn.Conv2d
+        and (layer.kernel_size, layer.stride, layer.padding, layer.groups) == ((1, 1), (1, 1), (0, 0), 1)
+        and not (layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks)
+        and "forward" not in vars(layer)
+    )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from maskloss.losses.criterion import MaskRCNNLoss
@@ -41,6 +42,13 @@ class LossHolder:
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         module = super()._apply(fn, recurse)  # type: ignore[misc]
-        # Devices only: `model.half()` must not round class weights that the losses use in float32.
-        self.loss._apply(lambda tensor: tensor.to(fn(tensor).device))
+        self.loss._apply(lambda tensor: _moved(tensor, fn))
         return module
+
+
+def _moved(tensor: Tensor, fn: Callable[[Tensor], Tensor]) -> Tensor:
+    """Move a tensor of the loss as the model's, but never below float32, which the losses compute in."""
+    moved = fn(tensor)
+    if tensor.is_meta or not tensor.is_floating_point():
+        return moved
+    return tensor.to(moved.device, torch.promote_types(moved.dtype, torch.float32))

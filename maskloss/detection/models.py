@@ -95,7 +95,7 @@ def _mobilenet_v2_fpn() -> BackboneWithFPN:
 
 
 def _small_mask_rcnn(backbone: BackboneWithFPN, common: dict[str, Any]) -> MaskRCNN:
-    """Half the width of torchvision's heads, a quarter of its samples, anchors from 16 px on."""
+    """Half the width of torchvision's heads, an eighth of its RoIs, anchors from 16 px on."""
     num_classes = common.pop("num_classes")
     model = MaskRCNN(
         backbone,
@@ -106,7 +106,7 @@ def _small_mask_rcnn(backbone: BackboneWithFPN, common: dict[str, Any]) -> MaskR
         rpn_pre_nms_top_n_test=500,
         rpn_post_nms_top_n_train=500,
         rpn_post_nms_top_n_test=300,
-        box_batch_size_per_image=128,
+        box_batch_size_per_image=64,
         box_head=TwoMLPHead(_SMALL_WIDTH * 7 * 7, 512),
         box_predictor=FastRCNNPredictor(512, num_classes),
         mask_head=MaskRCNNHeads(_SMALL_WIDTH, (_SMALL_WIDTH,) * 4, 1),

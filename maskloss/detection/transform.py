@@ -38,6 +38,8 @@ class RCNNTransform(GeneralizedRCNNTransform):
         if target["boxes"].dtype in (torch.bfloat16, torch.float16):
             # bfloat16 has 4 px between neighbours at 1000 px; the arithmetic from here on is float32's.
             target["boxes"] = target["boxes"].float()
+        if "keypoints" in target and target["keypoints"].numel() == 0:
+            target["keypoints"] = target["keypoints"].reshape(0, 0, 3)
         image, resized = super().resize(image, target)
         if masks is not None and resized is not None:
             resized["masks"] = _resize_masks(masks, *image.shape[-2:])
@@ -69,7 +71,12 @@ def _resize_masks(masks: Tensor | EncodedMasks, height: int, width: int) -> Tens
     """Resize (G, H, W) masks by their nearest pixel, as torchvision does, in their own dtype."""
     if isinstance(masks, EncodedMasks):
         return masks.resize(height, width)
-    if masks.shape[0] == 0:
+    if masks.dtype not in (torch.bool, torch.uint8):
+        # Masks that nobody reads: of a model without a mask branch, or of no object. torchvision makes bytes
+        # of all.
+        masks = masks.to(torch.uint8)
+    if len(masks) == 0:
+        # Users write the masks of an image without objects in many shapes.
         return masks.new_zeros((0, height, width))
     if masks.shape[1:] == (height, width):
         return masks
