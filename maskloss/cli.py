@@ -95,7 +95,8 @@ def check(images: str, annotations: str) -> None:
 
     data, problems = check_data(images, annotations)
     for problem in problems:
-        print(problem)
+        # A file's name may hold what no terminal's encoding has.
+        print(str(problem).encode("utf-8", "backslashreplace").decode())
     errors = sum(problem.error for problem in problems)
     if data is not None:
         print(f"{len(data.images)} images, {data.num_objects} objects, {len(data.categories)} categories")
@@ -159,7 +160,7 @@ def evaluate(
         device: where to run.
     """
     from maskloss.data.coco import read_coco
-    from maskloss.files import make_folder, write_text
+    from maskloss.files import make_folder
     from maskloss.training import evaluation
     from maskloss.training.checkpoints import load_model
     from maskloss.training.loop import chosen_device
@@ -177,7 +178,7 @@ def evaluate(
     found = evaluation.evaluate(
         model.to(chosen), data, aligned=description.aligned, batch_size=batch_size, device=chosen
     )
-    write_text(folder / "metrics.json", json.dumps(found.metrics, indent=2) + "\n")
+    evaluation.write_metrics(folder / "metrics.json", found.metrics)
     _print_metrics(found.metrics)
     print(folder / "metrics.json")
 
@@ -266,6 +267,9 @@ class _Parser(ArgumentParser):
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         line = " ".join(part.strip() for part in str(message).splitlines() if part.strip())
+        # jsonargparse names an option by its key: "train.max_steps" or Parser key "max_steps".
+        line = re.sub(r'Parser key "(?:\w+\.)?(\w+)"', r"--\1", line)
+        line = re.sub(rf"(?<![\w./-])(?:{'|'.join(_COMMANDS)})\.(\w+)", r"--\1", line)
         print(f"{self.prog}: error: {_hyphenated(line)}", file=sys.stderr)
         sys.exit(2)
 
@@ -344,5 +348,6 @@ def _hyphenated(text: str) -> str:
 
 
 def _fail(error: object, code: int) -> NoReturn:
-    print(f"maskloss: error: {' '.join(str(error).split())}", file=sys.stderr)
+    line = f"maskloss: error: {' '.join(str(error).split())}"
+    print(line.encode("utf-8", "backslashreplace").decode(), file=sys.stderr)
     sys.exit(code)

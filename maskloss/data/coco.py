@@ -202,7 +202,10 @@ def _is_id(value: Any) -> bool:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    try:
+        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:  # an integer beyond what a float holds
+        return False
 
 
 def _entries(items: list[Any], kind: str, keys: tuple[str, ...], error: Any) -> list[dict[str, Any]]:
@@ -265,7 +268,7 @@ def _read_images(items: list[Any], folder: Path, error: Any) -> dict[int, ImageR
             error(
                 f"{name}: width and height must be positive integers, not {item['width']!r} and {item['height']!r}"
             )
-        elif not (folder / file_name).is_file():
+        elif not os.path.isfile(folder / file_name):
             error(f"{name}: the file {folder / file_name} does not exist")
         else:
             images[item["id"]] = ImageRecord(item["id"], file_name, item["width"], item["height"])

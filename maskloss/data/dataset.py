@@ -38,7 +38,7 @@ def augmentation(*, horizontal_flip: float, photometric_distortion: float) -> v2
 class CocoDataset(Dataset[Sample | InputError]):
     """Images and targets of a COCO-format file.
 
-    A target has boxes (G, 4) float32, xyxy in px, labels (G,) int64 from 1, masks, image_id and area. Crowds
+    A target has boxes (G, 4) float32, xyxy in px, labels (G,) int64 from 1, masks and image_id. Crowds
     are left out: they are never positives. An image that cannot be read is returned as the `InputError`
     instead of being raised, because a worker process would bury its message in a traceback.
 

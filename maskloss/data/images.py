@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from pathlib import Path
 
 from PIL import ExifTags, Image, ImageOps
@@ -25,7 +26,9 @@ def read_image(path: str | os.PathLike[str], size: tuple[int, int] | None = None
     """
     path = Path(path)
     try:
-        with Image.open(path) as file:
+        with warnings.catch_warnings(), Image.open(path) as file:
+            # Of what Pillow warns, a file that cannot be read is told by an error, and the rest reads well.
+            warnings.simplefilter("ignore")
             turned = _turned_size(file)
             as_stored = size is not None and turned != size and file.size == size
             if size is not None and turned != size and not as_stored:

@@ -1,6 +1,6 @@
 """Synthetic COCO-format data: shapes that anybody can judge by eye.
 
-Circles, rectangles, triangles and stars of any size and turn, shaded, on smooth textured ground. They may
+Circles, rectangles, triangles and stars of many sizes, tilted and shaded, on smooth textured ground. They may
 hide a part of each other: a whole shape is annotated by its polygon, a partly hidden one by the RLE of what
 is visible, so both encodings are in the data.
 """
@@ -24,7 +24,8 @@ from maskloss.files import make_folder, write_bytes, write_text
 CATEGORIES = ("circle", "rectangle", "triangle", "star")
 
 _SUPERSAMPLING = 4
-_MOST_SHAPES = 5
+_MOST_SHAPES = 4
+_LARGEST_TILT = math.radians(20)
 #: A shape of which less than this is visible is taken off the picture again.
 _LEAST_VISIBLE = 0.5
 
@@ -92,13 +93,11 @@ def draw_shapes(generator: np.random.Generator, size: int) -> tuple[Image.Image,
         whole = np.array_equal(visible, _rasterised(points, size))
         rle = coco_mask.encode(np.asfortranarray(visible))
         segmentation: Any = (
-            [points.round(2).reshape(-1).tolist()]
+            [points.reshape(-1).tolist()]
             if whole
             else {"size": [size, size], "counts": rle["counts"].decode("ascii")}
         )
-        box = (
-            _box_of_points(points.round(2)) if whole else [round(float(v), 2) for v in coco_mask.toBbox(rle)]
-        )
+        box = _box_of_points(points) if whole else [round(float(v), 2) for v in coco_mask.toBbox(rle)]
         objects.append(
             {
                 "category_id": category + 1,
@@ -120,8 +119,9 @@ def _ground(generator: np.random.Generator, size: int) -> npt.NDArray[np.float64
 
 def _outline(generator: np.random.Generator, shape: str, size: int) -> npt.NDArray[np.float64]:
     """A polygon (V, 2) in px, wholly inside the image."""
-    radius = float(generator.uniform(size / 11, size / 4.5))
-    turn = float(generator.uniform(0, 2 * math.pi))
+    radius = float(generator.uniform(size / 8, size / 3.5))
+    # Upright but for a tilt, with the tip of triangles and stars on top.
+    turn = float(generator.uniform(-_LARGEST_TILT, _LARGEST_TILT)) - math.pi / 2 * (shape != "rectangle")
     if shape == "circle":
         angles, radii = np.arange(40) * (2 * math.pi / 40), np.full(40, radius)
     elif shape == "rectangle":
@@ -135,7 +135,8 @@ def _outline(generator: np.random.Generator, shape: str, size: int) -> npt.NDArr
         radii = np.where(np.arange(10) % 2 == 0, radius, 0.45 * radius)
     points = np.stack([np.cos(angles + turn) * radii, np.sin(angles + turn) * radii], axis=1)
     low, high = 1 - points.min(axis=0), size - 1 - points.max(axis=0)
-    return points + generator.uniform(low, high)
+    # Two decimals, as COCO writes them: what is drawn is what is annotated.
+    return (points + generator.uniform(low, high)).round(2)
 
 
 def _painted(

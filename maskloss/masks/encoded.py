@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -174,8 +175,10 @@ def checked_polygon(polygon: Any, name: str) -> FloatArray:
         ValueError: an odd number of coordinates, fewer than three points, or a value that is not finite.
     """
     try:
+        if isinstance(polygon, list | tuple) and not all(_is_real(value) for value in polygon):
+            raise TypeError
         coordinates = np.asarray(polygon, dtype=np.float64)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         coordinates = np.empty((0, 0))
     if coordinates.ndim != 1:
         raise ValueError(f"{name}: a polygon is a flat list of numbers x0, y0, x1, y1, ...")
@@ -186,6 +189,11 @@ def checked_polygon(polygon: Any, name: str) -> FloatArray:
     if not np.isfinite(coordinates).all():
         raise ValueError(f"{name}: a polygon has a coordinate that is not finite")
     return coordinates.reshape(-1, 2)
+
+
+def _is_real(value: Any) -> bool:
+    """Whether a value is a number, which numpy would also make of "3" and True."""
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
 def checked_rle(rle: dict[str, Any], height: int, width: int, name: str) -> dict[str, Any]:

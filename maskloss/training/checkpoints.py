@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import pickle
+import struct
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -82,6 +84,10 @@ def load_model(path: str | Path) -> tuple[nn.Module, ModelDescription]:
     state, metadata = _read_safetensors(path)
     try:
         description = ModelDescription.from_metadata(metadata)
+        if description.settings.num_classes != len(description.categories) + 1:
+            raise ValueError(
+                f"{description.settings.num_classes} classes, but {len(description.categories)} categories"
+            )
         model = build_model(description.settings)
         model.load_state_dict(state, strict=True)
     except KeyError:
@@ -112,16 +118,38 @@ def read_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def model_settings_of(metadata: dict[str, str]) -> dict[str, Any]:
-    """Image mean, std and frozen normalisation, where a weights file's metadata has them."""
+    """Image mean, std and frozen normalisation, where a weights file's metadata has them.
+
+    Raises:
+        InputError: it has one that cannot be meant; the message names the key.
+    """
     found: dict[str, Any] = {}
     try:
         settings = ModelDescription.from_metadata(metadata).settings
     except (KeyError, TypeError, ValueError):
-        for key in ("image_mean", "image_std", "frozen_normalization"):
+        for key in ("image_mean", "image_std"):
             if key in metadata:
-                found[key] = json.loads(metadata[key])
+                found[key] = _three_numbers(key, metadata[key])
+        if "frozen_normalization" in metadata:
+            if metadata["frozen_normalization"] not in ("true", "false"):
+                raise InputError(
+                    f"the metadata's frozen_normalization must be true or false, not "
+                    f"{metadata['frozen_normalization']!r}"
+                ) from None
+            found["frozen_normalization"] = metadata["frozen_normalization"] == "true"
         return found
     return {key: getattr(settings, key) for key in ("image_mean", "image_std", "frozen_normalization")}
+
+
+def _three_numbers(key: str, text: str) -> tuple[float, ...]:
+    try:
+        values = json.loads(text)
+        good = len(values) == 3 and all(type(value) in (int, float) for value in values)
+    except (ValueError, TypeError):
+        good = False
+    if not good or not all(math.isfinite(value) for value in values):
+        raise InputError(f"the metadata's {key} must be three numbers as JSON, not {text!r}")
+    return tuple(float(value) for value in values)
 
 
 def save_checkpoint(folder: Path, step: int, state: dict[str, Any]) -> None:
@@ -155,7 +183,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         InputError: it is truncated, of something else, or would run code.
     """
     state = _load_pickle(path)
-    if not isinstance(state, dict) or not {"step", "model", "optimizer"} <= set(state):
+    if not isinstance(state, dict) or not {"step", "seconds", "config", "model", "optimizer"} <= set(state):
         raise InputError(f"{path}: is no checkpoint of maskloss train")
     return state
 
@@ -180,6 +208,15 @@ def _load_pickle(path: Path) -> Any:
             f"{path}: truncated, or holds more than tensors and plain values, and is not read because such "
             "files can run code"
         ) from error
-    except (RuntimeError, EOFError, ValueError, KeyError, AttributeError, TypeError, IndexError) as error:
+    except (
+        RuntimeError,
+        EOFError,
+        ValueError,
+        KeyError,
+        AttributeError,
+        TypeError,
+        IndexError,
+        struct.error,
+    ) as error:
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise InputError(f"{path}: truncated, or not a file of torch.save: {first}") from error

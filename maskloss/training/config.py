@@ -13,7 +13,8 @@ from maskloss.errors import InputError
 from maskloss.losses.criterion import MaskRCNNLoss
 from maskloss.losses.presets import PRESETS
 
-#: Fields that may change between a run and its resumption: they do not enter the numbers of a step.
+#: Fields that may change between a run and its resumption. All but max_steps stay out of a step's numbers, and
+#: max_steps enters only through the learning rate's schedule.
 _FREE_ON_RESUME = {
     "output",
     "resume",
@@ -145,7 +146,7 @@ class TrainConfig:
         module_name, _, name = self.loss.rpartition(".")
         try:
             found = getattr(importlib.import_module(module_name), name)
-        except (ImportError, AttributeError) as error:
+        except (ImportError, AttributeError, ValueError, TypeError) as error:
             raise InputError(f"--loss {self.loss!r}: cannot be imported: {error}") from error
         loss = found if isinstance(found, MaskRCNNLoss) or not callable(found) else found()
         if not isinstance(loss, MaskRCNNLoss):

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,6 +23,7 @@ from maskloss.data.coco import Category, CocoData
 from maskloss.data.dataset import CocoDataset, collate
 from maskloss.detection.conversion import losses_and_detections
 from maskloss.errors import InputError, RunError
+from maskloss.files import write_text
 from maskloss.masks.paste import paste_masks
 
 Results = list[dict[str, Any]]
@@ -69,6 +73,7 @@ def evaluate(
 
     Raises:
         InputError: an image cannot be read.
+        RunError: a loss is not finite, or a worker process died.
     """
     indices = range(rank, len(data.images), world_size)
     loader = DataLoader(
@@ -89,8 +94,11 @@ def evaluate(
     if world_size > 1:
         results = gather_object(results)
         sums = _summed(gather_object([sums]))
-    means: dict[str, float | None] = {key: value / len(data.images) for key, value in sums.items()}
-    means["loss"] = sum(value for value in means.values() if value is not None)
+    for key, total in sums.items():
+        if not math.isfinite(total):
+            raise RunError(f"evaluation: {key} is {total}, not finite; the model has diverged")
+    means: dict[str, float | None] = {key: total / len(data.images) for key, total in sums.items()}
+    means["loss"] = math.fsum(sums.values()) / len(data.images)
     return Evaluation({**average_precision(data, results), "loss": means}, results)
 
 
@@ -138,6 +146,15 @@ def average_precision(data: CocoData, results: Results) -> Metrics:
             name: None if value < 0 else value for name, value in zip(_STATISTICS, values, strict=True)
         }
     return metrics
+
+
+def write_metrics(path: Path, metrics: Metrics) -> None:
+    """Write `metrics.json`.
+
+    Raises:
+        RunError: the disk is full, or the folder does not allow it.
+    """
+    write_text(path, json.dumps(metrics, indent=2, allow_nan=False) + "\n")
 
 
 def batches_on(loader: Any, device: torch.device) -> Iterator[tuple[list[Tensor], list[dict[str, Any]]]]:

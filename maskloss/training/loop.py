@@ -36,7 +36,7 @@ from maskloss.training.checkpoints import (
     save_model,
 )
 from maskloss.training.config import TrainConfig
-from maskloss.training.evaluation import Evaluation, batches_on, evaluate
+from maskloss.training.evaluation import Evaluation, batches_on, evaluate, write_metrics
 
 _RUN_FILES = ("config.yaml", "history.jsonl", "model.safetensors", "metrics.json", "checkpoints")
 
@@ -75,7 +75,10 @@ def train(config: TrainConfig) -> TrainingResult:
     settings, weights = _model_settings(config, len(training.categories) + 1)
     model = build_model(settings)
     if weights is not None:
-        _say(accelerator, f"{config.weights}: {load_weights(model, weights)}")
+        loaded = load_weights(model, weights)
+        if not loaded.loaded:
+            raise InputError(f"{config.weights}: no tensor in it fits the model {config.model}: {loaded}")
+        _say(accelerator, f"{config.weights}: {loaded}")
     convert(model, loss, paste=None)
     description = ModelDescription(settings, training.categories, loss.mask_targets.aligned)
     optimizer = _optimizer(config, model)
@@ -140,17 +143,21 @@ def train(config: TrainConfig) -> TrainingResult:
             if step % config.log_every == 0 or step in (1, config.max_steps):
                 log.step(step, losses, learning_rate, seconds)
             log.advance()
-            if accelerator.is_main_process and (
-                step % config.checkpoint_every == 0 or step == config.max_steps
-            ):
-                _save(config, step, seconds, model, optimizer, accelerator)
-            if config.evaluate_every and step % config.evaluate_every == 0 and step < config.max_steps:
+            last = step == config.max_steps
+            evaluation_due = config.evaluate_every and step % config.evaluate_every == 0 and not last
+            checkpoint_due = step % config.checkpoint_every == 0 or last
+            if evaluation_due or checkpoint_due:
+                _expect_finite(model, step)
+            # Evaluation comes first: a checkpoint says that everything up to its step is on the disk.
+            if evaluation_due:
                 log.evaluation(step, evaluated())
+            if checkpoint_due and accelerator.is_main_process:
+                _save(config, step, seconds, model, optimizer, accelerator)
         evaluation = evaluated()
         log.evaluation(config.max_steps, evaluation)
         if accelerator.is_main_process:
             save_model(config.output_folder / "model.safetensors", model, description)
-            write_text(config.output_folder / "metrics.json", json.dumps(evaluation.metrics, indent=2) + "\n")
+            write_metrics(config.output_folder / "metrics.json", evaluation.metrics)
     accelerator.wait_for_everyone()
     return TrainingResult(evaluation, validation, accelerator.is_main_process)
 
@@ -200,6 +207,12 @@ def _starting_point(config: TrainConfig) -> dict[str, Any] | None:
         raise InputError(
             f"{files[-1]}: the run was started with another {', '.join(different)}; resume with the same command"
         )
+    previous = json.loads(checkpoint["config"])["max_steps"]
+    if previous != config.max_steps and config.schedule != "constant":
+        print(
+            f"note: the run was planned for {previous} steps; from here the learning rate follows {config.max_steps}",
+            file=sys.stderr,
+        )
     if checkpoint["step"] > config.max_steps:
         raise InputError(f"{files[-1]}: is past --max-steps {config.max_steps}")
     return checkpoint
@@ -236,7 +249,10 @@ def _model_settings(config: TrainConfig, num_classes: int) -> tuple[ModelSetting
             raise InputError(f"--weights DEFAULT: cannot be downloaded: {error}") from error
     elif config.weights != "none":
         weights, metadata = read_weights(config.weights)
-        found = model_settings_of(metadata)
+        try:
+            found = model_settings_of(metadata)
+        except InputError as error:
+            raise InputError(f"{config.weights}: {error}") from error
     found.setdefault("frozen_normalization", weights is not None)
     for key in ("image_mean", "image_std", "frozen_normalization"):
         given = getattr(config, key)
@@ -293,11 +309,21 @@ def _step(
 def _not_finite(losses: dict[str, Tensor], step: int, targets: list[dict[str, Any]]) -> str:
     terms = [key for key, value in losses.items() if not torch.isfinite(value)]
     images = ", ".join(str(target["image_id"]) for target in targets)
-    values = ", ".join(f"{key} = {float(losses[key])}" for key in terms) or "their sum"
+    values = ", ".join(f"{key} = {float(losses[key].detach())}" for key in terms) or "their sum"
     return (
         f"step {step}: {values} is not finite, on images {images}; the last checkpoint is from before. "
         "A lower --learning-rate or a longer --warmup-steps often helps"
     )
+
+
+def _expect_finite(model: nn.Module, step: int) -> None:
+    """Refuse to keep weights that a gradient has spoilt, although the loss was still finite."""
+    for name, parameter in model.named_parameters():
+        if not torch.isfinite(parameter).all():
+            raise RunError(
+                f"step {step}: the weights of {name} are not finite; the last checkpoint is from before. "
+                "A lower --learning-rate or a longer --warmup-steps often helps"
+            )
 
 
 def _save(
@@ -337,8 +363,9 @@ class _Log:
             return
         saved = {key: value for key, value in asdict(config).items() if key != "resume"}
         write_text(self.folder / "config.yaml", yaml.safe_dump(saved, sort_keys=False))
-        for name in ("history.jsonl", "evaluations.jsonl"):
-            _keep_lines_up_to(self.folder / name, start)
+        _keep_lines_up_to(self.folder / "history.jsonl", start)
+        # The evaluation of the last step comes after its checkpoint, so it is done again.
+        _keep_lines_up_to(self.folder / "evaluations.jsonl", min(start, config.max_steps - 1))
         self.board = SummaryWriter(str(self.folder / "tensorboard"), purge_step=start + 1)
         self.bar = tqdm(initial=start, total=config.max_steps, desc="training", unit="step", disable=None)
 
@@ -380,7 +407,10 @@ class _Log:
         """Log an evaluation."""
         if not self.enabled:
             return
-        append_line(self.folder / "evaluations.jsonl", json.dumps({"step": step, **evaluation.metrics}))
+        append_line(
+            self.folder / "evaluations.jsonl",
+            json.dumps({"step": step, **evaluation.metrics}, allow_nan=False),
+        )
         for group, values in evaluation.metrics.items():
             for key, value in values.items():
                 if value is not None:

@@ -157,7 +157,9 @@ def test_truncated_json_is_refused(tmp_path: Path, share: float) -> None:
 def test_json_that_is_no_object_is_refused_as_not_coco(tmp_path: Path, content: Any) -> None:
     images, annotations = write_coco(tmp_path)
     annotations.write_text(json.dumps(content))
-    with pytest.raises(InputError, match="not a COCO-format file: it has no list of images, annotations, cat"):
+    with pytest.raises(
+        InputError, match="not a COCO-format file: it has no list of images, annotations, cat"
+    ):
         read_coco(images, annotations)
 
 
@@ -205,7 +207,11 @@ def test_a_missing_key_is_named(tmp_path: Path, kind: str, position: int, name: 
 
 @pytest.mark.parametrize(
     ("kind", "name"),
-    [("images", "image number 1"), ("annotations", "annotation number 1"), ("categories", "category number 1")],
+    [
+        ("images", "image number 1"),
+        ("annotations", "annotation number 1"),
+        ("categories", "category number 1"),
+    ],
 )
 def test_an_entry_without_an_id_is_named_by_its_position(tmp_path: Path, kind: str, name: str) -> None:
     text = refusal(tmp_path, lambda document: document[kind][1].pop("id"))
@@ -372,7 +378,7 @@ def test_a_box_wholly_in_the_border_is_refused(tmp_path: Path) -> None:
         ([[2, 1, 4, 1, 4, "3"]], "a polygon is a flat list of numbers"),
         ([[[2, 1], [4, 1], [4, 3]]], "a polygon is a flat list of numbers"),
         ([2, 1, 4, 1, 4, 3], "a polygon is a flat list of numbers"),
-        ([[2, 1, 4, 1, 4, None]], "a polygon has a coordinate that is not finite"),
+        ([[2, 1, 4, 1, 4, None]], "a polygon is a flat list of numbers"),
         ([[2, 1, 4, 1, 4, 10**400]], "a polygon"),
     ],
     ids=lambda value: str(value)[:60],

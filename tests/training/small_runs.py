@@ -75,9 +75,10 @@ def interrupted_after(batches: int) -> Iterator[None]:
         raise Interruption
 
     loop_batches_on = loop.batches_on
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(Interruption):
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop, "batches_on", stopping)
-        yield
+        with pytest.raises(Interruption):
+            yield
 
 
 @contextlib.contextmanager

@@ -98,8 +98,14 @@ def test_an_import_path_gives_what_the_function_makes() -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("focal", "--loss 'focal': no such preset; there are torchvision, detectron2, matterport, paper, aligned"),
-        ("nowhere.to.be_found", "--loss 'nowhere.to.be_found': cannot be imported: No module named 'nowhere'"),
+        (
+            "focal",
+            "--loss 'focal': no such preset; there are torchvision, detectron2, matterport, paper, aligned",
+        ),
+        (
+            "nowhere.to.be_found",
+            "--loss 'nowhere.to.be_found': cannot be imported: No module named 'nowhere'",
+        ),
         ("tests.training.small_runs.missing", "cannot be imported: .*has no attribute 'missing'"),
         ("tests.training.small_runs.no_loss", "gives a int, not a MaskRCNNLoss"),
         ("tests.training.small_runs.WIDTH", "gives a int, not a MaskRCNNLoss"),
@@ -120,7 +126,14 @@ def test_options_that_change_the_numbers_are_differences() -> None:
 
 def test_where_and_how_often_things_are_written_are_no_differences() -> None:
     made = config()
-    free = {"output": "x", "resume": True, "device": "cuda", "workers": 9, "log_every": 9, "evaluate_every": 9}
+    free = {
+        "output": "x",
+        "resume": True,
+        "device": "cuda",
+        "workers": 9,
+        "log_every": 9,
+        "evaluate_every": 9,
+    }
     assert made.differences({**asdict(made), **free, "checkpoint_every": 9}) == []
 
 

@@ -27,14 +27,16 @@ from tests.training.small_runs import STATISTICS
 SIZE = 160
 
 
-def rectangle(x: int, y: int, width: int, height: int, size: tuple[int, int] = (SIZE, SIZE)) -> dict[str, Any]:
+def rectangle(
+    x: int, y: int, width: int, height: int, size: tuple[int, int] = (SIZE, SIZE)
+) -> dict[str, Any]:
     mask = np.zeros(size, dtype=np.uint8, order="F")
     mask[y : y + height, x : x + width] = 1
     rle = coco_mask.encode(mask)
     return {"size": list(size), "counts": rle["counts"].decode()}
 
 
-def write_rectangles(folder: Path, *, sides: tuple[int, int] = (6, 120), crowds: bool = True) -> CocoData:
+def write_rectangles(folder: Path, *, sides: tuple[int, int] = (6, 150), crowds: bool = True) -> CocoData:
     """Six images with up to six rectangles each, of all size classes, polygons, RLEs and crowds."""
     random = np.random.default_rng(0)
     (folder / "images").mkdir(parents=True)
@@ -75,7 +77,9 @@ def random_results(path: Path, seed: int = 0) -> list[dict[str, Any]]:
     for annotation in document["annotations"]:
         image = images[annotation["image_id"]]
         for _ in range(int(random.integers(1, 3))):
-            x, y, width, height = np.asarray(annotation["bbox"]) + random.normal(0, 0.08, 4) * annotation["bbox"][2]
+            x, y, width, height = (
+                np.asarray(annotation["bbox"]) + random.normal(0, 0.08, 4) * annotation["bbox"][2]
+            )
             category = annotation["category_id"] if random.random() < 0.85 else int(random.choice(categories))
             results.append(result(image, category, (x, y, width, height), float(random.random())))
     for image in document["images"]:
@@ -140,9 +144,7 @@ def test_ap_on_the_shared_sample_of_coco_equals_that_of_pycocotools(shared: Path
     folder = shared / "coco_mini"
     data = read_coco(folder / "images", folder / "annotations_val2017.json")
     results = random_results(data.annotation_file)
-    assert_same_metrics(
-        average_precision(data, results), pycocotools_metrics(data.annotation_file, results)
-    )
+    assert_same_metrics(average_precision(data, results), pycocotools_metrics(data.annotation_file, results))
 
 
 def test_evaluating_leaves_the_results_as_they_were(tmp_path: Path) -> None:
@@ -198,8 +200,20 @@ def test_a_detection_in_a_crowd_is_no_false_alarm(tmp_path: Path) -> None:
     document = {
         "images": [{"id": 1, "file_name": "1.png", "width": SIZE, "height": SIZE}],
         "annotations": [
-            {**common, "id": 1, "bbox": [0, 0, 20, 20], "iscrowd": 0, "segmentation": rectangle(0, 0, 20, 20)},
-            {**common, "id": 2, "bbox": [50, 50, 90, 90], "iscrowd": 1, "segmentation": rectangle(50, 50, 90, 90)},
+            {
+                **common,
+                "id": 1,
+                "bbox": [0, 0, 20, 20],
+                "iscrowd": 0,
+                "segmentation": rectangle(0, 0, 20, 20),
+            },
+            {
+                **common,
+                "id": 2,
+                "bbox": [50, 50, 90, 90],
+                "iscrowd": 1,
+                "segmentation": rectangle(50, 50, 90, 90),
+            },
         ],
         "categories": [{"id": 2, "name": "2"}],
     }
@@ -276,5 +290,5 @@ def test_a_dead_worker_is_a_run_error() -> None:
         def __next__(self) -> None:
             raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed.")
 
-    with pytest.raises(RunError, match="a data-loader worker died: .*Killed.*fewer --workers"):
+    with pytest.raises(RunError, match=r"a data-loader worker died: .*Killed.*fewer --workers"):
         next(batches_on(Loader(), torch.device("cpu")))

@@ -98,9 +98,7 @@ def test_a_missing_image_is_refused_before_the_first_is_predicted(image: Path) -
 def test_an_unreadable_image_is_refused_after_those_before_it(image: Path) -> None:
     bad = image.with_name("bad.png")
     bad.write_bytes(b"no image")
-    found = predict(
-        FixedModel(), DESCRIPTION, [image, bad], device=torch.device("cpu"), score_threshold=0.0
-    )
+    found = predict(FixedModel(), DESCRIPTION, [image, bad], device=torch.device("cpu"), score_threshold=0.0)
     assert next(found).path == image
     with pytest.raises(InputError, match=r"bad\.png: not a readable image"):
         next(found)

@@ -1,0 +1,662 @@
+"""The command line end to end, in process: what it writes, what it says, and how it fails."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from PIL import Image
+from pycocotools import mask as coco_mask
+from pycocotools.coco import COCO
+
+from maskloss.cli import main
+from tests.data.coco_files import write_coco
+from tests.training.small_runs import STATISTICS, TERMS, files, history, largest_file, narrow_models
+
+COMMANDS = ("demo", "shapes", "check", "subset", "train", "evaluate", "predict")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _narrow() -> Iterator[None]:
+    with narrow_models():
+        yield
+
+
+def run(*arguments: Any) -> None:
+    main([str(argument) for argument in arguments])
+
+
+def failed(capsys: pytest.CaptureFixture[str], *arguments: Any) -> tuple[int, str]:
+    """The exit code and the one line on stderr of a command that fails."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as caught:
+        run(*arguments)
+    text = capsys.readouterr().err
+    assert "Traceback" not in text
+    assert len(text.splitlines()) == 1, text
+    assert isinstance(caught.value.code, int)
+    return caught.value.code, text.rstrip("\n")
+
+
+def pixels(path: Path) -> Image.Image:
+    with Image.open(path) as image:
+        return image.convert("RGB")
+
+
+# One data set, one trained model, one evaluation and one prediction for all tests.
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    run("shapes", "--output", folder / "train", "--images", 4, "--size", 64)
+    run("shapes", "--output", folder / "val", "--images", 2, "--size", 64, "--seed", 1)
+    return folder
+
+
+def train_options(data: Path, output: Path) -> list[Any]:
+    options: list[Any] = ["train", "--output", output]
+    for part in ("train", "val"):
+        options += [f"--{part}-images", data / part / "images"]
+        options += [f"--{part}-annotations", data / part / "annotations.json"]
+    small = "--model resnet18 --min-size 64 --max-size 64 --workers 0 --device cpu --warmup-steps 1"
+    return [*options, *small.split()]
+
+
+@pytest.fixture(scope="module")
+def trained(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("trained") / "run"
+    run(
+        *train_options(data, output),
+        "--max-steps",
+        3,
+        "--batch-size",
+        2,
+        "--loss",
+        "aligned",
+        "--log-every",
+        2,
+    )
+    return output
+
+
+@pytest.fixture(scope="module")
+def predicted(data: Path, trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("predicted") / "out"
+    images = sorted((data / "val/images").iterdir())
+    run("predict", "--checkpoint", trained / "model.safetensors", "--output", output, "--score-threshold", 0.05,
+        "--device", "cpu", *images)  # fmt: skip
+    return output
+
+
+# shapes, check, subset
+
+
+def test_shapes_writes_images_and_annotations_and_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run("shapes", "--output", tmp_path / "out", "--images", 3, "--size", 48, "--seed", 2)
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["annotations.json", "images"]
+    pictures = sorted((tmp_path / "out/images").iterdir())
+    assert [pixels(path).size for path in pictures] == [(48, 48)] * 3
+    assert capsys.readouterr().out == f"{tmp_path / 'out'}: 3 images of 48 x 48 px\n"
+
+
+def test_check_of_good_data_counts_them_and_ends_with_0(
+    data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run("check", "--images", data / "train/images", "--annotations", data / "train/annotations.json")
+    objects = len(json.loads((data / "train/annotations.json").read_text())["annotations"])
+    out = capsys.readouterr().out.splitlines()
+    assert out[-2:][0] == f"4 images, {objects} objects, 4 categories"
+    assert out[-1].startswith("0 errors, ")
+
+
+def test_check_of_bad_data_lists_every_problem_and_ends_with_1(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def change(document: dict[str, Any]) -> None:
+        document["annotations"][0]["bbox"] = [2, 1, 0, 2]
+        document["annotations"][1]["category_id"] = 99
+
+    images, annotations = write_coco(tmp_path, change)
+    with pytest.raises(SystemExit) as caught:
+        run("check", "--images", images, "--annotations", annotations)
+    assert caught.value.code == 1
+    captured = capsys.readouterr()
+    out = captured.out.splitlines()
+    assert out[0].startswith(f"error: {annotations}: annotation 101: bbox has a side")
+    assert out[1].startswith(f"error: {annotations}: annotation 102: category_id 99")
+    # Only the crowd is left.
+    assert out[2] == f"error: {annotations}: there is no usable object in it"
+    assert out[-1].startswith("3 errors, ")
+    assert captured.err == ""
+
+
+def test_check_of_a_file_that_is_not_coco_ends_with_1(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images, annotations = write_coco(tmp_path)
+    annotations.write_text("{")
+    with pytest.raises(SystemExit) as caught:
+        run("check", "--images", images, "--annotations", annotations)
+    assert caught.value.code == 1
+    assert capsys.readouterr().out.splitlines()[-1] == "1 errors, 0 warnings"
+
+
+def test_check_prints_a_name_that_is_no_unicode(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    # Half of a surrogate pair is JSON, and no encoding can print it as it is.
+    images, annotations = write_coco(tmp_path, lambda d: d["images"][0].update(file_name="\ud800.png"))
+    with pytest.raises(SystemExit) as caught:
+        run("check", "--images", images, "--annotations", annotations)
+    assert caught.value.code == 1
+    assert "image 10" in capsys.readouterr().out
+
+
+def test_subset_copies_what_was_asked_for(data: Path, tmp_path: Path) -> None:
+    source = ["--images", data / "train/images", "--annotations", data / "train/annotations.json"]
+    run("subset", *source, "--output", tmp_path / "out", "--max-images", 2, "--categories", "circle, star")
+    document = json.loads((tmp_path / "out/annotations.json").read_text())
+    assert [category["name"] for category in document["categories"]] == ["circle", "star"]
+    assert 1 <= len(document["images"]) <= 2
+    names = {image["file_name"] for image in document["images"]}
+    assert names == {path.name for path in (tmp_path / "out/images").iterdir()}
+    assert {annotation["category_id"] for annotation in document["annotations"]} <= {1, 4}
+
+
+# train
+
+
+def test_train_writes_every_file_of_the_contract(trained: Path) -> None:
+    names = {path.name for path in trained.iterdir()}
+    assert {
+        "model.safetensors",
+        "checkpoints",
+        "metrics.json",
+        "history.jsonl",
+        "config.yaml",
+        "report.html",
+    } <= names
+    assert not [name for name in files(trained) if name.endswith(".tmp")]
+
+
+def test_train_logs_the_terms_of_the_contract(trained: Path) -> None:
+    lines = history(trained)
+    assert [line["step"] for line in lines] == [1, 2, 3]
+    assert all(set(line) == {"step", "loss", *TERMS, "learning_rate"} for line in lines)
+
+
+def test_train_writes_the_metrics_of_the_contract(trained: Path) -> None:
+    metrics = json.loads((trained / "metrics.json").read_text())
+    assert list(metrics) == ["bbox", "segm", "loss"]
+    assert tuple(metrics["bbox"]) == tuple(metrics["segm"]) == STATISTICS
+    assert set(metrics["loss"]) == {"loss", *TERMS}
+
+
+def test_train_says_the_metrics_and_where_the_report_is(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(*train_options(data, tmp_path / "run"), "--max-steps", 1, "--batch-size", 1)
+    out = capsys.readouterr().out
+    assert re.search(r"^  box: AP \d\.\d{3}  AP50 ", out, re.MULTILINE)
+    assert re.search(r"^ mask: AP \d\.\d{3}  AP50 .*APl none$", out, re.MULTILINE)
+    assert out.endswith(f"report: {tmp_path / 'run' / 'report.html'}\n")
+
+
+def test_the_saved_config_repeats_the_run(trained: Path, tmp_path: Path) -> None:
+    run("train", "--config", trained / "config.yaml", "--output", tmp_path / "run")
+    assert history(tmp_path / "run") == history(trained)
+
+
+def test_an_option_wins_over_the_config(trained: Path, tmp_path: Path) -> None:
+    run("train", "--config", trained / "config.yaml", "--output", tmp_path / "run", "--max-steps", 1)
+    assert [line["step"] for line in history(tmp_path / "run")] == [1]
+
+
+def test_underscores_in_options_are_understood_too(data: Path, tmp_path: Path) -> None:
+    options = [str(o).replace("-", "_").replace("__", "--") for o in train_options(Path("data"), Path("run"))]
+    options = [*options[:2], str(tmp_path / "run"), *options[3:]]
+    for index, option in enumerate(options):
+        if option.startswith("data"):
+            options[index] = str(data / Path(option).relative_to("data"))
+    assert "--train_images" in options
+    run(*options, "--max_steps=1", "--batch_size=1")
+    assert (tmp_path / "run/model.safetensors").exists()
+
+
+def test_resume_takes_the_same_command_again(data: Path, tmp_path: Path) -> None:
+    command = [*train_options(data, tmp_path / "run"), "--max-steps", 2, "--batch-size", 1]
+    run(*command)
+    before = history(tmp_path / "run")
+    run(*command, "--resume")
+    assert history(tmp_path / "run") == before
+
+
+# The report.
+
+
+class References(HTMLParser):
+    """What a page would load, and its text."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.references: list[str] = []
+        self.tags: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.references += [
+            value or "" for name, value in attrs if name in ("src", "href", "xlink:href", "srcset", "data")
+        ]
+
+
+@pytest.fixture(scope="module")
+def page(trained: Path) -> str:
+    return (trained / "report.html").read_text()
+
+
+def test_the_report_loads_nothing_from_elsewhere(page: str) -> None:
+    parser = References()
+    parser.feed(page)
+    assert parser.references
+    assert [r for r in parser.references if not r.startswith(("data:image/", "#"))] == []
+    assert not {"script", "link", "iframe", "object", "embed"} & set(parser.tags)
+    assert not re.search(r"@import|url\((?!['\"]?(#|data:))", page)
+
+
+def test_the_report_shows_truth_and_prediction_of_every_validation_image(page: str) -> None:
+    parser = References()
+    parser.feed(page)
+    # Two images, each as annotated and as predicted.
+    assert sum(reference.startswith("data:image/jpeg;base64,") for reference in parser.references) == 4
+    assert page.count('alt="ground truth of 00000') == page.count('alt="prediction for 00000') == 2
+
+
+def test_the_report_has_a_curve_for_every_term(page: str) -> None:
+    assert "<svg" in page
+    for term in TERMS:
+        # Once in the table, and once as the title of its panel.
+        assert f"<td>{term}</td>" in page
+        assert page.count(term) >= 2
+
+
+def test_the_report_shows_the_metrics_in_percent(page: str, trained: Path) -> None:
+    metrics = json.loads((trained / "metrics.json").read_text())
+    dash = "\N{EN DASH}"
+    for kind, label in (("bbox", "boxes"), ("segm", "masks")):
+        row = "".join(
+            f"<td>{dash if value is None else f'{100 * value:.1f}'}</td>" for value in metrics[kind].values()
+        )
+        assert f"<td>{label}</td>{row}" in re.sub(r"\s+", "", page)
+
+
+def test_the_report_escapes_what_comes_from_files(data: Path, tmp_path: Path) -> None:
+    shutil.copytree(data, tmp_path / "data")
+    path = tmp_path / "data/val/annotations.json"
+    document = json.loads(path.read_text())
+    name = "<script>alert(1)<b>.png"
+    image = tmp_path / "data/val/images" / document["images"][0]["file_name"]
+    # A slash would be a folder: "</b>" cannot be in a file's name.
+    image.rename(image.with_name(name))
+    document["images"][0]["file_name"] = name
+    path.write_text(json.dumps(document))
+    run(*train_options(tmp_path / "data", tmp_path / "run"), "--max-steps", 1, "--batch-size", 1)
+    page = (tmp_path / "run/report.html").read_text()
+    assert "<script" not in page
+    assert "&lt;script&gt;alert(1)" in page
+
+
+# evaluate
+
+
+def test_evaluate_gives_the_metrics_that_training_ended_with(
+    data: Path, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run("evaluate", "--checkpoint", trained / "model.safetensors", "--images", data / "val/images",
+        "--annotations", data / "val/annotations.json", "--output", tmp_path / "out", "--device", "cpu")  # fmt: skip
+    found = json.loads((tmp_path / "out/metrics.json").read_text())
+    assert found == json.loads((trained / "metrics.json").read_text())
+    assert capsys.readouterr().out.splitlines()[-1] == str(tmp_path / "out/metrics.json")
+
+
+def test_evaluate_repairs_with_one_warning_on_stderr(
+    data: Path, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    document = json.loads((data / "val/annotations.json").read_text())
+    spoilt = [a for a in document["annotations"] if isinstance(a["segmentation"], list)]
+    for annotation in spoilt:
+        annotation["segmentation"].append([1, 1, 2, 2])
+    (tmp_path / "spoilt.json").write_text(json.dumps(document))
+    run("evaluate", "--checkpoint", trained / "model.safetensors", "--images", data / "val/images",
+        "--annotations", tmp_path / "spoilt.json", "--output", tmp_path / "out", "--device", "cpu")  # fmt: skip
+    warnings = [line for line in capsys.readouterr().err.splitlines() if "warning" in line]
+    assert len(warnings) == 1
+    assert f"left out {len(spoilt)} degenerate polygons" in warnings[0]
+
+
+# predict
+
+
+def test_predict_writes_a_png_of_each_images_size(data: Path, predicted: Path) -> None:
+    for path in (data / "val/images").iterdir():
+        with Image.open(predicted / path.name) as picture:
+            assert picture.format == "PNG"
+            assert picture.size == (64, 64)
+    assert {path.suffix for path in predicted.iterdir()} == {".png", ".json"}
+
+
+def test_predictions_are_drawn(data: Path, predicted: Path) -> None:
+    results = json.loads((predicted / "results.json").read_text())
+    for path in (data / "val/images").iterdir():
+        if any(result["file_name"] == path.name for result in results):
+            assert pixels(predicted / path.name).tobytes() != pixels(path).tobytes()
+
+
+def test_results_load_in_pycocotools(data: Path, predicted: Path) -> None:
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth = COCO(str(data / "val/annotations.json"))
+        found = truth.loadRes(str(predicted / "results.json"))
+    annotations = list(found.anns.values())
+    assert annotations
+    assert {annotation["category_id"] for annotation in annotations} <= {1, 2, 3, 4}
+    assert all(found.annToMask(annotation).shape == (64, 64) for annotation in annotations)
+
+
+def test_results_are_detections_above_the_threshold_with_masks_inside_their_boxes(predicted: Path) -> None:
+    results = json.loads((predicted / "results.json").read_text())
+    assert all(0.05 <= result["score"] <= 1 for result in results)
+    for result in results:
+        x, y, width, height = coco_mask.toBbox(result["segmentation"])
+        if width:
+            left, top, right, bottom = result["bbox"][0], result["bbox"][1], 0, 0
+            right, bottom = left + result["bbox"][2], top + result["bbox"][3]
+            # Masks are pasted with a border of one cell of 28 around the box.
+            cell = max(result["bbox"][2:]) / 28 + 1
+            assert x >= left - cell
+            assert y >= top - cell
+            assert x + width <= right + cell
+            assert y + height <= bottom + cell
+
+
+def test_two_images_of_one_name_get_two_pictures(data: Path, trained: Path, tmp_path: Path) -> None:
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        shutil.copy(data / "val/images/000001.png", tmp_path / folder / "x.png")
+    run("predict", "--checkpoint", trained / "model.safetensors", "--output", tmp_path / "out",
+        tmp_path / "a/x.png", tmp_path / "b/x.png")  # fmt: skip
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["results.json", "x-2.png", "x.png"]
+
+
+def test_predict_keeps_what_was_found_before_an_unreadable_image(
+    data: Path, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "bad.png").write_bytes(b"no image")
+    code, text = failed(
+        capsys, "predict", "--checkpoint", trained / "model.safetensors", "--output", tmp_path / "out",
+        "--score-threshold", 0.05, data / "val/images/000001.png", tmp_path / "bad.png",
+    )  # fmt: skip
+    assert code == 2
+    assert text.startswith(f"maskloss: error: {tmp_path / 'bad.png'}: not a readable image")
+    assert (tmp_path / "out/000001.png").is_file()
+    assert isinstance(json.loads((tmp_path / "out/results.json").read_text()), list)
+
+
+# Errors: one line on stderr, exit code 2, no traceback.
+
+
+def test_no_command_is_an_error(capsys: pytest.CaptureFixture[str]) -> None:
+    code, text = failed(capsys)
+    assert code == 2
+    assert text.startswith("maskloss: error: ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (["fly"], ["fly"]),
+        (["shapes", "--output", "x", "--images", "3", "--colour", "red"], ["--colour"]),
+        (["shapes", "--images", "3"], ["output"]),
+        (["shapes", "--output", "x", "--images", "many"], ["images", "many"]),
+        (["shapes", "--output", "x", "--images", "2.5"], ["images", "2.5"]),
+        (["shapes", "--output", "x", "--images", "0"], ["--images must be at least 1, got 0"]),
+        (["shapes", "--output", "x", "--images", "1", "--size", "8"], ["--size must be at least 32 px"]),
+        (["shapes", "--output", "x", "--images"], ["--images"]),
+        (["train", "--output", "x"], ["train-images"]),
+        (["train", "--max-steps", "ten"], ["max-steps", "ten"]),
+        (["train", "--model", "resnet99"], ["model", "resnet99"]),
+        (["train", "--device", "tpu"], ["device", "tpu"]),
+        (["predict", "--checkpoint", "m", "--output", "x"], ["image"]),
+        (["predict", "--checkpoint", "m", "--output", "x", "--score-threshold", "2", "a.png"],
+         ["--score-threshold must be in [0, 1], got 2"]),
+        (["predict", "--checkpoint", "missing.safetensors", "--output", "x", "a.png"],
+         ["missing.safetensors: cannot be read"]),
+        (["check", "--images", ".", "--annotations", "missing.json"], ["missing.json: cannot be read"]),
+        (["check", "--images", "missing", "--annotations", "x.json"], ["missing: the folder of images does not"]),
+        (["train", "--config", "missing.yaml"], ["missing.yaml"]),
+    ],
+    ids=lambda value: " ".join(value)[:60],
+)  # fmt: skip
+def test_bad_arguments_are_one_line_that_names_them(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    parts: list[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, text = failed(capsys, *arguments)
+    assert code == 2
+    for part in parts:
+        assert part in text
+    assert not re.search(r"--\w+_", text), "an option with an underscore"
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "part"),
+    [
+        (["--loss", "focal"], "--loss 'focal': no such preset; there are torchvision, detectron2"),
+        (["--learning-rate", "-1"], "--learning-rate must be a finite number > 0, got -1.0"),
+        (["--max-steps", "0"], "--max-steps must be at least 1, got 0"),
+        (["--batch-size", "0"], "--batch-size must be at least 1, got 0"),
+        (["--weights", "missing.pt"], "missing.pt: cannot be read: No such file or directory"),
+        (["--train-annotations", "missing.json"], "missing.json: cannot be read: No such file or directory"),
+        (["--val-images", "missing"], "missing: the folder of images does not exist"),
+        (["--mixed-precision", "fp16"], "--mixed-precision fp16 needs a GPU"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_bad_options_of_train_are_one_line_that_names_them(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], part: str
+) -> None:
+    code, text = failed(capsys, *train_options(data, tmp_path / "run"), *options)
+    assert code == 2
+    assert text.startswith("maskloss: error: ")
+    assert part in text
+    assert files(tmp_path) == {}
+
+
+def test_cuda_without_a_device_is_an_error(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    code, text = failed(capsys, *train_options(data, tmp_path / "run"), "--device", "cuda")
+    assert code == 2
+    assert text == "maskloss: error: --device cuda: torch finds no CUDA device on this machine"
+
+
+@pytest.mark.parametrize("command", ["train", "evaluate", "predict", "shapes", "subset", "demo"])
+def test_an_output_that_cannot_be_written_is_an_error(
+    command: str, data: Path, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("mine")
+    output = tmp_path / "file" / "out"
+    source = ["--images", data / "val/images", "--annotations", data / "val/annotations.json"]
+    checkpoint = ["--checkpoint", trained / "model.safetensors"]
+    arguments = {
+        "train": train_options(data, output),
+        "evaluate": ["evaluate", *checkpoint, *source, "--output", output],
+        "predict": ["predict", *checkpoint, "--output", output, data / "val/images/000001.png"],
+        "shapes": ["shapes", "--output", output, "--images", 1],
+        "subset": ["subset", *source, "--output", output, "--max-images", 1],
+        "demo": ["demo", "--output", output],
+    }[command]
+    code, text = failed(capsys, *arguments)
+    assert code == 2
+    assert text.startswith(f"maskloss: error: {output}")
+    assert "cannot be created: Not a directory" in text
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_config_with_an_unknown_key_is_an_error_that_names_it(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    saved = yaml.safe_load((trained / "config.yaml").read_text())
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump({**saved, "learning_rat": 1.0}))
+    code, text = failed(capsys, "train", "--config", tmp_path / "config.yaml", "--output", tmp_path / "run")
+    assert code == 2
+    assert "learning_rat" in text
+
+
+@pytest.mark.parametrize("content", ["{", "max_steps: ten", "- 1", "train_images: [a", "\0"])
+def test_a_config_that_is_no_config_is_an_error(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], content: str
+) -> None:
+    (tmp_path / "config.yaml").write_text(content)
+    options = train_options(data, tmp_path / "run")
+    code, _ = failed(capsys, "train", "--config", tmp_path / "config.yaml", *options[1:])
+    assert code == 2
+
+
+def test_a_folder_that_holds_a_run_is_an_error(
+    data: Path, trained: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = files(trained)
+    code, text = failed(capsys, *train_options(data, trained))
+    assert code == 2
+    assert f"{trained}: already holds a run" in text
+    assert "give --resume" in text
+    assert files(trained) == before
+
+
+def test_evaluate_and_predict_overwrite_nothing(
+    data: Path, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint = ["--checkpoint", trained / "model.safetensors", "--output", tmp_path]
+    for name in ("metrics.json", "results.json"):
+        (tmp_path / name).write_text("mine")
+    source = ["--images", data / "val/images", "--annotations", data / "val/annotations.json"]
+    for arguments, name in (
+        (["evaluate", *checkpoint, *source], "metrics.json"),
+        (["predict", *checkpoint, data / "val/images/000001.png"], "results.json"),
+    ):
+        code, text = failed(capsys, *arguments)
+        assert code == 2
+        assert text == f"maskloss: error: {tmp_path / name}: is there already; name another --output"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["metrics.json", "results.json"]
+
+
+def test_an_unreadable_image_is_named_even_from_a_worker(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(data, tmp_path / "data")
+    for path in (tmp_path / "data/train/images").iterdir():
+        path.write_bytes(path.read_bytes()[:200])
+    options = train_options(tmp_path / "data", tmp_path / "run")
+    with pytest.MonkeyPatch.context() as patch:
+        # Python 3.12 and later warn of forking a process that has threads.
+        patch.setenv("PYTHONWARNINGS", "ignore")
+        code, text = failed(capsys, *options, "--workers", 1)
+    assert code == 2
+    assert re.match(
+        rf"maskloss: error: {tmp_path}/data/train/images/00000\d\.png: not a readable image", text
+    )
+
+
+def test_a_loss_that_goes_nan_ends_with_1(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = [*train_options(data, tmp_path / "run"), "--max-steps", 2]
+    code, text = failed(capsys, *options, "--loss", "tests.training.small_runs.nan_at_once")
+    assert code == 1
+    assert text.startswith("maskloss: error: step 1: loss_mask = nan is not finite, on images ")
+
+
+def test_a_full_disk_ends_with_1(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with largest_file(2**20):
+        code, text = failed(
+            capsys, *train_options(data, tmp_path / "run"), "--max-steps", 1, "--batch-size", 1
+        )
+    assert code == 1
+    assert "step-00000001.pt: cannot be written: File too large" in text
+    assert [line["step"] for line in history(tmp_path / "run")] == [1]
+
+
+def test_an_interruption_is_one_line_and_130(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def interrupt(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("maskloss.data.shapes.write_shapes", interrupt)
+    code, text = failed(capsys, "shapes", "--output", tmp_path / "out", "--images", 1)
+    assert (code, text) == (130, "maskloss: error: interrupted")
+
+
+# Help.
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_shows_options_with_hyphens(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        run(command, "--help")
+    assert caught.value.code == 0
+    out = capsys.readouterr().out
+    options = set(re.findall(r"--[\w-]+", out))
+    assert "--help" in options
+    assert not [option for option in options if "_" in option]
+
+
+def test_help_of_train_has_every_option_of_the_contract(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        run("train", "--help")
+    options = set(re.findall(r"--[\w-]+", capsys.readouterr().out))
+    contract = (
+        "train-images train-annotations val-images val-annotations output config model weights loss max-steps "
+        "batch-size learning-rate log-every checkpoint-every seed device resume"
+    )
+    assert {f"--{name}" for name in contract.split()} <= options
+
+
+def test_help_lists_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        run("--help")
+    assert caught.value.code == 0
+    out = capsys.readouterr().out
+    assert all(re.search(rf"^\s+{command}\s", out, re.MULTILINE) for command in COMMANDS)
+
+
+def test_python_dash_m_maskloss_runs() -> None:
+    process = subprocess.run(
+        [sys.executable, "-m", "maskloss", "--help"],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).resolve().parents[1],
+        check=False,
+    )
+    assert process.returncode == 0
+    assert process.stderr == ""
+    assert "maskloss" in process.stdout
+    assert "predict" in process.stdout
