@@ -21,7 +21,7 @@ from maskloss.errors import InputError, RunError
 Device = Literal["cpu", "cuda", "auto"]
 
 
-def demo(output: str = "runs/demo", max_steps: int = 300, seed: int = 0, device: Device = "auto") -> None:
+def demo(output: str = "runs/demo", max_steps: int = 260, seed: int = 0, device: Device = "auto") -> None:
     """Train a small Mask R-CNN on synthetic shapes, evaluate it and show the result.
 
     An interrupted demo goes on where it stopped.
@@ -62,6 +62,7 @@ def demo(output: str = "runs/demo", max_steps: int = 300, seed: int = 0, device:
         max_size=128,
         seed=seed,
         log_every=10,
+        workers=1,
         checkpoint_every=50,
         device=device,
         resume=True,
@@ -70,7 +71,7 @@ def demo(output: str = "runs/demo", max_steps: int = 300, seed: int = 0, device:
 
 
 def shapes(output: str, images: int, size: int = 128, seed: int = 0) -> None:
-    """Write synthetic COCO-format data: circles, rectangles, triangles and stars.
+    """Write synthetic COCO-format data: circles, rectangles and triangles.
 
     Args:
         output: a new folder; gets images/ and annotations.json.

@@ -1,6 +1,6 @@
 """Synthetic COCO-format data: shapes that anybody can judge by eye.
 
-Circles, rectangles, triangles and stars of many sizes, tilted and shaded, on smooth textured ground. They may
+Circles, rectangles and triangles of many sizes, tilted and shaded, on smooth textured ground. They may
 hide a part of each other: a whole shape is annotated by its polygon, a partly hidden one by the RLE of what
 is visible, so both encodings are in the data.
 """
@@ -21,7 +21,7 @@ from pycocotools import mask as coco_mask
 from maskloss.errors import InputError
 from maskloss.files import make_folder, write_bytes, write_text
 
-CATEGORIES = ("circle", "rectangle", "triangle", "star")
+CATEGORIES = ("circle", "rectangle", "triangle")
 
 _SUPERSAMPLING = 4
 _MOST_SHAPES = 4
@@ -114,25 +114,22 @@ def _ground(generator: np.random.Generator, size: int) -> npt.NDArray[np.float64
     """A smooth, mostly grey field with some grain, (S, S, 3) in [0, 255]."""
     coarse = generator.uniform(70, 186, size=(5, 5, 1)) + generator.uniform(-30, 30, size=(5, 5, 3))
     smooth = Image.fromarray(coarse.astype(np.uint8)).resize((size, size), Image.Resampling.BICUBIC)
-    return np.asarray(smooth, dtype=np.float64) + generator.normal(0, 10, size=(size, size, 1))
+    return np.asarray(smooth, dtype=np.float64) + generator.normal(0, 5, size=(size, size, 1))
 
 
 def _outline(generator: np.random.Generator, shape: str, size: int) -> npt.NDArray[np.float64]:
     """A polygon (V, 2) in px, wholly inside the image."""
     radius = float(generator.uniform(size / 8, size / 3.5))
-    # Upright but for a tilt, with the tip of triangles and stars on top.
+    # Upright but for a tilt, with the tip of triangles on top.
     turn = float(generator.uniform(-_LARGEST_TILT, _LARGEST_TILT)) - math.pi / 2 * (shape != "rectangle")
     if shape == "circle":
         angles, radii = np.arange(40) * (2 * math.pi / 40), np.full(40, radius)
     elif shape == "rectangle":
-        corner = float(generator.uniform(0.45, math.pi / 4))
+        corner = float(generator.uniform(0.4, 0.65))
         angles = np.array([corner, math.pi - corner, math.pi + corner, -corner])
         radii = np.full(4, radius)
-    elif shape == "triangle":
-        angles, radii = np.arange(3) * (2 * math.pi / 3), np.full(3, radius)
     else:
-        angles = np.arange(10) * (2 * math.pi / 10)
-        radii = np.where(np.arange(10) % 2 == 0, radius, 0.45 * radius)
+        angles, radii = np.arange(3) * (2 * math.pi / 3), np.full(3, radius)
     points = np.stack([np.cos(angles + turn) * radii, np.sin(angles + turn) * radii], axis=1)
     low, high = 1 - points.min(axis=0), size - 1 - points.max(axis=0)
     # Two decimals, as COCO writes them: what is drawn is what is annotated.

@@ -133,7 +133,6 @@ def train(config: TrainConfig) -> TrainingResult:
         model.train()
         incoming = batches_on(loader, accelerator.device)
         began = time.perf_counter() - elapsed
-        evaluation = None
         for step in range(start + 1, config.max_steps + 1):
             learning_rate = config.learning_rate_at(step)
             for group in optimizer.param_groups:
