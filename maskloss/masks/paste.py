@@ -107,7 +107,10 @@ def _pasted_boxes(
     for grid, (x1, y1, x2, y2) in zip(padded, boxes.double().tolist(), strict=True):
         rows, top = _interpolation(y1, y2, height, size, aligned)
         columns, left = _interpolation(x1, x2, width, size, aligned)
-        yield rows.to(grid) @ grid @ columns.to(grid).T, top, left
+        # Autocast would round the matrix products to half precision.
+        with torch.autocast(grid.device.type, enabled=False):
+            probs = rows.to(grid) @ grid @ columns.to(grid).T
+        yield probs, top, left
 
 
 def _interpolation(low: float, high: float, length: int, size: int, aligned: bool) -> tuple[Tensor, int]:

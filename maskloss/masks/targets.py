@@ -66,12 +66,16 @@ def mask_targets(
     """
     boxes = boxes.detach()
     if isinstance(gt_masks, EncodedMasks):
-        return _from_encoded(gt_masks, boxes, matched_idxs, size, aligned, binary)
+        # Its work is done in host memory, so it is the host's autocast that counts.
+        with torch.autocast("cpu", enabled=False):
+            return _from_encoded(gt_masks, boxes, matched_idxs, size, aligned, binary)
     if gt_masks.dtype not in (torch.bool, torch.uint8):
         raise TypeError(f"masks must be bool or uint8 tensors of 0 and 1, not {gt_masks.dtype}")
     if gt_masks.dim() != 3:
         raise ValueError(f"masks must have shape (G, H, W), not {tuple(gt_masks.shape)}")
-    targets = _roi_align(gt_masks, boxes, matched_idxs, size, aligned)
+    # Autocast would round the matrix products to half precision.
+    with torch.autocast(boxes.device.type, enabled=False):
+        targets = _roi_align(gt_masks, boxes, matched_idxs, size, aligned)
     return (targets >= 0.5).float() if binary else targets
 
 

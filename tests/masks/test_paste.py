@@ -241,6 +241,14 @@ def test_no_detections_give_no_rles():
     assert paste_masks(torch.zeros(0, 28, 28), torch.zeros(0, 4), (HEIGHT, WIDTH), output="rle") == []
 
 
+def test_masks_pasted_under_autocast_are_those_without(generator):
+    probs = torch.rand(2, 14, 14, generator=generator)
+    boxes = torch.tensor([[3.3, 2.1, 21.7, 13.9], [1.0, 5.0, 14.2, 15.6]])
+    expected = paste_masks(probs, boxes, (HEIGHT, WIDTH), output="float")
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(paste_masks(probs, boxes, (HEIGHT, WIDTH), output="float"), expected)
+
+
 def test_pasted_masks_carry_no_gradient():
     grids = torch.rand(1, 4, 4, requires_grad=True)
     boxes = torch.tensor([BOXES["inside"]], requires_grad=True)

@@ -202,6 +202,18 @@ def test_targets_are_float32_whatever_the_inputs(generator, dtype, box_dtype):
     torch.testing.assert_close(targets[0], targets_of(masks.bool(), [1.0, 1.0, 6.5, 7.5], 3), rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("kind", ["bitmaps", "rle"])
+def test_targets_under_autocast_are_those_without(generator, kind):
+    bitmaps = random_masks(2, 40, 50, generator)
+    masks = bitmaps if kind == "bitmaps" else EncodedMasks([encode(m) for m in bitmaps], 40, 50)
+    boxes = torch.tensor([[3.3, 2.1, 41.7, 33.9], [10.0, 5.0, 30.2, 25.6]])
+    expected = mask_targets(masks, boxes, torch.tensor([0, 1]), 14)
+    with torch.autocast("cpu", torch.bfloat16):
+        targets = mask_targets(masks, boxes, torch.tensor([0, 1]), 14)
+    assert targets.dtype == torch.float32
+    assert torch.equal(targets, expected)
+
+
 def test_targets_carry_no_gradient_to_the_boxes(generator):
     boxes = torch.tensor([[1.0, 1.0, 6.0, 7.0]], requires_grad=True)
     assert not mask_targets(random_masks(1, 8, 8, generator), boxes, torch.tensor([0]), 3).requires_grad

@@ -504,6 +504,14 @@ def test_tensorboard_gets_every_logged_step(
 # Presets.
 
 
+def test_bfloat16_starts_from_the_losses_of_float32(shapes: Path, tmp_path: Path) -> None:
+    for precision in ("no", "bf16"):
+        train(small_config(shapes, tmp_path / precision, mixed_precision=precision, max_steps=1))
+    exact, rounded = history(tmp_path / "no")[0], history(tmp_path / "bf16")[0]
+    for term in TERMS:
+        assert rounded[term] == pytest.approx(exact[term], rel=0.1, abs=0.02)
+
+
 @pytest.mark.parametrize("preset", PRESETS)
 def test_every_preset_trains_with_finite_terms_under_the_right_keys(
     shapes: Path, tmp_path: Path, preset: str
