@@ -45,11 +45,14 @@ def write_report(
     for record in _spread(validation.images, _NUM_PICTURES):
         image = read_image(validation.image_path(record), (record.width, record.height))
         drawn = [r for r in results if r["image_id"] == record.id and r["score"] >= score_threshold]
+        enlarge = max(1, _LONGEST_SIDE // max(image.size))
         pictures.append(
             {
                 "name": record.file_name,
-                "truth": _embedded(jpeg(draw_truth(image, record, names), _LONGEST_SIDE)),
-                "prediction": _embedded(jpeg(draw_results(image, drawn, names), _LONGEST_SIDE)),
+                "truth": _embedded(jpeg(draw_truth(image, record, names, enlarge=enlarge), _LONGEST_SIDE)),
+                "prediction": _embedded(
+                    jpeg(draw_results(image, drawn, names, enlarge=enlarge), _LONGEST_SIDE)
+                ),
             }
         )
     environment = Environment(loader=PackageLoader("maskloss.report", "."), autoescape=True)

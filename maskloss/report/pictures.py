@@ -37,6 +37,12 @@ class Drawn:
     text: str
     colour: Colour
 
+    def enlarged(self, factor: int) -> Drawn:
+        """The same object on a picture that is a whole number larger."""
+        x1, y1, x2, y2 = self.box
+        mask = self.mask.repeat(factor, axis=0).repeat(factor, axis=1)
+        return Drawn(mask, (x1 * factor, y1 * factor, x2 * factor, y2 * factor), self.text, self.colour)
+
 
 def category_colour(category_id: int) -> Colour:
     """Give a category its colour: the same in every picture, neighbours far apart."""
@@ -44,7 +50,9 @@ def category_colour(category_id: int) -> Colour:
     return round(255 * red), round(255 * green), round(255 * blue)
 
 
-def draw_truth(image: Image.Image, record: ImageRecord, names: dict[int, str]) -> Image.Image:
+def draw_truth(
+    image: Image.Image, record: ImageRecord, names: dict[int, str], *, enlarge: int = 1
+) -> Image.Image:
     """Draw an image's annotations over it; crowds are left out, as in training."""
     annotations = [annotation for annotation in record.annotations if not annotation.crowd]
     masks = EncodedMasks([a.segmentation for a in annotations], record.height, record.width).bitmaps()
@@ -52,10 +60,12 @@ def draw_truth(image: Image.Image, record: ImageRecord, names: dict[int, str]) -
         Drawn(mask, a.box, names[a.category_id], category_colour(a.category_id))
         for a, mask in zip(annotations, masks.numpy(), strict=True)
     ]
-    return draw_objects(image, objects)
+    return draw_objects(image, objects, enlarge=enlarge)
 
 
-def draw_results(image: Image.Image, results: Sequence[dict[str, Any]], names: dict[int, str]) -> Image.Image:
+def draw_results(
+    image: Image.Image, results: Sequence[dict[str, Any]], names: dict[int, str], *, enlarge: int = 1
+) -> Image.Image:
     """Draw COCO results over their image, the surest on top."""
     objects = []
     for result in sorted(results, key=lambda result: float(result["score"])):
@@ -68,11 +78,19 @@ def draw_results(image: Image.Image, results: Sequence[dict[str, Any]], names: d
                 category_colour(result["category_id"]),
             )
         )
-    return draw_objects(image, objects)
+    return draw_objects(image, objects, enlarge=enlarge)
 
 
-def draw_objects(image: Image.Image, objects: Sequence[Drawn]) -> Image.Image:
-    """Tint each mask, and draw its outline, its box and its text."""
+def draw_objects(image: Image.Image, objects: Sequence[Drawn], *, enlarge: int = 1) -> Image.Image:
+    """Tint each mask, and draw its outline, its box and its text.
+
+    Args:
+        image: RGB.
+        objects: drawn in this order.
+        enlarge: whole number by which a small picture grows first, so that its text does not cover it.
+    """
+    image = image.resize((image.width * enlarge, image.height * enlarge), Image.Resampling.NEAREST)
+    objects = [drawn.enlarged(enlarge) for drawn in objects]
     pixels = np.asarray(image.convert("RGB"), dtype=np.float32).copy()
     for drawn in objects:
         inside = drawn.mask.astype(bool)
