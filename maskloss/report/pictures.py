@@ -99,7 +99,7 @@ def draw_objects(image: Image.Image, objects: Sequence[Drawn], *, enlarge: int =
         pixels[_outline(inside)] = colour
     picture = Image.fromarray(pixels.round().astype(np.uint8))
     canvas = ImageDraw.Draw(picture)
-    size = max(9, round(min(picture.size) / 38))
+    size = max(9, round(min(picture.size) / 30))
     font = ImageFont.load_default(size)
     for drawn in objects:
         canvas.rectangle(drawn.box, outline=drawn.colour, width=max(1, size // 10))
