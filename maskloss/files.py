@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from maskloss.errors import InputError, RunError
@@ -15,16 +17,10 @@ def write_bytes(path: Path, content: bytes) -> None:
     Raises:
         RunError: the disk is full, or the folder does not allow it.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise RunError(f"{path}: cannot be written: {error.strerror or error}") from error
+    with _put_in_place(path) as temporary, temporary.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def write_text(path: Path, content: str) -> None:
@@ -54,13 +50,20 @@ def copy_file(source: Path, destination: Path) -> None:
     Raises:
         RunError: the disk is full, or the folder does not allow it.
     """
-    temporary = destination.with_name(f".{destination.name}.{os.getpid()}.tmp")
-    try:
+    with _put_in_place(destination) as temporary:
         shutil.copyfile(source, temporary)
-        temporary.replace(destination)
+
+
+@contextmanager
+def _put_in_place(path: Path) -> Iterator[Path]:
+    """Give a temporary name beside `path`, renamed to it at the end, or removed where the disk failed."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        temporary.replace(path)
     except OSError as error:
         temporary.unlink(missing_ok=True)
-        raise RunError(f"{destination}: cannot be written: {error.strerror or error}") from error
+        raise RunError(f"{path}: cannot be written: {error.strerror or error}") from error
 
 
 def make_folder(path: Path) -> None:
@@ -75,6 +78,16 @@ def make_folder(path: Path) -> None:
         raise InputError(f"{path}: the folder cannot be created: {error.strerror or error}") from error
     if not os.access(path, os.W_OK | os.X_OK):
         raise InputError(f"{path}: the folder cannot be written to")
+
+
+def expect_unused(folder: Path) -> None:
+    """Refuse a folder that is not new or empty.
+
+    Raises:
+        InputError: it holds something, or is a file.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(f"{folder}: already holds something; name a new folder")
 
 
 def read_bytes(path: Path) -> bytes:

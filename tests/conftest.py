@@ -6,14 +6,6 @@ import pytest
 import torch
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    # pycocotools 2.0.11 decodes through an `__array__` of before NumPy 2; nothing here can change that.
-    config.addinivalue_line(
-        "filterwarnings",
-        "ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning:pycocotools",
-    )
-
-
 @pytest.fixture
 def generator() -> torch.Generator:
     """Random numbers of this test alone: no test depends on which others ran before it."""

@@ -18,7 +18,7 @@ from pycocotools import mask as coco_mask
 
 from maskloss.errors import InputError
 from maskloss.files import existing_folder, read_bytes
-from maskloss.masks.encoded import checked_polygon, checked_rle, polygon_area
+from maskloss.masks.encoded import EncodedMasks, checked_polygon, checked_rle, polygon_area
 
 #: How far boxes and polygons may reach beyond the image, in px: COCO's own do, by rounding.
 BORDER_TOLERANCE = 1.0
@@ -63,6 +63,15 @@ class ImageRecord:
     height: int
     annotations: list[Annotation] = field(default_factory=list)
 
+    @property
+    def objects(self) -> list[Annotation]:
+        """The annotations that can be a positive: all but the crowds."""
+        return [annotation for annotation in self.annotations if not annotation.crowd]
+
+    def object_masks(self) -> EncodedMasks:
+        """The masks of `objects`, in their order."""
+        return EncodedMasks.of_checked([o.segmentation for o in self.objects], self.height, self.width)
+
 
 @dataclass(frozen=True)
 class CocoData:
@@ -94,7 +103,7 @@ class CocoData:
     @property
     def num_objects(self) -> int:
         """Annotations that can be a positive."""
-        return sum(not annotation.crowd for image in self.images for annotation in image.annotations)
+        return sum(len(image.objects) for image in self.images)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,6 @@ from torchvision.transforms import v2
 from maskloss.data.coco import CocoData, ImageRecord
 from maskloss.data.images import read_image
 from maskloss.errors import InputError
-from maskloss.masks.encoded import EncodedMasks
 
 Target = dict[str, Any]
 Sample = tuple[Tensor, Target]
@@ -74,16 +73,14 @@ class CocoDataset(Dataset[Sample | InputError]):
         return v2.functional.to_dtype(pixels, torch.float32, scale=True), target
 
     def _target(self, record: ImageRecord) -> Target:
-        objects = [annotation for annotation in record.annotations if not annotation.crowd]
+        objects = record.objects
         labels = [self._labels[annotation.category_id] for annotation in objects]
         return {
             "boxes": torch.tensor([annotation.box for annotation in objects], dtype=torch.float32).reshape(
                 -1, 4
             ),
             "labels": torch.tensor(labels, dtype=torch.int64),
-            "masks": EncodedMasks(
-                [annotation.segmentation for annotation in objects], record.height, record.width
-            ),
+            "masks": record.object_masks(),
             "image_id": record.id,
         }
 

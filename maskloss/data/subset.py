@@ -10,7 +10,7 @@ from typing import Any
 
 from maskloss.data.coco import CocoData, read_coco
 from maskloss.errors import InputError
-from maskloss.files import copy_file, make_folder, read_bytes, write_text
+from maskloss.files import copy_file, expect_unused, make_folder, read_bytes, write_text
 
 
 def write_subset(
@@ -56,8 +56,7 @@ def write_subset(
         raise InputError(f"{annotation_file}: no image has an object of these categories")
 
     folder = Path(output)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise InputError(f"{folder}: already holds something; name a new folder")
+    expect_unused(folder)
     document: dict[str, Any] = json.loads(read_bytes(data.annotation_file))
     document["images"] = [image for image in document["images"] if image["id"] in chosen]
     document["annotations"] = [

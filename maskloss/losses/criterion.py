@@ -7,7 +7,6 @@ file sums a term's values, divides and weighs them.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -266,7 +265,7 @@ class MaskRCNNLoss(nn.Module):
         if weight == 0:
             return zero_of([predictions])
         count = predictions.shape[0]
-        with _autocast_off(predictions):
+        with torch.autocast(predictions.device.type, enabled=False):
             values = evaluate(predictions)
             weight_sum: float | Tensor = counts.sampled
             if name == "classification" and isinstance(values, tuple):
@@ -291,10 +290,6 @@ def zero_of(tensors: Any) -> Tensor:
     """
     sums = [tensor.reshape(-1)[:0].sum() for tensor in tensors]
     return torch.stack(sums).sum() if sums else torch.zeros(())
-
-
-def _autocast_off(tensor: Tensor) -> AbstractContextManager[None]:
-    return torch.autocast(device_type=tensor.device.type, enabled=False)
 
 
 def _check_values(name: str, values: Any, count: int) -> None:

@@ -63,6 +63,25 @@ class EncodedMasks:
         self.height, self.width = height, width
         self.x_map, self.y_map = AxisMap(), AxisMap()
 
+    @classmethod
+    def of_checked(cls, segmentations: Sequence[Any], height: int, width: int) -> EncodedMasks:
+        """Make masks of segmentations that `checked_polygon` and `checked_rle` have passed, without again.
+
+        Args:
+            segmentations: one per instance: a list of polygons, or an RLE that `checked_rle` gave.
+            height: H, in px.
+            width: W, in px.
+        """
+        masks = cls([], height, width)
+        return masks._with(
+            segmentations=tuple(
+                segmentation
+                if isinstance(segmentation, dict)
+                else tuple(np.array(polygon, dtype=np.float64).reshape(-1, 2) for polygon in segmentation)
+                for segmentation in segmentations
+            )
+        )
+
     def __len__(self) -> int:
         return len(self.segmentations)
 

@@ -14,7 +14,6 @@ from PIL import Image, ImageDraw, ImageFont
 from pycocotools import mask as coco_mask
 
 from maskloss.data.coco import ImageRecord
-from maskloss.masks.encoded import EncodedMasks
 
 Colour = tuple[int, int, int]
 
@@ -54,11 +53,10 @@ def draw_truth(
     image: Image.Image, record: ImageRecord, names: dict[int, str], *, enlarge: int = 1
 ) -> Image.Image:
     """Draw an image's annotations over it; crowds are left out, as in training."""
-    annotations = [annotation for annotation in record.annotations if not annotation.crowd]
-    masks = EncodedMasks([a.segmentation for a in annotations], record.height, record.width).bitmaps()
+    masks = record.object_masks().bitmaps()
     objects = [
         Drawn(mask, a.box, names[a.category_id], category_colour(a.category_id))
-        for a, mask in zip(annotations, masks.numpy(), strict=True)
+        for a, mask in zip(record.objects, masks.numpy(), strict=True)
     ]
     return draw_objects(image, objects, enlarge=enlarge)
 

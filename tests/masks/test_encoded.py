@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
 
-from maskloss import EncodedMasks
+from maskloss import EncodedMasks, mask_targets
 from maskloss.masks.encoded import decode_counts, polygon_area
 
 SQUARE = [1.0, 1.0, 4.0, 1.0, 4.0, 4.0, 1.0, 4.0]  # pixels 1 to 3 of both axes
@@ -284,3 +284,16 @@ def test_area_of_a_triangle():
 def test_area_does_not_depend_on_the_direction():
     triangle = np.array([[0.0, 0.0], [6.0, 0.0], [0.0, 5.0]])
     assert polygon_area(triangle[::-1]) == polygon_area(triangle)
+
+
+def test_masks_of_checked_segmentations_are_those_of_the_constructor(generator):
+    bitmap = (torch.rand(30, 40, generator=generator) > 0.5).numpy().astype(np.uint8)
+    rle = coco_mask.encode(np.asfortranarray(bitmap))
+    segmentations = [[[2.0, 1.0, 30.5, 1.0, 30.5, 20.25], [1, 22, 9, 22, 9, 29]], rle]
+    checked = EncodedMasks.of_checked(segmentations, 30, 40).horizontal_flip()
+    made = EncodedMasks(segmentations, 30, 40).horizontal_flip()
+    assert checked.shape == made.shape == (2, 30, 40)
+    assert torch.equal(checked.bitmaps(), made.bitmaps())
+    boxes = torch.tensor([[1.0, 2.0, 33.0, 25.0], [4.5, 3.5, 36.0, 28.0]])
+    index = torch.tensor([0, 1])
+    assert torch.equal(mask_targets(checked, boxes, index, 14), mask_targets(made, boxes, index, 14))
