@@ -11,10 +11,27 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+import torch.nn.functional as F
 from pycocotools import mask as coco_mask
 from torch import Tensor
 
 FloatArray = npt.NDArray[np.float64]
+IntArray = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Runs:
+    """A mask as runs of pixels down its columns.
+
+    Attributes:
+        column: (R,) of each run.
+        top: (R,) its first row.
+        bottom: (R,) its last row + 1.
+    """
+
+    column: IntArray
+    top: IntArray
+    bottom: IntArray
 
 
 @dataclass(frozen=True)
@@ -36,8 +53,8 @@ class AxisMap:
 class EncodedMasks:
     """Instance masks as COCO polygons and RLEs, in the place of a `(G, H, W)` tensor of bitmaps.
 
-    `resize`, `horizontal_flip` and `crop` only compose two axis maps, so they cost nothing and lose nothing:
-    polygons stay exact, and an RLE keeps its own resolution. Stands in `target["masks"]`, and
+    `resize`, `horizontal_flip`, `translate` and `crop` only compose two axis maps, so they cost nothing and
+    lose nothing: polygons stay exact, and an RLE keeps its own resolution. Stands in `target["masks"]`, and
     `maskloss.mask_targets` reads it. Immutable; `to` is there so that a loop that moves every value of a
     target to a device needs no exception for it.
 
@@ -46,6 +63,14 @@ class EncodedMasks:
             instance), or an RLE `{"size": [H, W], "counts": str, bytes or list of int}`.
         height: H, in px.
         width: W, in px.
+
+    Attributes:
+        height: H of the image as it is now.
+        width: W of the image as it is now.
+        source_size: (H, W) of the image as it was annotated.
+        x_map: from the annotation's x to the current image's.
+        y_map: from the annotation's y to the current image's.
+        cut: whether a crop left a part of the image out.
 
     Raises:
         ValueError: a segmentation is empty, a polygon has an odd number of coordinates, fewer than three
@@ -60,8 +85,9 @@ class EncodedMasks:
             _checked(segmentation, height, width, f"instance {index}")
             for index, segmentation in enumerate(segmentations)
         )
-        self.height, self.width = height, width
+        self.height, self.width = self.source_size = height, width
         self.x_map, self.y_map = AxisMap(), AxisMap()
+        self.cut = False
 
     @classmethod
     def of_checked(cls, segmentations: Sequence[Any], height: int, width: int) -> EncodedMasks:
@@ -117,30 +143,55 @@ class EncodedMasks:
         """Mirror left and right."""
         return self._with(x_map=self.x_map.then(-1.0, self.width))
 
+    def translate(self, y: float, x: float) -> EncodedMasks:
+        """Move down and to the right, in px and parts of them, behind the same window."""
+        return self._with(x_map=self.x_map.then(1.0, x), y_map=self.y_map.then(1.0, y))
+
     def crop(self, top: int, left: int, height: int, width: int) -> EncodedMasks:
-        """Cut out a window, in px, to be read by boxes inside it."""
+        """Cut out a window, in px; where it reaches beyond the image, it pads it.
+
+        Masks are to be read by boxes inside the window.
+
+        Raises:
+            ValueError: padding after an earlier crop, since what was cut off there would be back.
+        """
+        bottom, right = top + height, left + width
+        if self.cut and (top < 0 or left < 0 or bottom > self.height or right > self.width):
+            raise ValueError("encoded masks that were cropped cannot be padded; use `bitmaps()`")
         return self._with(
             height=height,
             width=width,
             x_map=self.x_map.then(1.0, -left),
             y_map=self.y_map.then(1.0, -top),
+            cut=self.cut or top > 0 or left > 0 or bottom < self.height or right < self.width,
         )
 
-    def polygons(self, index: int) -> list[FloatArray] | None:
-        """Give one instance's polygons as (V, 2) xy in the current image's px; None where it is an RLE."""
-        segmentation = self.segmentations[index]
-        if isinstance(segmentation, dict):
-            return None
+    def is_rle(self, index: int) -> bool:
+        """Whether an instance is an RLE, which `runs` reads, or polygons, which `polygons` reads."""
+        return isinstance(self.segmentations[index], dict)
+
+    def polygons(self, index: int) -> list[FloatArray]:
+        """Give one instance's polygons as (V, 2) xy in the current image's px."""
         scale = np.array([self.x_map.scale, self.y_map.scale])
         shift = np.array([self.x_map.shift, self.y_map.shift])
-        return [polygon * scale + shift for polygon in segmentation]
+        return [polygon * scale + shift for polygon in self.segmentations[index]]
 
-    def source_bitmap(self, index: int) -> Tensor | None:
-        """Decode one instance's RLE at its own resolution, (H', W') uint8; None where it is polygons."""
+    def runs(self, index: int) -> Runs:
+        """Give one instance's RLE as runs of the image as it was annotated."""
         segmentation = self.segmentations[index]
-        if not isinstance(segmentation, dict):
-            return None
-        return torch.from_numpy(np.ascontiguousarray(coco_mask.decode(segmentation)))
+        height = segmentation["size"][0]
+        ends = decode_counts(segmentation["counts"]).cumsum()
+        # Every second run is of ones; the last may be of zeros.
+        start, stop = ends[: len(ends) // 2 * 2 : 2], ends[1::2]
+        start, stop = start[stop > start], stop[stop > start]
+        # A run that goes on at the top of the next column is cut there.
+        first, last = start // height, (stop - 1) // height
+        pieces = last - first + 1
+        run = np.repeat(np.arange(len(start)), pieces)
+        column = np.arange(len(run)) - (pieces.cumsum() - pieces)[run] + first[run]
+        top = np.where(column == first[run], start[run] % height, 0)
+        bottom = np.where(column == last[run], (stop[run] - 1) % height + 1, height)
+        return Runs(column, top, bottom)
 
     def bitmaps(self) -> Tensor:
         """Rasterise to (G, H, W) uint8 with pycocotools, an RLE by its nearest pixel.
@@ -149,17 +200,17 @@ class EncodedMasks:
         """
         masks = torch.zeros(self.shape, dtype=torch.uint8)
         for index in range(len(self)):
-            polygons = self.polygons(index)
-            if polygons is not None:
-                flat = [polygon.reshape(-1).tolist() for polygon in polygons]
+            if not self.is_rle(index):
+                flat = [polygon.reshape(-1).tolist() for polygon in self.polygons(index)]
                 rle = coco_mask.merge(coco_mask.frPyObjects(flat, self.height, self.width))
                 masks[index] = torch.from_numpy(coco_mask.decode(rle))
                 continue
-            bitmap = self.source_bitmap(index)
-            assert bitmap is not None
+            bitmap = torch.from_numpy(coco_mask.decode(self.segmentations[index]))
+            # A frame of zeros, for what lies beside the image that was annotated.
+            framed = F.pad(bitmap, (1, 1, 1, 1))
             rows = _nearest(self.y_map, self.height, bitmap.shape[0])
             columns = _nearest(self.x_map, self.width, bitmap.shape[1])
-            masks[index] = bitmap[rows][:, columns]
+            masks[index] = framed[rows + 1][:, columns + 1]
         return masks
 
     def _with(self, **changes: Any) -> EncodedMasks:
@@ -169,9 +220,10 @@ class EncodedMasks:
 
 
 def _nearest(axis: AxisMap, size: int, source_size: int) -> Tensor:
+    """The annotation's pixel that each pixel's centre lies in; -1 before the first, source_size after the last."""
     centres = axis.inverse(torch.arange(size, dtype=torch.float64) + 0.5)
     pixels: Tensor = centres.floor().long()
-    return pixels.clamp(0, source_size - 1)
+    return pixels.clamp(-1, source_size)
 
 
 def _checked(segmentation: Any, height: int, width: int, name: str) -> Any:
@@ -230,7 +282,7 @@ def checked_rle(rle: dict[str, Any], height: int, width: int, name: str) -> dict
         raise ValueError(f"{name}: the RLE's size is {size}, the image's is [{height}, {width}]")
     try:
         if isinstance(counts, str | bytes):
-            runs = decode_counts(counts.encode("ascii") if isinstance(counts, str) else counts)
+            runs = decode_counts(counts.encode("ascii") if isinstance(counts, str) else counts).tolist()
         else:
             runs = [int(run) for run in counts]
             if any(run != value for run, value in zip(runs, counts, strict=True)):
@@ -248,33 +300,35 @@ def checked_rle(rle: dict[str, Any], height: int, width: int, name: str) -> dict
     return encoded
 
 
-def decode_counts(compressed: bytes) -> list[int]:
+def decode_counts(compressed: bytes) -> IntArray:
     """Decode COCO's compressed run lengths.
 
     Each number is a little-endian sequence of characters from "0", five bits each, bit 5 set where more
     follow, sign in the last one's bit 4; from the fourth run on, the difference to the run before last.
 
     Raises:
-        ValueError: a character outside the code, or an unfinished number.
+        ValueError: a character outside the code, an unfinished number, or one beyond 2**59.
 
     Source: the format of pycocotools' `rleToString`.
     """
-    runs: list[int] = []
-    value, shift = 0, 0
-    for byte in compressed:
-        code = byte - 48
-        if not 0 <= code < 64:
-            raise ValueError(f"the character {chr(byte)!r} is not of the code")
-        value |= (code & 31) << shift
-        shift += 5
-        if code & 32:
-            continue
-        if code & 16:
-            value -= 1 << shift
-        runs.append(value + (runs[-2] if len(runs) > 2 else 0))
-        value, shift = 0, 0
-    if shift:
+    codes = np.frombuffer(compressed, dtype=np.uint8).astype(np.int64) - 48
+    if not len(codes):
+        return codes
+    outside = np.nonzero((codes < 0) | (codes >= 64))[0]
+    if len(outside):
+        raise ValueError(f"the character {chr(compressed[outside[0]])!r} is not of the code")
+    last = np.nonzero((codes & 32) == 0)[0]
+    if not len(last) or last[-1] != len(codes) - 1:
         raise ValueError("the last number is unfinished")
+    first = np.concatenate([[0], last[:-1] + 1])
+    lengths = last - first + 1
+    if lengths.max() > 12:
+        raise ValueError("a number of more than 12 characters")
+    place = np.arange(len(codes)) - np.repeat(first, lengths)
+    runs = np.add.reduceat((codes & 31) << (5 * place), first)
+    runs -= np.where(codes[last] & 16, np.int64(1) << (5 * lengths), 0)
+    runs[1::2] = runs[1::2].cumsum()
+    runs[2::2] = runs[2::2].cumsum()
     return runs
 
 

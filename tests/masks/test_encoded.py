@@ -57,21 +57,49 @@ def test_an_rle_of_every_form_decodes_to_its_mask(bitmap, form):
     masks = EncodedMasks([{"size": list(bitmap.shape), "counts": counts}], *bitmap.shape)
     assert masks.bitmaps().dtype == torch.uint8
     assert torch.equal(masks.bitmaps()[0].bool(), bitmap)
-    assert torch.equal(masks.source_bitmap(0).bool(), bitmap)
-    assert masks.polygons(0) is None
+    assert masks.is_rle(0)
 
 
 @settings(deadline=None, max_examples=60, derandomize=True)
 @given(bitmap=bitmaps)
 def test_decoded_counts_are_the_runs(bitmap):
-    assert decode_counts(encode(bitmap)["counts"]) == runs_of(bitmap)
+    assert decode_counts(encode(bitmap)["counts"]).tolist() == runs_of(bitmap)
+
+
+@settings(deadline=None, max_examples=60, derandomize=True)
+@given(bitmap=bitmaps)
+def test_runs_down_the_columns_cover_each_pixel_of_the_mask_once(bitmap):
+    runs = EncodedMasks([encode(bitmap)], *bitmap.shape).runs(0)
+    covered = torch.zeros(bitmap.shape, dtype=torch.int64)
+    for column, top, bottom in zip(runs.column, runs.top, runs.bottom, strict=True):
+        assert 0 <= top < bottom <= bitmap.shape[0]
+        covered[top:bottom, column] += 1
+    assert torch.equal(covered, bitmap.long())
+
+
+def test_long_runs_and_differences_of_either_sign_decode():
+    # Up to seven characters a number; and each number from the fourth on is stored as a difference.
+    runs = [0, 1, 2**31, 40_000_000_000, 3, 0, 5]
+    compressed = b"".join(_characters(value) for value in [*runs[:3], *np.subtract(runs[3:], runs[1:-2])])
+    assert decode_counts(compressed).tolist() == runs
+
+
+def _characters(value: int) -> bytes:
+    """One number in COCO's code."""
+    characters = b""
+    while True:
+        five, value = value & 31, value >> 5
+        last = value == (-1 if five & 16 else 0)
+        characters += bytes([48 + five + 32 * (not last)])
+        if last:
+            return characters
 
 
 def test_polygons_come_out_as_points_and_rasterise_as_pycocotools_does():
     masks = EncodedMasks([[SQUARE], [TRIANGLE, SQUARE]], 8, 7)
     assert masks.polygons(0)[0].tolist() == [[1, 1], [4, 1], [4, 4], [1, 4]]
     assert len(masks.polygons(1)) == 2
-    assert masks.source_bitmap(0) is None
+    assert not masks.is_rle(0)
     square = torch.zeros(8, 7, dtype=torch.uint8)
     square[1:4, 1:4] = 1
     triangle = torch.from_numpy(coco_mask.decode(coco_mask.frPyObjects([TRIANGLE], 8, 7))[..., 0])
@@ -193,6 +221,24 @@ def test_operations_compose_in_their_order():
     assert torch.equal(masks.bitmaps()[0], expected[0])
 
 
+def test_a_crop_that_reaches_beyond_the_image_pads_it_with_nothing():
+    padded = encoded_pair().crop(top=-2, left=-1, height=12, width=9)
+    assert padded.shape == (2, 12, 9)
+    expected = torch.zeros(2, 12, 9, dtype=torch.uint8)
+    expected[:, 2:10, 1:7] = encoded_pair().bitmaps()
+    assert torch.equal(padded.bitmaps(), expected)
+    # Nothing was cut off, so it may go on.
+    assert padded.crop(top=-1, left=0, height=20, width=9).shape == (2, 20, 9)
+
+
+@pytest.mark.parametrize("window", [(-1, 0, 5, 4), (0, -1, 5, 4), (0, 0, 6, 4), (0, 0, 5, 5)])
+def test_what_a_crop_cut_off_cannot_come_back_by_padding(window):
+    cropped = encoded_pair().crop(top=2, left=1, height=5, width=4)
+    assert cropped.crop(top=1, left=1, height=4, width=3).shape == (2, 4, 3)
+    with pytest.raises(ValueError, match="that were cropped cannot be padded"):
+        cropped.horizontal_flip().resize(5, 4).crop(*window)
+
+
 def test_operations_leave_the_original_as_it_is():
     masks = encoded_pair()
     masks.resize(16, 12), masks.horizontal_flip(), masks.crop(0, 0, 2, 2)
@@ -235,6 +281,8 @@ GOOD_RLE = {"size": [2, 3], "counts": [1, 2, 3]}
         ({"size": [2, 3], "counts": "ü"}, "corrupt"),
         ({"size": [2, 3], "counts": "6o"}, "the last number is unfinished"),
         ({"size": [2, 3], "counts": b""}, "they cover 0 pixels of 6"),
+        ({"size": [2, 3], "counts": "o" * 12 + "0"}, "a number of more than 12 characters"),
+        ({"size": [2, 3], "counts": "o" * 11 + "7"}, "they cover"),
     ],
 )
 def test_a_bad_segmentation_raises_and_names_the_instance(segmentation, message):
@@ -258,7 +306,7 @@ def test_counts_of_any_characters_either_decode_or_are_refused(counts):
     except ValueError:
         return
     # pycocotools writes beyond its buffer where the runs do not add up: what was let in must add up.
-    runs = decode_counts(counts.encode() if isinstance(counts, str) else counts)
+    runs = decode_counts(counts.encode() if isinstance(counts, str) else counts).tolist()
     assert sum(runs) == 12
     assert masks.bitmaps()[0].sum() == sum(runs[1::2])
 
@@ -268,7 +316,7 @@ def test_an_rle_whose_numbers_are_longer_than_they_need_be_decodes():
     # is -100 in two characters; each "o" between is five more bits of its sign, which the code allows.
     runs = [4, 300, 2, 200]
     for counts in ("4\\92lL", "4\\92llooooO"):
-        assert decode_counts(counts.encode()) == runs
+        assert decode_counts(counts.encode()).tolist() == runs
         masks = EncodedMasks([{"size": [506, 1], "counts": counts}], 506, 1)
         expected = torch.repeat_interleave(torch.tensor([0, 1, 0, 1], dtype=torch.uint8), torch.tensor(runs))
         assert torch.equal(masks.bitmaps()[0, :, 0], expected)

@@ -8,10 +8,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
+from torch.nn.functional import interpolate
 from torchvision.models.detection.roi_heads import paste_masks_in_image, project_masks_on_boxes
 from torchvision.ops import masks_to_boxes
 
 from maskloss import mask_targets, paste_masks
+from maskloss.masks import paste as paste_module
+from maskloss.masks.paste import paste_masks_at_offset, unaligned_offset
 from tests import reference
 
 both_alignments = pytest.mark.parametrize("aligned", [True, False])
@@ -162,6 +165,32 @@ def test_any_rle_is_byte_for_byte_pycocotools_encoding(scene):
     assert paste_scene(scene, "rle") == [encode(mask) for mask in paste_scene(scene, "bool")]
 
 
+@pytest.mark.parametrize("pixels_at_once", [1, 300, 2**21])
+@both_alignments
+def test_many_detections_are_byte_for_byte_pycocotools_encoding(
+    monkeypatch, generator, pixels_at_once, aligned
+):
+    # More than are taken at once, some of them empty, in an image of which boxes cover the ends of columns.
+    monkeypatch.setattr(paste_module, "_PIXELS_AT_ONCE", pixels_at_once)
+    boxes = torch.tensor(list(BOXES.values())).repeat(3, 1)
+    grids = torch.rand(len(boxes), 5, 5, generator=generator)
+    grids[0], grids[1] = 0, 1
+    rles = paste_masks(grids, boxes, (HEIGHT, WIDTH), aligned=aligned, output="rle")
+    assert rles == [encode(mask) for mask in paste_masks(grids, boxes, (HEIGHT, WIDTH), aligned=aligned)]
+
+
+@both_alignments
+def test_whole_images_at_once_give_what_windows_do(monkeypatch, generator, aligned):
+    # What a GPU does, on a CPU.
+    boxes = torch.tensor(list(BOXES.values()))
+    grids = torch.rand(len(boxes), 5, 5, generator=generator)
+    expected = paste_masks(grids, boxes, (HEIGHT, WIDTH), aligned=aligned, output="float")
+    monkeypatch.setattr(paste_module, "_windows", paste_module._whole_images)
+    pasted = paste_masks(grids, boxes, (HEIGHT, WIDTH), aligned=aligned, output="float")
+    torch.testing.assert_close(pasted, expected, rtol=0, atol=1e-6)
+    assert torch.equal(paste_masks(grids, boxes, (HEIGHT, WIDTH), aligned=aligned), pasted >= 0.5)
+
+
 WINDOWS = {
     "nothing": lambda mask: None,
     "the whole image": lambda mask: mask.fill_(1),
@@ -276,9 +305,108 @@ def test_boxes_of_another_shape_raise(shape):
         paste_masks(torch.zeros(2, 3, 3), torch.zeros(shape), (HEIGHT, WIDTH))
 
 
+@pytest.mark.parametrize("output", ["bool", "float", "rle"])
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_box_that_is_not_finite_raises_and_is_named(output, value):
+    boxes = torch.tensor([BOXES["inside"], [1.0, 2.0, value, 6.0]])
+    with pytest.raises(ValueError, match=r"boxes must be finite, box 1 is \[1.0, 2.0, .*, 6.0\]"):
+        paste_masks(torch.ones(2, 3, 3), boxes, (HEIGHT, WIDTH), output=output)
+
+
 def test_an_unknown_output_raises():
     with pytest.raises(ValueError, match='output must be "bool", "float" or "rle", not \'mask\''):
         paste_masks(torch.zeros(1, 3, 3), torch.zeros(1, 4), (HEIGHT, WIDTH), output="mask")
+
+
+@pytest.mark.parametrize("image_size", [(1, 1), (1, 9), (9, 1)])
+@pytest.mark.parametrize("size", [1, 28])
+def test_images_of_one_pixel_width(image_size, size):
+    height, width = image_size
+    box = torch.tensor([[0.0, 0.0, width, height]])
+    for output in ("bool", "float"):
+        # Between the outer cells' centres and the box's edge, the grid fades into the zeros around it.
+        pasted = paste_masks(torch.ones(1, size, size), box, image_size, output=output)
+        assert (pasted >= 0.25).all()
+    assert len(paste_masks(torch.ones(1, size, size), box, image_size, output="rle")) == 1
+
+
+@pytest.mark.parametrize("side", [-3.0, 0.0])
+@both_alignments
+def test_a_box_without_area_gives_an_empty_mask(side, aligned):
+    box = torch.tensor([[5.0, 5.0, 5.0 + side, 9.0]])
+    assert not paste_masks(torch.ones(1, 4, 4), box, (HEIGHT, WIDTH), aligned=aligned).any()
+
+
+@settings(deadline=None, max_examples=60, derandomize=True)
+@given(scene=scenes, dx=st.integers(0, 9), dy=st.integers(0, 9))
+def test_moving_a_box_by_whole_pixels_moves_its_mask(scene, dx, dy):
+    probs = torch.rand(
+        1, scene["size"], scene["size"], generator=torch.Generator().manual_seed(scene["seed"])
+    )
+    # Multiples of 1/8 are moved exactly.
+    (x, y), (w, h) = scene["corner"], scene["extent"]
+    box = torch.tensor([[round(8 * v) / 8 for v in (x, y, x + w, y + h)]])
+    height, width = scene["image_size"]
+    pasted = paste_masks(probs, box, (height, width), output="float", aligned=scene["aligned"])
+    moved = paste_masks(
+        probs,
+        box + torch.tensor([dx, dy, dx, dy]),
+        (height + dy, width + dx),
+        output="float",
+        aligned=scene["aligned"],
+    )
+    torch.testing.assert_close(moved[:, dy:, dx:], pasted, rtol=0, atol=1e-6)
+
+
+@settings(deadline=None, max_examples=60, derandomize=True)
+@given(scene=scenes)
+def test_a_flipped_grid_in_a_flipped_box_gives_the_flipped_mask(scene):
+    probs = torch.rand(
+        1, scene["size"], scene["size"], generator=torch.Generator().manual_seed(scene["seed"])
+    )
+    (x, y), (w, h) = scene["corner"], scene["extent"]
+    # Off the multiples of 1/2: a centre on an edge is in at the low and out at the high one.
+    x1, y1, x2, y2 = (round(8 * v) / 8 + 1 / 16 for v in (x, y, x + w, y + h))
+    height, width = scene["image_size"]
+    pasted = paste_masks(probs, torch.tensor([[x1, y1, x2, y2]]), (height, width), output="float")
+    flipped = paste_masks(
+        probs.flip(2), torch.tensor([[width - x2, y1, width - x1, y2]]), (height, width), output="float"
+    )
+    torch.testing.assert_close(flipped.flip(2), pasted, rtol=0, atol=1e-6)
+
+
+# Masks that are off by parts of a pixel
+
+
+@pytest.mark.parametrize(
+    ("own", "resized"),
+    [(20, 20), (20, 40), (20, 30), (48, 80), (64, 80), (37, 53), (80, 50), (53, 37), (7, 7)],
+)
+def test_unaligned_masks_are_off_by_what_torchvisions_resizing_leaves_of_the_half_pixel(own, resized):
+    edges = torch.arange(own)
+    masks = (torch.arange(own) >= edges[:, None]).float()  # a mask that starts at each pixel
+    after = interpolate(masks[:, None], size=resized, mode="nearest")[:, 0]
+    moved = (resized - after.sum(dim=1)) - edges * resized / own  # to the right, px of the resized image
+    expected = (0.5 - moved.mean().item()) * own / resized
+    assert unaligned_offset((own, own), (resized, resized)) == pytest.approx((expected, expected), abs=1e-6)
+
+
+def test_rows_and_columns_have_their_own_offset():
+    assert unaligned_offset((20, 37), (40, 53)) == (0.25, 0.5 / 53)
+
+
+@pytest.mark.parametrize("offset", [(0.0, 0.0), (0.5, 0.5), (0.25, 0.0), (0.1, 0.4)])
+def test_a_pixel_reads_the_grid_at_its_centre_less_the_offset(generator, offset):
+    # Moving the mask and the box by the offset, in an image of ten times the size, is the same.
+    grid = torch.rand(1, 5, 5, generator=generator)
+    box = torch.tensor([[2.0, 3.0, 12.0, 11.0]])
+    pasted = paste_masks_at_offset(grid, box, (HEIGHT, WIDTH), offset=offset, output="float")[0]
+    y, x = offset
+    fine_box = 10 * (box + torch.tensor([x, y, x, y]))
+    fine = paste_masks(grid, fine_box, (10 * HEIGHT, 10 * WIDTH), output="float")[0]
+    centres = (fine[4::10, 4::10] + fine[5::10, 4::10] + fine[4::10, 5::10] + fine[5::10, 5::10]) / 4
+    # Off the box's edges, which have rules of their own, and to within the kinks of the grid.
+    torch.testing.assert_close(pasted[5:9, 4:10], centres[5:9, 4:10], rtol=0, atol=0.05)
 
 
 # What a perfect network would reach: its targets, pasted

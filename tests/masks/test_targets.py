@@ -1,6 +1,7 @@
 """`mask_targets`: what the grid of a RoI is compared with, from bitmaps, RLEs and polygons."""
 
 import math
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -12,6 +13,8 @@ from torchvision.models.detection.roi_heads import project_masks_on_boxes
 from torchvision.ops import roi_align
 
 from maskloss import EncodedMasks, MaskTargets, mask_targets
+from maskloss.masks import roi_align as roi_align_of_masks
+from maskloss.masks.encoded import polygon_area
 from tests import reference
 
 both_alignments = pytest.mark.parametrize("aligned", [True, False])
@@ -171,6 +174,50 @@ def masks_of(scene) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     return masks, boxes, torch.randint(0, 2, (len(boxes),), generator=generator)
 
 
+@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8])
+@both_alignments
+def test_crops_taken_together_give_what_crops_taken_one_by_one_do(monkeypatch, generator, dtype, aligned):
+    # What a GPU does, on a CPU; with a limit on the pixels so low that there is more than one group.
+    masks = random_masks(3, 20, 24, generator).to(dtype)
+    boxes = torch.tensor(list(BOXES.values()))
+    matched_idxs = torch.randint(0, 3, (len(boxes),), generator=generator)
+    expected = mask_targets(masks, boxes, matched_idxs, 7, aligned=aligned)
+    monkeypatch.setattr(roi_align_of_masks, "_one_by_one", roi_align_of_masks._in_groups)
+    for pixels in (2**24, 300, 1):
+        monkeypatch.setattr(roi_align_of_masks, "_PIXELS_AT_ONCE", pixels)
+        targets = mask_targets(masks, boxes, matched_idxs, 7, aligned=aligned)
+        torch.testing.assert_close(targets, expected, **EXACT)
+    if dtype == torch.uint8:
+        masks[0, 5, 5] = 2
+        with pytest.raises(ValueError, match="masks must hold 0 and 1 only"):
+            mask_targets(masks, boxes, torch.zeros_like(matched_idxs), 7, aligned=aligned)
+
+
+def test_groups_hold_every_crop_once_and_little_padding(generator):
+    heights, widths = torch.randint(1, 300, (2, 200), generator=generator).sort().values.tolist()
+    sizes = [[height, width] for height, width in zip(heights, widths, strict=True)]
+    ends = list(roi_align_of_masks._group_ends(sizes))
+    assert ends[0] == 0
+    assert ends[-1] == 200
+    assert ends == sorted(set(ends))
+    for first, last in pairwise(ends):
+        group = sizes[first:last]
+        padded = len(group) * max(height for height, _ in group) * max(width for _, width in group)
+        assert padded <= 2 * sum(height * width for height, width in group)
+    assert len(ends) < 20
+
+
+def test_more_boxes_than_are_taken_at_once_are_all_there(generator):
+    masks = random_masks(2, 20, 24, generator)
+    boxes = torch.rand(150, 4, generator=generator) * 10
+    boxes[:, 2:] += boxes[:, :2] + 1
+    matched_idxs = torch.randint(0, 2, (150,), generator=generator)
+    expected = roi_aligned(masks, boxes, matched_idxs, 5, True)
+    torch.testing.assert_close(mask_targets(masks, boxes, matched_idxs, 5), expected, **EXACT)
+    rles = EncodedMasks([encode(mask) for mask in masks], 20, 24)
+    torch.testing.assert_close(mask_targets(rles, boxes, matched_idxs, 5), expected, **EXACT)
+
+
 @settings(deadline=None, max_examples=100, derandomize=True)
 @given(scene=scenes)
 def test_targets_of_any_bitmap_and_box_are_roi_aligns(scene):
@@ -269,6 +316,111 @@ def test_masks_of_another_number_of_axes_raise(shape):
         targets_of(torch.zeros(shape, dtype=torch.bool), [0.0, 0.0, 3.0, 3.0], 3)
 
 
+GOOD_BOX = [1.0, 2.0, 5.0, 6.0]
+
+
+@pytest.mark.parametrize("kind", ["bitmaps", "rle", "polygons"])
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_box_that_is_not_finite_raises_and_is_named(kind, value):
+    masks = masks_of_kind(kind, torch.ones(1, 8, 8, dtype=torch.bool))
+    boxes = torch.tensor([GOOD_BOX, [1.0, value, 5.0, 6.0]])
+    with pytest.raises(ValueError, match=r"boxes must be finite, box 1 is \[1.0, .*, 5.0, 6.0\]"):
+        mask_targets(masks, boxes, torch.tensor([0, 0]), 4)
+
+
+@pytest.mark.parametrize("kind", ["bitmaps", "rle", "polygons"])
+@pytest.mark.parametrize("index", [-1, 1])
+def test_an_index_without_a_mask_raises(kind, index):
+    masks = masks_of_kind(kind, torch.ones(1, 8, 8, dtype=torch.bool))
+    with pytest.raises(ValueError, match=rf"matched_idxs must lie in \[0, 1\) .*, found {index}"):
+        mask_targets(masks, torch.tensor([GOOD_BOX, GOOD_BOX]), torch.tensor([0, index]), 4)
+
+
+def test_a_grid_without_cells_raises():
+    with pytest.raises(ValueError, match="size must be at least 1, got 0"):
+        mask_targets(torch.ones(1, 8, 8, dtype=torch.bool), torch.tensor([GOOD_BOX]), torch.tensor([0]), 0)
+
+
+def test_masks_without_pixels_raise():
+    with pytest.raises(ValueError, match=r"masks must have shape \(G, H, W\), not \(1, 0, 8\)"):
+        targets_of(torch.ones(1, 0, 8, dtype=torch.bool), GOOD_BOX, 4)
+
+
+def masks_of_kind(kind: str, bitmaps: torch.Tensor):
+    """The same masks as bitmaps and as RLEs; as polygons, the whole image."""
+    height, width = bitmaps.shape[1:]
+    if kind == "bitmaps":
+        return bitmaps
+    if kind == "rle":
+        return EncodedMasks([encode(bitmap) for bitmap in bitmaps], height, width)
+    return EncodedMasks([[[0, 0, width, 0, width, height, 0, height]]] * len(bitmaps), height, width)
+
+
+KINDS = pytest.mark.parametrize("kind", ["bitmaps", "rle", "polygons"])
+
+
+@KINDS
+@both_alignments
+def test_boxes_of_no_area_read_the_point_that_they_are(kind, aligned):
+    masks = masks_of_kind(kind, torch.ones(1, 8, 8, dtype=torch.bool))
+    boxes = torch.tensor([[3.0, 4.0, 3.0, 4.0], [3.0, 4.0, 6.0, 4.0], [20.0, 4.0, 20.0, 4.0]])
+    targets = mask_targets(masks, boxes, torch.zeros(3, dtype=torch.int64), 3, aligned=aligned)
+    # Unaligned, a box of no area has the size of a pixel.
+    torch.testing.assert_close(targets[:2], torch.ones(2, 3, 3))
+    assert targets[2].count_nonzero() == 0
+
+
+@KINDS
+@both_alignments
+@pytest.mark.parametrize("factor", [1e3, 1e6, 1e9])
+def test_boxes_far_larger_than_the_image_neither_fail_nor_take_all_memory(kind, aligned, factor):
+    masks = masks_of_kind(kind, torch.ones(1, 8, 8, dtype=torch.bool))
+    box = [-factor, -factor, factor, factor]
+    targets = targets_of(masks, box, 2, aligned=aligned)
+    # Of four cells, each of factor x factor px, one holds the image of 8 x 8, which RoIAlign widens by a pixel.
+    assert (targets >= 0).all()
+    assert targets.sum() <= 100 / factor**2 + 1e-6
+    if factor == 1e3:
+        assert targets.sum() >= 49 / factor**2
+
+
+@KINDS
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 9), (9, 1)])
+def test_images_of_one_pixel_width(kind, height, width):
+    masks = masks_of_kind(kind, torch.ones(1, height, width, dtype=torch.bool))
+    targets = targets_of(masks, [0.0, 0.0, float(width), float(height)], 4)
+    torch.testing.assert_close(targets, torch.ones(4, 4))
+
+
+@KINDS
+def test_an_object_of_one_pixel(kind):
+    bitmap = torch.zeros(1, 6, 6, dtype=torch.bool)
+    bitmap[0, 2, 3] = True
+    masks = masks_of_kind(kind, bitmap)
+    if kind == "polygons":
+        masks = EncodedMasks([[[3, 2, 4, 2, 4, 3, 3, 3]]], 6, 6)
+    targets = targets_of(masks, [1.0, 0.0, 6.0, 5.0], 5)
+    expected = torch.zeros(5, 5)
+    expected[2, 2] = 1
+    torch.testing.assert_close(targets, expected)
+
+
+@pytest.mark.parametrize("kind", ["bitmaps", "rle"])
+@both_alignments
+def test_an_empty_mask_gives_zeros(kind, aligned):
+    masks = masks_of_kind(kind, torch.zeros(1, 6, 6, dtype=torch.bool))
+    assert targets_of(masks, GOOD_BOX, 5, aligned=aligned).count_nonzero() == 0
+
+
+@pytest.mark.parametrize("kind", ["rle", "polygons"])
+def test_ten_thousand_objects(kind):
+    count = 10_000
+    masks = masks_of_kind(kind, torch.ones(1, 8, 8, dtype=torch.bool))[[0] * count]
+    boxes = torch.tensor([GOOD_BOX]).expand(count, 4)
+    targets = mask_targets(masks, boxes, torch.arange(count), 2)
+    torch.testing.assert_close(targets, torch.ones(count, 2, 2))
+
+
 # Polygons, soft
 
 
@@ -345,6 +497,107 @@ def test_an_outline_of_both_directions_counts_every_loop():
     expected = reference.supersampled_coverage([polygon], [0.0, 0.0, 4.0, 4.0], 2, 16)
     targets = targets_of(of_polygons([polygon]), [0.0, 0.0, 4.0, 4.0], 2)
     torch.testing.assert_close(targets.double(), expected, rtol=0, atol=1e-6)
+
+
+corners = st.one_of(
+    # On a coarse lattice edges often lie on each other, and vertices on edges.
+    st.tuples(st.integers(0, 4).map(lambda k: 3.0 * k), st.integers(0, 4).map(lambda k: 3.0 * k)),
+    st.tuples(st.integers(0, 1200).map(lambda k: k / 100), st.integers(0, 1200).map(lambda k: k / 100)),
+)
+any_polygons = st.lists(st.lists(corners, min_size=3, max_size=7).map(np.array), min_size=1, max_size=3)
+
+
+@settings(deadline=None, max_examples=150, derandomize=True)
+@given(polygons=any_polygons, size=st.integers(1, 3))
+def test_polygons_may_cross_themselves_and_each_other_in_any_way(polygons, size):
+    box, samples = [0.4, 0.4, 11.6, 12.4], 80
+    expected = reference.supersampled_coverage(polygons, box, size, samples)
+    targets = targets_of(of_polygons(polygons, 12, 12), box, size)
+    # Of every edge across a cell, counting points in rows and columns of 80 leaves up to 1/80 undecided.
+    torch.testing.assert_close(targets.double(), expected, rtol=0, atol=1.6 / samples)
+
+
+def test_a_bow_tie_covers_half_of_its_box():
+    bow_tie = np.array([[0.0, 0.0], [4.0, 4.0], [4.0, 0.0], [0.0, 4.0]])
+    assert targets_of(of_polygons([bow_tie]), [0.0, 0.0, 4.0, 4.0], 1).item() == 0.5
+    torch.testing.assert_close(
+        targets_of(of_polygons([bow_tie]), [0.0, 0.0, 4.0, 4.0], 2),
+        torch.full((2, 2), 0.5),
+    )
+
+
+def test_what_a_polygon_surrounds_twice_is_outside_of_it_as_in_pycocotools():
+    # A pentagram of one line: its middle is surrounded twice.
+    angles = 2 * math.pi * 2 * np.arange(5) / 5
+    polygon = np.stack([20 + 18 * np.sin(angles), 20 - 18 * np.cos(angles)], axis=1)
+    masks = of_polygons([polygon], 40, 40)
+    assert targets_of(masks, [19.0, 19.0, 21.0, 21.0], 1).item() == 0
+    assert masks.bitmaps()[0, 20, 20] == 0
+
+
+def test_polygons_of_one_instance_that_share_an_edge_make_a_whole():
+    left, right = np.array([[0, 0], [2, 0], [2, 4], [0, 4.0]]), np.array([[2, 0], [4, 0], [4, 4], [2, 4.0]])
+    assert targets_of(of_polygons([left, right]), [1.0, 0.0, 3.0, 4.0], 1).item() == 1
+
+
+def test_a_polygon_that_is_given_twice_counts_once(generator):
+    polygon = star(generator, (25.0, 20.0), 16.0)
+    once = targets_of(of_polygons([polygon]), POLYGON_BOXES["around"], 7)
+    torch.testing.assert_close(targets_of(of_polygons([polygon, polygon]), POLYGON_BOXES["around"], 7), once)
+
+
+@pytest.mark.parametrize(
+    "points", [[[1, 1], [5, 1], [3, 1]], [[2, 2], [2, 2], [2, 2]], [[1, 1], [5, 5], [3, 3]]]
+)
+def test_a_polygon_without_area_covers_nothing(points):
+    targets = targets_of(of_polygons([np.array(points, dtype=float)]), [0.0, 0.0, 6.0, 6.0], 3)
+    assert targets.count_nonzero() == 0
+
+
+@settings(deadline=None, max_examples=60, derandomize=True)
+@given(seed=st.integers(0, 10_000), size=st.integers(1, 28))
+def test_coverage_sums_to_the_polygons_area(seed, size):
+    polygon = star(torch.Generator().manual_seed(seed), (25.0, 20.0), 16.0, points=3 + seed % 40)
+    targets = targets_of(of_polygons([polygon]), [5.0, 2.0, 45.0, 38.0], size)
+    area = targets.double().sum() * (40.0 * 36.0) / size**2
+    torch.testing.assert_close(area.item(), polygon_area(polygon), rtol=1e-5, atol=0)
+
+
+@settings(deadline=None, max_examples=60, derandomize=True)
+@given(scene=scenes, dx=st.integers(-5, 5), dy=st.integers(-5, 5))
+def test_moving_image_and_box_by_whole_pixels_changes_nothing(scene, dx, dy):
+    masks, boxes, matched_idxs = masks_of(scene)
+    moved_masks = torch.nn.functional.pad(masks.to(torch.uint8), (6 + dx, 6 - dx, 6 + dy, 6 - dy))
+    padded_masks = torch.nn.functional.pad(masks.to(torch.uint8), (6, 6, 6, 6))
+    boxes = boxes + 6
+    moved_boxes = boxes + torch.tensor([dx, dy, dx, dy])
+    inside = (
+        (boxes.amin() >= 6)
+        & (boxes[:, 2].amax() < scene["width"] + 5)
+        & (boxes[:, 3].amax() < scene["height"] + 5)
+    )
+    if not inside:
+        return  # where an image ends, its last pixel goes on: moving is not the same there
+    settings_ = {"aligned": scene["aligned"]}
+    torch.testing.assert_close(
+        mask_targets(moved_masks, moved_boxes, matched_idxs, scene["size"], **settings_),
+        mask_targets(padded_masks, boxes, matched_idxs, scene["size"], **settings_),
+        **EXACT,
+    )
+
+
+@settings(deadline=None, max_examples=60, derandomize=True)
+@given(scene=scenes)
+def test_targets_of_flipped_bitmaps_are_flipped(scene):
+    masks, boxes, matched_idxs = masks_of(scene)
+    flipped = torch.stack(
+        [scene["width"] - boxes[:, 2], boxes[:, 1], scene["width"] - boxes[:, 0], boxes[:, 3]], dim=1
+    )
+    torch.testing.assert_close(
+        mask_targets(masks.flip(2), flipped, matched_idxs, scene["size"]),
+        mask_targets(masks, boxes, matched_idxs, scene["size"]).flip(2),
+        **EXACT,
+    )
 
 
 def test_unaligned_polygon_targets_are_those_half_a_pixel_further(generator):

@@ -1,0 +1,237 @@
+"""RoIAlign of one mask per box, as two small matrix products.
+
+On an axis-aligned grid bilinear sampling is separable: a target is `rows @ crop @ columns.T`, where `rows` and
+`columns` hold the weight of each pixel row and column in each cell. So only the crop is read or converted; no
+float copy of a full-image mask is made. (On a GPU the products follow torch's TF32 setting, off by default.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from maskloss.masks.encoded import Runs
+
+#: Boxes whose weights are held at once on a CPU, which takes their crops one by one.
+_BOXES_AT_ONCE = 16
+#: Pixels of the crops that a GPU takes at once, and how much larger padding to one size may make them.
+_PIXELS_AT_ONCE = 2**24
+_LARGEST_PADDING = 2.0
+
+
+@dataclass(frozen=True)
+class AxisSampling:
+    """Where RoIAlign samples along one axis, for each of P boxes.
+
+    The arithmetic follows RoIAlign step by step, in float32, so that every sample falls on the same side of
+    every pixel as there.
+
+    Attributes:
+        low: (P,) where the first cell begins, with pixel k's centre at k.
+        cell: (P,) length of a cell in px.
+        samples: (P,) samples per cell, at least 1.
+        start: (P,) int64, the first pixel that may count.
+        stop: (P,) int64, past the last pixel that may count; above `start`.
+        length: pixels along the axis.
+        size: M, cells.
+    """
+
+    low: Tensor
+    cell: Tensor
+    samples: Tensor
+    start: Tensor
+    stop: Tensor
+    length: int
+    size: int
+
+    @classmethod
+    def of(cls, low: Tensor, high: Tensor, length: int, size: int, *, aligned: bool) -> AxisSampling:
+        """Sample boxes with edges `low` and `high`, (P,) float32 in px, on an axis of `length` px."""
+        if aligned:
+            low, high = low - 0.5, high - 0.5
+        extent = high - low
+        if not aligned:
+            extent = extent.clamp(min=1.0)
+        cell = extent / size
+        # About one sample per pixel. A box that no image holds has 2**24 at most, so that they can be counted.
+        samples = cell.ceil().clamp(1, 2**24)
+        ends = torch.stack([low + 0.5 * cell / samples, low + size * cell - 0.5 * cell / samples])
+        # A pixel more at either end, against the rounding of these two.
+        start = (ends.amin(0).floor() - 1).clamp(0, length - 1).long()
+        stop = (ends.amax(0).floor() + 3).clamp(1, length).long()
+        return cls(low, cell, samples, start, stop, length, size)
+
+    def of_boxes(self, boxes: slice | Tensor) -> AxisSampling:
+        """Take some of the boxes."""
+        return AxisSampling(
+            self.low[boxes],
+            self.cell[boxes],
+            self.samples[boxes],
+            self.start[boxes],
+            self.stop[boxes],
+            self.length,
+            self.size,
+        )
+
+    def weights(self, device: torch.device | None = None) -> Tensor:
+        """Weight of each pixel in each cell.
+
+        Returns:
+            (P, M, L), where [p, m, k] is the weight of pixel start[p] + k in cell m of box p, with L the largest
+            stop - start.
+        """
+        window = int((self.stop - self.start).max())
+        most_samples = int(self.samples.max())
+        most_in_image = 2 * self.length + 4  # they are over half a pixel apart
+        low, cell, samples, start = (
+            values[:, None, None].to(device, non_blocking=True)
+            for values in (self.low, self.cell, self.samples, self.start)
+        )
+        cell_low = low + torch.arange(self.size, device=device)[None, :, None] * cell  # (P, M, 1)
+        step = torch.arange(min(most_samples, most_in_image), device=device)
+        if most_samples > most_in_image:
+            # Far more samples than pixels: look only at those from the first in the image on.
+            step = step + ((-1.0 - cell_low) * samples / cell - 1.5).floor().clamp(min=0)
+        position = cell_low + (step + 0.5) * cell / samples  # (P, M, S)
+        counted = (step < samples) & (position >= -1.0) & (position <= self.length)
+        share = counted / samples
+        position = position.clamp(0, self.length)
+        below = position.floor().long().clamp(max=self.length - 1)
+        # At the last pixel both are the same, so RoIAlign's holding of the value there comes by itself.
+        above = (below + 1).clamp(max=self.length - 1)
+        fraction = position - below
+        weights = position.new_zeros((*position.shape[:2], window))
+        weights.scatter_add_(2, (below - start).clamp(0, window - 1), share * (1 - fraction))
+        weights.scatter_add_(2, (above - start).clamp(0, window - 1), share * fraction)
+        return weights
+
+
+def roi_align_bitmaps(
+    masks: Tensor, boxes: Tensor, matched_idxs: Tensor, size: int, *, aligned: bool
+) -> Tensor:
+    """RoIAlign with an adaptive number of samples, one channel per box.
+
+    Args:
+        masks: (G, H, W) bool, or uint8 of 0 and 1, on any device.
+        boxes: (P, 4) float32, xyxy in px, finite, P >= 1, on the host.
+        matched_idxs: (P,) int64 in [0, G), on the host.
+        size: M.
+        aligned: whether pixel k's centre is at k + 0.5, or at k as in torchvision's targets.
+
+    Returns:
+        (P, M, M) float32 in [0, 1], on the masks' device.
+
+    Raises:
+        ValueError: a uint8 mask has a value above 1 where it was read.
+
+    Source: He et al., "Mask R-CNN", 2017, section 3; `torchvision.ops.roi_align` with sampling_ratio=-1.
+    """
+    height, width = masks.shape[1:]
+    x1, y1, x2, y2 = boxes.unbind(1)
+    rows = AxisSampling.of(y1, y2, height, size, aligned=aligned)
+    columns = AxisSampling.of(x1, x2, width, size, aligned=aligned)
+    make = _one_by_one if masks.device.type == "cpu" else _in_groups
+    targets, largest = make(masks, rows, columns, matched_idxs)
+    if masks.dtype == torch.uint8 and largest > 1:
+        raise ValueError("masks must hold 0 and 1 only, found larger values; use `masks > 0`")
+    return targets
+
+
+def roi_align_runs(runs: Sequence[Runs], rows: AxisSampling, columns: AxisSampling) -> Tensor:
+    """RoIAlign of masks that are given as runs of pixels down their columns, without the pixels.
+
+    A run adds its column's weight times the sum of its rows' weights, which two cumulative sums give.
+
+    Args:
+        runs: of each of P boxes' mask.
+        rows: sampling of the P boxes in y, on a CPU.
+        columns: sampling of the P boxes in x, on a CPU.
+
+    Returns:
+        (P, M, M) float32 in [0, 1].
+    """
+    targets = torch.zeros((len(runs), rows.size, rows.size))
+    for boxes in _chunks(len(runs)):
+        # [..., k] is the weight of the window's first k rows.
+        up_to = F.pad(rows.of_boxes(boxes).weights().double().cumsum(2), (1, 0)).numpy()
+        column_weights = columns.of_boxes(boxes).weights().double().numpy()
+        windows = zip(
+            rows.start[boxes].tolist(),
+            rows.stop[boxes].tolist(),
+            columns.start[boxes].tolist(),
+            columns.stop[boxes].tolist(),
+            strict=True,
+        )
+        for box, (mask, (top, bottom, left, right)) in enumerate(zip(runs[boxes], windows, strict=True)):
+            read = (mask.column >= left) & (mask.column < right) & (mask.top < bottom) & (mask.bottom > top)
+            ends = (mask.bottom[read].clip(max=bottom) - top, mask.top[read].clip(min=top) - top)
+            height = up_to[box][:, ends[0]] - up_to[box][:, ends[1]]  # (M, R)
+            target = height @ column_weights[box][:, mask.column[read] - left].T
+            targets[boxes.start + box] = torch.from_numpy(target)
+    return targets
+
+
+def _one_by_one(
+    masks: Tensor, rows: AxisSampling, columns: AxisSampling, matched_idxs: Tensor
+) -> tuple[Tensor, int]:
+    """Take the crops one by one, each of its own size: least work, and a loop that a CPU does not mind."""
+    windows = torch.stack([matched_idxs, rows.start, rows.stop, columns.start, columns.stop], dim=1).tolist()
+    targets, peaks = [], [masks.new_zeros((), dtype=torch.uint8)]
+    for boxes in _chunks(len(windows)):
+        row_weights, column_weights = rows.of_boxes(boxes).weights(), columns.of_boxes(boxes).weights()
+        for box, (instance, top, bottom, left, right) in enumerate(windows[boxes]):
+            crop = masks[instance, top:bottom, left:right]  # (h, w)
+            if masks.dtype == torch.uint8:
+                peaks.append(crop.max())
+            half = row_weights[box, :, : bottom - top] @ crop.float()  # (M, w)
+            targets.append(half @ column_weights[box, :, : right - left].T)  # (M, M)
+    return torch.stack(targets), int(torch.stack(peaks).max())
+
+
+def _in_groups(
+    masks: Tensor, rows: AxisSampling, columns: AxisSampling, matched_idxs: Tensor
+) -> tuple[Tensor, int]:
+    """Take crops of like size together: few kernels, where starting one costs more than its work."""
+    device = masks.device
+    sizes = torch.stack([rows.stop - rows.start, columns.stop - columns.start], dim=1)
+    # By height in octaves, then by width, so that neighbours are alike in both.
+    order = (sizes[:, 0].log2().long() * (masks.shape[2] + 1) + sizes[:, 1]).argsort()
+    targets = torch.empty((len(order), rows.size, rows.size), device=device)
+    largest = masks.new_zeros((), dtype=torch.uint8)
+    for first, last in pairwise(_group_ends(sizes[order].tolist())):
+        boxes = order[first:last]
+        group_rows, group_columns = rows.of_boxes(boxes), columns.of_boxes(boxes)
+        row_weights, column_weights = group_rows.weights(device), group_columns.weights(device)
+        y, x = (
+            (axis.start[:, None] + torch.arange(weights.shape[2])).clamp(max=axis.length - 1).to(device)
+            for axis, weights in ((group_rows, row_weights), (group_columns, column_weights))
+        )
+        instances = matched_idxs[boxes].to(device)
+        crops = masks[instances[:, None, None], y[:, :, None], x[:, None, :]]  # (B, h, w)
+        if masks.dtype == torch.uint8:
+            largest = torch.maximum(largest, crops.max())
+        targets[boxes.to(device)] = row_weights @ crops.float() @ column_weights.transpose(1, 2)
+    return targets, int(largest) if masks.dtype == torch.uint8 else 1
+
+
+def _group_ends(sizes: list[list[int]]) -> Iterator[int]:
+    """Yield 0, and then the end of each group of crops, of sizes [h, w], that are taken together."""
+    yield 0
+    height = width = pixels = first = 0
+    for index, (h, w) in enumerate(sizes):
+        height, width, pixels = max(height, h), max(width, w), pixels + h * w
+        padded = height * width * (index + 1 - first)
+        if index > first and (padded > _PIXELS_AT_ONCE or padded > _LARGEST_PADDING * pixels):
+            yield index
+            height, width, pixels, first = h, w, h * w, index
+    yield len(sizes)
+
+
+def _chunks(count: int) -> Iterator[slice]:
+    for first in range(0, count, _BOXES_AT_ONCE):
+        yield slice(first, first + _BOXES_AT_ONCE)
