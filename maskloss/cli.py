@@ -176,9 +176,7 @@ def evaluate(
     make_folder(folder)
     for warning in data.warnings:
         print(f"warning: {warning}", file=sys.stderr)
-    found = evaluation.evaluate(
-        model.to(chosen), data, aligned=description.aligned, batch_size=batch_size, device=chosen
-    )
+    found = evaluation.evaluate(model.to(chosen), data, batch_size=batch_size, device=chosen)
     evaluation.write_metrics(folder / "metrics.json", found.metrics)
     _print_metrics(found.metrics)
     print(folder / "metrics.json")

@@ -10,7 +10,7 @@ from torch import Tensor
 from torchvision.models.detection.transform import GeneralizedRCNNTransform, resize_boxes, resize_keypoints
 
 from maskloss.masks.encoded import EncodedMasks
-from maskloss.masks.paste import paste_masks
+from maskloss.masks.paste import paste_masks_at_offset, unaligned_offset
 
 Paste = Literal["torchvision", "matched"] | None
 
@@ -19,9 +19,9 @@ class RCNNTransform(GeneralizedRCNNTransform):
     """`GeneralizedRCNNTransform` that never makes a float copy of the ground-truth masks.
 
     Attributes:
-        paste: "torchvision" pastes as torchvision does; "matched" samples at pixel centres on the side of the
-            half pixel that the targets trained; None leaves the probabilities (D, 1, M, M).
-        aligned_masks: which side that is, `MaskTargets.aligned`.
+        paste: "torchvision" pastes as torchvision does; "matched" samples at pixel centres, less what the targets
+            were off by; None leaves the probabilities (D, 1, M, M).
+        aligned_masks: whether they were off, `MaskTargets.aligned`.
     """
 
     paste: Paste = "torchvision"
@@ -30,7 +30,7 @@ class RCNNTransform(GeneralizedRCNNTransform):
     def resize(
         self, image: Tensor, target: dict[str, Any] | None = None
     ) -> tuple[Tensor, dict[str, Any] | None]:
-        """Resize one image, (3, H, W), and its target as torchvision does."""
+        """Resize one image, (3, H, W), and its target as torchvision does; for aligned targets masks better."""
         if target is None:
             return super().resize(image, None)
         target = dict(target)
@@ -42,8 +42,23 @@ class RCNNTransform(GeneralizedRCNNTransform):
             target["keypoints"] = target["keypoints"].reshape(0, 0, 3)
         image, resized = super().resize(image, target)
         if masks is not None and resized is not None:
-            resized["masks"] = _resize_masks(masks, *image.shape[-2:])
+            resized["masks"] = _resize_masks(masks, *image.shape[-2:], aligned=self.aligned_masks)
         return image, resized
+
+    def mask_offset(self, image_size: tuple[int, int]) -> tuple[float, float]:
+        """What a network that was trained behind this transform has its masks off by.
+
+        Args:
+            image_size: (H, W) of an image, in px, as it comes in for inference.
+
+        Returns:
+            (y, x) in px of the image, for `paste_masks_at_offset`; none with aligned targets.
+        """
+        if self.aligned_masks:
+            return 0.0, 0.0
+        # torchvision's own rule for the new size, on a tensor without memory.
+        resized, _ = super().resize(torch.empty((3, *image_size), device="meta"), None)
+        return unaligned_offset(image_size, (resized.shape[-2], resized.shape[-1]))
 
     def postprocess(
         self,
@@ -60,17 +75,31 @@ class RCNNTransform(GeneralizedRCNNTransform):
             if "keypoints" in detection:
                 detection["keypoints"] = resize_keypoints(detection["keypoints"], size, original_size)
             if "masks" in detection and self.paste == "matched":
-                pasted = paste_masks(
-                    detection["masks"][:, 0], boxes, original_size, aligned=self.aligned_masks, output="float"
+                offset = (0.0, 0.0) if self.aligned_masks else unaligned_offset(original_size, size)
+                pasted = paste_masks_at_offset(
+                    detection["masks"][:, 0], boxes, original_size, offset=offset, output="float"
                 )
                 detection["masks"] = pasted[:, None]
         return result
 
 
-def _resize_masks(masks: Tensor | EncodedMasks, height: int, width: int) -> Tensor | EncodedMasks:
-    """Resize (G, H, W) masks by their nearest pixel, as torchvision does, in their own dtype."""
+def _resize_masks(
+    masks: Tensor | EncodedMasks, height: int, width: int, *, aligned: bool
+) -> Tensor | EncodedMasks:
+    """Resize (G, H, W) masks by their nearest pixel, in their own dtype.
+
+    For unaligned targets it is torchvision's `nearest`, which moves a mask to the right and down, and so makes
+    up for most of what these targets are off by (`unaligned_offset`). Aligned targets need each mask where it
+    is, so a pixel takes the value at its centre.
+    """
     if isinstance(masks, EncodedMasks):
-        return masks.resize(height, width)
+        resized = masks.resize(height, width)
+        if aligned:
+            return resized
+        # Polygons move as far as their pixels would on average.
+        own = masks.shape[1:]
+        y, x = unaligned_offset((own[0], own[1]), (height, width))
+        return resized.translate(0.5 - y * height / own[0], 0.5 - x * width / own[1])
     if masks.dtype not in (torch.bool, torch.uint8):
         # Masks that nobody reads: of a model without a mask branch, or of no object. torchvision makes bytes
         # of all.
@@ -82,5 +111,5 @@ def _resize_masks(masks: Tensor | EncodedMasks, height: int, width: int) -> Tens
         return masks
     # interpolate has no kernel for bool, whose bytes are those of uint8.
     as_bytes = masks.view(torch.uint8) if masks.dtype == torch.bool else masks
-    resized = F.interpolate(as_bytes[:, None], size=(height, width), mode="nearest")[:, 0]
-    return resized.view(masks.dtype)
+    mode = "nearest-exact" if aligned else "nearest"
+    return F.interpolate(as_bytes[:, None], size=(height, width), mode=mode)[:, 0].view(masks.dtype)

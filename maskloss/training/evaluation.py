@@ -22,9 +22,10 @@ from maskloss.data.batches import mixed_seed
 from maskloss.data.coco import Category, CocoData
 from maskloss.data.dataset import CocoDataset, collate
 from maskloss.detection.conversion import losses_and_detections
+from maskloss.detection.transform import RCNNTransform
 from maskloss.errors import InputError, RunError
 from maskloss.files import write_text
-from maskloss.masks.paste import paste_masks
+from maskloss.masks.paste import paste_masks_at_offset
 
 Results = list[dict[str, Any]]
 Metrics = dict[str, dict[str, float | None]]
@@ -50,7 +51,6 @@ def evaluate(
     model: nn.Module,
     data: CocoData,
     *,
-    aligned: bool,
     batch_size: int,
     device: torch.device,
     workers: int = 0,
@@ -63,7 +63,6 @@ def evaluate(
     Args:
         model: on `device`.
         data: the validation set, its categories in the model's order.
-        aligned: `MaskTargets.aligned` of the targets that the model learned.
         batch_size: images per pass.
         device: where to run.
         workers: processes that load data.
@@ -90,7 +89,8 @@ def evaluate(
             sums[key] = sums.get(key, 0.0) + float(value) * len(images)
         for image, target, detection in zip(images, targets, detections, strict=True):
             size = (image.shape[-2], image.shape[-1])
-            results += coco_results(detection, target["image_id"], size, data.categories, aligned)
+            offset = transform_of(model).mask_offset(size)
+            results += coco_results(detection, target["image_id"], size, data.categories, offset)
     if world_size > 1:
         results = gather_object(results)
         sums = _summed(gather_object([sums]))
@@ -107,10 +107,20 @@ def coco_results(
     image_id: int,
     size: tuple[int, int],
     categories: tuple[Category, ...],
-    aligned: bool,
+    mask_offset: tuple[float, float],
 ) -> Results:
-    """Turn one image's detections, with masks as probabilities, into COCO results with RLE masks."""
-    rles = paste_masks(detection["masks"][:, 0], detection["boxes"], size, aligned=aligned, output="rle")
+    """Turn one image's detections, with masks as probabilities, into COCO results with RLE masks.
+
+    Args:
+        detection: boxes, labels, scores and masks (D, 1, M, M).
+        image_id: for the results.
+        size: (H, W) of the image, in px.
+        categories: of the labels from 1 on.
+        mask_offset: (y, x) in px of the image that masks are off by, `RCNNTransform.mask_offset`.
+    """
+    rles = paste_masks_at_offset(
+        detection["masks"][:, 0], detection["boxes"], size, offset=mask_offset, output="rle"
+    )
     boxes = detection["boxes"].double().cpu()
     boxes[:, 2:] -= boxes[:, :2]
     return [
@@ -125,6 +135,13 @@ def coco_results(
             boxes.tolist(), detection["labels"].tolist(), detection["scores"].tolist(), rles, strict=True
         )
     ]
+
+
+def transform_of(model: nn.Module) -> RCNNTransform:
+    """Give a converted model's input transform, which knows what its masks are off by."""
+    transform = model.transform
+    assert isinstance(transform, RCNNTransform)
+    return transform
 
 
 def average_precision(data: CocoData, results: Results) -> Metrics:

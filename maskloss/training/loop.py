@@ -19,9 +19,10 @@ from torch.utils.data import DataLoader
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
+from maskloss.data.augmentation import augmentation
 from maskloss.data.batches import TrainingBatches, mixed_seed
 from maskloss.data.coco import CocoData, read_coco
-from maskloss.data.dataset import CocoDataset, augmentation, collate
+from maskloss.data.dataset import CocoDataset, collate
 from maskloss.detection.conversion import convert
 from maskloss.detection.models import ModelSettings, build_model, load_weights, published_weights
 from maskloss.errors import InputError, RunError
@@ -115,7 +116,6 @@ def train(config: TrainConfig) -> TrainingResult:
         evaluation = evaluate(
             model,
             validation,
-            aligned=description.aligned,
             batch_size=config.batch_size,
             device=accelerator.device,
             workers=config.workers,

@@ -15,7 +15,7 @@ from torchvision.transforms.v2 import functional as transforms
 from maskloss.data.images import read_image
 from maskloss.errors import InputError
 from maskloss.training.checkpoints import ModelDescription
-from maskloss.training.evaluation import coco_results
+from maskloss.training.evaluation import coco_results, transform_of
 
 
 @dataclass(frozen=True)
@@ -65,9 +65,8 @@ def predict(
         kept = detection["scores"] >= score_threshold
         detection = {key: value[kept] for key, value in detection.items()}
         size = (image.height, image.width)
-        yield Prediction(
-            path, image, coco_results(detection, image_id, size, description.categories, description.aligned)
-        )
+        offset = transform_of(model).mask_offset(size)
+        yield Prediction(path, image, coco_results(detection, image_id, size, description.categories, offset))
 
 
 def image_ids(files: Sequence[Path]) -> list[int]:

@@ -21,6 +21,7 @@ import maskloss
 from maskloss import EncodedMasks, LossWeights, MaskRCNNLoss, MaskTargets
 from maskloss.detection import ClassSelectedMaskPredictor, RCNNTransform, RegionProposalNetwork, RoIHeads
 from maskloss.losses import L2RegularizationLoss, MaskBCELoss, select_class_masks
+from maskloss.masks.paste import paste_masks_at_offset
 
 from .small_models import (
     CHANNELS,
@@ -402,20 +403,27 @@ def test_paste_none_leaves_probabilities_and_changes_no_box():
             assert torch.equal(detection[field], other[field]), field
 
 
-@pytest.mark.parametrize(("preset", "aligned"), [("torchvision", False), ("aligned", True)])
-def test_matched_paste_is_on_the_side_that_the_losss_targets_train(preset, aligned):
+@pytest.mark.parametrize("preset", ["torchvision", "aligned"])
+@pytest.mark.parametrize("own_size", [False, True])
+def test_matched_paste_is_on_the_side_that_the_losss_targets_train(preset, own_size):
     images, _ = batch()
-    probabilities = maskloss.convert(tiny_mask_rcnn(), preset, paste=None).eval()(images)
-    matched = maskloss.convert(tiny_mask_rcnn(), preset, paste="matched").eval()(images)
-    for detection, raw, image in zip(matched, probabilities, images, strict=True):
-        sides = [
-            maskloss.paste_masks(
-                raw["masks"][:, 0], raw["boxes"], tuple(image.shape[-2:]), aligned=side, output="float"
-            )
-            for side in (aligned, not aligned)
-        ]
-        assert torch.equal(detection["masks"][:, 0], sides[0])
-        assert not torch.equal(sides[0], sides[1])
+    raw = maskloss.convert(tiny_mask_rcnn(), preset, paste=None).eval()
+    matched = maskloss.convert(tiny_mask_rcnn(), preset, paste="matched").eval()
+    for image in images:
+        # Images go in as they are, or a pixel larger.
+        for model in (raw, matched):
+            model.transform.min_size = (min(image.shape[-2:]) + (0 if own_size else 1),)
+        (probabilities,), (detection,) = raw([image]), matched([image])
+        size = tuple(image.shape[-2:])
+        offset = (0.0, 0.0)
+        if preset == "torchvision":
+            offset = raw.transform.mask_offset(size)
+            assert (offset == (0.5, 0.5)) == own_size
+        expected = paste_masks_at_offset(
+            probabilities["masks"][:, 0], probabilities["boxes"], size, offset=offset, output="float"
+        )
+        assert len(expected) > 0
+        assert torch.equal(detection["masks"][:, 0], expected)
 
 
 # The state of a loss.

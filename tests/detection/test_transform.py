@@ -14,6 +14,7 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 from maskloss import EncodedMasks
 from maskloss.detection.transform import RCNNTransform
+from maskloss.masks.paste import paste_masks, paste_masks_at_offset, unaligned_offset
 
 SETTINGS: dict[str, Any] = {
     "min_size": 40,
@@ -203,13 +204,96 @@ def test_matched_paste_of_aligned_targets_fills_the_pixels_whose_centres_are_in_
     torch.testing.assert_close(pasted("matched", aligned=True)["masks"], expected, rtol=0, atol=1e-6)
 
 
-def test_matched_paste_of_unaligned_targets_undoes_the_half_pixel():
-    # Pixel 2's value is read at 2, the box's very edge, half way between the first cell and what lies
-    # beyond; the aligned paste reads it at 2.5, well inside, where the mask is 1.
-    masks = pasted("matched", aligned=False)["masks"]
-    assert 0.5 <= masks[0, 0, 5, 2] < 0.9
-    assert masks[0, 0, 5, 3] == 1
-    assert not masks[0, 0, 5, 6:].any()
+def test_matched_paste_of_unaligned_targets_undoes_what_they_were_off_by():
+    # Doubled without a rounding, masks keep torchvision's half pixel of the network's, a quarter of the image's.
+    # Pixel 2's value is read at 2.25, nearer to the edge than in the middle of the first cell.
+    transform = make(RCNNTransform)
+    transform.paste = "matched"
+    scores = torch.rand(1, 1, 28, 28, generator=torch.Generator().manual_seed(0))
+    [result] = transform.postprocess([{**detection()[0], "masks": scores}], [RESIZED], [ORIGINAL])
+    boxes = torch.tensor([[2.0, 3.0, 6.0, 8.0]])
+    expected = paste_masks_at_offset(scores[0], boxes, ORIGINAL, offset=(0.25, 0.25), output="float")
+    assert torch.equal(result["masks"][0], expected)
+    assert not torch.equal(expected, paste_masks(scores[0], boxes, ORIGINAL, output="float"))
+
+
+@pytest.mark.parametrize(
+    ("image_size", "expected"),
+    [
+        # A short side of 40 as it is; doubled; 50 to 40 in steps of 4 out of 5; 37 to 40, which share no factor.
+        ((40, 60), (0.5, 0.5)),
+        ((20, 30), (0.25, 0.25)),
+        ((50, 50), (0.125, 0.125)),
+        ((37, 55), (0.5 / 40, 0.5 / 59)),
+    ],
+)
+def test_the_offset_of_unaligned_masks_shrinks_where_images_are_resized(image_size, expected):
+    transform = make(RCNNTransform)
+    images, _ = transform([torch.zeros(3, *image_size)])
+    assert transform.mask_offset(image_size) == pytest.approx(expected)
+    assert transform.mask_offset(image_size) == unaligned_offset(image_size, images.image_sizes[0])
+    transform.aligned_masks = True
+    assert transform.mask_offset(image_size) == (0, 0)
+
+
+def mean_position(masks: Tensor) -> Tensor:
+    """Centre of mass of each mask, (G, 2) as (y, x)."""
+    weights = masks.double() / masks.double().sum(dim=(1, 2), keepdim=True)
+    y = (weights.sum(2) * (torch.arange(masks.shape[1]) + 0.5)).sum(1)
+    x = (weights.sum(1) * (torch.arange(masks.shape[2]) + 0.5)).sum(1)
+    return torch.stack([y, x], dim=1)
+
+
+def squares(height: int, width: int, count: int = 60) -> Tensor:
+    """Squares of 8 px anywhere, (G, H, W) uint8."""
+    generator = torch.Generator().manual_seed(1)
+    masks = torch.zeros(count, height, width, dtype=torch.uint8)
+    for mask in masks:
+        y, x = (int(torch.randint(length - 8, (1,), generator=generator)) for length in (height, width))
+        mask[y : y + 8, x : x + 8] = 1
+    return masks
+
+
+@pytest.mark.parametrize(("height", "width"), [(31, 47), (50, 60), (20, 30), (40, 60)])
+@pytest.mark.parametrize("aligned", [False, True])
+@pytest.mark.parametrize("kind", ["bitmaps", "encoded"])
+def test_resized_masks_are_where_their_targets_and_paste_take_them_to_be(height, width, aligned, kind):
+    # Where a mask is after resizing, less the half pixel of unaligned targets, is where the paste looks for it.
+    masks = squares(height, width)
+    transform = make(RCNNTransform)
+    transform.aligned_masks = aligned
+    given = masks if kind == "bitmaps" else encoded_squares(masks)
+    image, target = scene(height, width, count=len(masks))
+    images, [resized] = transform([image], [{**target, "masks": given}])
+    new_height, new_width = images.image_sizes[0]
+    scale = torch.tensor([new_height / height, new_width / width], dtype=torch.float64)
+    if kind == "bitmaps":
+        found = mean_position(resized["masks"]) / scale
+    else:
+        found = (
+            torch.stack(
+                [
+                    torch.from_numpy(resized["masks"].polygons(i)[0].mean(0)[::-1].copy())
+                    for i in range(len(masks))
+                ]
+            )
+            / scale
+        )
+    if not aligned:
+        found = found - 0.5 / scale
+    moved = (mean_position(masks) - found).mean(dim=0)
+    expected = torch.tensor(transform.mask_offset((height, width)), dtype=torch.float64)
+    # Rounding to pixels moves each square by up to half of one, all of them together far less.
+    torch.testing.assert_close(moved, expected, rtol=0, atol=0.08 if kind == "bitmaps" else 1e-9)
+
+
+def encoded_squares(masks: Tensor) -> EncodedMasks:
+    polygons = []
+    for mask in masks:
+        y, x = mask.nonzero().unbind(1)
+        x1, y1, x2, y2 = int(x.min()), int(y.min()), int(x.max()) + 1, int(y.max()) + 1
+        polygons.append([[x1, y1, x2, y1, x2, y2, x1, y2]])
+    return EncodedMasks(polygons, *masks.shape[1:])
 
 
 def test_paste_none_leaves_the_probabilities():

@@ -19,7 +19,9 @@ from pycocotools.cocoeval import COCOeval
 from torch import nn
 
 from maskloss.data.coco import Category, CocoData, read_coco
+from maskloss.detection.transform import RCNNTransform
 from maskloss.errors import InputError, RunError
+from maskloss.masks.paste import paste_masks_at_offset
 from maskloss.training import evaluation
 from maskloss.training.evaluation import average_precision, batches_on, coco_results, evaluate
 from tests.training.small_runs import STATISTICS
@@ -235,7 +237,7 @@ def test_results_have_xywh_boxes_category_ids_and_rle_masks() -> None:
         "masks": torch.ones(1, 1, 28, 28),
     }
     categories = (Category(3, "cat"), Category(7, "dog"))
-    (found,) = coco_results(detection, 42, (10, 12), categories, aligned=True)
+    (found,) = coco_results(detection, 42, (10, 12), categories, (0.0, 0.0))
     assert found["image_id"] == 42
     assert found["category_id"] == 7
     assert found["bbox"] == [2, 1, 4, 8]
@@ -247,6 +249,28 @@ def test_results_have_xywh_boxes_category_ids_and_rle_masks() -> None:
     expected[1:9, 2:6] = 1
     assert np.array_equal(mask, expected)
     json.dumps(found)
+
+
+@pytest.mark.parametrize("offset", [(0.0, 0.0), (0.5, 0.25)])
+def test_results_are_pasted_where_the_network_means_them(offset: tuple[float, float]) -> None:
+    detection = {
+        "boxes": torch.tensor([[2.0, 1.0, 6.0, 9.0]]),
+        "labels": torch.tensor([1]),
+        "scores": torch.tensor([0.75]),
+        "masks": torch.rand(1, 1, 7, 7, generator=torch.Generator().manual_seed(0)),
+    }
+    (found,) = coco_results(detection, 42, (10, 12), (Category(3, "cat"),), offset)
+    (expected,) = paste_masks_at_offset(
+        detection["masks"][0], detection["boxes"], (10, 12), offset=offset, output="rle"
+    )
+    assert found["segmentation"] == expected
+
+
+def bare_model() -> nn.Module:
+    """As much of a model as evaluation asks for beside its losses and detections."""
+    model = nn.Module()
+    model.transform = RCNNTransform(32, 64, [0.5] * 3, [0.5] * 3)
+    return model
 
 
 def test_losses_are_averaged_over_images_and_not_over_batches(
@@ -268,7 +292,7 @@ def test_losses_are_averaged_over_images_and_not_over_batches(
         return {"loss_a": mean, "loss_b": 10 * mean}, [nothing] * len(images)
 
     monkeypatch.setattr(evaluation, "losses_and_detections", fake)
-    found = evaluate(nn.Module(), data, aligned=True, batch_size=4, device=torch.device("cpu"))
+    found = evaluate(bare_model(), data, batch_size=4, device=torch.device("cpu"))
     assert seen == [[1, 2, 3, 4], [5, 6]]
     # Images 1 to 6 have the mean 3.5; the mean of the batches' means would be (2.5 + 5.5) / 2 = 4.
     assert found.metrics["loss"] == pytest.approx({"loss_a": 3.5, "loss_b": 35.0, "loss": 38.5})
@@ -279,7 +303,7 @@ def test_an_unreadable_image_is_raised_as_an_input_error(tmp_path: Path) -> None
     data = write_rectangles(tmp_path / "data")
     (tmp_path / "data/images/1.png").write_bytes(b"no image")
     with pytest.raises(InputError, match=r"1\.png: not a readable image"):
-        evaluate(nn.Module(), data, aligned=True, batch_size=2, device=torch.device("cpu"))
+        evaluate(bare_model(), data, batch_size=2, device=torch.device("cpu"))
 
 
 def test_a_dead_worker_is_a_run_error() -> None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from maskloss.data.coco import Category
 from maskloss.detection.models import ModelSettings
+from maskloss.detection.transform import RCNNTransform
 from maskloss.errors import InputError
 from maskloss.training.checkpoints import ModelDescription
 from maskloss.training.prediction import Prediction, image_ids, predict
@@ -29,6 +30,8 @@ class FixedModel(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.images: list[Tensor] = []
+        self.transform = RCNNTransform(32, 64, [0.5] * 3, [0.5] * 3)
+        self.transform.aligned_masks = True
 
     def forward(self, images: list[Tensor]) -> list[dict[str, Tensor]]:
         self.images += images
