@@ -2,36 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
-from torchvision import tv_tensors
 from torchvision.transforms import v2
 
+from maskloss.data.augmentation import Target, Transforms, augmented
 from maskloss.data.coco import CocoData, ImageRecord
 from maskloss.data.images import read_image
 from maskloss.errors import InputError
 
-Target = dict[str, Any]
 Sample = tuple[Tensor, Target]
-
-
-def augmentation(*, horizontal_flip: float, photometric_distortion: float) -> v2.Transform:
-    """Augment as the reference recipes do; sizes are jittered by the model's own `min_size`.
-
-    Args:
-        horizontal_flip: probability in [0, 1].
-        photometric_distortion: probability in [0, 1] of each change of brightness, contrast, saturation and hue.
-    """
-    return v2.Compose(
-        [
-            v2.RandomHorizontalFlip(horizontal_flip),
-            *([v2.RandomPhotometricDistort(p=photometric_distortion)] if photometric_distortion else []),
-        ]
-    )
 
 
 class CocoDataset(Dataset[Sample | InputError]):
@@ -44,11 +25,11 @@ class CocoDataset(Dataset[Sample | InputError]):
     Args:
         data: the checked file.
         transforms: torchvision.transforms.v2 on the image and its boxes, labels and masks, whose draws depend
-            on the sample's own seed alone. Objects that it pushes out of the image are dropped. None leaves
-            masks encoded, as polygons and RLEs; otherwise they are (G, H, W) uint8.
+            on the sample's own seed alone. Masks stay encoded where `data.augmentation` has an exact way,
+            and are (G, H, W) uint8 otherwise. Objects that are pushed out of the image are dropped.
     """
 
-    def __init__(self, data: CocoData, transforms: Callable[..., Any] | None = None) -> None:
+    def __init__(self, data: CocoData, transforms: Transforms | None = None) -> None:
         self.data = data
         self.transforms = transforms
         self._labels = data.labels
@@ -67,9 +48,7 @@ class CocoDataset(Dataset[Sample | InputError]):
         target = self._target(record)
         pixels = v2.functional.pil_to_tensor(image)
         if self.transforms is not None:
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(seed)
-                pixels, target = self._augmented(pixels, target)
+            pixels, target = augmented(self.transforms, pixels, target, seed)
         return v2.functional.to_dtype(pixels, torch.float32, scale=True), target
 
     def _target(self, record: ImageRecord) -> Target:
@@ -82,28 +61,6 @@ class CocoDataset(Dataset[Sample | InputError]):
             "labels": torch.tensor(labels, dtype=torch.int64),
             "masks": record.object_masks(),
             "image_id": record.id,
-        }
-
-    def _augmented(self, pixels: Tensor, target: Target) -> Sample:
-        assert self.transforms is not None
-        size = pixels.shape[-2:]
-        sample = (
-            tv_tensors.Image(pixels),
-            {
-                **target,
-                "boxes": tv_tensors.BoundingBoxes(target["boxes"], format="XYXY", canvas_size=size),
-                "masks": tv_tensors.Mask(target["masks"].bitmaps()),
-            },
-        )
-        pixels, target = self.transforms(*sample)
-        boxes = v2.functional.clamp_bounding_boxes(target["boxes"]).as_subclass(Tensor)
-        masks = target["masks"].as_subclass(Tensor)
-        kept = (boxes[:, 2:] > boxes[:, :2]).all(dim=1)
-        return pixels.as_subclass(Tensor), {
-            **target,
-            "boxes": boxes[kept],
-            "labels": target["labels"][kept],
-            "masks": masks[kept] if not kept.all() else masks,
         }
 
 

@@ -7,14 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 from torch.utils.data import DataLoader
-from torchvision.ops import masks_to_boxes
-from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional
 
+from maskloss.data.augmentation import augmentation
 from maskloss.data.coco import CocoData, read_coco
-from maskloss.data.dataset import CocoDataset, augmentation, collate
+from maskloss.data.dataset import CocoDataset, collate
 from maskloss.data.images import read_image
 from maskloss.errors import InputError
 from maskloss.masks.encoded import EncodedMasks
@@ -24,13 +22,6 @@ from tests.data.coco_files import HEIGHT, WIDTH, write_coco
 @pytest.fixture
 def data(tmp_path: Path) -> CocoData:
     return read_coco(*write_coco(tmp_path))
-
-
-def extents(masks: Tensor) -> Tensor:
-    """Boxes around masks; torchvision's ends at the last pixel, ours at its far edge."""
-    boxes = masks_to_boxes(masks)
-    boxes[:, 2:] += 1
-    return boxes
 
 
 def test_a_target_has_boxes_labels_encoded_masks_and_the_images_id(data: CocoData) -> None:
@@ -49,22 +40,6 @@ def test_pixels_are_those_of_the_file_in_0_to_1(data: CocoData) -> None:
     expected = functional.pil_to_tensor(read_image(data.image_path(data.images[0])))
     assert image.shape == (3, HEIGHT, WIDTH)
     torch.testing.assert_close(image, expected / 255)
-
-
-def test_a_flip_moves_the_image_the_boxes_and_the_masks_together(data: CocoData) -> None:
-    plain_image, _ = CocoDataset(data)[0]
-    image, target = CocoDataset(data, augmentation(horizontal_flip=1.0, photometric_distortion=0.0))[0]
-    torch.testing.assert_close(image, plain_image.flip(-1), rtol=0, atol=0)
-    # The width is 8, so the sides 2 and 4 go to 6 and 4.
-    assert target["boxes"].tolist() == [[4, 1, 6, 3], [4, 1, 6, 3]]
-    assert target["masks"].dtype == torch.uint8
-    assert torch.equal(extents(target["masks"]), target["boxes"])
-    assert target["labels"].tolist() == [2, 1]
-
-
-def test_without_a_flip_masks_are_inside_their_boxes(data: CocoData) -> None:
-    _, target = CocoDataset(data, augmentation(horizontal_flip=0.0, photometric_distortion=0.0))[0]
-    assert torch.equal(extents(target["masks"]), target["boxes"])
 
 
 def same(first: Any, second: Any) -> bool:
@@ -87,15 +62,6 @@ def test_other_seeds_give_flipped_and_plain_samples(data: CocoData) -> None:
     assert lefts == {2.0, 4.0}
 
 
-def test_photometric_distortion_changes_pixels_and_no_target(data: CocoData) -> None:
-    plain_image, plain = CocoDataset(data)[0]
-    distorted = CocoDataset(data, augmentation(horizontal_flip=0.0, photometric_distortion=1.0))
-    image, target = distorted[(0, 1)]
-    assert not torch.equal(image, plain_image)
-    assert torch.equal(target["boxes"], plain["boxes"])
-    assert torch.equal(target["masks"], plain["masks"].bitmaps())
-
-
 def test_augmenting_leaves_the_callers_generator_alone(data: CocoData) -> None:
     dataset = CocoDataset(data, augmentation(horizontal_flip=0.5, photometric_distortion=0.5))
     torch.manual_seed(5)
@@ -103,27 +69,6 @@ def test_augmenting_leaves_the_callers_generator_alone(data: CocoData) -> None:
     torch.manual_seed(5)
     dataset[(0, 1)]
     assert torch.equal(torch.rand(3), expected)
-
-
-def test_objects_that_a_transform_pushes_out_are_dropped_from_every_field(tmp_path: Path) -> None:
-    def change(document: dict[str, Any]) -> None:
-        document["annotations"][1].update(
-            bbox=[6, 1, 2, 2], segmentation=[[6, 1, 8, 1, 8, 3, 6, 3]], category_id=3
-        )
-
-    dataset = CocoDataset(read_coco(*write_coco(tmp_path, change)), LeftHalf())
-    image, target = dataset[0]
-    assert image.shape == (3, HEIGHT, 4)
-    assert target["boxes"].tolist() == [[2, 1, 4, 3]]
-    assert target["labels"].tolist() == [2]
-    assert target["masks"].shape == (1, HEIGHT, 4)
-
-
-class LeftHalf(v2.Transform):
-    """Cuts off the right half."""
-
-    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
-        return functional.crop(inpt, 0, 0, HEIGHT, WIDTH // 2)
 
 
 @pytest.mark.parametrize("augmented", [False, True])

@@ -1,0 +1,188 @@
+"""maskloss/data/augmentation.py: images, boxes and masks move together, and masks stay encoded where they can."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from pycocotools import mask as coco_mask
+from torch import Tensor
+from torchvision import tv_tensors
+from torchvision.ops import masks_to_boxes
+from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional
+
+from maskloss.data.augmentation import augmentation, augmented
+from maskloss.masks.encoded import EncodedMasks
+
+HEIGHT, WIDTH = 96, 128
+#: Objects of a box, a polygon with a slant, and an RLE, (G, 4) xyxy.
+BOXES = [[10.0, 20.0, 50.0, 60.0], [60.0, 10.0, 120.0, 90.0], [30.0, 50.0, 70.0, 80.0]]
+
+
+def scene() -> tuple[Tensor, dict[str, Any]]:
+    """An image whose first channel is 255 on the objects, and their target."""
+    rectangle = [10.0, 20.0, 50.0, 20.0, 50.0, 60.0, 10.0, 60.0]
+    kite = [90.0, 10.0, 120.0, 40.0, 90.0, 90.0, 60.0, 40.0]
+    bitmap = np.zeros((HEIGHT, WIDTH), dtype=np.uint8, order="F")
+    bitmap[50:80, 30:70] = 1
+    masks = EncodedMasks([[rectangle], [kite], coco_mask.encode(bitmap)], HEIGHT, WIDTH)
+    image = torch.zeros(3, HEIGHT, WIDTH, dtype=torch.uint8)
+    image[0] = 255 * masks.bitmaps().amax(0)
+    return image, {
+        "boxes": torch.tensor(BOXES),
+        "labels": torch.tensor([1, 2, 3]),
+        "masks": masks,
+        "image_id": 7,
+    }
+
+
+def extents(masks: Tensor) -> Tensor:
+    """Boxes around masks; torchvision's ends at the last pixel, ours at its far edge."""
+    return masks_to_boxes(masks) + torch.tensor([0.0, 0.0, 1.0, 1.0])
+
+
+def overlap(masks: Tensor, others: Tensor) -> Tensor:
+    """IoU of each pair."""
+    return (masks & others).sum(dim=(1, 2)) / (masks | others).sum(dim=(1, 2))
+
+
+def changed(transforms: Any, seed: int = 0) -> tuple[Tensor, dict[str, Any]]:
+    return augmented(transforms, *scene(), seed)
+
+
+RESIZING = {"resize", "shorter side", "scale jitter", "resized crop", "large-scale jitter"}
+EXACT = {
+    "flip": v2.RandomHorizontalFlip(1.0),
+    "resize": v2.Resize((150, 120)),
+    "shorter side": v2.RandomShortestSize([70, 110], max_size=140),
+    "scale jitter": v2.ScaleJitter((120, 120), (0.5, 1.5)),
+    "crop": v2.RandomCrop((64, 80)),
+    "crop with padding": v2.RandomCrop((110, 110), pad_if_needed=True),
+    "zoom out": v2.RandomZoomOut(p=1.0, side_range=(1.2, 2.0)),
+    "pad": v2.Pad([3, 5, 7, 11]),
+    "pad x and y": v2.Pad([3, 5]),
+    "IoU crop": v2.RandomIoUCrop(min_scale=0.6, trials=20),
+    "resized crop": v2.RandomResizedCrop((90, 70), scale=(0.5, 1.0)),
+    "large-scale jitter": v2.Compose(
+        [
+            v2.ScaleJitter((128, 128), (0.6, 1.6)),
+            v2.RandomCrop((128, 128), pad_if_needed=True),
+            v2.RandomHorizontalFlip(),
+            v2.RandomPhotometricDistort(p=1.0),
+        ]
+    ),
+    "in floats": v2.Compose([v2.RandomHorizontalFlip(1.0), v2.ToDtype(torch.float32, scale=True)]),
+}
+
+
+@pytest.mark.parametrize("name", EXACT)
+@pytest.mark.parametrize("seed", range(5))
+def test_masks_stay_encoded_and_move_as_their_pixels_do(name: str, seed: int) -> None:
+    image, target = scene()
+    dense = {**target, "masks": tv_tensors.Mask(target["masks"].bitmaps())}
+    dense["boxes"] = tv_tensors.BoundingBoxes(target["boxes"], format="XYXY", canvas_size=(HEIGHT, WIDTH))
+    torch.manual_seed(seed)
+    expected_image, expected = EXACT[name](tv_tensors.Image(image), dense)
+    result, moved = augmented(EXACT[name], image, target, seed)
+    assert torch.equal(result, expected_image)
+    kept = [label - 1 for label in moved["labels"].tolist()]
+    assert torch.equal(moved["boxes"], expected["boxes"][kept].as_subclass(Tensor))
+    assert isinstance(moved["masks"], EncodedMasks)
+    assert moved["masks"].shape == (len(kept), *result.shape[-2:])
+    pixels = expected["masks"][kept].bool()
+    # Resized pixels are off by up to one along the edge, of 20 to 50; moved ones only where an edge is slanted.
+    large = pixels.sum(dim=(1, 2)) >= 400
+    ious = overlap(moved["masks"].bitmaps().bool(), pixels)[large]
+    assert (ious > (0.8 if name in RESIZING else 0.97)).all()
+
+
+def test_a_flip_moves_the_image_the_boxes_and_the_masks_together() -> None:
+    image, target = changed(augmentation(horizontal_flip=1.0, photometric_distortion=0.0))
+    assert torch.equal(image, scene()[0].flip(-1))
+    assert target["boxes"].tolist() == [[WIDTH - x2, y1, WIDTH - x1, y2] for x1, y1, x2, y2 in BOXES]
+    assert target["masks"].polygons(0)[0].tolist() == [[118, 20], [78, 20], [78, 60], [118, 60]]
+    assert torch.equal(extents(target["masks"].bitmaps()[[0, 2]]), target["boxes"][[0, 2]])
+    assert target["labels"].tolist() == [1, 2, 3]
+    assert target["image_id"] == 7
+
+
+def test_what_is_not_asked_for_changes_nothing() -> None:
+    image, target = changed(augmentation(horizontal_flip=0.0, photometric_distortion=0.0))
+    expected_image, expected = scene()
+    assert torch.equal(image, expected_image)
+    assert torch.equal(target["boxes"], expected["boxes"])
+    assert torch.equal(target["masks"].bitmaps(), expected["masks"].bitmaps())
+
+
+def test_photometric_distortion_changes_pixels_and_no_target() -> None:
+    image, target = changed(augmentation(horizontal_flip=0.0, photometric_distortion=1.0), seed=1)
+    expected_image, expected = scene()
+    assert not torch.equal(image, expected_image)
+    assert torch.equal(target["boxes"], expected["boxes"])
+    assert torch.equal(target["masks"].bitmaps(), expected["masks"].bitmaps())
+
+
+class CutAndGrow(v2.Transform):
+    """Crops, and then pads to the size from before: what was cut off must stay off."""
+
+    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+        return functional.pad(functional.crop(inpt, 0, 0, HEIGHT, 40), [0, 0, WIDTH - 40, 0])
+
+
+IN_PIXELS = {
+    "rotation": v2.RandomRotation((20, 20)),
+    "affine": v2.RandomAffine(10, translate=(0.1, 0.1)),
+    "perspective": v2.RandomPerspective(p=1.0),
+    "elastic": v2.ElasticTransform(),
+    "vertical flip": v2.RandomVerticalFlip(1.0),
+    "centre crop": v2.CenterCrop((60, 60)),
+    "crop, then pad": CutAndGrow(),
+    "dropped objects": v2.Compose([v2.RandomCrop((30, 30)), v2.SanitizeBoundingBoxes()]),
+    "flip, then rotation": v2.Compose([v2.RandomHorizontalFlip(1.0), v2.RandomRotation((20, 20))]),
+}
+
+
+@pytest.mark.parametrize("name", IN_PIXELS)
+def test_what_has_no_exact_way_is_done_in_pixels_with_the_same_draws(name: str) -> None:
+    image, target = scene()
+    dense = {**target, "masks": tv_tensors.Mask(target["masks"].bitmaps())}
+    dense["boxes"] = tv_tensors.BoundingBoxes(target["boxes"], format="XYXY", canvas_size=(HEIGHT, WIDTH))
+    torch.manual_seed(3)
+    expected_image, expected = IN_PIXELS[name](tv_tensors.Image(image), dense)
+    result, moved = augmented(IN_PIXELS[name], image, target, 3)
+    assert torch.equal(result, expected_image)
+    kept = [expected["labels"].tolist().index(label) for label in moved["labels"].tolist()]
+    assert torch.equal(moved["masks"], expected["masks"][kept])
+    assert type(moved["masks"]) is Tensor
+
+
+def test_objects_that_are_pushed_out_are_dropped_from_every_field() -> None:
+    class LeftPart(v2.Transform):
+        def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+            return functional.crop(inpt, 0, 0, HEIGHT, 56)
+
+    image, target = changed(LeftPart())
+    assert image.shape == (3, HEIGHT, 56)
+    assert target["boxes"].tolist() == [BOXES[0], [30, 50, 56, 80]]
+    assert target["labels"].tolist() == [1, 3]
+    assert torch.equal(extents(target["masks"].bitmaps()), target["boxes"])
+
+
+def test_the_callers_target_stays_as_it_is() -> None:
+    image, target = scene()
+    augmented(v2.RandomHorizontalFlip(1.0), image, target, 0)
+    assert target["boxes"].tolist() == BOXES
+    assert torch.equal(target["masks"].bitmaps(), scene()[1]["masks"].bitmaps())
+
+
+def test_an_image_without_objects_stays_without() -> None:
+    image, target = scene()
+    target.update(
+        boxes=torch.zeros(0, 4), labels=torch.zeros(0, dtype=torch.int64), masks=target["masks"][[]]
+    )
+    _, moved = augmented(EXACT["large-scale jitter"], image, target, 0)
+    assert moved["boxes"].shape == (0, 4)
+    assert moved["masks"].shape == (0, 128, 128)
