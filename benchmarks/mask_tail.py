@@ -6,17 +6,18 @@ About a minute on two CPU cores. Both sides get the same 64 RoIs of 256 x 28 x 2
 transposed convolution, and go forward and backward, to a loss on the channel of each RoI's own class:
 torchvision by its 1 x 1 convolution to all classes and a gather, ours by one dot product per RoI. They
 alternate within one process, so that whatever else the machine does meets both. Prints the median ratio with
-its quartiles, and how our time grows from 2 to 1204 classes; checks that both give the same numbers.
+its quartiles, and how our time grows from 2 to 1204 classes; checks that both give the same numbers. Writes
+results/mask_tail.json.
 """
 
 from __future__ import annotations
 
 import argparse
-import statistics
-import time
 from collections.abc import Callable
+from typing import Any
 
 import torch
+from measuring import Spread, alternating, speedup, write_results
 from torch import Tensor
 from torchvision.models.detection.mask_rcnn import MaskRCNNPredictor
 
@@ -56,17 +57,6 @@ def tails(
     return run(lambda: stock(features)), run(lambda: ours(features, labels))
 
 
-def seconds(function: Callable[[], Tensor], device: torch.device) -> float:
-    """Time one call, the device's work included."""
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    began = time.perf_counter()
-    function()
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - began
-
-
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(
@@ -78,26 +68,27 @@ def main() -> None:
     arguments = parser.parse_args()
     device = torch.device(arguments.device)
 
-    pairs = {count: tails(count, arguments.rois, device) for count in CLASS_COUNTS}
-    times: dict[int, list[tuple[float, float]]] = {count: [] for count in CLASS_COUNTS}
-    for stock, ours in pairs.values():
+    functions: dict[str, Callable[[], Tensor]] = {}
+    for count in CLASS_COUNTS:
+        stock, ours = tails(count, arguments.rois, device)
         torch.testing.assert_close(ours(), stock(), rtol=1e-4, atol=1e-9)
-    for _ in range(arguments.repeats):
-        for count, (stock, ours) in pairs.items():
-            times[count].append((seconds(stock, device), seconds(ours, device)))
+        functions |= {f"torchvision, {count}": stock, f"ours, {count}": ours}
+    times = alternating(functions, arguments.repeats, device)
 
     print(f"torch {torch.__version__}, {device}, {torch.get_num_threads()} threads, {arguments.rois} RoIs")
     print(f"{'classes':>8} {'torchvision':>12} {'ours':>9} {'ratio':>7}  quartiles")
-    for count, measured in times.items():
-        ratios = [stock / ours for stock, ours in measured]
-        low, _, high = statistics.quantiles(ratios, n=4)
-        stock_time, our_time = (statistics.median(column) for column in zip(*measured, strict=True))
+    results: dict[str, Any] = {}
+    for count in CLASS_COUNTS:
+        stock_times, our_times = times[f"torchvision, {count}"], times[f"ours, {count}"]
+        ratio = speedup(stock_times, our_times)
         print(
-            f"{count:>8} {1e3 * stock_time:>9.1f} ms {1e3 * our_time:>6.1f} ms "
-            f"{statistics.median(ratios):>6.1f}x  {low:.1f} to {high:.1f}"
+            f"{count:>8} {1e3 * Spread.of(stock_times).median:>9.1f} ms {1e3 * Spread.of(our_times).median:>6.1f} ms "
+            f"{ratio.median:>6.1f}x  {ratio.low:.1f} to {ratio.high:.1f}"
         )
-    growth = [most[1] / least[1] for least, most in zip(times[2], times[1204], strict=True)]
-    print(f"ours, 1204 classes against 2: {statistics.median(growth):.2f}x the time")
+        results[f"{count} classes, times faster"] = ratio
+    growth = speedup(times[f"ours, {CLASS_COUNTS[-1]}"], times[f"ours, {CLASS_COUNTS[0]}"])
+    print(f"ours, {CLASS_COUNTS[-1]} classes against {CLASS_COUNTS[0]}: {growth.median:.2f}x the time")
+    write_results("mask_tail", device, {**results, "growth": growth})
 
 
 if __name__ == "__main__":

@@ -1,0 +1,256 @@
+"""Mask targets, paste and the loader's masks: time and memory beside torchvision's.
+
+    python benchmarks/masks.py [--coco FOLDER] [--repeats 9]
+
+About two minutes on two CPU cores. One image of 800 x 1333 px with 100 elliptic objects, 12 to 600 px in size,
+their boxes jittered as proposals are; 128 RoIs, 28 x 28. Both sides alternate within one process. With --coco, a
+folder with images/ and annotations.json, also the data loader, with masks as pixels and as polygons. Checks that
+both sides give the same targets and masks; writes results/masks.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from measuring import Spread, alternating, peak_bytes, speedup, write_results
+from pycocotools import mask as coco_mask
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from torchvision import tv_tensors
+from torchvision.models.detection.roi_heads import paste_masks_in_image, project_masks_on_boxes
+
+from maskloss import EncodedMasks, mask_targets, paste_masks
+from maskloss.data.augmentation import augmentation, augmented
+from maskloss.data.coco import CocoData, read_coco
+from maskloss.data.dataset import CocoDataset, collate
+
+HEIGHT, WIDTH, SIDE = 800, 1333, 28
+OBJECTS, ROIS, DETECTIONS = 100, 128, 100
+SMALLEST, LARGEST = 12.0, 600.0
+OBJECT_COUNTS = (10, 100, 500)
+
+
+def scene(objects: int) -> tuple[Tensor, list[list[list[float]]], Tensor]:
+    """Ellipses as bitmaps (G, H, W) uint8, as polygons of 40 points, and their boxes (G, 4)."""
+    generator = torch.Generator().manual_seed(objects)
+    side = SMALLEST * (LARGEST / SMALLEST) ** torch.rand(objects, generator=generator)
+    aspect = torch.exp(0.4 * torch.randn(objects, generator=generator))
+    size = torch.stack([(side * aspect).clamp(max=WIDTH - 2), (side / aspect).clamp(max=HEIGHT - 2)], dim=1)
+    low = torch.rand(objects, 2, generator=generator) * (torch.tensor([WIDTH, HEIGHT]) - size)
+    centre, radius = low + size / 2, size / 2
+    masks = torch.zeros(objects, HEIGHT, WIDTH, dtype=torch.uint8)
+    y, x = torch.arange(HEIGHT)[:, None] + 0.5, torch.arange(WIDTH) + 0.5
+    angle = torch.arange(40) * 2 * math.pi / 40
+    polygons = []
+    for mask, (cx, cy), (rx, ry) in zip(masks, centre.tolist(), radius.tolist(), strict=True):
+        mask.copy_(((x - cx) / rx) ** 2 + ((y - cy) / ry) ** 2 <= 1)
+        points = torch.stack([cx + rx * angle.cos(), cy + ry * angle.sin()], dim=1)
+        polygons.append([points.reshape(-1).tolist()])
+    return masks, polygons, torch.cat([low, low + size], dim=1)
+
+
+def proposals(boxes: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Boxes near objects, as a matcher gives them, and the objects."""
+    generator = torch.Generator().manual_seed(count)
+    matched = torch.randint(len(boxes), (count,), generator=generator)
+    size = (boxes[:, 2:] - boxes[:, :2])[matched].repeat(1, 2)
+    jittered = boxes[matched] + 0.05 * size * torch.randn(count, 4, generator=generator)
+    limit = torch.tensor([WIDTH, HEIGHT, WIDTH, HEIGHT])
+    return jittered.clamp(min=torch.zeros(4), max=limit), matched
+
+
+def targets(repeats: int) -> dict[str, Any]:
+    """Time and memory of the targets of one image, from bitmaps, RLEs and polygons."""
+    masks, polygons, gt_boxes = scene(OBJECTS)
+    boxes, matched = proposals(gt_boxes, ROIS)
+    rles = [coco_mask.encode(np.asfortranarray(mask.numpy())) for mask in masks]
+    encoded = {"polygons": polygons, "RLEs": rles}
+    functions: dict[str, Callable[[], Tensor]] = {
+        "torchvision": lambda: project_masks_on_boxes(masks, boxes, matched, SIDE),
+        "bitmaps": lambda: mask_targets(masks, boxes, matched, SIDE, aligned=False),
+    }
+    for name, segmentations in encoded.items():
+        kept = EncodedMasks(segmentations, HEIGHT, WIDTH)
+        functions[name] = partial(mask_targets, kept, boxes, matched, SIDE)
+        functions[f"{name}, binary"] = partial(mask_targets, kept, boxes, matched, SIDE, binary=True)
+    torch.testing.assert_close(functions["bitmaps"](), functions["torchvision"](), rtol=0, atol=1e-5)
+    torch.testing.assert_close(
+        functions["RLEs"](), mask_targets(masks, boxes, matched, SIDE), rtol=0, atol=1e-5
+    )
+    return _compared("mask targets of 128 RoIs on 100 objects", functions, repeats)
+
+
+def growth(repeats: int) -> dict[str, Any]:
+    """Time per RoI with more and more objects, on each side."""
+    found: dict[str, dict[int, float]] = {"torchvision": {}, "bitmaps": {}, "polygons": {}}
+    # The RoIs are the same; only the number of objects that they are spread over grows.
+    _, _, common = scene(OBJECT_COUNTS[0])
+    boxes, first_matched = proposals(common, ROIS)
+    for count in OBJECT_COUNTS:
+        masks, polygons, _ = scene(OBJECT_COUNTS[0])
+        copies = count // OBJECT_COUNTS[0]
+        masks = masks.repeat(copies, 1, 1)
+        kept = EncodedMasks(polygons * copies, HEIGHT, WIDTH)
+        matched = first_matched + OBJECT_COUNTS[0] * (torch.arange(ROIS) % copies)
+        functions: dict[str, Callable[[], Tensor]] = {
+            "torchvision": partial(project_masks_on_boxes, masks, boxes, matched, SIDE),
+            "bitmaps": partial(mask_targets, masks, boxes, matched, SIDE),
+            "polygons": partial(mask_targets, kept, boxes, matched, SIDE),
+        }
+        for name, times in alternating(functions, repeats).items():
+            found[name][count] = 1e6 * Spread.of(times).median / ROIS
+    print(f"\ntime per RoI in µs, {ROIS} RoIs, with {', '.join(map(str, OBJECT_COUNTS))} objects")
+    for name, per_roi in found.items():
+        most_to_least = max(per_roi.values()) / min(per_roi.values())
+        print(
+            f"{name:<22} {'  '.join(f'{value:8.1f}' for value in per_roi.values())}   most / least {most_to_least:.2f}"
+        )
+    return found
+
+
+def paste(repeats: int) -> dict[str, Any]:
+    """Time and memory from probabilities to COCO RLEs, of one image's detections."""
+    _, _, boxes = scene(DETECTIONS)
+    generator = torch.Generator().manual_seed(0)
+    centre = (torch.arange(SIDE) + 0.5 - SIDE / 2) / (SIDE / 2)
+    distance = torch.hypot(centre[:, None], centre)
+    bumps = torch.nn.functional.interpolate(
+        torch.randn(DETECTIONS, 1, 7, 7, generator=generator), size=SIDE, mode="bilinear"
+    )[:, 0]
+    probs = torch.sigmoid(6 * (0.9 - distance) + bumps)
+
+    def torchvision_rles() -> list[dict[str, Any]]:
+        pasted = paste_masks_in_image(probs[:, None], boxes, (HEIGHT, WIDTH))[:, 0] > 0.5
+        encoded: list[dict[str, Any]] = coco_mask.encode(
+            np.asfortranarray(pasted.permute(1, 2, 0).numpy().view(np.uint8))
+        )
+        return encoded
+
+    functions: dict[str, Callable[[], Any]] = {
+        "torchvision": torchvision_rles,
+        "matched, to RLE": lambda: paste_masks(probs, boxes, (HEIGHT, WIDTH), aligned=False, output="rle"),
+        "aligned, to RLE": lambda: paste_masks(probs, boxes, (HEIGHT, WIDTH), output="rle"),
+        "aligned, to bool": lambda: paste_masks(probs, boxes, (HEIGHT, WIDTH)),
+    }
+    decoded = coco_mask.decode(functions["aligned, to RLE"]())
+    assert np.array_equal(decoded.transpose(2, 0, 1), functions["aligned, to bool"]().numpy())
+    return _compared("paste of 100 detections to RLE", functions, repeats)
+
+
+class PixelDataset(Dataset[Any]):
+    """The same samples as `CocoDataset`, with masks rasterised first, as torchvision's references do."""
+
+    def __init__(self, data: CocoData) -> None:
+        self.encoded = CocoDataset(data)
+        self.transforms = augmentation(horizontal_flip=0.5, photometric_distortion=0.0)
+
+    def __len__(self) -> int:
+        return len(self.encoded)
+
+    def __getitem__(self, index: int) -> Any:
+        image, target = self.encoded[index]
+        size = image.shape[-2:]
+        boxes = tv_tensors.BoundingBoxes(target["boxes"], format="XYXY", canvas_size=size)
+        masks = tv_tensors.Mask(target["masks"].bitmaps())
+        torch.manual_seed(index)
+        return self.transforms(tv_tensors.Image(image), {**target, "boxes": boxes, "masks": masks})
+
+
+def loader(folder: Path, repeats: int) -> dict[str, Any]:
+    """Images per second, masks as pixels against masks as polygons, with a flip of every second image."""
+    data = read_coco(folder / "images", folder / "annotations.json")
+    flip = augmentation(horizontal_flip=0.5, photometric_distortion=0.0)
+    pixels, polygons = PixelDataset(data), CocoDataset(data, flip)
+    records = data.images
+    blank = [torch.zeros(3, record.height, record.width, dtype=torch.uint8) for record in records]
+    plain = [polygons._target(record) for record in records]
+
+    def masks_as_pixels() -> None:
+        for index, (record, image, target) in enumerate(zip(records, blank, plain, strict=True)):
+            torch.manual_seed(index)
+            masks = tv_tensors.Mask(record.object_masks().bitmaps())
+            boxes = tv_tensors.BoundingBoxes(target["boxes"], format="XYXY", canvas_size=image.shape[-2:])
+            pixels.transforms({"boxes": boxes, "masks": masks})
+
+    def masks_as_polygons() -> None:
+        for index, (record, image, target) in enumerate(zip(records, blank, plain, strict=True)):
+            augmented(flip, image[:, :1, :1], {**target, "masks": record.object_masks()}, index)
+
+    def all_of(dataset: Dataset[Any], workers: int) -> Callable[[], None]:
+        batches = DataLoader(dataset, batch_size=2, num_workers=workers, collate_fn=collate)
+
+        def run() -> None:
+            for _ in batches:
+                pass
+
+        return run
+
+    found = {}
+    print(f"\nloader on {len(records)} images, images/s, masks as pixels and as polygons")
+    for name, functions in (
+        ("masks alone", (masks_as_pixels, masks_as_polygons)),
+        ("whole samples", (all_of(pixels, 0), all_of(polygons, 0))),
+        ("two workers", (all_of(pixels, 2), all_of(polygons, 2))),
+    ):
+        times = alternating(dict(zip(("pixels", "polygons"), functions, strict=True)), repeats)
+        ratio = speedup(times["pixels"], times["polygons"])
+        rates = [len(records) / Spread.of(times[side]).median for side in ("pixels", "polygons")]
+        print(f"{name:<22} {rates[0]:8.1f} {rates[1]:8.1f}   {_shown(ratio)}")
+        found[name] = {"pixels": rates[0], "polygons": rates[1], "ratio": ratio}
+    return found
+
+
+def _compared(title: str, functions: dict[str, Callable[[], Any]], repeats: int) -> dict[str, Any]:
+    times = alternating(functions, repeats)
+    memory = {name: peak_bytes(function) for name, function in functions.items()}
+    print(f"\n{title:<42} time     times faster        extra memory   times less")
+    found = {}
+    for name in functions:
+        ratio, less = speedup(times["torchvision"], times[name]), memory["torchvision"] / max(memory[name], 1)
+        milliseconds = 1e3 * Spread.of(times[name]).median
+        print(
+            f"{name:<34} {milliseconds:9.1f} ms   {_shown(ratio):<20} {memory[name] / 2**20:8.1f} MiB   {less:6.1f}x"
+        )
+        found[name] = {
+            "milliseconds": milliseconds,
+            "times_faster": ratio,
+            "bytes": memory[name],
+            "times_less": less,
+        }
+    return found
+
+
+def _shown(ratio: Spread) -> str:
+    return f"{ratio.median:.1f}x ({ratio.low:.1f}-{ratio.high:.1f})"
+
+
+def main() -> None:
+    """Print the tables."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--coco", type=Path, help="folder with images/ and annotations.json")
+    parser.add_argument("--repeats", type=int, default=9)
+    arguments = parser.parse_args()
+    print(
+        f"torch {torch.__version__}, {torch.get_num_threads()} threads, {arguments.repeats} repeats, medians"
+    )
+    results = {
+        "targets": targets(arguments.repeats),
+        "growth": growth(arguments.repeats),
+        "paste": paste(arguments.repeats),
+    }
+    if arguments.coco:
+        results["loader"] = loader(arguments.coco, max(arguments.repeats // 2, 2))
+    write_results("masks", "cpu", results)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,134 @@
+"""What the benchmarks share: alternating timing, peak memory, and results with where they come from."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torchvision
+
+RESULTS = Path(__file__).parent / "results"
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Median and quartiles."""
+
+    median: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, values: list[float]) -> Spread:
+        """Summarise at least two values."""
+        low, median, high = statistics.quantiles(values, n=4, method="inclusive")
+        return cls(median, low, high)
+
+
+def seconds(function: Callable[[], Any], device: str | torch.device = "cpu") -> float:
+    """Time one call, the device's work included."""
+    cuda = torch.device(device).type == "cuda"
+    if cuda:
+        torch.cuda.synchronize()
+    began = time.perf_counter()
+    function()
+    if cuda:
+        torch.cuda.synchronize()
+    return time.perf_counter() - began
+
+
+def alternating(
+    functions: Mapping[str, Callable[[], Any]], repeats: int, device: str | torch.device = "cpu"
+) -> dict[str, list[float]]:
+    """Seconds of each function's calls, one of each by turns, after one of each that does not count."""
+    times: dict[str, list[float]] = {name: [] for name in functions}
+    for repeat in range(repeats + 1):
+        for name, function in functions.items():
+            elapsed = seconds(function, device)
+            if repeat:
+                times[name].append(elapsed)
+    return times
+
+
+def speedup(stock: list[float], ours: list[float]) -> Spread:
+    """How many times faster, of calls that were made by turns."""
+    return Spread.of([a / b for a, b in zip(stock, ours, strict=True)])
+
+
+def peak_bytes(function: Callable[[], Any]) -> int:
+    """The most memory that a call holds at once beyond what was there, what it returns included (Linux).
+
+    What the process holds is counted, whichever library asked for it. The call is made twice, so that what
+    libraries set up on first use does not count.
+    """
+    function()
+    ctypes.CDLL("libc.so.6").malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew from here
+    before = _status("VmRSS")
+    kept = function()
+    peak = _status("VmHWM") - before
+    del kept
+    return peak
+
+
+def _status(field: str) -> int:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(f"{field}:"):
+            return 1024 * int(line.split()[1])
+    raise RuntimeError(f"/proc/self/status has no {field}")
+
+
+def environment(device: str | torch.device = "cpu") -> dict[str, Any]:
+    """Where and with what a benchmark ran."""
+    cuda = torch.device(device).type == "cuda"
+    return {
+        "commit": _commit(),
+        "device": torch.cuda.get_device_name() if cuda else (_processor() or platform.machine()),
+        "threads": torch.get_num_threads(),
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+    }
+
+
+def write_results(name: str, device: str | torch.device, results: dict[str, Any]) -> None:
+    """Write `results/NAME.json`, with the environment and the command."""
+    RESULTS.mkdir(exist_ok=True)
+    document = {
+        "command": " ".join(["python", *sys.argv]),
+        "environment": environment(device),
+        "results": results,
+    }
+    path = RESULTS / f"{name}.json"
+    path.write_text(json.dumps(document, indent=2, default=asdict) + "\n")
+    print(f"\n{path}")
+
+
+def _commit() -> str:
+    folder = Path(__file__).parent
+    try:
+        commit = subprocess.check_output(["git", "rev-parse", "HEAD"], cwd=folder, text=True).strip()
+        changed = subprocess.check_output(["git", "status", "--porcelain", "-uno"], cwd=folder, text=True)
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return commit + (" with changes" if changed.strip() else "")
+
+
+def _processor() -> str | None:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return None
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), None)
