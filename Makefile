@@ -23,6 +23,8 @@ types: $(INSTALLED)
 
 bench: $(INSTALLED)
 	$(BIN)/python benchmarks/mask_tail.py
+	$(BIN)/python benchmarks/masks.py
+	$(BIN)/python benchmarks/mask_fidelity.py
 
 $(INSTALLED): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

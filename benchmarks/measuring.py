@@ -120,7 +120,11 @@ def _commit() -> str:
     folder = Path(__file__).parent
     try:
         commit = subprocess.check_output(["git", "rev-parse", "HEAD"], cwd=folder, text=True).strip()
-        changed = subprocess.check_output(["git", "status", "--porcelain", "-uno"], cwd=folder, text=True)
+        # Of the code alone, not of words about it or of what the last run wrote.
+        code = ["--", "*.py", "../maskloss"]
+        changed = subprocess.check_output(
+            ["git", "status", "--porcelain", "-uno", *code], cwd=folder, text=True
+        )
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
     return commit + (" with changes" if changed.strip() else "")
