@@ -198,7 +198,7 @@ def _expect_own(model: nn.Module, name: str, stock: type, ours: type) -> None:
             f"convert would replace the code of model.{name}, which is not torchvision's "
             f"{stock.__name__} but {_full_name(part)}"
         )
-    for method in ("forward", "compute_loss"):
+    for method in ("forward", "compute_loss", "filter_proposals"):
         if method in vars(part):
             raise TypeError(
                 f"convert would drop model.{name}.{method}, which has been patched on the instance"

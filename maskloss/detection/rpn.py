@@ -9,8 +9,10 @@ from torch import Tensor
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.rpn import RegionProposalNetwork as TorchvisionRPN
 from torchvision.models.detection.rpn import concat_box_prediction_layers
+from torchvision.ops import batched_nms, clip_boxes_to_image, remove_small_boxes
 
 from maskloss.detection.loss_holder import LossHolder
+from maskloss.detection.matching import match
 from maskloss.losses.boxes import BoxRegression
 from maskloss.losses.conventions import at_least_float32
 from maskloss.losses.criterion import RPNBatch
@@ -20,9 +22,10 @@ from maskloss.losses.weighting import BatchCounts
 class RegionProposalNetwork(LossHolder, TorchvisionRPN):
     """torchvision's `RegionProposalNetwork` whose two losses are the criterion's.
 
-    Only `forward` differs: anchors, matching, sampling, decoding and NMS are inherited, and the random
-    numbers are drawn in the same order. Target deltas are encoded for the sampled positives instead of for
-    every anchor, and boxes are decoded in float32 under mixed precision.
+    The same anchors are matched and sampled, with random numbers drawn in the same order, and the same boxes
+    are proposed. What differs is how much is computed for it: matching goes in pieces, target deltas are
+    encoded for the sampled positives instead of for every anchor, and only anchors that are among the best of
+    their level are decoded. Boxes are decoded in float32 under mixed precision.
     """
 
     def forward(
@@ -49,17 +52,73 @@ class RegionProposalNetwork(LossHolder, TorchvisionRPN):
         locations = sum(o.shape[0] * o.shape[2] * o.shape[3] for o in objectness_maps)
         objectness, deltas = concat_box_prediction_layers(objectness_maps, delta_maps)
 
-        # Proposals are inputs of the detector, not outputs to be trained through it: no gradient.
-        proposals = self.box_coder.decode(at_least_float32(deltas.detach()), anchors)
-        proposals = proposals.view(len(anchors), -1, 4)
-        boxes, _ = self.filter_proposals(proposals, objectness, images.image_sizes, anchors_per_level)
+        boxes = self._proposals(objectness, deltas, anchors, images.image_sizes, anchors_per_level)
         boxes = [box.to(images.tensors.dtype) for box in boxes]
-
         if not self.wants_losses:
             return boxes, {}
         if targets is None:
             raise ValueError("targets are needed to compute losses, got None")
         return boxes, self.loss.rpn_losses(self._batch(objectness, deltas, anchors, targets, locations))
+
+    def assign_targets_to_anchors(
+        self, anchors: list[Tensor], targets: list[dict[str, Any]]
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """Match anchors to objects.
+
+        Args:
+            anchors: N tensors (A, 4).
+            targets: per image, boxes (G, 4).
+
+        Returns:
+            Per image, labels (A,) float, 1 of objects, 0 of background, -1 of what is neither; and the boxes
+            (A, 4) of the objects matched to, of no meaning where the label is not 1.
+        """
+        labels, matched_boxes = [], []
+        for image_anchors, target in zip(anchors, targets, strict=True):
+            gt_boxes = target["boxes"]
+            if len(gt_boxes) == 0:
+                labels.append(torch.zeros_like(image_anchors[:, 0], dtype=torch.float32))
+                matched_boxes.append(torch.zeros_like(image_anchors, dtype=torch.float32))
+                continue
+            matches = match(gt_boxes, image_anchors, self.proposal_matcher, self.box_similarity)
+            image_labels = (matches >= 0).float()
+            labels.append(image_labels.masked_fill(matches == self.proposal_matcher.BETWEEN_THRESHOLDS, -1.0))
+            matched_boxes.append(gt_boxes[matches.clamp(min=0)])
+        return labels, matched_boxes
+
+    def _proposals(
+        self,
+        objectness: Tensor,
+        deltas: Tensor,
+        anchors: list[Tensor],
+        image_sizes: list[tuple[int, int]],
+        anchors_per_level: list[int],
+    ) -> list[Tensor]:
+        """The boxes that `filter_proposals` keeps of all decoded anchors, decoding the best of each level only.
+
+        Proposals are inputs of the detector, not outputs to be trained through it: no gradient.
+        """
+        objectness = objectness.detach().reshape(len(anchors), -1)  # (N, A)
+        deltas = deltas.detach().reshape(len(anchors), -1, 4)
+        best = self._get_top_n_idx(objectness, anchors_per_level)  # (N, K), level by level
+        best_per_level = [min(self.pre_nms_top_n(), count) for count in anchors_per_level]
+        levels = torch.arange(len(best_per_level), device=best.device).repeat_interleave(
+            torch.tensor(best_per_level, device=best.device), output_size=best.shape[1]
+        )  # (K,)
+        proposals = []
+        for image, size in enumerate(image_sizes):
+            chosen = best[image]
+            boxes = self.box_coder.decode_single(
+                at_least_float32(deltas[image, chosen]), anchors[image][chosen]
+            )
+            boxes = clip_boxes_to_image(boxes, size)
+            scores = objectness[image, chosen].sigmoid()
+            kept = remove_small_boxes(boxes, self.min_size)
+            kept = kept[scores[kept] >= self.score_thresh]
+            boxes, scores = boxes[kept], scores[kept]
+            kept = batched_nms(boxes, scores, levels[kept], self.nms_thresh)[: self.post_nms_top_n()]
+            proposals.append(boxes[kept])
+        return proposals
 
     def _batch(
         self,

@@ -1,0 +1,84 @@
+"""Matching in pieces against torchvision's Matcher on the whole matrix."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torchvision.models.detection._utils import Matcher, SSDMatcher
+from torchvision.ops import box_iou
+
+from maskloss.detection import matching
+from maskloss.detection.matching import match
+
+# On a lattice, so that equal IoUs, boxes that touch, and equal boxes are common.
+boxes_on_a_lattice = st.lists(
+    st.tuples(st.integers(0, 9), st.integers(0, 9), st.integers(1, 5), st.integers(1, 5)),
+    min_size=1,
+    max_size=30,
+).map(lambda rows: torch.tensor([[x, y, x + w, y + h] for x, y, w, h in rows], dtype=torch.float32))
+
+
+@pytest.fixture(autouse=True)
+def pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pieces of a few boxes each."""
+    monkeypatch.setattr(matching, "_PAIRS_AT_ONCE", {"cpu": 20})
+
+
+@settings(deadline=None, max_examples=300, derandomize=True)
+@given(
+    gt_boxes=boxes_on_a_lattice,
+    boxes=boxes_on_a_lattice,
+    thresholds=st.sampled_from([(0.7, 0.3), (0.5, 0.5), (0.9, 0.0), (0.3, 0.1)]),
+    allow_low_quality=st.booleans(),
+)
+def test_matches_are_torchvisions_index_by_index(
+    gt_boxes: Tensor, boxes: Tensor, thresholds: tuple[float, float], allow_low_quality: bool
+) -> None:
+    matching._PAIRS_AT_ONCE["cpu"] = 20
+    matcher = Matcher(*thresholds, allow_low_quality_matches=allow_low_quality)
+    assert torch.equal(match(gt_boxes, boxes, matcher, box_iou), matcher(box_iou(gt_boxes, boxes)))
+
+
+def test_an_object_that_meets_no_box_makes_every_box_a_match_as_in_torchvision() -> None:
+    boxes = torch.tensor([[0.0, 0.0, 4.0, 4.0], [1.0, 0.0, 5.0, 4.0], [20.0, 20.0, 24.0, 24.0]]).repeat(20, 1)
+    gt_boxes = torch.tensor([[0.0, 0.0, 4.0, 4.0], [50.0, 50.0, 60.0, 60.0]])
+    matcher = Matcher(0.7, 0.3, allow_low_quality_matches=True)
+    matches = match(gt_boxes, boxes, matcher, box_iou)
+    assert (matches >= 0).all()
+    assert torch.equal(matches, matcher(box_iou(gt_boxes, boxes)))
+
+
+def test_the_best_box_below_the_threshold_is_found_across_pieces() -> None:
+    # One object, and its best box, of IoU 1/3, is the last of 50.
+    boxes = torch.tensor([[9.0, 0.0, 13.0, 4.0]]).repeat(50, 1)
+    boxes[-1] = torch.tensor([2.0, 0.0, 6.0, 4.0])
+    gt_boxes = torch.tensor([[0.0, 0.0, 4.0, 4.0]])
+    matches = match(gt_boxes, boxes, Matcher(0.7, 0.3, allow_low_quality_matches=True), box_iou)
+    assert matches.tolist() == [Matcher.BELOW_LOW_THRESHOLD] * 49 + [0]
+
+
+def test_similarities_are_asked_for_a_few_pairs_at_a_time() -> None:
+    sizes = []
+
+    def similarity(gt_boxes: Tensor, boxes: Tensor) -> Tensor:
+        sizes.append(len(gt_boxes) * len(boxes))
+        return box_iou(gt_boxes, boxes)
+
+    gt_boxes, boxes = torch.rand(3, 4).cumsum(1), torch.rand(100, 4).cumsum(1)
+    match(gt_boxes, boxes, Matcher(0.7, 0.3, allow_low_quality_matches=True), similarity)
+    assert sum(sizes) == 300
+    assert max(sizes) <= 20
+
+
+def test_another_matcher_gets_the_whole_matrix() -> None:
+    gt_boxes, boxes = torch.rand(3, 4).cumsum(1), torch.rand(100, 4).cumsum(1)
+    matcher = SSDMatcher(0.5)
+    assert torch.equal(match(gt_boxes, boxes, matcher, box_iou), matcher(box_iou(gt_boxes, boxes)))
+
+
+def test_no_boxes_raise_as_in_torchvision() -> None:
+    with pytest.raises(ValueError, match="No proposal boxes available"):
+        match(torch.rand(2, 4), torch.zeros(0, 4), Matcher(0.7, 0.3, True), box_iou)
