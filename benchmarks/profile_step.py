@@ -1,0 +1,319 @@
+"""Where a training step and an inference spend their time, stock and converted side by side.
+
+    python benchmarks/profile_step.py [--device cpu|cuda] [--batch-sizes 1 2] [--classes 91] [--coco FOLDER]
+                                      [--repeats 3] [--min-size 800]
+
+Mask R-CNN R50-FPN, random weights, 800 x 1333 px. Images and targets are of a COCO-format folder, or random with 20
+objects each. The two sides alternate in one process. Each phase's time is its own, without that of the phases
+within it; on CUDA every phase waits for the device, so phases add up to more than a step that does not. Prints a
+table; writes results/profile_step.json with the peak memory too, and on CUDA kernels launched and device-to-host
+waits. About two minutes a batch size on two CPU cores at batch 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
+from functools import partial, reduce
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+import torch
+from masks import scene
+from measuring import Spread, alternating, peak_bytes, speedup, write_results
+from pycocotools import mask as coco_mask
+from torch import Tensor, nn
+from torchvision.models.detection import maskrcnn_resnet50_fpn
+from torchvision.models.detection import roi_heads as stock_roi_heads
+
+from maskloss import convert
+from maskloss.data.coco import read_coco
+from maskloss.data.dataset import CocoDataset, collate
+from maskloss.detection import roi_heads as our_roi_heads
+from maskloss.detection.transform import RCNNTransform
+from maskloss.masks.paste import paste_masks_at_offset
+
+OBJECTS = 20
+Batch = tuple[list[Tensor], list[dict[str, Any]]]
+
+#: Which phase each method belongs to, by its path in the model; the rest of the model's time is "everything else".
+METHODS = {
+    "transform.forward": "transform",
+    "transform.postprocess": "paste",
+    "backbone.forward": "backbone and FPN",
+    "rpn.head.forward": "RPN head",
+    "rpn.anchor_generator.forward": "anchors",
+    "rpn.assign_targets_to_anchors": "RPN matching and sampling",
+    "rpn.fg_bg_sampler": "RPN matching and sampling",
+    "rpn.compute_loss": "RPN loss",
+    "rpn._batch": "RPN loss",
+    "rpn.box_coder.encode": "RPN loss",
+    "rpn.box_coder.decode": "proposals",
+    "rpn.filter_proposals": "proposals",
+    "rpn._proposals": "proposals",
+    "roi_heads.select_training_samples": "detector matching and sampling",
+    "roi_heads.box_roi_pool.forward": "box branch",
+    "roi_heads.box_head.forward": "box branch",
+    "roi_heads.box_predictor.forward": "box branch",
+    "roi_heads.postprocess_detections": "detections",
+    "roi_heads.mask_roi_pool.forward": "mask branch",
+    "roi_heads.mask_head.forward": "mask branch",
+    "roi_heads.mask_predictor.forward": "mask branch",
+}
+#: The same for functions that a module calls by name.
+FUNCTIONS = {
+    (stock_roi_heads, "project_masks_on_boxes"): "mask targets",
+    (our_roi_heads, "mask_targets"): "mask targets",
+    (stock_roi_heads, "fastrcnn_loss"): "losses",
+    (stock_roi_heads, "maskrcnn_loss"): "losses",
+    (stock_roi_heads, "maskrcnn_inference"): "losses",
+}
+CRITERION = ("rpn_losses", "roi_losses", "mask_losses")
+
+
+class Phases:
+    """Seconds by phase, each without the phases within it."""
+
+    def __init__(self, cuda: bool) -> None:
+        self.cuda = cuda
+        self.seconds: dict[str, float] = {}
+        self._inner = [0.0]
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Count what happens inside to a phase."""
+        began = self._now()
+        self._inner.append(0.0)
+        try:
+            yield
+        finally:
+            elapsed = self._now() - began
+            own = elapsed - self._inner.pop()
+            self._inner[-1] += elapsed
+            self.seconds[name] = self.seconds.get(name, 0.0) + own
+
+    def around(self, name: str, function: Any) -> Any:
+        """Wrap a callable, so that its time counts to a phase; its attributes stay to be seen."""
+
+        class Wrapped:
+            def __call__(_, *args: Any, **kwargs: Any) -> Any:
+                with self.phase(name):
+                    return function(*args, **kwargs)
+
+            def __getattr__(_, attribute: str) -> Any:
+                return getattr(function, attribute)
+
+        return Wrapped()
+
+    def _now(self) -> float:
+        if self.cuda:
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+
+@contextmanager
+def watched(model: nn.Module, phases: Phases) -> Iterator[None]:
+    """Time the phases of a model while in this context."""
+    with ExitStack() as stack:
+
+        def watch(owner: Any, name: str, phase: str) -> None:
+            if hasattr(owner, name):
+                stack.enter_context(patch.object(owner, name, phases.around(phase, getattr(owner, name))))
+
+        for path, phase in METHODS.items():
+            *parents, name = path.split(".")
+            watch(reduce(getattr, parents, model), name, phase)
+        for (module, name), phase in FUNCTIONS.items():
+            watch(module, name, phase)
+        for name in CRITERION:
+            watch(vars(model.rpn).get("_loss"), name, "losses")
+        yield
+
+
+def random_batch(size: int, device: torch.device) -> Batch:
+    """Images of random pixels with objects of random places."""
+    masks, _, boxes = scene(OBJECTS)
+    torch.manual_seed(0)
+    target = {"boxes": boxes, "labels": torch.arange(1, OBJECTS + 1), "masks": masks}
+    images = [torch.rand(3, *masks.shape[1:], device=device) for _ in range(size)]
+    return images, [{key: value.to(device) for key, value in target.items()} for _ in images]
+
+
+def coco_batch(folder: Path, size: int, device: torch.device) -> Batch:
+    """The first images of a data set that have objects, with masks as pixels, which both sides take."""
+    dataset = CocoDataset(read_coco(folder / "images", folder / "annotations.json"))
+    indices = [i for i, record in enumerate(dataset.data.images) if record.objects][:size]
+    batch = collate([dataset[index] for index in indices])
+    assert isinstance(batch, tuple)
+    targets = [{**target, "masks": target["masks"].bitmaps()} for target in batch[1]]
+    for target in targets:
+        target["labels"] = target["labels"].clamp(max=OBJECTS)
+    return (
+        [image.to(device) for image in batch[0]],
+        [{key: value.to(device) for key, value in target.items() if key != "image_id"} for target in targets],
+    )
+
+
+def sides(num_classes: int, min_size: int, device: torch.device) -> dict[str, nn.Module]:
+    """The stock and the converted model, with the same weights."""
+    torch.manual_seed(0)
+    make = partial(
+        maskrcnn_resnet50_fpn, weights=None, weights_backbone=None, num_classes=num_classes, min_size=min_size
+    )
+    stock, ours = make(), make()
+    ours.load_state_dict(stock.state_dict())
+    # Untrained, a detector finds nothing above torchvision's threshold; at 0 it finds a hundred objects.
+    for model in (stock, ours):
+        model.roi_heads.score_thresh = 0.0
+    return {"torchvision": stock.to(device), "ours": convert(ours).to(device)}
+
+
+def training_step(model: nn.Module, batch: Batch, phases: Phases | None = None) -> None:
+    """Forward and backward, with the same draws each time."""
+    model.train()
+    model.zero_grad(set_to_none=True)
+    torch.manual_seed(1)
+    losses = model(*batch)
+    with phases.phase("backward") if phases else nullcontext():
+        sum(losses.values()).backward()
+
+
+def inference(model: nn.Module, batch: Batch, phases: Phases | None = None) -> None:
+    """Detections with pasted masks."""
+    model.eval()
+    with torch.no_grad():
+        model(batch[0])
+
+
+def inference_to_coco(model: nn.Module, batch: Batch, phases: Phases | None = None) -> None:
+    """Detections with masks as COCO RLEs: torchvision's by way of its pasted images, ours without."""
+    model.eval()
+    converted = isinstance(model.transform, RCNNTransform)
+    if converted:
+        model.transform.paste = None
+    with torch.no_grad():
+        detections = model(batch[0])
+    with phases.phase("paste") if phases else nullcontext():
+        for image, detection in zip(batch[0], detections, strict=True):
+            size = (image.shape[-2], image.shape[-1])
+            if converted:
+                offset = model.transform.mask_offset(size)
+                paste_masks_at_offset(
+                    detection["masks"][:, 0], detection["boxes"], size, offset=offset, output="rle"
+                )
+            else:
+                pasted = (detection["masks"][:, 0] > 0.5).permute(1, 2, 0).cpu().numpy()
+                coco_mask.encode(np.asfortranarray(pasted.view(np.uint8)))
+    if converted:
+        model.transform.paste = "torchvision"
+
+
+def phases_of(
+    work: Callable[..., None], model: nn.Module, batch: Batch, device: torch.device
+) -> dict[str, float]:
+    """Seconds by phase of one call."""
+    phases = Phases(device.type == "cuda")
+    with phases.phase("everything else"), watched(model, phases):
+        work(model, batch, phases)
+    return phases.seconds
+
+
+def on_the_device(work: Callable[..., None], model: nn.Module, batch: Batch) -> dict[str, int]:
+    """Kernels launched, device-to-host waits and peak bytes of one call on CUDA."""
+    work(model, batch)
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    with warnings.catch_warnings(record=True) as waits:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        work(model, batch)
+        torch.cuda.set_sync_debug_mode("default")
+    peak = torch.cuda.max_memory_allocated() - before
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        work(model, batch)
+    kernels = sum(event.count for event in profile.key_averages() if event.self_device_time_total > 0)
+    return {"bytes": peak, "waits": len(waits), "kernels": kernels}
+
+
+def compared(
+    name: str, work: Callable[..., None], models: dict[str, nn.Module], batch: Batch, repeats: int
+) -> dict[str, Any]:
+    """Print and give the phases of both sides, and the ratio of whole calls."""
+    device = batch[0][0].device
+    whole = alternating(
+        {side: partial(work, model, batch) for side, model in models.items()}, repeats, device
+    )
+    ratio = speedup(whole["torchvision"], whole["ours"])
+    runs = {
+        side: [phases_of(work, model, batch, device) for _ in range(repeats)]
+        for side, model in models.items()
+    }
+    by_phase = {
+        side: {phase: statistics.median(run[phase] for run in measured) for phase in measured[0]}
+        for side, measured in runs.items()
+    }
+    memory: dict[str, Any] = {}
+    for side, model in models.items():
+        if device.type == "cuda":
+            memory[side] = on_the_device(work, model, batch)
+        else:
+            memory[side] = {"bytes": peak_bytes(partial(work, model, batch))}
+    print(f"\n{name}, batch {len(batch[0])}: {ratio.median:.2f}x ({ratio.low:.2f}-{ratio.high:.2f})")
+    print(f"{'milliseconds':<32} {'torchvision':>12} {'ours':>10}")
+    for phase in dict.fromkeys([*by_phase["torchvision"], *by_phase["ours"]]):
+        values = [1e3 * by_phase[side].get(phase, 0.0) for side in models]
+        print(f"{phase:<32} {values[0]:>12.1f} {values[1]:>10.1f}")
+    print(
+        f"{'whole, without a watch':<32} "
+        + " ".join(f"{1e3 * Spread.of(t).median:>11.1f}" for t in whole.values())
+    )
+    for key in memory["ours"]:
+        divisor, unit = (2**20, "MiB") if key == "bytes" else (1, key)
+        values = [memory[side][key] / divisor for side in models]
+        print(f"{'peak memory' if key == 'bytes' else key:<32} {values[0]:>12.0f} {values[1]:>10.0f} {unit}")
+    return {
+        "times_faster": ratio,
+        "seconds": {side: Spread.of(times) for side, times in whole.items()},
+        "phases": by_phase,
+        "device": memory,
+    }
+
+
+def main() -> None:
+    """Print the tables."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1])
+    parser.add_argument("--classes", type=int, default=91)
+    parser.add_argument("--coco", type=Path, help="folder with images/ and annotations.json")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--min-size", type=int, default=800, help="shorter side, in px")
+    arguments = parser.parse_args()
+    device = torch.device(arguments.device)
+    print(
+        f"torch {torch.__version__}, {device}, {torch.get_num_threads()} threads, {arguments.classes} classes"
+    )
+    models = sides(arguments.classes, arguments.min_size, device)
+    results = {}
+    for size in arguments.batch_sizes:
+        batch = coco_batch(arguments.coco, size, device) if arguments.coco else random_batch(size, device)
+        for name, work in (
+            ("training step", training_step),
+            ("inference", inference),
+            ("inference to COCO results", inference_to_coco),
+        ):
+            results[f"{name}, batch {size}"] = compared(name, work, models, batch, arguments.repeats)
+    write_results("profile_step", device, results)
+
+
+if __name__ == "__main__":
+    main()
