@@ -15,7 +15,9 @@ def same_shape(**tensors: Tensor) -> None:
 
     Broadcasting would answer silently with a loss of something else.
     """
-    if len({tuple(tensor.shape) for tensor in tensors.values()}) > 1:
+    first, *others = tensors.values()
+    # Not by a set of the shapes: to hash them, torch.compile would compile anew for every number of RoIs.
+    if any(other.shape != first.shape for other in others):
         shapes = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in tensors.items())
         raise ValueError(f"shapes differ: {shapes}")
 
