@@ -13,8 +13,10 @@ from torchvision.models.detection.mask_rcnn import MaskRCNNPredictor
 from torchvision.models.detection.roi_heads import RoIHeads as TorchvisionRoIHeads
 from torchvision.models.detection.rpn import RegionProposalNetwork as TorchvisionRPN
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
+from torchvision.ops import MultiScaleRoIAlign as TorchvisionMultiScaleRoIAlign
 
 from maskloss.detection.heads import ClassSelectedMaskPredictor
+from maskloss.detection.pooling import MultiScaleRoIAlign
 from maskloss.detection.roi_heads import RoIHeads
 from maskloss.detection.rpn import RegionProposalNetwork
 from maskloss.detection.targets import check_targets
@@ -85,6 +87,10 @@ def convert(model: Model, loss: MaskRCNNLoss | str | None = None, *, paste: Past
     predictor = model.roi_heads.mask_predictor
     if type(predictor) is MaskRCNNPredictor and "forward" not in vars(predictor):
         predictor.__class__ = ClassSelectedMaskPredictor
+    heads = model.roi_heads
+    for pooler in (heads.box_roi_pool, heads.mask_roi_pool, heads.keypoint_roi_pool):
+        if type(pooler) is TorchvisionMultiScaleRoIAlign and "forward" not in vars(pooler):
+            pooler.__class__ = MultiScaleRoIAlign
     loss.to(next(model.parameters()).device)
     model.rpn.hold(loss)
     model.roi_heads.hold(loss)

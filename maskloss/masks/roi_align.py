@@ -50,16 +50,29 @@ class AxisSampling:
     size: int
 
     @classmethod
-    def of(cls, low: Tensor, high: Tensor, length: int, size: int, *, aligned: bool) -> AxisSampling:
-        """Sample boxes with edges `low` and `high`, (P,) float32 in px, on an axis of `length` px."""
+    def of(
+        cls, low: Tensor, high: Tensor, length: int, size: int, *, aligned: bool, sampling_ratio: int = -1
+    ) -> AxisSampling:
+        """Sample boxes along an axis.
+
+        Args:
+            low: (P,) float32 lower edges, in px.
+            high: (P,) float32 upper edges.
+            length: pixels along the axis.
+            size: M, cells.
+            aligned: whether pixel k's centre is at k + 0.5, or at k, where boxes are at least 1 px long.
+            sampling_ratio: samples per cell; about one per pixel where not positive.
+        """
         if aligned:
             low, high = low - 0.5, high - 0.5
         extent = high - low
         if not aligned:
             extent = extent.clamp(min=1.0)
         cell = extent / size
-        # About one sample per pixel. A box that no image holds has 2**24 at most, so that they can be counted.
+        # A box that no image holds has 2**24 samples per cell at most, so that they can be counted.
         samples = cell.ceil().clamp(1, 2**24)
+        if sampling_ratio > 0:
+            samples = torch.full_like(cell, sampling_ratio)
         ends = torch.stack([low + 0.5 * cell / samples, low + size * cell - 0.5 * cell / samples])
         # A pixel more at either end, against the rounding of these two.
         start = (ends.amin(0).floor() - 1).clamp(0, length - 1).long()
