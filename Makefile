@@ -21,10 +21,11 @@ lint: $(INSTALLED)
 types: $(INSTALLED)
 	$(BIN)/mypy
 
+# About twenty minutes on two cores, best with nothing else running.
+BENCHMARKS := mask_tail masks mask_fidelity matching roi_path inference_tail profile_step
 bench: $(INSTALLED)
-	$(BIN)/python benchmarks/mask_tail.py
-	$(BIN)/python benchmarks/masks.py
-	$(BIN)/python benchmarks/mask_fidelity.py
+	for name in $(BENCHMARKS); do $(BIN)/python benchmarks/$$name.py || exit 1; done
+	$(BIN)/python benchmarks/table.py
 
 $(INSTALLED): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

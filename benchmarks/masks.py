@@ -37,14 +37,20 @@ SMALLEST, LARGEST = 12.0, 600.0
 OBJECT_COUNTS = (10, 100, 500)
 
 
-def scene(objects: int) -> tuple[Tensor, list[list[list[float]]], Tensor]:
-    """Ellipses as bitmaps (G, H, W) uint8, as polygons of 40 points, and their boxes (G, 4)."""
+def scene_boxes(objects: int) -> Tensor:
+    """Boxes of objects, (G, 4)."""
     generator = torch.Generator().manual_seed(objects)
     side = SMALLEST * (LARGEST / SMALLEST) ** torch.rand(objects, generator=generator)
     aspect = torch.exp(0.4 * torch.randn(objects, generator=generator))
     size = torch.stack([(side * aspect).clamp(max=WIDTH - 2), (side / aspect).clamp(max=HEIGHT - 2)], dim=1)
     low = torch.rand(objects, 2, generator=generator) * (torch.tensor([WIDTH, HEIGHT]) - size)
-    centre, radius = low + size / 2, size / 2
+    return torch.cat([low, low + size], dim=1)
+
+
+def scene(objects: int) -> tuple[Tensor, list[list[list[float]]], Tensor]:
+    """Ellipses as bitmaps (G, H, W) uint8, as polygons of 40 points, and their boxes (G, 4)."""
+    boxes = scene_boxes(objects)
+    centre, radius = (boxes[:, :2] + boxes[:, 2:]) / 2, (boxes[:, 2:] - boxes[:, :2]) / 2
     masks = torch.zeros(objects, HEIGHT, WIDTH, dtype=torch.uint8)
     y, x = torch.arange(HEIGHT)[:, None] + 0.5, torch.arange(WIDTH) + 0.5
     angle = torch.arange(40) * 2 * math.pi / 40
@@ -53,7 +59,7 @@ def scene(objects: int) -> tuple[Tensor, list[list[list[float]]], Tensor]:
         mask.copy_(((x - cx) / rx) ** 2 + ((y - cy) / ry) ** 2 <= 1)
         points = torch.stack([cx + rx * angle.cos(), cy + ry * angle.sin()], dim=1)
         polygons.append([points.reshape(-1).tolist()])
-    return masks, polygons, torch.cat([low, low + size], dim=1)
+    return masks, polygons, boxes
 
 
 def proposals(boxes: Tensor, count: int) -> tuple[Tensor, Tensor]:
@@ -91,8 +97,7 @@ def growth(repeats: int) -> dict[str, Any]:
     """Time per RoI with more and more objects, on each side."""
     found: dict[str, dict[int, float]] = {"torchvision": {}, "bitmaps": {}, "polygons": {}}
     # The RoIs are the same; only the number of objects that they are spread over grows.
-    _, _, common = scene(OBJECT_COUNTS[0])
-    boxes, first_matched = proposals(common, ROIS)
+    boxes, first_matched = proposals(scene_boxes(OBJECT_COUNTS[0]), ROIS)
     for count in OBJECT_COUNTS:
         masks, polygons, _ = scene(OBJECT_COUNTS[0])
         copies = count // OBJECT_COUNTS[0]
@@ -117,7 +122,7 @@ def growth(repeats: int) -> dict[str, Any]:
 
 def paste(repeats: int) -> dict[str, Any]:
     """Time and memory from probabilities to COCO RLEs, of one image's detections."""
-    _, _, boxes = scene(DETECTIONS)
+    boxes = scene_boxes(DETECTIONS)
     generator = torch.Generator().manual_seed(0)
     centre = (torch.arange(SIDE) + 0.5 - SIDE / 2) / (SIDE / 2)
     distance = torch.hypot(centre[:, None], centre)

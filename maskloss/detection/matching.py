@@ -10,7 +10,9 @@ from torchvision.models.detection._utils import Matcher
 
 #: Pairs of an object and a box whose IoU is held at once. Few enough for a CPU's cache, and on a GPU enough that
 #: all but crowded images go in one piece.
-_PAIRS_AT_ONCE = {"cpu": 2**18, "cuda": 2**25}
+_PAIRS_AT_ONCE = {"cpu": 2**18, "cuda": 2**24}
+#: Of a matrix of no more such pieces, the pieces would cost more than they save.
+_PIECES_NOT_WORTH_IT = 2
 
 
 def match(
@@ -19,8 +21,8 @@ def match(
     """Match boxes to objects as `matcher(similarity(gt_boxes, boxes))` does, index by index.
 
     The matrix of similarities, (G, A), is made in pieces of some boxes each. Whether a box is an object's best,
-    which lets it match below the threshold, shows only when all have been seen, so each piece hands on its own
-    bests.
+    which lets it match below the threshold, shows only when all have been seen: then the few pieces that hold
+    bests are made again, for their objects alone.
 
     Args:
         gt_boxes: (G, 4) xyxy, G >= 1.
@@ -31,32 +33,36 @@ def match(
     Returns:
         (A,) int64: the object's index, or `BELOW_LOW_THRESHOLD` or `BETWEEN_THRESHOLDS`.
     """
-    count = max(_PAIRS_AT_ONCE.get(boxes.device.type, 2**25) // max(len(gt_boxes), 1), 1)
-    if len(boxes) <= count or type(matcher) is not Matcher:
+    pairs = _PAIRS_AT_ONCE.get(boxes.device.type, 2**24)
+    if len(gt_boxes) * len(boxes) <= _PIECES_NOT_WORTH_IT * pairs or type(matcher) is not Matcher:
         matches: Tensor = matcher(similarity(gt_boxes, boxes))
         return matches
-    best_values, best_objects, bests_of_objects, rivals = [], [], [], []
-    for first in range(0, len(boxes), count):
-        quality = similarity(gt_boxes, boxes[first : first + count])  # (G, a)
-        values, objects = quality.max(dim=0)
-        best_values.append(values)
-        best_objects.append(objects)
-        if matcher.allow_low_quality_matches:
-            bests = quality.amax(dim=1)  # (G,)
-            bests_of_objects.append(bests)
-            # Where an object meets no box of the piece, all of its zeros are ties; they are dealt with below.
-            holder, box = torch.where((quality == bests[:, None]) & (bests > 0)[:, None])
-            rivals.append((bests[holder], holder, box + first))
-    values, objects = torch.cat(best_values), torch.cat(best_objects)
+    count = max(pairs // len(gt_boxes), 1)
+    pieces = boxes.split(count)
+    # Filled in place: small tensors that are kept between large ones that are not would scatter the memory.
+    dtype = similarity(gt_boxes[:1], boxes[:1]).dtype
+    values, objects = (boxes.new_empty(len(boxes), dtype=kind) for kind in (dtype, torch.int64))
+    by_piece = boxes.new_empty((len(pieces), len(gt_boxes)), dtype=dtype)
+    parts = zip(pieces, values.split(count), objects.split(count), by_piece, strict=True)
+    for piece, piece_values, piece_objects, bests in parts:
+        quality = similarity(gt_boxes, piece)  # (G, a)
+        best = quality.max(dim=0)
+        piece_values.copy_(best.values)
+        piece_objects.copy_(best.indices)
+        bests.copy_(quality.amax(dim=1))
     matches = objects.clone()
     matches[values < matcher.low_threshold] = matcher.BELOW_LOW_THRESHOLD
     between = (values >= matcher.low_threshold) & (values < matcher.high_threshold)
     matches[between] = matcher.BETWEEN_THRESHOLDS
-    if matcher.allow_low_quality_matches:
-        highest = torch.stack(bests_of_objects).amax(dim=0)  # (G,)
-        value, holder, box = (torch.cat(parts) for parts in zip(*rivals, strict=True))
-        winners = box[value == highest[holder]]
-        matches[winners] = objects[winners]
-        # Of an object that meets no box at all, every box is a best one.
-        matches = torch.where((highest == 0).any(), objects, matches)
-    return matches
+    if not matcher.allow_low_quality_matches:
+        return matches
+    highest = by_piece.amax(dim=0)
+    is_best = torch.zeros_like(matches, dtype=torch.bool)
+    # Of an object that meets no box at all, every box is a best one.
+    is_best |= (highest == 0).any()
+    holders = ((by_piece == highest) & (highest > 0)).cpu()
+    for piece, piece_is_best, holder in zip(pieces, is_best.split(count), holders, strict=True):
+        held = torch.where(holder)[0].to(boxes.device)
+        if len(held):
+            piece_is_best |= (similarity(gt_boxes[held], piece) == highest[held, None]).any(dim=0)
+    return torch.where(is_best, objects, matches)

@@ -25,6 +25,7 @@ boxes_on_a_lattice = st.lists(
 def pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pieces of a few boxes each."""
     monkeypatch.setattr(matching, "_PAIRS_AT_ONCE", {"cpu": 20})
+    monkeypatch.setattr(matching, "_PIECES_NOT_WORTH_IT", 1)
 
 
 @settings(deadline=None, max_examples=300, derandomize=True)
@@ -37,7 +38,6 @@ def pieces(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_matches_are_torchvisions_index_by_index(
     gt_boxes: Tensor, boxes: Tensor, thresholds: tuple[float, float], allow_low_quality: bool
 ) -> None:
-    matching._PAIRS_AT_ONCE["cpu"] = 20
     matcher = Matcher(*thresholds, allow_low_quality_matches=allow_low_quality)
     assert torch.equal(match(gt_boxes, boxes, matcher, box_iou), matcher(box_iou(gt_boxes, boxes)))
 
@@ -69,8 +69,18 @@ def test_similarities_are_asked_for_a_few_pairs_at_a_time() -> None:
 
     gt_boxes, boxes = torch.rand(3, 4).cumsum(1), torch.rand(100, 4).cumsum(1)
     match(gt_boxes, boxes, Matcher(0.7, 0.3, allow_low_quality_matches=True), similarity)
-    assert sum(sizes) == 300
     assert max(sizes) <= 20
+    # Each pair once, and each object's best boxes once more, in the one piece of 6 that holds them.
+    assert 300 < sum(sizes) <= 300 + 3 * 6 + 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
+def test_boxes_of_other_dtypes_match_as_in_torchvision(dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(0)
+    gt_boxes, boxes = (9 * torch.rand(n, 4, generator=generator).cumsum(1) for n in (4, 100))
+    gt_boxes = gt_boxes.to(dtype)
+    matcher = Matcher(0.7, 0.3, allow_low_quality_matches=True)
+    assert torch.equal(match(gt_boxes, boxes, matcher, box_iou), matcher(box_iou(gt_boxes, boxes)))
 
 
 def test_another_matcher_gets_the_whole_matrix() -> None:

@@ -1,0 +1,41 @@
+"""Every ratio that the benchmarks wrote last, in one table.
+
+    python benchmarks/table.py
+
+Reads results/*.json; each script's own docstring says what its ratios are of.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from measuring import RESULTS
+
+
+def ratios(content: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, dict[str, float]]]:
+    """Yield the name and the spread of every ratio, however deep it lies."""
+    if not isinstance(content, dict):
+        return
+    if content.keys() == {"median", "low", "high"}:
+        yield ", ".join(path), content
+    for key, value in content.items():
+        # Of the same name are absolute seconds, which a table of ratios has no place for.
+        if key != "seconds":
+            yield from ratios(value, path if key == "times_faster" else (*path, key))
+
+
+def main() -> None:
+    """Print the table."""
+    print(f"{'times faster than torchvision (quartiles)':<72} commit, device, threads")
+    for file in sorted(RESULTS.glob("*.json")):
+        document = json.loads(file.read_text())
+        where = document["environment"]
+        print(f"{file.stem:<72} {where['commit'][:9]}, {where['device']}, {where['threads']}")
+        for name, ratio in ratios(document["results"]):
+            print(f"    {name:<52} {ratio['median']:>7.2f}x ({ratio['low']:.2f}-{ratio['high']:.2f})")
+
+
+if __name__ == "__main__":
+    main()
