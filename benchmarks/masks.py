@@ -1,6 +1,6 @@
 """Mask targets, paste and the loader's masks: time and memory beside torchvision's.
 
-    python benchmarks/masks.py [--coco FOLDER] [--repeats 9]
+    python benchmarks/masks.py [--device cpu|cuda] [--coco FOLDER] [--repeats 9]
 
 About two minutes on two CPU cores. One image of 800 x 1333 px with 100 elliptic objects, 12 to 600 px in size,
 their boxes jittered as proposals are; 128 RoIs, 28 x 28. Both sides alternate within one process. With --coco, a
@@ -72,12 +72,13 @@ def proposals(boxes: Tensor, count: int) -> tuple[Tensor, Tensor]:
     return jittered.clamp(min=torch.zeros(4), max=limit), matched
 
 
-def targets(repeats: int) -> dict[str, Any]:
+def targets(repeats: int, device: torch.device) -> dict[str, Any]:
     """Time and memory of the targets of one image, from bitmaps, RLEs and polygons."""
     masks, polygons, gt_boxes = scene(OBJECTS)
     boxes, matched = proposals(gt_boxes, ROIS)
     rles = [coco_mask.encode(np.asfortranarray(mask.numpy())) for mask in masks]
     encoded = {"polygons": polygons, "RLEs": rles}
+    masks, boxes, matched = masks.to(device), boxes.to(device), matched.to(device)
     functions: dict[str, Callable[[], Tensor]] = {
         "torchvision": lambda: project_masks_on_boxes(masks, boxes, matched, SIDE),
         "bitmaps": lambda: mask_targets(masks, boxes, matched, SIDE, aligned=False),
@@ -90,26 +91,26 @@ def targets(repeats: int) -> dict[str, Any]:
     torch.testing.assert_close(
         functions["RLEs"](), mask_targets(masks, boxes, matched, SIDE), rtol=0, atol=1e-5
     )
-    return _compared("mask targets of 128 RoIs on 100 objects", functions, repeats)
+    return _compared("mask targets of 128 RoIs on 100 objects", functions, repeats, device)
 
 
-def growth(repeats: int) -> dict[str, Any]:
+def growth(repeats: int, device: torch.device) -> dict[str, Any]:
     """Time per RoI with more and more objects, on each side."""
     found: dict[str, dict[int, float]] = {"torchvision": {}, "bitmaps": {}, "polygons": {}}
     # The RoIs are the same; only the number of objects that they are spread over grows.
-    boxes, first_matched = proposals(scene_boxes(OBJECT_COUNTS[0]), ROIS)
+    boxes, first_matched = (part.to(device) for part in proposals(scene_boxes(OBJECT_COUNTS[0]), ROIS))
     for count in OBJECT_COUNTS:
         masks, polygons, _ = scene(OBJECT_COUNTS[0])
         copies = count // OBJECT_COUNTS[0]
-        masks = masks.repeat(copies, 1, 1)
+        masks = masks.to(device).repeat(copies, 1, 1)
         kept = EncodedMasks(polygons * copies, HEIGHT, WIDTH)
-        matched = first_matched + OBJECT_COUNTS[0] * (torch.arange(ROIS) % copies)
+        matched = first_matched + OBJECT_COUNTS[0] * (torch.arange(ROIS, device=device) % copies)
         functions: dict[str, Callable[[], Tensor]] = {
             "torchvision": partial(project_masks_on_boxes, masks, boxes, matched, SIDE),
             "bitmaps": partial(mask_targets, masks, boxes, matched, SIDE),
             "polygons": partial(mask_targets, kept, boxes, matched, SIDE),
         }
-        for name, times in alternating(functions, repeats).items():
+        for name, times in alternating(functions, repeats, device).items():
             found[name][count] = 1e6 * Spread.of(times).median / ROIS
     print(f"\ntime per RoI in µs, {ROIS} RoIs, with {', '.join(map(str, OBJECT_COUNTS))} objects")
     for name, per_roi in found.items():
@@ -120,7 +121,7 @@ def growth(repeats: int) -> dict[str, Any]:
     return found
 
 
-def paste(repeats: int) -> dict[str, Any]:
+def paste(repeats: int, device: torch.device) -> dict[str, Any]:
     """Time and memory from probabilities to COCO RLEs, of one image's detections."""
     boxes = scene_boxes(DETECTIONS)
     generator = torch.Generator().manual_seed(0)
@@ -129,12 +130,13 @@ def paste(repeats: int) -> dict[str, Any]:
     bumps = torch.nn.functional.interpolate(
         torch.randn(DETECTIONS, 1, 7, 7, generator=generator), size=SIDE, mode="bilinear"
     )[:, 0]
-    probs = torch.sigmoid(6 * (0.9 - distance) + bumps)
+    probs = torch.sigmoid(6 * (0.9 - distance) + bumps).to(device)
+    boxes = boxes.to(device)
 
     def torchvision_rles() -> list[dict[str, Any]]:
         pasted = paste_masks_in_image(probs[:, None], boxes, (HEIGHT, WIDTH))[:, 0] > 0.5
         encoded: list[dict[str, Any]] = coco_mask.encode(
-            np.asfortranarray(pasted.permute(1, 2, 0).numpy().view(np.uint8))
+            np.asfortranarray(pasted.permute(1, 2, 0).cpu().numpy().view(np.uint8))
         )
         return encoded
 
@@ -144,9 +146,11 @@ def paste(repeats: int) -> dict[str, Any]:
         "aligned, to RLE": lambda: paste_masks(probs, boxes, (HEIGHT, WIDTH), output="rle"),
         "aligned, to bool": lambda: paste_masks(probs, boxes, (HEIGHT, WIDTH)),
     }
-    decoded = coco_mask.decode(functions["aligned, to RLE"]())
-    assert np.array_equal(decoded.transpose(2, 0, 1), functions["aligned, to bool"]().numpy())
-    return _compared("paste of 100 detections to RLE", functions, repeats)
+    decoded = coco_mask.decode(functions["aligned, to RLE"]()).transpose(2, 0, 1).astype(bool)
+    # On a device, a pixel may fall on the other side of the threshold by rounding.
+    different = int((decoded != functions["aligned, to bool"]().cpu().numpy()).sum())
+    assert different <= (0 if device.type == "cpu" else 10), different
+    return _compared("paste of 100 detections to RLE", functions, repeats, device)
 
 
 class PixelDataset(Dataset[Any]):
@@ -212,9 +216,11 @@ def loader(folder: Path, repeats: int) -> dict[str, Any]:
     return found
 
 
-def _compared(title: str, functions: dict[str, Callable[[], Any]], repeats: int) -> dict[str, Any]:
-    times = alternating(functions, repeats)
-    memory = {name: peak_bytes(function) for name, function in functions.items()}
+def _compared(
+    title: str, functions: dict[str, Callable[[], Any]], repeats: int, device: torch.device
+) -> dict[str, Any]:
+    times = alternating(functions, repeats, device)
+    memory = {name: peak_bytes(function, device) for name, function in functions.items()}
     print(f"\n{title:<42} time     times faster        extra memory   times less")
     found = {}
     for name in functions:
@@ -241,6 +247,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--coco", type=Path, help="folder with images/ and annotations.json")
     parser.add_argument("--repeats", type=int, default=9)
     arguments = parser.parse_args()
@@ -248,13 +255,13 @@ def main() -> None:
         f"torch {torch.__version__}, {torch.get_num_threads()} threads, {arguments.repeats} repeats, medians"
     )
     results = {
-        "targets": targets(arguments.repeats),
-        "growth": growth(arguments.repeats),
-        "paste": paste(arguments.repeats),
+        "targets": targets(arguments.repeats, device),
+        "growth": growth(arguments.repeats, device),
+        "paste": paste(arguments.repeats, device),
     }
     if arguments.coco:
         results["loader"] = loader(arguments.coco, max(arguments.repeats // 2, 2))
-    write_results("masks", "cpu", results)
+    write_results("masks", device, results)
 
 
 if __name__ == "__main__":

@@ -70,8 +70,8 @@ def main() -> None:
             f"{ratio.median:.1f}x ({ratio.low:.1f}-{ratio.high:.1f})"
         )
         results[f"{count} objects"] = {"milliseconds": medians, "times_faster": ratio}
-        if count == MOST_OBJECTS and device.type == "cpu":
-            memory = {side: peak_bytes(function) for side, function in functions.items()}
+        if count == MOST_OBJECTS:
+            memory = {side: peak_bytes(function, device) for side, function in functions.items()}
             results[f"{count} objects"]["bytes"] = memory
             print(
                 f"peak extra memory with {count} objects: {memory['torchvision'] / 2**20:.0f} and "

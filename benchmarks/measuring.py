@@ -66,13 +66,20 @@ def speedup(stock: list[float], ours: list[float]) -> Spread:
     return Spread.of([a / b for a, b in zip(stock, ours, strict=True)])
 
 
-def peak_bytes(function: Callable[[], Any]) -> int:
-    """The most memory that a call holds at once beyond what was there, what it returns included (Linux).
+def peak_bytes(function: Callable[[], Any], device: str | torch.device = "cpu") -> int:
+    """The most memory that a call holds at once beyond what was there, what it returns included.
 
-    What the process holds is counted, whichever library asked for it. The call is made twice, so that what
-    libraries set up on first use does not count.
+    On CUDA what torch has allocated; on a CPU (Linux) what the process holds, whichever library asked for it.
+    The call is made twice, so that what libraries set up on first use does not count.
     """
     function()
+    if torch.device(device).type == "cuda":
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        allocated = torch.cuda.memory_allocated()
+        kept = function()
+        del kept
+        return torch.cuda.max_memory_allocated() - allocated
     ctypes.CDLL("libc.so.6").malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew from here
     before = _status("VmRSS")
@@ -104,14 +111,15 @@ def environment(device: str | torch.device = "cpu") -> dict[str, Any]:
 
 
 def write_results(name: str, device: str | torch.device, results: dict[str, Any]) -> None:
-    """Write `results/NAME.json`, with the environment and the command."""
+    """Write `results/NAME.json`, on CUDA `results/NAME-cuda.json`, with the environment and the command."""
     RESULTS.mkdir(exist_ok=True)
     document = {
         "command": " ".join(["python", *sys.argv]),
         "environment": environment(device),
         "results": results,
     }
-    path = RESULTS / f"{name}.json"
+    cuda = torch.device(device).type == "cuda"
+    path = RESULTS / (f"{name}-cuda.json" if cuda else f"{name}.json")
     path.write_text(json.dumps(document, indent=2, default=asdict) + "\n")
     print(f"\n{path}")
 

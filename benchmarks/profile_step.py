@@ -226,16 +226,12 @@ def phases_of(
 
 def on_the_device(work: Callable[..., None], model: nn.Module, batch: Batch) -> dict[str, int]:
     """Kernels launched, device-to-host waits and peak bytes of one call on CUDA."""
-    work(model, batch)
-    torch.cuda.synchronize()
-    torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
+    peak = peak_bytes(partial(work, model, batch), "cuda")
     with warnings.catch_warnings(record=True) as waits:
         warnings.simplefilter("always")
         torch.cuda.set_sync_debug_mode("warn")
         work(model, batch)
         torch.cuda.set_sync_debug_mode("default")
-    peak = torch.cuda.max_memory_allocated() - before
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
         work(model, batch)
     kernels = sum(event.count for event in profile.key_averages() if event.self_device_time_total > 0)

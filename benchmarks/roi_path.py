@@ -79,12 +79,7 @@ def passes(num_classes: int, converted: bool, device: torch.device) -> Callable[
 def peak_of(side: str, num_classes: int, device: str) -> int:
     """Peak extra bytes of one pass, in a process of its own."""
     if device == "cuda":
-        run = passes(num_classes, side == "ours", torch.device(device))
-        run()
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        run()
-        return torch.cuda.max_memory_allocated() - before
+        return peak_bytes(passes(num_classes, side == "ours", torch.device(device)), device)
     command = [sys.executable, __file__, "--peak", side, "--classes", str(num_classes)]
     return int(json.loads(subprocess.check_output(command, text=True).splitlines()[-1]))
 
