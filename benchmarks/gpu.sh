@@ -14,7 +14,7 @@ if [ "$device" = cpu ]; then
     python benchmarks/mask_tail.py --rois 4 --repeats 2
     python benchmarks/masks.py --repeats 2
     python benchmarks/matching.py --repeats 2
-    python benchmarks/roi_path.py --classes 3 --repeats 2
+    python benchmarks/roi_path.py --classes 21 --repeats 2
     python benchmarks/inference_tail.py --repeats 2
     python benchmarks/profile_step.py --repeats 2 --min-size 100
 else

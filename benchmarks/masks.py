@@ -251,8 +251,10 @@ def main() -> None:
     parser.add_argument("--coco", type=Path, help="folder with images/ and annotations.json")
     parser.add_argument("--repeats", type=int, default=9)
     arguments = parser.parse_args()
+    device = torch.device(arguments.device)
     print(
-        f"torch {torch.__version__}, {torch.get_num_threads()} threads, {arguments.repeats} repeats, medians"
+        f"torch {torch.__version__}, {device}, {torch.get_num_threads()} threads, "
+        f"{arguments.repeats} repeats, medians"
     )
     results = {
         "targets": targets(arguments.repeats, device),
