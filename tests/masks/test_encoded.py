@@ -235,8 +235,9 @@ def test_a_crop_that_reaches_beyond_the_image_pads_it_with_nothing():
 def test_what_a_crop_cut_off_cannot_come_back_by_padding(window):
     cropped = encoded_pair().crop(top=2, left=1, height=5, width=4)
     assert cropped.crop(top=1, left=1, height=4, width=3).shape == (2, 4, 3)
-    with pytest.raises(ValueError, match="that were cropped cannot be padded"):
-        cropped.horizontal_flip().resize(5, 4).crop(*window)
+    for masks in (cropped, cropped.horizontal_flip().resize(5, 4), cropped.crop(0, 0, 5, 4)):
+        with pytest.raises(ValueError, match="that were cropped cannot be padded"):
+            masks.crop(*window)
 
 
 def test_operations_leave_the_original_as_it_is():
