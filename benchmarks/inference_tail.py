@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from masks import HEIGHT, WIDTH, proposals, scene_boxes
 from measuring import Spread, alternating, peak_bytes, speedup, write_results
 from pycocotools import mask as coco_mask
+from scenes import HEIGHT, WIDTH, fpn_features, proposals, scene_boxes
 from torch import Tensor, nn
 from torchvision.models.detection import maskrcnn_resnet50_fpn
 
@@ -26,7 +26,6 @@ from maskloss import convert
 from maskloss.masks.paste import paste_masks_at_offset
 
 DETECTIONS, CANDIDATES, PROPOSALS = 100, 1000, 1000
-STRIDES = {"0": 4, "1": 8, "2": 16, "3": 32, "pool": 64}
 SIZE = (HEIGHT, WIDTH)
 
 
@@ -54,10 +53,7 @@ def main() -> None:
     torch.set_grad_enabled(False)
     stock, ours = models(arguments.classes, device)
     torch.manual_seed(1)
-    features = {
-        name: torch.rand(1, 256, -(-HEIGHT // stride), -(-1344 // stride), device=device)
-        for name, stride in STRIDES.items()
-    }
+    features = fpn_features(1, device)
     near = [proposals(scene_boxes(DETECTIONS), PROPOSALS)[0].to(device)]
     heads = stock.roi_heads
     logits, _ = heads.box_predictor(heads.box_head(heads.box_roi_pool(features, near, [SIZE])))

@@ -11,7 +11,6 @@ both sides give the same targets and masks; writes results/masks.json.
 from __future__ import annotations
 
 import argparse
-import math
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -21,6 +20,7 @@ import numpy as np
 import torch
 from measuring import Spread, alternating, peak_bytes, speedup, write_results
 from pycocotools import mask as coco_mask
+from scenes import HEIGHT, WIDTH, proposals, scene, scene_boxes
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision import tv_tensors
@@ -31,45 +31,9 @@ from maskloss.data.augmentation import augmentation, augmented
 from maskloss.data.coco import CocoData, read_coco
 from maskloss.data.dataset import CocoDataset, collate
 
-HEIGHT, WIDTH, SIDE = 800, 1333, 28
+SIDE = 28
 OBJECTS, ROIS, DETECTIONS = 100, 128, 100
-SMALLEST, LARGEST = 12.0, 600.0
 OBJECT_COUNTS = (10, 100, 500)
-
-
-def scene_boxes(objects: int) -> Tensor:
-    """Boxes of objects, (G, 4)."""
-    generator = torch.Generator().manual_seed(objects)
-    side = SMALLEST * (LARGEST / SMALLEST) ** torch.rand(objects, generator=generator)
-    aspect = torch.exp(0.4 * torch.randn(objects, generator=generator))
-    size = torch.stack([(side * aspect).clamp(max=WIDTH - 2), (side / aspect).clamp(max=HEIGHT - 2)], dim=1)
-    low = torch.rand(objects, 2, generator=generator) * (torch.tensor([WIDTH, HEIGHT]) - size)
-    return torch.cat([low, low + size], dim=1)
-
-
-def scene(objects: int) -> tuple[Tensor, list[list[list[float]]], Tensor]:
-    """Ellipses as bitmaps (G, H, W) uint8, as polygons of 40 points, and their boxes (G, 4)."""
-    boxes = scene_boxes(objects)
-    centre, radius = (boxes[:, :2] + boxes[:, 2:]) / 2, (boxes[:, 2:] - boxes[:, :2]) / 2
-    masks = torch.zeros(objects, HEIGHT, WIDTH, dtype=torch.uint8)
-    y, x = torch.arange(HEIGHT)[:, None] + 0.5, torch.arange(WIDTH) + 0.5
-    angle = torch.arange(40) * 2 * math.pi / 40
-    polygons = []
-    for mask, (cx, cy), (rx, ry) in zip(masks, centre.tolist(), radius.tolist(), strict=True):
-        mask.copy_(((x - cx) / rx) ** 2 + ((y - cy) / ry) ** 2 <= 1)
-        points = torch.stack([cx + rx * angle.cos(), cy + ry * angle.sin()], dim=1)
-        polygons.append([points.reshape(-1).tolist()])
-    return masks, polygons, boxes
-
-
-def proposals(boxes: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Boxes near objects, as a matcher gives them, and the objects."""
-    generator = torch.Generator().manual_seed(count)
-    matched = torch.randint(len(boxes), (count,), generator=generator)
-    size = (boxes[:, 2:] - boxes[:, :2])[matched].repeat(1, 2)
-    jittered = boxes[matched] + 0.05 * size * torch.randn(count, 4, generator=generator)
-    limit = torch.tensor([WIDTH, HEIGHT, WIDTH, HEIGHT])
-    return jittered.clamp(min=torch.zeros(4), max=limit), matched
 
 
 def targets(repeats: int, device: torch.device) -> dict[str, Any]:

@@ -13,8 +13,8 @@ from functools import partial
 from typing import Any
 
 import torch
-from masks import scene_boxes
 from measuring import Spread, alternating, peak_bytes, speedup, write_results
+from scenes import scene_boxes
 from torch import Tensor
 from torchvision.models.detection._utils import Matcher
 from torchvision.models.detection.anchor_utils import AnchorGenerator

@@ -25,9 +25,9 @@ from unittest.mock import patch
 
 import numpy as np
 import torch
-from masks import scene
 from measuring import Spread, alternating, peak_bytes, speedup, write_results
 from pycocotools import mask as coco_mask
+from scenes import scene
 from torch import Tensor, nn
 from torchvision.models.detection import maskrcnn_resnet50_fpn
 from torchvision.models.detection import roi_heads as stock_roi_heads

@@ -19,15 +19,14 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from masks import HEIGHT, WIDTH, proposals, scene
 from measuring import Spread, alternating, peak_bytes, speedup, write_results
+from scenes import HEIGHT, WIDTH, fpn_features, proposals, scene
 from torch import Tensor, nn
 from torchvision.models.detection import maskrcnn_resnet50_fpn
 
 from maskloss import convert
 
 BATCH, OBJECTS, PROPOSALS = 2, 20, 1000
-STRIDES = {"0": 4, "1": 8, "2": 16, "3": 32, "pool": 64}
 
 
 def heads(num_classes: int, converted: bool, device: torch.device) -> nn.Module:
@@ -43,11 +42,7 @@ def heads(num_classes: int, converted: bool, device: torch.device) -> nn.Module:
 def batch(device: torch.device) -> tuple[dict[str, Tensor], list[Tensor], list[tuple[int, int]], list[Any]]:
     """What the heads are called with: features, proposals, sizes and targets."""
     torch.manual_seed(1)
-    # Batches are padded to multiples of 32.
-    features = {
-        name: torch.rand(BATCH, 256, -(-HEIGHT // stride), -(-1344 // stride), device=device)
-        for name, stride in STRIDES.items()
-    }
+    features = fpn_features(BATCH, device)
     masks, _, boxes = scene(OBJECTS)
     near, _ = proposals(boxes, PROPOSALS)
     target = {
