@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from maskloss.masks.encoded import AxisMap, FloatArray, IntArray
+from maskloss.masks.encoded import AxisMap, FloatArray, IntArray, expanded
 
 #: Rounds of cutting edges where they cross, each of which parts every crossing pair that is adjacent.
 _MOST_ROUNDS = 100
@@ -115,7 +115,7 @@ class _Pieces:
         rank = np.empty(len(order), np.int64)
         rank[order] = new.cumsum() - 1
         first, last = rank[: len(top)], rank[len(top) : 2 * len(top)]
-        edge, step = _expanded(last - first)
+        edge, step = expanded(last - first)
         strip = first[edge] + step
         ends = []
         for level in (levels[strip], levels[strip + 1]):
@@ -181,7 +181,7 @@ def coverage(edges: Edges, instances: IntArray, boxes: FloatArray, size: int) ->
     """
     first = np.searchsorted(edges.instance, instances, side="left")
     counts = np.searchsorted(edges.instance, instances, side="right") - first
-    box, step = _expanded(counts)
+    box, step = expanded(counts)
     edge = first[box] + step
     low, scale = boxes[:, :2], size / (boxes[:, 2:] - boxes[:, :2])
     start, end = ((points[edge] - low[box]) * scale[box] for points in (edges.start, edges.end))
@@ -192,7 +192,7 @@ def coverage(edges: Edges, instances: IntArray, boxes: FloatArray, size: int) ->
     last_row = np.clip(np.ceil(y_high), 0, size).astype(np.int64)
     # An edge to the right of the grid has nothing of it on its right, and a level one bounds no area.
     counted = (np.minimum(start[:, 0], end[:, 0]) < size) & (y_high - y_low > 1e-12)
-    piece, step = _expanded(np.where(counted, last_row - first_row, 0))
+    piece, step = expanded(np.where(counted, last_row - first_row, 0))
     row = first_row[piece] + step
     start, delta = start[piece], (end - start)[piece]
     y_from = np.clip(start[:, 1], row, row + 1)
@@ -213,9 +213,3 @@ def coverage(edges: Edges, instances: IntArray, boxes: FloatArray, size: int) ->
     left_of.index_add_(0, torch.from_numpy(box[piece] * size + row), torch.from_numpy(area))
     covered = left_of.diff(dim=1).reshape(len(boxes), size, size)
     return covered.clamp(0, 1).float()
-
-
-def _expanded(counts: IntArray) -> tuple[IntArray, IntArray]:
-    """Repeat each index as often as its count; give the indices, and the number of each among its equals."""
-    index = np.repeat(np.arange(len(counts)), counts)
-    return index, np.arange(len(index)) - (counts.cumsum() - counts)[index]

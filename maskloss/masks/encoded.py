@@ -186,9 +186,8 @@ class EncodedMasks:
         start, stop = start[stop > start], stop[stop > start]
         # A run that goes on at the top of the next column is cut there.
         first, last = start // height, (stop - 1) // height
-        pieces = last - first + 1
-        run = np.repeat(np.arange(len(start)), pieces)
-        column = np.arange(len(run)) - (pieces.cumsum() - pieces)[run] + first[run]
+        run, piece = expanded(last - first + 1)
+        column = first[run] + piece
         top = np.where(column == first[run], start[run] % height, 0)
         bottom = np.where(column == last[run], (stop[run] - 1) % height + 1, height)
         return Runs(column, top, bottom)
@@ -324,12 +323,18 @@ def decode_counts(compressed: bytes) -> IntArray:
     lengths = last - first + 1
     if lengths.max() > 12:
         raise ValueError("a number of more than 12 characters")
-    place = np.arange(len(codes)) - np.repeat(first, lengths)
+    _, place = expanded(lengths)
     runs = np.add.reduceat((codes & 31) << (5 * place), first)
     runs -= np.where(codes[last] & 16, np.int64(1) << (5 * lengths), 0)
     runs[1::2] = runs[1::2].cumsum()
     runs[2::2] = runs[2::2].cumsum()
     return runs
+
+
+def expanded(counts: IntArray) -> tuple[IntArray, IntArray]:
+    """Repeat each index as often as its count; give the indices, and the number of each among its equals."""
+    index = np.repeat(np.arange(len(counts)), counts)
+    return index, np.arange(len(index)) - (counts.cumsum() - counts)[index]
 
 
 def polygon_area(polygon: FloatArray) -> float:

@@ -17,6 +17,8 @@ import torch.nn.functional as F
 from pycocotools import mask as coco_mask
 from torch import Tensor
 
+from maskloss.masks.boxes import expect_finite
+
 RLE = dict[str, Any]
 Output = Literal["bool", "float", "rle"]
 
@@ -127,10 +129,7 @@ def paste_masks_at_offset(
     grids, boxes = mask_probs.detach().float(), boxes.detach().double()
     if output == "rle":
         grids, boxes = grids.cpu(), boxes.cpu()
-    finite = boxes.isfinite().all(dim=1)
-    if not finite.all():
-        detection = int(finite.long().argmin())
-        raise ValueError(f"boxes must be finite, box {detection} is {boxes[detection].tolist()}")
+    expect_finite(boxes)
     # Autocast would round the matrix products to half precision.
     with torch.autocast(grids.device.type, enabled=False):
         if output == "rle":

@@ -13,6 +13,7 @@ import torch
 from pycocotools import mask as coco_mask
 from torch import Tensor
 
+from maskloss.masks.boxes import expect_finite
 from maskloss.masks.coverage import coverage, outlines
 from maskloss.masks.encoded import EncodedMasks, FloatArray
 from maskloss.masks.roi_align import AxisSampling, roi_align_bitmaps, roi_align_runs
@@ -85,25 +86,17 @@ def mask_targets(
     # One transfer, so one wait for the device.
     on_host = torch.cat([boxes.double(), matched_idxs[:, None].double()], dim=1).cpu()
     host_boxes, host_idxs = on_host[:, :4], on_host[:, 4].long()
-    _check(host_boxes, host_idxs, len(gt_masks))
+    expect_finite(host_boxes)
+    low, high = int(host_idxs.min()), int(host_idxs.max())
+    if low < 0 or high >= len(gt_masks):
+        found = low if low < 0 else high
+        raise ValueError(f"matched_idxs must lie in [0, {len(gt_masks)}) for as many masks, found {found}")
     # Autocast would round matrix products to half precision.
     with torch.autocast(gt_masks.device.type if isinstance(gt_masks, Tensor) else "cpu", enabled=False):
         if isinstance(gt_masks, EncodedMasks):
             return _from_encoded(gt_masks, host_boxes, host_idxs, size, aligned, binary).to(boxes.device)
         targets = roi_align_bitmaps(gt_masks, host_boxes.float(), host_idxs, size, aligned=aligned)
     return (_thresholded(targets) if binary else targets).to(boxes.device)
-
-
-def _check(boxes: Tensor, matched_idxs: Tensor, num_masks: int) -> None:
-    finite = boxes.isfinite().all(dim=1)
-    if not finite.all():
-        box = int(finite.long().argmin())
-        raise ValueError(f"boxes must be finite, box {box} is {boxes[box].tolist()}")
-    low, high = int(matched_idxs.min()), int(matched_idxs.max())
-    if low < 0 or high >= num_masks:
-        raise ValueError(
-            f"matched_idxs must lie in [0, {num_masks}) for as many masks, found {low if low < 0 else high}"
-        )
 
 
 def _from_encoded(
