@@ -24,6 +24,6 @@ else
     python benchmarks/matching.py --device "$device"
     python benchmarks/roi_path.py --device "$device" --repeats 9
     python benchmarks/inference_tail.py --device "$device" --repeats 9
-    python benchmarks/profile_step.py --device "$device" --batch-sizes 1 2 8 --repeats 5
+    python benchmarks/profile_step.py --device "$device" --batch-sizes 2 8 --classes 91 1204 --repeats 5
 fi
 python benchmarks/table.py

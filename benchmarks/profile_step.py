@@ -1,13 +1,14 @@
 """Where a training step and an inference spend their time, stock and converted side by side.
 
-    python benchmarks/profile_step.py [--device cpu|cuda] [--batch-sizes 1 2] [--classes 91] [--coco FOLDER]
+    python benchmarks/profile_step.py [--device cpu|cuda] [--batch-sizes 1 2] [--classes 91 1204] [--coco FOLDER]
                                       [--repeats 3] [--min-size 800]
 
 Mask R-CNN R50-FPN, random weights, 800 x 1333 px. Images and targets are of a COCO-format folder, or random with 20
-objects each. The two sides alternate in one process. Each phase's time is its own, without that of the phases
-within it; on CUDA every phase waits for the device, so phases add up to more than a step that does not. Prints a
-table; writes results/profile_step.json with the peak memory too, and on CUDA kernels launched and device-to-host
-waits. About two minutes a batch size on two CPU cores at batch 1.
+objects each. The sides alternate in one process; a training step has a third one, ours with samples of a fixed
+size. Each phase's time is its own, without that of the phases within it; on CUDA every phase waits for the
+device, so phases add up to more than a step that does not. Prints tables; writes results/profile_step.json with the
+peak memory too, and on CUDA kernels launched and device-to-host waits. About three minutes on two CPU cores at batch
+1, a quarter of an hour at batch 8.
 """
 
 from __future__ import annotations
@@ -52,12 +53,14 @@ METHODS = {
     "rpn.assign_targets_to_anchors": "RPN matching and sampling",
     "rpn.fg_bg_sampler": "RPN matching and sampling",
     "rpn.compute_loss": "RPN loss",
+    "rpn._sample": "RPN matching and sampling",
     "rpn._batch": "RPN loss",
     "rpn.box_coder.encode": "RPN loss",
     "rpn.box_coder.decode": "proposals",
     "rpn.filter_proposals": "proposals",
     "rpn._proposals": "proposals",
     "roi_heads.select_training_samples": "detector matching and sampling",
+    "roi_heads._select_slots": "detector matching and sampling",
     "roi_heads.box_roi_pool.forward": "box branch",
     "roi_heads.box_head.forward": "box branch",
     "roi_heads.box_predictor.forward": "box branch",
@@ -70,6 +73,7 @@ METHODS = {
 FUNCTIONS = {
     (stock_roi_heads, "project_masks_on_boxes"): "mask targets",
     (our_roi_heads, "mask_targets"): "mask targets",
+    (our_roi_heads, "targets_of_host_boxes"): "mask targets",
     (stock_roi_heads, "fastrcnn_loss"): "losses",
     (stock_roi_heads, "maskrcnn_loss"): "losses",
     (stock_roi_heads, "maskrcnn_inference"): "losses",
@@ -161,17 +165,23 @@ def coco_batch(folder: Path, size: int, device: torch.device) -> Batch:
 
 
 def sides(num_classes: int, min_size: int, device: torch.device) -> dict[str, nn.Module]:
-    """The stock and the converted model, with the same weights."""
+    """The stock and the converted models, with the same weights."""
     torch.manual_seed(0)
     make = partial(
         maskrcnn_resnet50_fpn, weights=None, weights_backbone=None, num_classes=num_classes, min_size=min_size
     )
-    stock, ours = make(), make()
-    ours.load_state_dict(stock.state_dict())
+    stock, ours, fixed_size = make(), make(), make()
+    for model in (ours, fixed_size):
+        model.load_state_dict(stock.state_dict())
     # Untrained, a detector finds nothing above torchvision's threshold; at 0 it finds a hundred objects.
-    for model in (stock, ours):
+    for model in (stock, ours, fixed_size):
         model.roi_heads.score_thresh = 0.0
-    return {"torchvision": stock.to(device), "ours": convert(ours).to(device)}
+    models = {
+        "torchvision": stock,
+        "ours": convert(ours),
+        "fixed size": convert(fixed_size, fixed_size=True),
+    }
+    return {side: model.to(device) for side, model in models.items()}
 
 
 def training_step(model: nn.Module, batch: Batch, phases: Phases | None = None) -> None:
@@ -246,7 +256,7 @@ def compared(
     whole = alternating(
         {side: partial(work, model, batch) for side, model in models.items()}, repeats, device
     )
-    ratio = speedup(whole["torchvision"], whole["ours"])
+    ratios = {side: speedup(whole["torchvision"], times) for side, times in whole.items()}
     runs = {
         side: [phases_of(work, model, batch, device) for _ in range(repeats)]
         for side, model in models.items()
@@ -261,21 +271,21 @@ def compared(
             memory[side] = on_the_device(work, model, batch)
         else:
             memory[side] = {"bytes": peak_bytes(partial(work, model, batch))}
-    print(f"\n{name}, batch {len(batch[0])}: {ratio.median:.2f}x ({ratio.low:.2f}-{ratio.high:.2f})")
-    print(f"{'milliseconds':<32} {'torchvision':>12} {'ours':>10}")
-    for phase in dict.fromkeys([*by_phase["torchvision"], *by_phase["ours"]]):
-        values = [1e3 * by_phase[side].get(phase, 0.0) for side in models]
-        print(f"{phase:<32} {values[0]:>12.1f} {values[1]:>10.1f}")
-    print(
-        f"{'whole, without a watch':<32} "
-        + " ".join(f"{1e3 * Spread.of(t).median:>11.1f}" for t in whole.values())
-    )
-    for key in memory["ours"]:
-        divisor, unit = (2**20, "MiB") if key == "bytes" else (1, key)
-        values = [memory[side][key] / divisor for side in models]
-        print(f"{'peak memory' if key == 'bytes' else key:<32} {values[0]:>12.0f} {values[1]:>10.0f} {unit}")
+    print(f"\n{name}")
+    print(f"{'milliseconds':<32}" + "".join(f"{side:>14}" for side in models))
+    rows = {
+        phase: [1e3 * by_phase[side].get(phase, 0.0) for side in models]
+        for phase in dict.fromkeys(phase for phases in by_phase.values() for phase in phases)
+    }
+    rows["whole, without a watch"] = [1e3 * Spread.of(times).median for times in whole.values()]
+    for key in memory["torchvision"]:
+        unit, divisor = ("peak memory, MiB", 2**20) if key == "bytes" else (key, 1)
+        rows[unit] = [memory[side][key] / divisor for side in models]
+    for row, values in rows.items():
+        print(f"{row:<32}" + "".join(f"{value:>14.1f}" for value in values))
+    print(f"{'times faster':<32}" + "".join(f"{ratio.median:>13.2f}x" for ratio in ratios.values()))
     return {
-        "times_faster": ratio,
+        "times_faster": ratios,
         "seconds": {side: Spread.of(times) for side, times in whole.items()},
         "phases": by_phase,
         "device": memory,
@@ -289,25 +299,26 @@ def main() -> None:
     )
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1])
-    parser.add_argument("--classes", type=int, default=91)
+    parser.add_argument("--classes", type=int, nargs="+", default=[91])
     parser.add_argument("--coco", type=Path, help="folder with images/ and annotations.json")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--min-size", type=int, default=800, help="shorter side, in px")
     arguments = parser.parse_args()
     device = torch.device(arguments.device)
-    print(
-        f"torch {torch.__version__}, {device}, {torch.get_num_threads()} threads, {arguments.classes} classes"
-    )
-    models = sides(arguments.classes, arguments.min_size, device)
+    print(f"torch {torch.__version__}, {device}, {torch.get_num_threads()} threads")
     results = {}
-    for size in arguments.batch_sizes:
-        batch = coco_batch(arguments.coco, size, device) if arguments.coco else random_batch(size, device)
-        for name, work in (
-            ("training step", training_step),
-            ("inference", inference),
-            ("inference to COCO results", inference_to_coco),
-        ):
-            results[f"{name}, batch {size}"] = compared(name, work, models, batch, arguments.repeats)
+    for num_classes in arguments.classes:
+        models = sides(num_classes, arguments.min_size, device)
+        in_evaluation = {side: models[side] for side in ("torchvision", "ours")}
+        for size in arguments.batch_sizes:
+            batch = coco_batch(arguments.coco, size, device) if arguments.coco else random_batch(size, device)
+            for work_name, work, compared_models in (
+                ("training step", training_step, models),
+                ("inference", inference, in_evaluation),
+                ("inference to COCO results", inference_to_coco, in_evaluation),
+            ):
+                name = f"{work_name}, batch {size}, {num_classes} classes"
+                results[name] = compared(name, work, compared_models, batch, arguments.repeats)
     write_results("profile_step", device, results)
 
 

@@ -8,6 +8,9 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torchvision.models.detection._utils import BalancedPositiveNegativeSampler
+from torchvision.models.detection._utils import BoxCoder as TorchvisionBoxCoder
 from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 from torchvision.models.detection.mask_rcnn import MaskRCNNPredictor
 from torchvision.models.detection.roi_heads import RoIHeads as TorchvisionRoIHeads
@@ -15,6 +18,7 @@ from torchvision.models.detection.rpn import RegionProposalNetwork as Torchvisio
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops import MultiScaleRoIAlign as TorchvisionMultiScaleRoIAlign
 
+from maskloss.detection.box_coder import BoxCoder
 from maskloss.detection.heads import ClassSelectedMaskPredictor
 from maskloss.detection.pooling import MultiScaleRoIAlign
 from maskloss.detection.roi_heads import RoIHeads
@@ -27,12 +31,19 @@ from maskloss.masks.encoded import EncodedMasks
 Model = TypeVar("Model", bound=nn.Module)
 
 
-def convert(model: Model, loss: MaskRCNNLoss | str | None = None, *, paste: Paste = "torchvision") -> Model:
+def convert(
+    model: Model,
+    loss: MaskRCNNLoss | str | None = None,
+    *,
+    paste: Paste = "torchvision",
+    fixed_size: bool = False,
+) -> Model:
     """Give torchvision's model our losses, targets and heads, in place.
 
     Parameters stay the same objects, so an optimizer made before stays valid, and `state_dict` keeps
     torchvision's keys and shapes, so its weights load strictly before and after. Call it before wrapping the
-    model in DistributedDataParallel or torch.compile. Converting again replaces the loss and the paste.
+    model in DistributedDataParallel or torch.compile. Converting again replaces the loss, the paste and the way
+    of sampling.
 
     Args:
         model: torchvision's `FasterRCNN`, `MaskRCNN` or `KeypointRCNN`, or a subclass, whose `rpn` and
@@ -43,14 +54,21 @@ def convert(model: Model, loss: MaskRCNNLoss | str | None = None, *, paste: Past
         paste: how detections' masks get into the image: "torchvision" gives torchvision's masks; "matched"
             samples at pixel centres on the side of the half pixel that the loss's targets train; None leaves
             the probabilities (D, 1, M, M), for `paste_masks(output="rle")`.
+        fixed_size: in training, sample anchors and RoIs without asking the GPU how many positives there are, so
+            that it need not run dry while the host waits for the answer. The samples are as large as torchvision's
+            and as random, but others, so losses agree in expectation, not number by number. Between the
+            transform and the losses the host then waits for NMS, once per image, and for the sizes of the RoI
+            sample, with the box branch's work already handed over.
 
     Returns:
         The same model.
 
     Raises:
-        TypeError: the model, or a part whose `forward` ours would replace, is not torchvision's; nothing is
-            changed then. The message names what was found.
-        ValueError: no such preset or paste.
+        TypeError: the model, or a part whose `forward` ours would replace, is not torchvision's; or
+            `fixed_size` is asked for with another sampler than torchvision's. Nothing is changed then. The
+            message names what was found.
+        ValueError: no such preset or paste; or `fixed_size` is asked for with a BatchNorm in the RoI heads, whose
+            statistics would take in the rows that nothing was drawn into.
 
     Example:
         >>> import torchvision
@@ -76,6 +94,9 @@ def convert(model: Model, loss: MaskRCNNLoss | str | None = None, *, paste: Past
             f"GeneralizedRCNNTransform but {_full_name(model.transform)}"
         )
 
+    if fixed_size:
+        _expect_fixed_size_fits(model)
+
     # The instances change their class instead of being rebuilt: whatever a user has set on them, hooks and
     # custom submodules included, stays.
     model.rpn.__class__ = RegionProposalNetwork
@@ -84,6 +105,7 @@ def convert(model: Model, loss: MaskRCNNLoss | str | None = None, *, paste: Past
         model.transform.__class__ = RCNNTransform
         model.transform.paste = paste
         model.transform.aligned_masks = loss.mask_targets.aligned
+        model.transform.boxes_on_host = fixed_size
     predictor = model.roi_heads.mask_predictor
     if type(predictor) is MaskRCNNPredictor and "forward" not in vars(predictor):
         predictor.__class__ = ClassSelectedMaskPredictor
@@ -91,6 +113,12 @@ def convert(model: Model, loss: MaskRCNNLoss | str | None = None, *, paste: Past
     for pooler in (heads.box_roi_pool, heads.mask_roi_pool, heads.keypoint_roi_pool):
         if type(pooler) is TorchvisionMultiScaleRoIAlign and "forward" not in vars(pooler):
             pooler.__class__ = MultiScaleRoIAlign
+        if isinstance(pooler, MultiScaleRoIAlign):
+            pooler.fixed_size = fixed_size
+    for part in (model.rpn, heads):
+        if type(part.box_coder) is TorchvisionBoxCoder:
+            part.box_coder.__class__ = BoxCoder
+    model.rpn.fixed_size = heads.fixed_size = fixed_size
     loss.to(next(model.parameters()).device)
     model.rpn.hold(loss)
     model.roi_heads.hold(loss)
@@ -208,6 +236,22 @@ def _expect_own(model: nn.Module, name: str, stock: type, ours: type) -> None:
         if method in vars(part):
             raise TypeError(
                 f"convert would drop model.{name}.{method}, which has been patched on the instance"
+            )
+
+
+def _expect_fixed_size_fits(model: GeneralizedRCNN) -> None:
+    for name in ("rpn", "roi_heads"):
+        sampler = getattr(model, name).fg_bg_sampler
+        if type(sampler) is not BalancedPositiveNegativeSampler:
+            raise TypeError(
+                f"fixed_size would replace the draws of model.{name}.fg_bg_sampler, which is not torchvision's "
+                f"BalancedPositiveNegativeSampler but {_full_name(sampler)}"
+            )
+    for name, module in model.roi_heads.named_modules():
+        if isinstance(module, _BatchNorm):
+            raise ValueError(
+                f"fixed_size does not go with model.roi_heads.{name}, a {type(module).__name__}: its statistics "
+                "would take in rows that nothing was drawn into"
             )
 
 

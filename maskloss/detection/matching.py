@@ -20,9 +20,9 @@ def match(
 ) -> Tensor:
     """Match boxes to objects as `matcher(similarity(gt_boxes, boxes))` does, index by index.
 
-    The matrix of similarities, (G, A), is made in pieces of some boxes each. Whether a box is an object's best,
-    which lets it match below the threshold, shows only when all have been seen: then the few pieces that hold
-    bests are made again, for their objects alone.
+    A device is not waited for. A large matrix of similarities, (G, A), is made in pieces of some boxes each.
+    Whether a box is an object's best, which lets it match below the threshold, shows only when all have been seen:
+    then the pieces are made again; on a CPU only those few that hold bests, for their objects alone.
 
     Args:
         gt_boxes: (G, 4) xyxy, G >= 1.
@@ -34,9 +34,16 @@ def match(
         (A,) int64: the object's index, or `BELOW_LOW_THRESHOLD` or `BETWEEN_THRESHOLDS`.
     """
     pairs = _PAIRS_AT_ONCE.get(boxes.device.type, 2**24)
-    if len(gt_boxes) * len(boxes) <= _PIECES_NOT_WORTH_IT * pairs or type(matcher) is not Matcher:
+    if type(matcher) is not Matcher or len(boxes) == 0:
         matches: Tensor = matcher(similarity(gt_boxes, boxes))
         return matches
+    if len(gt_boxes) * len(boxes) <= _PIECES_NOT_WORTH_IT * pairs:
+        quality = similarity(gt_boxes, boxes)
+        best = quality.max(dim=0)
+        is_best = None
+        if matcher.allow_low_quality_matches:
+            is_best = (quality == quality.amax(dim=1, keepdim=True)).any(dim=0)
+        return _decided(best.values, best.indices, is_best, matcher)
     count = max(pairs // len(gt_boxes), 1)
     pieces = boxes.split(count)
     # Filled in place: small tensors that are kept between large ones that are not would scatter the memory.
@@ -50,19 +57,27 @@ def match(
         piece_values.copy_(best.values)
         piece_objects.copy_(best.indices)
         bests.copy_(quality.amax(dim=1))
-    matches = objects.clone()
-    matches[values < matcher.low_threshold] = matcher.BELOW_LOW_THRESHOLD
-    between = (values >= matcher.low_threshold) & (values < matcher.high_threshold)
-    matches[between] = matcher.BETWEEN_THRESHOLDS
     if not matcher.allow_low_quality_matches:
-        return matches
+        return _decided(values, objects, None, matcher)
     highest = by_piece.amax(dim=0)
-    is_best = torch.zeros_like(matches, dtype=torch.bool)
+    is_best = torch.zeros_like(objects, dtype=torch.bool)
     # Of an object that meets no box at all, every box is a best one.
     is_best |= (highest == 0).any()
-    holders = ((by_piece == highest) & (highest > 0)).cpu()
-    for piece, piece_is_best, holder in zip(pieces, is_best.split(count), holders, strict=True):
-        held = torch.where(holder)[0].to(boxes.device)
+    if boxes.device.type == "cpu":
+        holders = (by_piece == highest) & (highest > 0)
+        held_by_piece = [torch.where(holder)[0] for holder in holders]
+    else:
+        # To know which objects a piece holds the best of, the host would have to wait.
+        held_by_piece = [torch.arange(len(gt_boxes), device=boxes.device)] * len(pieces)
+    for piece, piece_is_best, held in zip(pieces, is_best.split(count), held_by_piece, strict=True):
         if len(held):
             piece_is_best |= (similarity(gt_boxes[held], piece) == highest[held, None]).any(dim=0)
-    return torch.where(is_best, objects, matches)
+    return _decided(values, objects, is_best, matcher)
+
+
+def _decided(values: Tensor, objects: Tensor, is_best: Tensor | None, matcher: Matcher) -> Tensor:
+    """Give each box (A,) its most similar object, or, by that similarity, none: `Matcher`, without waiting."""
+    matches = objects.masked_fill(values < matcher.low_threshold, matcher.BELOW_LOW_THRESHOLD)
+    between = (values >= matcher.low_threshold) & (values < matcher.high_threshold)
+    matches.masked_fill_(between, matcher.BETWEEN_THRESHOLDS)
+    return matches if is_best is None else torch.where(is_best, objects, matches)

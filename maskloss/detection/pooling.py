@@ -1,4 +1,4 @@
-"""RoI pooling with a faster backward pass on CPUs."""
+"""RoI pooling with a faster backward pass on CPUs, and without waiting for a GPU."""
 
 from __future__ import annotations
 
@@ -23,10 +23,14 @@ class MultiScaleRoIAlign(TorchvisionMultiScaleRoIAlign):
     torchvision's backward pass on a CPU adds every sample of every channel to the feature map by itself, in one
     thread, which is a seventh of the RoI heads' training time. On other devices, and where no gradient is
     wanted, everything is torchvision's.
+
+    Attributes:
+        fixed_size: in training on another device, do not ask it which boxes belong to which level; see `convert`.
     """
 
     scales: list[float] | None
     map_levels: Any
+    fixed_size: bool = False
 
     def forward(
         self, x: dict[str, Tensor], boxes: list[Tensor], image_shapes: list[tuple[int, int]]
@@ -43,7 +47,9 @@ class MultiScaleRoIAlign(TorchvisionMultiScaleRoIAlign):
         """
         features: list[Tensor] = _filter_input(x, self.featmap_names)
         ours = torch.is_grad_enabled() and not torch.compiler.is_compiling()
-        if not (ours and all(_takes_our_backward(feature) for feature in features)):
+        our_backward = ours and all(_takes_our_backward(feature) for feature in features)
+        without_waiting = self.training and self.fixed_size and features[0].device.type != "cpu"
+        if not (our_backward or without_waiting):
             return super().forward(x, boxes, image_shapes)
         if self.scales is None or self.map_levels is None:
             self.scales, self.map_levels = _setup_scales(
@@ -54,13 +60,52 @@ class MultiScaleRoIAlign(TorchvisionMultiScaleRoIAlign):
         )
         size, ratio = self.output_size, self.sampling_ratio
         if len(features) == 1:
-            return _RoIAlign.apply(features[0], rois, size, self.scales[0], ratio)
+            align = _RoIAlign.apply if our_backward else roi_align
+            return align(features[0], rois, size, self.scales[0], ratio)
         levels = self.map_levels(boxes)
+        if not our_backward:
+            return pooled_from_every_level(features, rois, levels, size, self.scales, ratio)
         pooled = features[0].new_zeros((len(rois), features[0].shape[1], *size))
         for level, (feature, scale) in enumerate(zip(features, self.scales, strict=True)):
             chosen = torch.where(levels == level)[0]
             pooled[chosen] = _RoIAlign.apply(feature, rois[chosen], size, scale, ratio)
         return pooled
+
+
+def pooled_from_every_level(
+    features: list[Tensor],
+    rois: Tensor,
+    levels: Tensor,
+    size: tuple[int, int],
+    scales: list[float],
+    sampling_ratio: int,
+) -> Tensor:
+    """Pool all RoIs from each level, those of other levels from outside of it, where all is 0, and add up.
+
+    A sample outside reads nothing, so the levels that do not count cost the writing of their zeros, and in turn no
+    device is asked how many RoIs each level has.
+
+    Args:
+        features: maps (N, channels, H_l, W_l).
+        rois: (R, 5), the image's index and xyxy in px of the image.
+        levels: (R,) int64, each RoI's own.
+        size: cells (down, across).
+        scales: of the features to the image, by level.
+        sampling_ratio: samples per cell along each axis; adaptive where not positive.
+
+    Returns:
+        (R, channels, *size).
+    """
+    pooled: Any = 0.0
+    for level, (feature, scale) in enumerate(zip(features, scales, strict=True)):
+        # RoIAlign still reads the border up to a pixel outside, and makes a box without an area one pixel long.
+        elsewhere = (levels != level)[:, None]
+        boxes = rois[:, 1:].masked_fill(elsewhere, -4.0 / scale)
+        pooled = pooled + roi_align(
+            feature, torch.cat([rois[:, :1], boxes], dim=1), size, scale, sampling_ratio
+        )
+    summed: Tensor = pooled
+    return summed
 
 
 def _takes_our_backward(feature: Tensor) -> bool:
@@ -124,7 +169,9 @@ def _spread(
     windows = torch.stack([rois[:, 0].long(), rows.start, rows.stop, columns.start, columns.stop], dim=1)
     for first in range(0, len(rois), _ROIS_AT_ONCE):
         chunk = slice(first, first + _ROIS_AT_ONCE)
-        row_weights, column_weights = rows.of_boxes(chunk).weights(), columns.of_boxes(chunk).weights()
+        row_weights, column_weights = (
+            axis.weights(*axis.sizes()) for axis in (rows.of_boxes(chunk), columns.of_boxes(chunk))
+        )
         for index, (image, top, bottom, left, right) in enumerate(windows[chunk].tolist()):
             down = row_weights[index, :, : bottom - top]  # (m, h)
             across = column_weights[index, :, : right - left]  # (n, w)

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from torchvision.models.detection.roi_heads import RoIHeads as TorchvisionRoIHeads
 from torchvision.models.detection.roi_heads import keypointrcnn_inference, keypointrcnn_loss
 
 from maskloss.detection.heads import ClassSelectedMaskPredictor
 from maskloss.detection.loss_holder import LossHolder
+from maskloss.detection.sampling import Reading, draw_slots, sent
 from maskloss.losses.boxes import BoxRegression
 from maskloss.losses.conventions import at_least_float32
 from maskloss.losses.criterion import KEYS, MaskBatch, RoIBatch, zero_of
 from maskloss.losses.masks import select_class_masks
 from maskloss.losses.weighting import BatchCounts
-from maskloss.masks.targets import mask_targets
+from maskloss.masks.targets import mask_targets, targets_of_host_boxes
 
 Features = dict[str, Tensor]
 Detections = list[dict[str, Tensor]]
@@ -29,7 +33,12 @@ class RoIHeads(LossHolder, TorchvisionRoIHeads):
     `forward` is rewritten, because torchvision's calls its loss functions by name and mixes training with
     inference. Matching, sampling, decoding and NMS are inherited, and the random numbers are drawn in the
     same order.
+
+    Attributes:
+        fixed_size: sample in training without waiting for the device; see `convert`.
     """
+
+    fixed_size: bool = False
 
     def forward(
         self,
@@ -63,82 +72,144 @@ class RoIHeads(LossHolder, TorchvisionRoIHeads):
     ) -> dict[str, Tensor]:
         if targets is None:
             raise ValueError("targets are needed to compute losses, got None")
-        proposals, matched_idxs, labels_by_image, target_deltas = self.select_training_samples(
-            proposals, targets
-        )
-        labels = torch.cat(labels_by_image)  # (R,)
-        positives = torch.where(labels > 0)[0]  # (P,)
+        select = self._select_slots if self.training and self.fixed_size else self._select
+        rois = select(proposals, targets)
+        class_logits, deltas = self._predict_boxes(features, rois.proposals, image_shapes)
+        drawn = rois.drawn()
+        labels = torch.cat(rois.labels)  # (R,), in slots more
+        positives = drawn.positives  # (P,)
+        positive_labels, positive_boxes = labels[positives], torch.cat(rois.proposals)[positives]
+        deltas_by_class = deltas.reshape(len(labels), deltas.shape[1] // 4, 4)
+        if drawn.rows is not None:
+            class_logits, labels = class_logits[drawn.rows], labels[drawn.rows]
         counts = BatchCounts(
             num_images=len(proposals),
             sampled=labels.numel(),
             positives=positives.numel(),
             batch_size_per_image=self.fg_bg_sampler.batch_size_per_image,
         )
-
-        class_logits, deltas = self._predict_boxes(features, proposals, image_shapes)
-        positive_proposals = torch.cat(proposals)[positives]
-        deltas_by_class = deltas.reshape(counts.sampled, deltas.shape[1] // 4, 4)
         losses = self.loss.roi_losses(
             RoIBatch(
                 class_logits=class_logits,
                 labels=labels,
                 box=BoxRegression(
-                    deltas_by_class[positives, labels[positives]],
-                    torch.cat(list(target_deltas))[positives],
-                    lambda encoded: self.box_coder.decode_single(encoded, positive_proposals),
+                    deltas_by_class[positives, positive_labels],
+                    drawn.target_deltas,
+                    lambda encoded: self.box_coder.decode_single(encoded, positive_boxes),
                 ),
                 counts=counts,
             )
         )
-        if not (self.has_mask() or self.has_keypoint()):
-            return losses
-        positives_by_image = [torch.where(image_labels > 0)[0] for image_labels in labels_by_image]
-        positive_boxes = [p[i] for p, i in zip(proposals, positives_by_image, strict=True)]
-        positive_matches = [m[i] for m, i in zip(matched_idxs, positives_by_image, strict=True)]
         if self.has_mask():
-            losses |= self._mask_losses(
-                features, positive_boxes, positive_matches, labels[positives], image_shapes, targets, counts
-            )
+            losses |= self._mask_losses(features, drawn, positive_labels, image_shapes, targets, counts)
         if self.has_keypoint():
             losses["loss_keypoint"] = keypointrcnn_loss(
-                self._predict_keypoints(features, positive_boxes, image_shapes),
-                positive_boxes,
+                self._predict_keypoints(features, drawn.boxes, image_shapes),
+                drawn.boxes,
                 [target["keypoints"] for target in targets],
-                positive_matches,
+                drawn.matched_idxs,
             )
         return losses
+
+    def _select(self, proposals: list[Tensor], targets: list[dict[str, Any]]) -> _RoIs:
+        """Match and sample as torchvision does."""
+        proposals, matched_idxs, labels, target_deltas = self.select_training_samples(proposals, targets)
+
+        def drawn() -> _Drawn:
+            positives = torch.where(torch.cat(labels) > 0)[0]
+            by_image = [torch.where(image_labels > 0)[0] for image_labels in labels]
+            return _Drawn(
+                rows=None,
+                positives=positives,
+                target_deltas=torch.cat(list(target_deltas))[positives],
+                boxes=[p[i] for p, i in zip(proposals, by_image, strict=True)],
+                matched_idxs=[m[i] for m, i in zip(matched_idxs, by_image, strict=True)],
+            )
+
+        return _RoIs(proposals, labels, drawn)
+
+    def _select_slots(self, proposals: list[Tensor], targets: list[dict[str, Any]]) -> _RoIs:
+        """Match, and sample as many slots in each image without waiting for the device.
+
+        The box branch goes over the slots. What has been drawn into them is known when it is needed, and
+        rows that nothing has been drawn into get no further: no loss ever sees them.
+        """
+        self.check_targets(targets)
+        device, dtype = proposals[0].device, proposals[0].dtype
+        gt_boxes = [sent(target["boxes"].to(dtype), device) for target in targets]
+        candidates = self.add_gt_proposals(proposals, gt_boxes)
+        matched_idxs, labels = self.assign_targets_to_proposals(
+            candidates, gt_boxes, [target["labels"] for target in targets]
+        )
+        slots = draw_slots(labels, self.fg_bg_sampler)
+        images = torch.arange(len(labels), device=device)[:, None]
+        boxes, idxs, slot_labels = (
+            pad_sequence(values, batch_first=True)[images, slots.indices]
+            for values in (candidates, matched_idxs, labels)
+        )  # (N, B, 4), (N, B), (N, B)
+        reading = Reading(slots, boxes, idxs)
+
+        def drawn() -> _Drawn:
+            known, (host_boxes, host_idxs) = reading.result()
+            rows = torch.arange(slot_labels.numel(), device=device).view_as(slot_labels)
+            positive_boxes, positive_idxs = known.positives(boxes), known.positives(idxs)
+            matched_boxes = [gt[i] for gt, i in zip(gt_boxes, positive_idxs, strict=True)]
+            return _Drawn(
+                rows=None if sum(known.num_drawn) == rows.numel() else torch.cat(known.both(rows)),
+                positives=torch.cat(known.positives(rows)),
+                target_deltas=self.box_coder.encode_single(
+                    torch.cat(matched_boxes), torch.cat(positive_boxes)
+                ),
+                boxes=positive_boxes,
+                matched_idxs=positive_idxs,
+                on_host=list(zip(known.positives(host_boxes), known.positives(host_idxs), strict=True)),
+            )
+
+        return _RoIs(list(boxes), list(slot_labels), drawn)
 
     def _mask_losses(
         self,
         features: Features,
-        boxes: list[Tensor],
-        matched_idxs: list[Tensor],
+        drawn: _Drawn,
         labels: Tensor,
         image_shapes: ImageShapes,
         targets: list[dict[str, Any]],
         counts: BatchCounts,
     ) -> dict[str, Tensor]:
-        """Give `loss_mask` of the positives: N tensors of boxes and matches, and their (P,) labels."""
+        """Give `loss_mask` of the positives, of labels (P,)."""
         if self.loss.weights.mask == 0:
             # The branch is not run, but its parameters still get a gradient, of zeros: without one,
             # DistributedDataParallel would wait for it.
             branch = [*self.mask_head.parameters(), *self.mask_predictor.parameters()]
             return {KEYS["mask"]: zero_of(branch)}
         selected = None if self.loss.needs_all_mask_classes else labels
-        mask_logits = self._predict_masks(features, boxes, image_shapes, selected)
-        settings = self.loss.mask_targets
-        grids = [
-            mask_targets(
-                target["masks"],
-                image_boxes,
-                image_matches,
-                mask_logits.shape[-1],
-                aligned=settings.aligned,
-                binary=settings.binary,
+        mask_logits = self._predict_masks(features, drawn.boxes, image_shapes, selected)
+        grids = self._mask_targets(drawn, targets, mask_logits.shape[-1])
+        return self.loss.mask_losses(MaskBatch(mask_logits, grids, labels, counts))
+
+    def _mask_targets(self, drawn: _Drawn, targets: list[dict[str, Any]], size: int) -> Tensor:
+        """Targets (P, M, M) of the positives of all images."""
+        aligned, binary = self.loss.mask_targets.aligned, self.loss.mask_targets.binary
+        if drawn.on_host is None:
+            of_images = zip(targets, drawn.boxes, drawn.matched_idxs, strict=True)
+            return torch.cat(
+                [
+                    mask_targets(target["masks"], boxes, idxs, size, aligned=aligned, binary=binary)
+                    for target, boxes, idxs in of_images
+                ]
             )
-            for target, image_boxes, image_matches in zip(targets, boxes, matched_idxs, strict=True)
-        ]
-        return self.loss.mask_losses(MaskBatch(mask_logits, torch.cat(grids), labels, counts))
+        grids = []
+        for target, boxes, (host_boxes, host_idxs) in zip(targets, drawn.boxes, drawn.on_host, strict=True):
+            masks = target["masks"]
+            if isinstance(masks, Tensor):
+                # `check_targets` has seen that they hold 0 and 1; bool masks are not looked at again.
+                masks = masks.view(torch.bool)
+            if len(boxes):
+                grid = targets_of_host_boxes(
+                    masks, host_boxes.double(), host_idxs, size, aligned=aligned, binary=binary
+                )
+                grids.append(sent(grid, boxes.device))
+        return torch.cat(grids) if grids else drawn.boxes[0].new_zeros((0, size, size), dtype=torch.float32)
 
     def _detect(self, features: Features, proposals: list[Tensor], image_shapes: ImageShapes) -> Detections:
         class_logits, deltas = self._predict_boxes(features, proposals, image_shapes)
@@ -190,3 +261,39 @@ class RoIHeads(LossHolder, TorchvisionRoIHeads):
         """Keypoint heatmap logits (P, K, S, S)."""
         pooled = self.keypoint_roi_pool(features, boxes, image_shapes)
         return self.keypoint_predictor(self.keypoint_head(pooled))
+
+
+@dataclass(frozen=True)
+class _RoIs:
+    """The RoIs of N images that the box branch goes over.
+
+    Attributes:
+        proposals: per image, (B_i, 4).
+        labels: per image, (B_i,) int64.
+        drawn: gives which of them count, and what the positives are matched to; it may wait for the device.
+    """
+
+    proposals: list[Tensor]
+    labels: list[Tensor]
+    drawn: Callable[[], _Drawn]
+
+
+@dataclass(frozen=True)
+class _Drawn:
+    """What was drawn of these RoIs.
+
+    Attributes:
+        rows: (R,) those that count, among the RoIs of all images; None where all do.
+        positives: (P,) among the RoIs of all images.
+        target_deltas: (P, 4).
+        boxes: per image, (P_i, 4), the positives.
+        matched_idxs: per image, (P_i,) the objects that they are matched to.
+        on_host: the same two where the host knows them already.
+    """
+
+    rows: Tensor | None
+    positives: Tensor
+    target_deltas: Tensor
+    boxes: list[Tensor]
+    matched_idxs: list[Tensor]
+    on_host: list[tuple[Tensor, Tensor]] | None = None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,6 +15,7 @@ from torchvision.ops import batched_nms, clip_boxes_to_image, remove_small_boxes
 
 from maskloss.detection.loss_holder import LossHolder
 from maskloss.detection.matching import match
+from maskloss.detection.sampling import Reading, draw_slots, sent
 from maskloss.losses.boxes import BoxRegression
 from maskloss.losses.conventions import at_least_float32
 from maskloss.losses.criterion import RPNBatch
@@ -26,7 +29,12 @@ class RegionProposalNetwork(LossHolder, TorchvisionRPN):
     are proposed. What differs is how much is computed for it: matching goes in pieces, target deltas are
     encoded for the sampled positives instead of for every anchor, and only anchors that are among the best of
     their level are decoded. Boxes are decoded in float32 under mixed precision.
+
+    Attributes:
+        fixed_size: sample in training without waiting for the device; see `convert`.
     """
+
+    fixed_size: bool = False
 
     def forward(
         self,
@@ -52,13 +60,17 @@ class RegionProposalNetwork(LossHolder, TorchvisionRPN):
         locations = sum(o.shape[0] * o.shape[2] * o.shape[3] for o in objectness_maps)
         objectness, deltas = concat_box_prediction_layers(objectness_maps, delta_maps)
 
+        sample = None
+        if self.wants_losses:
+            if targets is None:
+                raise ValueError("targets are needed to compute losses, got None")
+            # Before the proposals: NMS waits for the device, which by then has counted the sample too.
+            sample = self._sample(anchors, targets)
         boxes = self._proposals(objectness, deltas, anchors, images.image_sizes, anchors_per_level)
         boxes = [box.to(images.tensors.dtype) for box in boxes]
-        if not self.wants_losses:
+        if sample is None:
             return boxes, {}
-        if targets is None:
-            raise ValueError("targets are needed to compute losses, got None")
-        return boxes, self.loss.rpn_losses(self._batch(objectness, deltas, anchors, targets, locations))
+        return boxes, self.loss.rpn_losses(self._batch(objectness, deltas, anchors, sample, locations))
 
     def assign_targets_to_anchors(
         self, anchors: list[Tensor], targets: list[dict[str, Any]]
@@ -102,8 +114,8 @@ class RegionProposalNetwork(LossHolder, TorchvisionRPN):
         deltas = deltas.detach().reshape(len(anchors), -1, 4)
         best = self._get_top_n_idx(objectness, anchors_per_level)  # (N, K), level by level
         best_per_level = [min(self.pre_nms_top_n(), count) for count in anchors_per_level]
-        levels = torch.arange(len(best_per_level), device=best.device).repeat_interleave(
-            torch.tensor(best_per_level, device=best.device), output_size=best.shape[1]
+        levels = torch.cat(
+            [torch.full((count,), level, device=best.device) for level, count in enumerate(best_per_level)]
         )  # (K,)
         proposals = []
         for image, size in enumerate(image_sizes):
@@ -113,34 +125,61 @@ class RegionProposalNetwork(LossHolder, TorchvisionRPN):
             )
             boxes = clip_boxes_to_image(boxes, size)
             scores = objectness[image, chosen].sigmoid()
-            kept = remove_small_boxes(boxes, self.min_size)
-            kept = kept[scores[kept] >= self.score_thresh]
-            boxes, scores = boxes[kept], scores[kept]
-            kept = batched_nms(boxes, scores, levels[kept], self.nms_thresh)[: self.post_nms_top_n()]
+            if self.training and self.fixed_size:
+                boxes, scores, levels_kept = self._droppable_made_copies(boxes, scores, levels)
+            else:
+                kept = remove_small_boxes(boxes, self.min_size)
+                kept = kept[scores[kept] >= self.score_thresh]
+                boxes, scores, levels_kept = boxes[kept], scores[kept], levels[kept]
+            kept = batched_nms(boxes, scores, levels_kept, self.nms_thresh)[: self.post_nms_top_n()]
             proposals.append(boxes[kept])
         return proposals
 
-    def _batch(
-        self,
-        objectness: Tensor,
-        deltas: Tensor,
-        anchors: list[Tensor],
-        targets: list[dict[str, Any]],
-        locations: int,
-    ) -> RPNBatch:
-        labels_by_image, matched_boxes = self.assign_targets_to_anchors(anchors, targets)
-        positive_masks, negative_masks = self.fg_bg_sampler(labels_by_image)
-        positives = torch.where(torch.cat(positive_masks))[0]  # (P,)
-        negatives = torch.where(torch.cat(negative_masks))[0]
-        sampled = torch.cat([positives, negatives])  # (S,)
+    def _droppable_made_copies(
+        self, boxes: Tensor, scores: Tensor, levels: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Make boxes that are too small or score too low copies of the best box, which NMS then drops.
 
+        To drop them itself, the host would have to know how many they are.
+        """
+        sides = boxes[:, 2:] - boxes[:, :2]
+        dropped = (sides < self.min_size).any(dim=1) | (scores < self.score_thresh)
+        scores = scores.masked_fill(dropped, -1.0)
+        best = scores.argmax()[None]  # of one dimension: a scalar as an index would be waited for
+        boxes = torch.where(dropped[:, None], boxes[best], boxes)
+        return boxes, scores, torch.where(dropped, levels[best], levels)
+
+    def _sample(self, anchors: list[Tensor], targets: list[dict[str, Any]]) -> _Sample:
+        """Match anchors to objects and sample them; of a fixed-size sample the sizes are on their way."""
+        boxes = [{"boxes": sent(target["boxes"], anchors[0].device)} for target in targets]
+        labels, matched_boxes = self.assign_targets_to_anchors(anchors, boxes)
+        if not (self.training and self.fixed_size):
+            positives, negatives = self.fg_bg_sampler(labels)
+            indices = torch.where(torch.cat(positives))[0], torch.where(torch.cat(negatives))[0]
+            return _Sample(torch.cat(labels), torch.cat(matched_boxes), lambda: indices)
+        slots = draw_slots(labels, self.fg_bg_sampler)
+        reading = Reading(slots)
+
+        def drawn() -> tuple[Tensor, Tensor]:
+            images = torch.arange(len(anchors), device=slots.indices.device)
+            among_all = slots.indices + len(anchors[0]) * images[:, None]
+            known, _ = reading.result()
+            return torch.cat(known.positives(among_all)), torch.cat(known.negatives(among_all))
+
+        return _Sample(torch.cat(labels), torch.cat(matched_boxes), drawn)
+
+    def _batch(
+        self, objectness: Tensor, deltas: Tensor, anchors: list[Tensor], sample: _Sample, locations: int
+    ) -> RPNBatch:
+        positives, negatives = sample.indices()  # (P,), (S - P,)
+        sampled = torch.cat([positives, negatives])
         positive_anchors = torch.cat(anchors)[positives]
         # Matched boxes of an image without objects are zeros, whose logarithm would be -inf; no positive is
         # ever among those, so encoding the positives alone never meets them.
-        target_deltas = self.box_coder.encode_single(torch.cat(matched_boxes)[positives], positive_anchors)
+        target_deltas = self.box_coder.encode_single(sample.matched_boxes[positives], positive_anchors)
         return RPNBatch(
             objectness=objectness.flatten()[sampled],
-            labels=torch.cat(labels_by_image)[sampled],
+            labels=sample.labels[sampled],
             box=BoxRegression(
                 deltas[positives],
                 target_deltas,
@@ -154,3 +193,19 @@ class RegionProposalNetwork(LossHolder, TorchvisionRPN):
                 locations=locations,
             ),
         )
+
+
+@dataclass(frozen=True)
+class _Sample:
+    """What was sampled of the anchors of all images.
+
+    Attributes:
+        labels: (all anchors,) float, of `assign_targets_to_anchors`.
+        matched_boxes: (all anchors, 4), of the objects matched to.
+        indices: gives those of the positives (P,) and of the negatives (S - P,) among all anchors; it may wait
+            for the device.
+    """
+
+    labels: Tensor
+    matched_boxes: Tensor
+    indices: Callable[[], tuple[Tensor, Tensor]]

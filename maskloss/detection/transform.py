@@ -22,10 +22,13 @@ class RCNNTransform(GeneralizedRCNNTransform):
         paste: "torchvision" pastes as torchvision does; "matched" samples at pixel centres, less what the targets
             were off by; None leaves the probabilities (D, 1, M, M).
         aligned_masks: whether they were off, `MaskTargets.aligned`.
+        boxes_on_host: leave the boxes of training targets on the host, where torchvision's look at each image's
+            boxes, after this transform, waits for nothing.
     """
 
     paste: Paste = "torchvision"
     aligned_masks: bool = False
+    boxes_on_host: bool = False
 
     def resize(
         self, image: Tensor, target: dict[str, Any] | None = None
@@ -38,6 +41,8 @@ class RCNNTransform(GeneralizedRCNNTransform):
         if target["boxes"].dtype in (torch.bfloat16, torch.float16):
             # bfloat16 has 4 px between neighbours at 1000 px; the arithmetic from here on is float32's.
             target["boxes"] = target["boxes"].float()
+        if self.training and self.boxes_on_host:
+            target["boxes"] = target["boxes"].cpu()
         if "keypoints" in target and target["keypoints"].numel() == 0:
             target["keypoints"] = target["keypoints"].reshape(0, 0, 3)
         image, resized = super().resize(image, target)

@@ -91,19 +91,33 @@ class AxisSampling:
             self.size,
         )
 
-    def weights(self, device: torch.device | None = None) -> Tensor:
+    def to(self, device: torch.device) -> AxisSampling:
+        """Move to a device, from the host without waiting for it."""
+        low, cell, samples, start, stop = (
+            values.to(device, non_blocking=True)
+            for values in (self.low, self.cell, self.samples, self.start, self.stop)
+        )
+        return AxisSampling(low, cell, samples, start, stop, self.length, self.size)
+
+    def sizes(self) -> tuple[int, int]:
+        """Give the largest stop - start and the most samples per cell of any box, from tensors on the host."""
+        return int((self.stop - self.start).max()), int(self.samples.max())
+
+    def weights(self, window: int, most_samples: int) -> Tensor:
         """Weight of each pixel in each cell.
 
+        Args:
+            window: L, at least the largest stop - start.
+            most_samples: at least the most samples per cell of any box. Both are arguments, because sizes are
+                the host's to know: here nothing waits for a device, and torch.compile sees one graph.
+
         Returns:
-            (P, M, L), where [p, m, k] is the weight of pixel start[p] + k in cell m of box p, with L the largest
-            stop - start.
+            (P, M, L), where [p, m, k] is the weight of pixel start[p] + k in cell m of box p.
         """
-        window = int((self.stop - self.start).max())
-        most_samples = int(self.samples.max())
+        device = self.low.device
         most_in_image = 2 * self.length + 4  # they are over half a pixel apart
         low, cell, samples, start = (
-            values[:, None, None].to(device, non_blocking=True)
-            for values in (self.low, self.cell, self.samples, self.start)
+            values[:, None, None] for values in (self.low, self.cell, self.samples, self.start)
         )
         cell_low = low + torch.arange(self.size, device=device)[None, :, None] * cell  # (P, M, 1)
         step = torch.arange(min(most_samples, most_in_image), device=device)
@@ -171,8 +185,11 @@ def roi_align_runs(runs: Sequence[Runs], rows: AxisSampling, columns: AxisSampli
     targets = torch.zeros((len(runs), rows.size, rows.size))
     for boxes in _chunks(len(runs)):
         # [..., k] is the weight of the window's first k rows.
-        up_to = F.pad(rows.of_boxes(boxes).weights().double().cumsum(2), (1, 0)).numpy()
-        column_weights = columns.of_boxes(boxes).weights().double().numpy()
+        row_weights, column_weights = (
+            axis.weights(*axis.sizes()).double() for axis in (rows.of_boxes(boxes), columns.of_boxes(boxes))
+        )
+        up_to = F.pad(row_weights.cumsum(2), (1, 0)).numpy()
+        across = column_weights.numpy()
         windows = zip(
             rows.start[boxes].tolist(),
             rows.stop[boxes].tolist(),
@@ -184,7 +201,7 @@ def roi_align_runs(runs: Sequence[Runs], rows: AxisSampling, columns: AxisSampli
             read = (mask.column >= left) & (mask.column < right) & (mask.top < bottom) & (mask.bottom > top)
             ends = (mask.bottom[read].clip(max=bottom) - top, mask.top[read].clip(min=top) - top)
             height = up_to[box][:, ends[0]] - up_to[box][:, ends[1]]  # (M, R)
-            target = height @ column_weights[box][:, mask.column[read] - left].T
+            target = height @ across[box][:, mask.column[read] - left].T
             targets[boxes.start + box] = torch.from_numpy(target)
     return targets
 
@@ -196,7 +213,9 @@ def _one_by_one(
     windows = torch.stack([matched_idxs, rows.start, rows.stop, columns.start, columns.stop], dim=1).tolist()
     targets, peaks = [], [masks.new_zeros((), dtype=torch.uint8)]
     for boxes in _chunks(len(windows)):
-        row_weights, column_weights = rows.of_boxes(boxes).weights(), columns.of_boxes(boxes).weights()
+        row_weights, column_weights = (
+            axis.weights(*axis.sizes()) for axis in (rows.of_boxes(boxes), columns.of_boxes(boxes))
+        )
         for box, (instance, top, bottom, left, right) in enumerate(windows[boxes]):
             crop = masks[instance, top:bottom, left:right]  # (h, w)
             if masks.dtype == torch.uint8:
@@ -219,17 +238,49 @@ def _in_groups(
     for first, last in pairwise(_group_ends(sizes[order].tolist())):
         boxes = order[first:last]
         group_rows, group_columns = rows.of_boxes(boxes), columns.of_boxes(boxes)
-        row_weights, column_weights = group_rows.weights(device), group_columns.weights(device)
-        y, x = (
-            (axis.start[:, None] + torch.arange(weights.shape[2])).clamp(max=axis.length - 1).to(device)
-            for axis, weights in ((group_rows, row_weights), (group_columns, column_weights))
+        group_targets, group_largest = align_crops(
+            masks,
+            matched_idxs[boxes].to(device, non_blocking=True),
+            group_rows.to(device),
+            group_columns.to(device),
+            group_rows.sizes(),
+            group_columns.sizes(),
         )
-        instances = matched_idxs[boxes].to(device)
-        crops = masks[instances[:, None, None], y[:, :, None], x[:, None, :]]  # (B, h, w)
         if masks.dtype == torch.uint8:
-            largest = torch.maximum(largest, crops.max())
-        targets[boxes.to(device)] = row_weights @ crops.float() @ column_weights.transpose(1, 2)
+            largest = torch.maximum(largest, group_largest)
+        targets[boxes.to(device, non_blocking=True)] = group_targets
     return targets, int(largest) if masks.dtype == torch.uint8 else 1
+
+
+def align_crops(
+    masks: Tensor,
+    instances: Tensor,
+    rows: AxisSampling,
+    columns: AxisSampling,
+    row_sizes: tuple[int, int],
+    column_sizes: tuple[int, int],
+) -> tuple[Tensor, Tensor]:
+    """RoIAlign of B crops that are padded to one size, by tensors of one device alone.
+
+    Args:
+        masks: (G, H, W) bool or uint8.
+        instances: (B,) int64, the mask of each crop.
+        rows: sampling of the B boxes in y, as are the masks on the device.
+        columns: in x.
+        row_sizes: `rows.sizes()`, which the host knows.
+        column_sizes: `columns.sizes()`.
+
+    Returns:
+        (B, M, M) float32; and the largest value that was read, a scalar, 1 for bool masks.
+    """
+    y, x = (
+        (axis.start[:, None] + torch.arange(window, device=masks.device)).clamp(max=axis.length - 1)
+        for axis, (window, _) in ((rows, row_sizes), (columns, column_sizes))
+    )
+    crops = masks[instances[:, None, None], y[:, :, None], x[:, None, :]]  # (B, h, w)
+    down, across = rows.weights(*row_sizes), columns.weights(*column_sizes)
+    largest = crops.amax() if masks.dtype == torch.uint8 else masks.new_ones(())
+    return down @ crops.float() @ across.transpose(1, 2), largest
 
 
 def _group_ends(sizes: list[list[int]]) -> Iterator[int]:

@@ -75,28 +75,53 @@ def mask_targets(
     """
     if size < 1:
         raise ValueError(f"size must be at least 1, got {size}")
-    if isinstance(gt_masks, Tensor):
-        if gt_masks.dtype not in (torch.bool, torch.uint8):
-            raise TypeError(f"masks must be bool or uint8 tensors of 0 and 1, not {gt_masks.dtype}")
-        if gt_masks.dim() != 3 or 0 in gt_masks.shape[1:]:
-            raise ValueError(f"masks must have shape (G, H, W), not {tuple(gt_masks.shape)}")
-    boxes = boxes.detach()
     if len(boxes) == 0:
+        _check_form(gt_masks)
         return boxes.new_zeros((0, size, size), dtype=torch.float32)
     # One transfer, so one wait for the device.
-    on_host = torch.cat([boxes.double(), matched_idxs[:, None].double()], dim=1).cpu()
-    host_boxes, host_idxs = on_host[:, :4], on_host[:, 4].long()
-    expect_finite(host_boxes)
-    low, high = int(host_idxs.min()), int(host_idxs.max())
+    on_host = torch.cat([boxes.detach().double(), matched_idxs[:, None].double()], dim=1).cpu()
+    targets = targets_of_host_boxes(
+        gt_masks, on_host[:, :4], on_host[:, 4].long(), size, aligned=aligned, binary=binary
+    )
+    return targets.to(boxes.device)
+
+
+def targets_of_host_boxes(
+    gt_masks: Tensor | EncodedMasks,
+    boxes: Tensor,
+    matched_idxs: Tensor,
+    size: int,
+    *,
+    aligned: bool,
+    binary: bool,
+) -> Tensor:
+    """Do what `mask_targets` does, with boxes (float64, P >= 1) and indices that are on the host already.
+
+    Returns:
+        (P, M, M) float32, of bitmaps on their device, of encoded masks on the host. Bool masks on a device are
+        not waited for.
+    """
+    _check_form(gt_masks)
+    expect_finite(boxes)
+    low, high = int(matched_idxs.min()), int(matched_idxs.max())
     if low < 0 or high >= len(gt_masks):
         found = low if low < 0 else high
         raise ValueError(f"matched_idxs must lie in [0, {len(gt_masks)}) for as many masks, found {found}")
     # Autocast would round matrix products to half precision.
     with torch.autocast(gt_masks.device.type if isinstance(gt_masks, Tensor) else "cpu", enabled=False):
         if isinstance(gt_masks, EncodedMasks):
-            return _from_encoded(gt_masks, host_boxes, host_idxs, size, aligned, binary).to(boxes.device)
-        targets = roi_align_bitmaps(gt_masks, host_boxes.float(), host_idxs, size, aligned=aligned)
-    return (_thresholded(targets) if binary else targets).to(boxes.device)
+            return _from_encoded(gt_masks, boxes, matched_idxs, size, aligned, binary)
+        targets = roi_align_bitmaps(gt_masks, boxes.float(), matched_idxs, size, aligned=aligned)
+    return _thresholded(targets) if binary else targets
+
+
+def _check_form(gt_masks: Tensor | EncodedMasks) -> None:
+    if isinstance(gt_masks, EncodedMasks):
+        return
+    if gt_masks.dtype not in (torch.bool, torch.uint8):
+        raise TypeError(f"masks must be bool or uint8 tensors of 0 and 1, not {gt_masks.dtype}")
+    if gt_masks.dim() != 3 or 0 in gt_masks.shape[1:]:
+        raise ValueError(f"masks must have shape (G, H, W), not {tuple(gt_masks.shape)}")
 
 
 def _from_encoded(

@@ -7,6 +7,7 @@ import copy
 import pytest
 import torch
 from torch import Tensor
+from torch._dynamo.testing import CompileCounterWithBackend
 from torchvision.models.detection.mask_rcnn import MaskRCNNPredictor
 
 from maskloss.detection.heads import ClassSelectedMaskPredictor
@@ -119,3 +120,16 @@ def test_in_float64_it_agrees_to_rounding(stock, ours, features):
     torch.testing.assert_close(
         ours(features, LABELS), gathered(stock, features, LABELS), rtol=1e-13, atol=1e-13
     )
+
+
+def test_it_compiles_once_without_a_break_for_any_number_of_rois(stock, ours):
+    torch._dynamo.reset()
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(ours, backend=counter, fullgraph=True, dynamic=True)
+    for count in (30, 60, 7, 2):
+        features = torch.rand(count, IN_CHANNELS, SIDE, SIDE)
+        labels = torch.randint(NUM_CLASSES, (count,))
+        torch.testing.assert_close(compiled(features, labels), gathered(stock, features, labels))
+        compiled(features, labels).sum().backward()
+    assert counter.frame_count == 1
+    torch._dynamo.reset()

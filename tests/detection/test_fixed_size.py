@@ -1,0 +1,369 @@
+"""Training with fixed_size=True: torchvision's samples in number and kind, and no waiting for the device."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+from unittest.mock import patch
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensorMode,
+)
+from torch.utils._python_dispatch import TorchDispatchMode
+from torchvision.models.detection import MaskRCNN, maskrcnn_resnet50_fpn_v2
+from torchvision.models.detection._utils import BalancedPositiveNegativeSampler
+from torchvision.models.detection.image_list import ImageList
+from torchvision.ops import MultiScaleRoIAlign
+
+from maskloss import EncodedMasks, convert, losses_and_detections
+from maskloss.detection import roi_heads, rpn
+from maskloss.detection.pooling import pooled_from_every_level
+from maskloss.detection.sampling import Drawn, Reading, Slots, draw_slots
+
+from .small_models import batch, tiny_keypoint_rcnn, tiny_mask_rcnn, training_pass, without_objects
+
+# Draws
+
+
+@settings(deadline=None, max_examples=200, derandomize=True)
+@given(
+    labels=st.lists(st.lists(st.sampled_from([-1, 0, 0, 1, 7]), max_size=25), min_size=1, max_size=3),
+    size=st.integers(1, 12),
+    fraction=st.sampled_from([0.0, 0.25, 0.5, 1.0]),
+)
+def test_as_many_are_drawn_as_torchvision_draws_and_each_once(
+    labels: list[list[int]], size: int, fraction: float
+) -> None:
+    by_image = [torch.tensor(image, dtype=torch.int64) for image in labels]
+    sampler = BalancedPositiveNegativeSampler(size, fraction)
+    slots = draw_slots(by_image, sampler)
+    expected_positives, expected_negatives = sampler(by_image)
+    known, _ = Reading(slots).result()
+    assert known.num_positives == [int(mask.sum()) for mask in expected_positives]
+    of_images = zip(
+        by_image,
+        known.positives(slots.indices),
+        known.negatives(slots.indices),
+        expected_negatives,
+        strict=True,
+    )
+    for image, positives, negatives, expected in of_images:
+        assert len(negatives) == int(expected.sum())
+        assert (image[positives] >= 1).all()
+        assert (image[negatives] == 0).all()
+        assert len(set(positives.tolist())) == len(positives)
+        assert len(set(negatives.tolist())) == len(negatives)
+
+
+def test_each_is_drawn_as_often_as_any_other() -> None:
+    torch.manual_seed(0)
+    labels = torch.tensor([1] * 6 + [0] * 10 + [-1] * 4)
+    sampler = BalancedPositiveNegativeSampler(8, 0.25)
+    drawn = torch.zeros(len(labels))
+    times = 4000
+    for _ in range(times):
+        slots = draw_slots([labels], sampler)
+        drawn[slots.indices[0, : int(slots.num_drawn[0])]] += 1
+    # Two of six positives, six of ten negatives; five standard deviations.
+    share = torch.tensor([2 / 6] * 6 + [6 / 10] * 10 + [0.0] * 4)
+    deviation = (share * (1 - share) / times).sqrt()
+    assert ((drawn / times - share).abs() <= 5 * deviation).all()
+
+
+# Losses. A sampler that takes all there is draws nothing by chance, so both ways must agree.
+
+
+def taking_all(model: nn.Module, positive_fraction: float = 0.5) -> nn.Module:
+    model.rpn.fg_bg_sampler = BalancedPositiveNegativeSampler(10_000, positive_fraction)
+    model.roi_heads.fg_bg_sampler = BalancedPositiveNegativeSampler(10_000, positive_fraction)
+    # All that NMS leaves, so that images have different numbers of proposals.
+    model.rpn._post_nms_top_n["training"] = 10_000
+    return model
+
+
+def assert_equal_passes(
+    one: nn.Module, other: nn.Module, images: list[Tensor], targets: list[dict[str, Any]]
+) -> None:
+    losses, gradients = training_pass(one, images, targets)
+    expected, expected_gradients = training_pass(other, images, targets)
+    assert losses.keys() == expected.keys()
+    for key, loss in expected.items():
+        torch.testing.assert_close(losses[key], loss, rtol=1e-5, atol=0)
+    assert gradients.keys() == expected_gradients.keys()
+    for name, gradient in expected_gradients.items():
+        assert (gradients[name] - gradient).norm() <= 1e-5 * gradient.norm() + 1e-8, name
+
+
+@pytest.mark.parametrize("make", [tiny_mask_rcnn, tiny_keypoint_rcnn])
+@pytest.mark.parametrize("preset", ["torchvision", "detectron2", "matterport"])
+def test_where_all_are_drawn_losses_and_gradients_are_those_of_the_parity_mode(make, preset):
+    model = taking_all(make())
+    assert_equal_passes(
+        convert(copy.deepcopy(model), preset, fixed_size=True), convert(model, preset), *batch()
+    )
+
+
+def test_slots_that_nothing_was_drawn_into_were_there():
+    model = convert(taking_all(tiny_mask_rcnn()), fixed_size=True)
+    seen: list[Drawn] = []
+    result = Reading.result
+
+    def watched(reading: Reading) -> Any:
+        known, others = result(reading)
+        seen.append(known)
+        return known, others
+
+    with patch.object(Reading, "result", watched):
+        training_pass(model, *batch())
+    assert len(set(seen[1].num_drawn)) == 2
+
+
+def test_encoded_masks_train_as_in_the_parity_mode():
+    images, targets = batch()
+    for image, target in zip(images, targets, strict=True):
+        squares = [[[x1, y1, x2, y1, x2, y2, x1, y2]] for x1, y1, x2, y2 in target["boxes"].tolist()]
+        target["masks"] = EncodedMasks(squares, *image.shape[-2:])
+    model = taking_all(tiny_mask_rcnn())
+    assert_equal_passes(convert(copy.deepcopy(model), fixed_size=True), convert(model), images, targets)
+
+
+@pytest.mark.parametrize("empty", [[0], [1], [0, 1]])
+def test_images_without_objects_train_as_in_the_parity_mode(empty):
+    images, targets = batch()
+    for index in empty:
+        targets[index] = without_objects(images)[index]
+    model = taking_all(tiny_mask_rcnn())
+    assert_equal_passes(convert(copy.deepcopy(model), fixed_size=True), convert(model), images, targets)
+
+
+def test_without_positives_every_key_is_there_and_finite():
+    model = convert(taking_all(tiny_mask_rcnn(), positive_fraction=0.0), fixed_size=True)
+    losses, gradients = training_pass(model, *batch())
+    assert set(losses) == {
+        "loss_objectness", "loss_rpn_box_reg", "loss_classifier", "loss_box_reg", "loss_mask"
+    }  # fmt: skip
+    assert all(loss.isfinite() for loss in losses.values())
+    assert losses["loss_mask"] == 0
+    assert all(gradient is not None and gradient.isfinite().all() for gradient in gradients.values())
+
+
+def test_on_average_losses_are_those_of_the_parity_mode():
+    # Small samples of many, whose draws differ; the mean over seeds does not, within its error.
+    def losses_of(model: nn.Module) -> Tensor:
+        runs = [training_pass(model, *batch(), seed=seed)[0] for seed in range(60)]
+        return torch.stack([torch.stack(list(losses.values())) for losses in runs])
+
+    model = tiny_mask_rcnn()
+    model.backbone.norm.momentum = 0.0
+    ours, parity = losses_of(convert(copy.deepcopy(model), fixed_size=True)), losses_of(convert(model))
+    error = (ours.var(0) / len(ours) + parity.var(0) / len(parity)).sqrt()
+    assert ((ours.mean(0) - parity.mean(0)).abs() <= 4 * error + 1e-6).all()
+    assert (ours.std(0) <= 2 * parity.std(0) + 1e-6).all()
+
+
+def proposals_of(model: nn.Module) -> list[Tensor]:
+    model.train()
+    images, targets = batch()
+    proposals: list[Tensor] = []
+    handle = model.rpn.register_forward_hook(lambda module, args, output: proposals.extend(output[0]))
+    torch.manual_seed(0)
+    model(images, targets)
+    handle.remove()
+    return proposals
+
+
+@pytest.mark.parametrize(("min_size", "score_thresh"), [(1e-3, 0.0), (20.0, 0.0), (1e-3, 0.5), (18.0, 0.45)])
+def test_boxes_that_are_too_small_or_score_too_low_are_no_proposals(min_size, score_thresh):
+    model = tiny_mask_rcnn()
+    model.rpn.min_size, model.rpn.score_thresh = min_size, score_thresh
+    expected = proposals_of(convert(copy.deepcopy(model)))
+    found = proposals_of(convert(model, fixed_size=True))
+    assert [len(boxes) for boxes in expected] == [len(boxes) for boxes in found]
+    assert all(torch.equal(*pair) for pair in zip(found, expected, strict=True))
+
+
+# Waiting. On tensors without values every question that only the device could answer raises.
+
+
+class BlockingCopies(TorchDispatchMode):
+    """Gathers copies between the devices that the host waits for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        copied = func is torch.ops.aten._to_copy.default and args[0].device != result.device
+        if copied and not (kwargs or {}).get("non_blocking"):
+            self.found.append(f"{args[0].device} to {result.device}, shape {tuple(args[0].shape)}")
+        return result
+
+
+class ReadElsewhere:
+    """In place of a Reading: three positives and ten drawn of each image, and nothing asked of the device."""
+
+    def __init__(self, slots: Slots, *others: Tensor) -> None:
+        self.num_images, self.others = len(slots.indices), others
+
+    def result(self) -> tuple[Drawn, list[Tensor]]:
+        on_host = [torch.zeros(other.shape, dtype=other.dtype) for other in self.others]
+        return Drawn([3] * self.num_images, [10] * self.num_images), on_host
+
+
+@contextmanager
+def without_values(fixed_size: bool, make: Any = tiny_mask_rcnn) -> Iterator[tuple[nn.Module, Any]]:
+    """A model on a pretended GPU; what waits by design, NMS, readings and masks' own sizes, is stood in for."""
+
+    def nms(boxes: Tensor, scores: Tensor, levels: Tensor, threshold: float) -> Tensor:
+        return torch.arange(len(boxes) // 2, device=boxes.device)
+
+    def grids(masks: Tensor, boxes: Tensor, idxs: Tensor, size: int, **settings: bool) -> Tensor:
+        return torch.zeros(len(boxes), size, size, device=masks.device)
+
+    with ExitStack() as stack:
+        stack.enter_context(FakeTensorMode())
+        with torch.device("cuda"):
+            model = convert(make(), fixed_size=fixed_size)
+        for module in (rpn, roi_heads):
+            stack.enter_context(patch.object(module, "Reading", ReadElsewhere))
+        stack.enter_context(patch.object(rpn, "batched_nms", nms))
+        stack.enter_context(patch.object(roi_heads, "targets_of_host_boxes", grids))
+        stack.enter_context(patch.object(Tensor, "pin_memory", lambda tensor: tensor))
+        images = torch.rand(2, 3, 64, 96, device="cuda")
+        targets = [
+            {
+                "boxes": torch.rand(2, 4, device="cpu" if fixed_size else "cuda"),
+                "labels": torch.ones(2, dtype=torch.int64, device="cuda"),
+                "masks": torch.zeros(2, 64, 80, dtype=torch.uint8, device="cuda"),
+            }
+            for _ in images
+        ]
+        yield model.train(), (images, targets)
+
+
+def losses_after_the_transform(model: nn.Module, images: Tensor, targets: Any) -> dict[str, Tensor]:
+    sizes = [(64, 80), (60, 96)]
+    features = {"0": model.backbone(images)}
+    proposals, losses = model.rpn(ImageList(images, sizes), features, targets)
+    return losses | model.roi_heads(features, proposals, sizes, targets)[1]
+
+
+def test_between_transform_and_losses_nothing_but_nms_and_the_reading_waits():
+    with without_values(fixed_size=True) as (model, examples):
+        # The first step copies the shapes of the anchors; later ones have them.
+        losses_after_the_transform(model, *examples)
+        with BlockingCopies() as copies:
+            losses = losses_after_the_transform(model, *examples)
+        assert len(losses) == 5
+        assert all(loss.device.type == "cuda" for loss in losses.values())
+    assert copies.found == []
+
+
+def test_the_parity_mode_waits_which_shows_that_waiting_would_be_seen():
+    raised = (DynamicOutputShapeException, DataDependentOutputException)
+    with without_values(fixed_size=False) as (model, examples), pytest.raises(raised):
+        losses_after_the_transform(model, *examples)
+
+
+def test_the_transform_leaves_boxes_on_the_host_in_training_alone():
+    model = convert(tiny_mask_rcnn(), fixed_size=True)
+    with FakeTensorMode():
+        fake = torch.rand(2, 4, device="cuda")
+        model.transform.torch_choice = lambda sizes: sizes[0]
+        target = {"boxes": fake, "labels": torch.ones(2, dtype=torch.int64)}
+        image = torch.rand(3, 64, 80, device="cuda")
+        _, resized = model.transform.train().resize(image, target)
+        assert resized["boxes"].device.type == "cpu"
+        _, resized = model.transform.eval().resize(image, target)
+        assert resized["boxes"].device.type == "cuda"
+
+
+# What it goes with
+
+
+def with_batch_norm() -> MaskRCNN:
+    return maskrcnn_resnet50_fpn_v2(weights=None, weights_backbone=None)
+
+
+def test_a_batch_norm_in_the_roi_heads_is_refused_by_name_and_nothing_is_changed():
+    model = with_batch_norm()
+    with pytest.raises(ValueError, match=r"model\.roi_heads\.box_head\.\S+, a BatchNorm2d"):
+        convert(model, fixed_size=True)
+    assert type(model.rpn).__module__.startswith("torchvision")
+    convert(model)
+
+
+class MySampler(BalancedPositiveNegativeSampler):
+    """A sampler of one's own."""
+
+
+@pytest.mark.parametrize("part", ["rpn", "roi_heads"])
+def test_another_sampler_is_refused_by_name(part):
+    model = tiny_mask_rcnn()
+    getattr(model, part).fg_bg_sampler = MySampler(8, 0.5)
+    with pytest.raises(TypeError, match=rf"model\.{part}\.fg_bg_sampler.*MySampler"):
+        convert(model, fixed_size=True)
+    assert type(model.rpn).__module__.startswith("torchvision")
+
+
+def test_converting_again_goes_back_to_torchvisions_samples():
+    expected = training_pass(convert(tiny_mask_rcnn()), *batch())[0]
+    model = convert(tiny_mask_rcnn(), fixed_size=True)
+    others = training_pass(model, *batch())[0]
+    assert any(not torch.equal(others[key], expected[key]) for key in expected)
+    back = training_pass(convert(tiny_mask_rcnn()), *batch())[0]
+    model = convert(convert(tiny_mask_rcnn(), fixed_size=True))
+    again = training_pass(model, *batch())[0]
+    assert all(torch.equal(again[key], back[key]) for key in back)
+
+
+def test_evaluation_is_that_of_the_parity_mode():
+    images, targets = batch()
+    model = tiny_mask_rcnn()
+    ours, parity = convert(copy.deepcopy(model), fixed_size=True).eval(), convert(model).eval()
+    torch.manual_seed(0)
+    losses, detections = losses_and_detections(ours, images, targets)
+    torch.manual_seed(0)
+    expected_losses, expected = losses_and_detections(parity, images, targets)
+    assert all(torch.equal(losses[key], value) for key, value in expected_losses.items())
+    for found, wanted in zip(detections, expected, strict=True):
+        assert all(torch.equal(found[key], wanted[key]) for key in wanted)
+
+
+# Pooling
+
+
+@pytest.mark.parametrize("sampling_ratio", [2, -1])
+def test_pooling_from_every_level_is_torchvisions(sampling_ratio):
+    generator = torch.Generator().manual_seed(0)
+    names = ["0", "1", "2", "3"]
+    size = (256, 320)
+    features = {
+        name: torch.rand(2, 3, size[0] // stride, size[1] // stride, generator=generator).requires_grad_()
+        for name, stride in zip(names, (4, 8, 16, 32), strict=True)
+    }
+    side = torch.exp(2 + torch.rand(60, 2, generator=generator) * 6)  # 7 to 3,000 px, for every level
+    low = torch.rand(60, 2, generator=generator) * 200
+    boxes = list(torch.cat([low, low + side], dim=1).split([20, 40]))
+    pooler = MultiScaleRoIAlign(names, 7, sampling_ratio)
+    expected = pooler(features, boxes, [size] * 2)
+    rois = torch.cat([torch.cat([torch.full_like(b[:, :1], i), b], dim=1) for i, b in enumerate(boxes)])
+    levels = pooler.map_levels(boxes)
+    assert levels.unique().tolist() == [0, 1, 2, 3]
+    maps = list(features.values())
+    pooled = pooled_from_every_level(maps, rois, levels, (7, 7), pooler.scales, sampling_ratio)
+    assert torch.equal(pooled, expected)
+    weights = torch.rand(pooled.shape, generator=generator)
+    found = torch.autograd.grad((pooled * weights).sum(), maps)
+    wanted = torch.autograd.grad((expected * weights).sum(), maps)
+    assert all(torch.equal(*pair) for pair in zip(found, wanted, strict=True))
