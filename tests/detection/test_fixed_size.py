@@ -22,7 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.models.detection import MaskRCNN, maskrcnn_resnet50_fpn_v2
 from torchvision.models.detection._utils import BalancedPositiveNegativeSampler
 from torchvision.models.detection.image_list import ImageList
-from torchvision.ops import MultiScaleRoIAlign
+from torchvision.ops import MultiScaleRoIAlign, batched_nms
 
 from maskloss import EncodedMasks, convert, losses_and_detections
 from maskloss.detection import roi_heads, rpn
@@ -170,6 +170,20 @@ def test_on_average_losses_are_those_of_the_parity_mode():
     assert (ours.std(0) <= 2 * parity.std(0) + 1e-6).all()
 
 
+def test_dropping_by_copies_leaves_what_dropping_leaves_at_every_level():
+    generator = torch.Generator().manual_seed(0)
+    model = convert(tiny_mask_rcnn(), fixed_size=True).rpn
+    model.min_size, model.score_thresh = 20.0, 0.3
+    low = torch.rand(200, 2, generator=generator) * 200
+    boxes = torch.cat([low, low + 60 * torch.rand(200, 2, generator=generator)], dim=1)
+    scores, levels = torch.rand(200, generator=generator), torch.randint(3, (200,), generator=generator)
+    kept = (boxes[:, 2:] - boxes[:, :2] >= 20.0).all(1) & (scores >= 0.3)
+    assert 20 < kept.sum() < 180
+    expected = boxes[kept][batched_nms(boxes[kept], scores[kept], levels[kept], 0.5)]
+    copied = model._droppable_made_copies(boxes, scores, levels)
+    assert torch.equal(copied[0][batched_nms(*copied, 0.5)], expected)
+
+
 def proposals_of(model: nn.Module) -> list[Tensor]:
     model.train()
     images, targets = batch()
@@ -185,6 +199,7 @@ def proposals_of(model: nn.Module) -> list[Tensor]:
 def test_boxes_that_are_too_small_or_score_too_low_are_no_proposals(min_size, score_thresh):
     model = tiny_mask_rcnn()
     model.rpn.min_size, model.rpn.score_thresh = min_size, score_thresh
+    model.rpn._post_nms_top_n["training"] = 1000
     expected = proposals_of(convert(copy.deepcopy(model)))
     found = proposals_of(convert(model, fixed_size=True))
     assert [len(boxes) for boxes in expected] == [len(boxes) for boxes in found]
@@ -228,6 +243,8 @@ def without_values(fixed_size: bool, make: Any = tiny_mask_rcnn) -> Iterator[tup
         return torch.arange(len(boxes) // 2, device=boxes.device)
 
     def grids(masks: Tensor, boxes: Tensor, idxs: Tensor, size: int, **settings: bool) -> Tensor:
+        # Of bytes it would have to know the largest.
+        assert masks.dtype == torch.bool
         return torch.zeros(len(boxes), size, size, device=masks.device)
 
     with ExitStack() as stack:
@@ -273,6 +290,24 @@ def test_the_parity_mode_waits_which_shows_that_waiting_would_be_seen():
     raised = (DynamicOutputShapeException, DataDependentOutputException)
     with without_values(fixed_size=False) as (model, examples), pytest.raises(raised):
         losses_after_the_transform(model, *examples)
+
+
+def test_the_pooler_does_not_wait_to_know_which_boxes_are_of_which_level():
+    names = ["0", "1"]
+    model = tiny_mask_rcnn()
+    heads = convert(model, fixed_size=True).roi_heads
+    for pooler in (heads.box_roi_pool, heads.mask_roi_pool):
+        pooler.featmap_names = names
+        with FakeTensorMode():
+            features = {
+                name: torch.rand(2, 6, 64 // stride, 96 // stride, device="cuda", requires_grad=True)
+                for name, stride in zip(names, (8, 16), strict=True)
+            }
+            boxes = [torch.rand(count, 4, device="cuda") for count in (5, 7)]
+            pooled = pooler.train()(features, boxes, [(64, 96)] * 2)
+            assert pooled.shape == (12, 6, *pooler.output_size)
+            with pytest.raises(DynamicOutputShapeException):
+                pooler.eval()(features, boxes, [(64, 96)] * 2)
 
 
 def test_the_transform_leaves_boxes_on_the_host_in_training_alone():
