@@ -224,8 +224,14 @@ class RoIHeads(LossHolder, TorchvisionRoIHeads):
         boxes = [b.to(p.dtype) for b, p in zip(boxes, proposals, strict=True)]
         if self.has_mask():
             all_labels = torch.cat(labels)
-            logits = self._predict_masks(features, boxes, image_shapes, all_labels)
-            probs = at_least_float32(select_class_masks(logits, all_labels)).sigmoid()[:, None]
+            own_probs = self.loss.own_mask_probs
+            logits = self._predict_masks(
+                features, boxes, image_shapes, all_labels if own_probs is None else None
+            )
+            if own_probs is None:
+                probs = at_least_float32(select_class_masks(logits, all_labels)).sigmoid()[:, None]
+            else:
+                probs = own_probs(logits, all_labels)[:, None]
             for detection, mask_probs in zip(detections, probs.split([len(b) for b in boxes]), strict=True):
                 detection["masks"] = mask_probs
         if self.has_keypoint():

@@ -1,18 +1,84 @@
 """The losses of Mask R-CNN: pure functions on tensors, each with a thin Module beside it.
 
-`criterion` puts them together as `MaskRCNNLoss`; `presets` has the conventions of the libraries.
+By what they compare: `classification` and `long_tail` classes, `boxes` boxes, `masks` the pixels of masks, `regions`
+their areas, `regularization` weights with 0. `criterion` puts them together as `MaskRCNNLoss`; `presets` has the
+conventions of the libraries.
 """
 
 from maskloss.losses.boxes import (
+    BoxBalancedL1Loss,
+    BoxCIoULoss,
+    BoxDIoULoss,
     BoxGIoULoss,
+    BoxIoULoss,
     BoxRegression,
     BoxSmoothL1Loss,
+    box_balanced_l1_loss,
+    box_ciou_loss,
+    box_diou_loss,
     box_giou_loss,
+    box_iou_loss,
     box_smooth_l1_loss,
 )
-from maskloss.losses.classification import ActiveClassCrossEntropyLoss, active_class_cross_entropy_loss
-from maskloss.losses.criterion import MaskRCNNLoss
-from maskloss.losses.masks import MaskBCELoss, mask_bce_loss, select_class_masks
+from maskloss.losses.classification import (
+    ActiveClassCrossEntropyLoss,
+    ClassFocalLoss,
+    ClassSigmoidLoss,
+    ClassWeightedCrossEntropyLoss,
+    ObjectnessFocalLoss,
+    QualityFocalLoss,
+    active_class_cross_entropy_loss,
+    class_focal_loss,
+    class_sigmoid_loss,
+    class_weighted_cross_entropy_loss,
+    objectness_focal_loss,
+    quality_focal_loss,
+)
+from maskloss.losses.combination import (
+    WeightedSum,
+)
+from maskloss.losses.criterion import (
+    MaskRCNNLoss,
+)
+from maskloss.losses.frequency import (
+    inverse_frequency_weights,
+)
+from maskloss.losses.long_tail import (
+    EqualizedLoss,
+    FederatedLoss,
+    SeesawLoss,
+    equalized_loss,
+    federated_loss,
+    seesaw_loss,
+)
+from maskloss.losses.masks import (
+    ClassAgnosticMaskLoss,
+    MaskBCELoss,
+    MaskBoundaryBCELoss,
+    MaskFocalLoss,
+    MaskSoftmaxLoss,
+    MaskWeightedBCELoss,
+    mask_bce_loss,
+    mask_boundary_bce_loss,
+    mask_focal_loss,
+    mask_softmax_loss,
+    mask_weighted_bce_loss,
+    select_class_masks,
+)
+from maskloss.losses.regions import (
+    MaskDiceLoss,
+    MaskGeneralizedDiceLoss,
+    MaskInverseDiceLoss,
+    MaskLovaszLoss,
+    MaskTverskyLoss,
+    MaskWeightedDiceLoss,
+    mask_dice_loss,
+    mask_generalized_dice_loss,
+    mask_inverse_dice_loss,
+    mask_lovasz_loss,
+    mask_tversky_loss,
+    mask_weighted_dice_loss,
+)
 from maskloss.losses.regularization import (
     L1RegularizationLoss,
     L2RegularizationLoss,
@@ -33,25 +99,72 @@ from maskloss.losses.weighting import (
 __all__ = [
     "ActiveClassCrossEntropyLoss",
     "BatchCounts",
+    "BoxBalancedL1Loss",
+    "BoxCIoULoss",
+    "BoxDIoULoss",
     "BoxGIoULoss",
+    "BoxIoULoss",
     "BoxRegression",
     "BoxSmoothL1Loss",
+    "ClassAgnosticMaskLoss",
+    "ClassFocalLoss",
+    "ClassSigmoidLoss",
+    "ClassWeightedCrossEntropyLoss",
+    "EqualizedLoss",
+    "FederatedLoss",
     "L1RegularizationLoss",
     "L2RegularizationLoss",
     "LossWeights",
     "MaskBCELoss",
+    "MaskBoundaryBCELoss",
+    "MaskDiceLoss",
+    "MaskFocalLoss",
+    "MaskGeneralizedDiceLoss",
+    "MaskInverseDiceLoss",
+    "MaskLovaszLoss",
     "MaskRCNNLoss",
+    "MaskSoftmaxLoss",
+    "MaskTverskyLoss",
+    "MaskWeightedBCELoss",
+    "MaskWeightedDiceLoss",
+    "ObjectnessFocalLoss",
+    "QualityFocalLoss",
+    "SeesawLoss",
+    "WeightedSum",
     "active_class_cross_entropy_loss",
+    "box_balanced_l1_loss",
+    "box_ciou_loss",
+    "box_diou_loss",
     "box_giou_loss",
+    "box_iou_loss",
     "box_smooth_l1_loss",
+    "class_focal_loss",
+    "class_sigmoid_loss",
+    "class_weighted_cross_entropy_loss",
+    "equalized_loss",
+    "federated_loss",
+    "inverse_frequency_weights",
     "l1_regularization_loss",
     "l2_regularization_loss",
     "mask_bce_loss",
+    "mask_boundary_bce_loss",
+    "mask_dice_loss",
+    "mask_focal_loss",
+    "mask_generalized_dice_loss",
+    "mask_inverse_dice_loss",
+    "mask_lovasz_loss",
+    "mask_softmax_loss",
+    "mask_tversky_loss",
+    "mask_weighted_bce_loss",
+    "mask_weighted_dice_loss",
+    "objectness_focal_loss",
     "per_full_batch",
     "per_location",
     "per_positive",
     "per_positive_coordinate",
     "per_sampled",
     "per_weight_sum",
+    "quality_focal_loss",
+    "seesaw_loss",
     "select_class_masks",
 ]

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
+from typing import cast
 
+import torch
 import torch.nn.functional as F
 import torchvision.ops
 from torch import Tensor, nn
 
-from maskloss.losses.conventions import Reduction, at_least_float32, reduced, same_shape
+from maskloss.losses.conventions import Reduction, at_least_float32, positive, reduced, same_shape
 
 
 @dataclass(frozen=True)
@@ -28,19 +30,26 @@ class BoxRegression:
     deltas: Tensor
     target_deltas: Tensor
     decode: Callable[[Tensor], Tensor] | None = None
+    # Not by functools.cached_property, whose lock torch.compile cannot enter.
+    _boxes: Tensor | None = field(default=None, init=False, repr=False, compare=False)
+    _target_boxes: Tensor | None = field(default=None, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         same_shape(deltas=self.deltas, target_deltas=self.target_deltas)
 
-    @cached_property
+    @property
     def boxes(self) -> Tensor:
         """(P, 4) predicted boxes, xyxy in px, with gradients to `deltas`."""
-        return self._decoded(self.deltas)
+        if self._boxes is None:
+            object.__setattr__(self, "_boxes", self._decoded(self.deltas))
+        return cast(Tensor, self._boxes)
 
-    @cached_property
+    @property
     def target_boxes(self) -> Tensor:
         """(P, 4) matched ground-truth boxes, xyxy in px."""
-        return self._decoded(self.target_deltas)
+        if self._target_boxes is None:
+            object.__setattr__(self, "_target_boxes", self._decoded(self.target_deltas))
+        return cast(Tensor, self._target_boxes)
 
     def _decoded(self, deltas: Tensor) -> Tensor:
         if self.decode is None:
@@ -97,6 +106,108 @@ class BoxSmoothL1Loss(nn.Module):
         return box_smooth_l1_loss(regression, beta=self.beta, reduction=self.reduction)
 
 
+def box_balanced_l1_loss(
+    regression: BoxRegression,
+    *,
+    alpha: float = 0.5,
+    gamma: float = 1.5,
+    beta: float = 1.0,
+    reduction: Reduction = "none",
+) -> Tensor:
+    r"""Balanced L1 of the encoded box deltas, summed over the four coordinates.
+
+    With d = |deltas - target_deltas| and b = e^(γ/α) - 1, a coordinate costs
+    (α/b) (b d + 1) ln(b d / β + 1) - α d where d < β, and γ d + γ/b - α β elsewhere. Small errors get a larger
+    part of the gradient than in smooth L1, whose slope rises to the same γ.
+
+    Args:
+        regression: the P positives; only its deltas are read.
+        alpha: α > 0; the lower, the more of the gradient small errors get.
+        gamma: γ > 0, the largest slope.
+        beta: β > 0, in units of the encoded deltas. As published the two pieces meet for β = 1.
+        reduction: "none" gives (P,); "sum" and "mean" give a scalar.
+
+    Returns:
+        At least float32, >= 0. P = 0 gives shape (0,), or 0 when reduced.
+
+    Raises:
+        ValueError: a knob is not above 0.
+
+    Source: Pang et al., Libra R-CNN, 2019, arXiv:1904.02701, equations 7 and 8; with β as mmdetection has it.
+    """
+    positive(alpha=alpha, gamma=gamma, beta=beta)
+    deltas, targets = at_least_float32(regression.deltas), at_least_float32(regression.target_deltas)
+    d = (deltas - targets).abs()
+    b = math.expm1(gamma / alpha)
+    near = alpha / b * (b * d + 1) * (b * d / beta + 1).log() - alpha * d
+    far = gamma * d + gamma / b - alpha * beta
+    return reduced(torch.where(d < beta, near, far).sum(dim=1), reduction)
+
+
+class BoxBalancedL1Loss(nn.Module):
+    """`box_balanced_l1_loss` with its α, γ and β."""
+
+    def __init__(
+        self, alpha: float = 0.5, gamma: float = 1.5, beta: float = 1.0, reduction: Reduction = "none"
+    ) -> None:
+        super().__init__()
+        positive(alpha=alpha, gamma=gamma, beta=beta)
+        self.alpha = alpha
+        self.gamma = gamma
+        self.beta = beta
+        self.reduction = reduction
+
+    def extra_repr(self) -> str:
+        """Show the knobs."""
+        return f"alpha={self.alpha:g}, gamma={self.gamma:g}, beta={self.beta:g}"
+
+    def forward(self, regression: BoxRegression) -> Tensor:
+        """See `box_balanced_l1_loss`."""
+        return box_balanced_l1_loss(
+            regression, alpha=self.alpha, gamma=self.gamma, beta=self.beta, reduction=self.reduction
+        )
+
+
+#: Under a union of two boxes, in px², for boxes that have no area.
+_LEAST_UNION = 1e-7
+
+
+def box_iou_loss(regression: BoxRegression, *, reduction: Reduction = "none") -> Tensor:
+    r"""IoU loss of the decoded boxes, 1 - IoU. Boxes that do not meet get no gradient; GIoU's do.
+
+    Args:
+        regression: the P positives; its decoded boxes are read.
+        reduction: "none" gives (P,); "sum" and "mean" give a scalar.
+
+    Returns:
+        At least float32, in [0, 1] per box, 0 is best. P = 0 gives shape (0,), or 0 when reduced.
+
+    Raises:
+        ValueError: the regression has no `decode`.
+
+    Source: Yu et al., UnitBox, 2016, arXiv:1608.01471, which has -ln IoU; the linear form is that of
+    Rezatofighi et al., 2019, arXiv:1902.09630.
+    """
+    boxes, targets = at_least_float32(regression.boxes), at_least_float32(regression.target_boxes)
+    low = torch.maximum(boxes[:, :2], targets[:, :2])
+    high = torch.minimum(boxes[:, 2:], targets[:, 2:])
+    intersection = (high - low).clamp(min=0).prod(dim=1)
+    areas = (boxes[:, 2:] - boxes[:, :2]).prod(dim=1) + (targets[:, 2:] - targets[:, :2]).prod(dim=1)
+    return reduced(1 - intersection / (areas - intersection).clamp(min=_LEAST_UNION), reduction)
+
+
+class BoxIoULoss(nn.Module):
+    """`box_iou_loss` as a term."""
+
+    def __init__(self, reduction: Reduction = "none") -> None:
+        super().__init__()
+        self.reduction = reduction
+
+    def forward(self, regression: BoxRegression) -> Tensor:
+        """See `box_iou_loss`."""
+        return box_iou_loss(regression, reduction=self.reduction)
+
+
 def box_giou_loss(regression: BoxRegression, *, reduction: Reduction = "none") -> Tensor:
     r"""Generalised IoU loss of the decoded boxes, 1 - GIoU.
 
@@ -127,3 +238,67 @@ class BoxGIoULoss(nn.Module):
     def forward(self, regression: BoxRegression) -> Tensor:
         """See `box_giou_loss`."""
         return box_giou_loss(regression, reduction=self.reduction)
+
+
+def box_diou_loss(regression: BoxRegression, *, reduction: Reduction = "none") -> Tensor:
+    r"""Distance IoU loss of the decoded boxes: 1 - IoU + d² / c², with the centres d and the hull's corners c apart.
+
+    Args:
+        regression: the P positives; its decoded boxes are read.
+        reduction: "none" gives (P,); "sum" and "mean" give a scalar.
+
+    Returns:
+        At least float32, in [0, 2] per box, 0 is best. P = 0 gives shape (0,), or 0 when reduced.
+
+    Raises:
+        ValueError: the regression has no `decode`.
+
+    Source: Zheng et al., Distance-IoU loss, 2019, arXiv:1911.08287, equation 7; computed by
+    `torchvision.ops.distance_box_iou_loss`.
+    """
+    boxes, targets = at_least_float32(regression.boxes), at_least_float32(regression.target_boxes)
+    return reduced(torchvision.ops.distance_box_iou_loss(boxes, targets, reduction="none"), reduction)
+
+
+class BoxDIoULoss(nn.Module):
+    """`box_diou_loss` as a term."""
+
+    def __init__(self, reduction: Reduction = "none") -> None:
+        super().__init__()
+        self.reduction = reduction
+
+    def forward(self, regression: BoxRegression) -> Tensor:
+        """See `box_diou_loss`."""
+        return box_diou_loss(regression, reduction=self.reduction)
+
+
+def box_ciou_loss(regression: BoxRegression, *, reduction: Reduction = "none") -> Tensor:
+    r"""Complete IoU loss of the decoded boxes: the distance IoU loss plus a term for the aspect ratio.
+
+    Args:
+        regression: the P positives; its decoded boxes are read.
+        reduction: "none" gives (P,); "sum" and "mean" give a scalar.
+
+    Returns:
+        At least float32, >= 0 per box, 0 is best. P = 0 gives shape (0,), or 0 when reduced.
+
+    Raises:
+        ValueError: the regression has no `decode`.
+
+    Source: Zheng et al., Distance-IoU loss, 2019, arXiv:1911.08287, equation 10; computed by
+    `torchvision.ops.complete_box_iou_loss`.
+    """
+    boxes, targets = at_least_float32(regression.boxes), at_least_float32(regression.target_boxes)
+    return reduced(torchvision.ops.complete_box_iou_loss(boxes, targets, reduction="none"), reduction)
+
+
+class BoxCIoULoss(nn.Module):
+    """`box_ciou_loss` as a term."""
+
+    def __init__(self, reduction: Reduction = "none") -> None:
+        super().__init__()
+        self.reduction = reduction
+
+    def forward(self, regression: BoxRegression) -> Tensor:
+        """See `box_ciou_loss`."""
+        return box_ciou_loss(regression, reduction=self.reduction)

@@ -1,15 +1,20 @@
-"""Classification losses of the detector's class branch.
+"""Losses of the detector's classes and of the RPN's objectness; those that count classes are in `long_tail`.
 
-Softmax cross-entropy and binary cross-entropy are torch's own: `torch.nn.CrossEntropyLoss` and
-`torch.nn.BCEWithLogitsLoss`, with `reduction="none"`, are terms as they stand.
+What torch has is not here, and is a term as it stands, with `reduction="none"`: `torch.nn.CrossEntropyLoss`, with
+`label_smoothing=` where wanted; the same with `weight=`, which then divides by the RoIs and not by their weights,
+as mmdetection does; and `torch.nn.BCEWithLogitsLoss` for the objectness.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import torch
 import torch.nn.functional as F
+import torchvision.ops
 from torch import Tensor, nn
 
-from maskloss.losses.conventions import at_least_float32
+from maskloss.losses.conventions import Reduction, at_least_float32, in_range, reduced, same_shape
 
 
 def active_class_cross_entropy_loss(
@@ -67,3 +72,250 @@ class ActiveClassCrossEntropyLoss(nn.Module):
     def forward(self, class_logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """See `active_class_cross_entropy_loss`."""
         return active_class_cross_entropy_loss(class_logits, labels, active_classes=self.active_classes)
+
+
+def class_weighted_cross_entropy_loss(
+    class_logits: Tensor, labels: Tensor, *, class_weights: Tensor
+) -> tuple[Tensor, Tensor]:
+    r"""Softmax cross-entropy in which a RoI of class k counts w_k, also in the divisor.
+
+    Args:
+        class_logits: (R, C), pre-softmax.
+        labels: (R,) int64 in [0, C), 0 is background.
+        class_weights: (C,), w >= 0.
+
+    Returns:
+        Values w_k CE (R,), at least float32, and weights w_k (R,): their sums' quotient is the loss, torch's
+        weighted mean. `torch.nn.CrossEntropyLoss(weight=w, reduction="none")` gives the values alone, whose sum
+        `MaskRCNNLoss` divides by R: mmdetection's loss, R / Σ w times this one.
+
+    Raises:
+        ValueError: `class_weights` has not one entry per class.
+
+    Source: the two divisors are those of torch's and of mmdetection 3.3.0's `CrossEntropyLoss`.
+    """
+    if class_weights.shape != class_logits.shape[1:]:
+        raise ValueError(
+            f"class_weights has shape {tuple(class_weights.shape)}, but class_logits has "
+            f"{class_logits.shape[1]} classes"
+        )
+    class_logits = at_least_float32(class_logits)
+    weights = class_weights.to(class_logits)[labels]
+    return weights * F.cross_entropy(class_logits, labels, reduction="none"), weights
+
+
+class ClassWeightedCrossEntropyLoss(nn.Module):
+    """`class_weighted_cross_entropy_loss` with its weights, which move with the model.
+
+    Args:
+        class_weights: one w >= 0 per class, background first.
+    """
+
+    class_weights: Tensor
+
+    def __init__(self, class_weights: Tensor | Sequence[float]) -> None:
+        super().__init__()
+        weights = torch.as_tensor(class_weights, dtype=torch.float32)
+        if weights.dim() != 1 or not (weights.isfinite() & (weights >= 0)).all():
+            raise ValueError(f"class_weights must be one finite number >= 0 per class, got {class_weights}")
+        self.register_buffer("class_weights", weights)
+
+    def extra_repr(self) -> str:
+        """Show for how many classes there are weights."""
+        return f"{self.class_weights.numel()} classes"
+
+    def forward(self, class_logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """See `class_weighted_cross_entropy_loss`."""
+        return class_weighted_cross_entropy_loss(class_logits, labels, class_weights=self.class_weights)
+
+
+def class_focal_loss(
+    class_logits: Tensor, labels: Tensor, *, gamma: float = 2.0, reduction: Reduction = "none"
+) -> Tensor:
+    r"""Focal loss over a softmax: with p = softmax(class_logits) of the RoI's class, -(1 - p)^γ log p.
+
+    It fits torchvision's inference, which takes scores from a softmax, where RetinaNet's sigmoids do not.
+
+    Args:
+        class_logits: (R, C), pre-softmax.
+        labels: (R,) int64 in [0, C), 0 is background.
+        gamma: γ >= 0; 0 is cross-entropy.
+        reduction: "none" gives (R,); "sum" and "mean" give a scalar.
+
+    Returns:
+        At least float32, >= 0. R = 0 gives shape (0,), or 0 when reduced.
+
+    Raises:
+        ValueError: γ < 0.
+
+    Source: Lin et al., Focal loss for dense object detection, 2017, arXiv:1708.02002, equation 4, over a softmax
+    as its section 3 allows.
+    """
+    in_range(0, gamma=gamma)
+    cross_entropy = F.cross_entropy(at_least_float32(class_logits), labels, reduction="none")
+    # 1 - p, which p itself would round to 0; and above 0, where a power below 1 has a slope.
+    missed = (-torch.expm1(-cross_entropy)).clamp(min=torch.finfo(cross_entropy.dtype).tiny)
+    return reduced(missed**gamma * cross_entropy, reduction)
+
+
+class ClassFocalLoss(nn.Module):
+    """`class_focal_loss` with its γ."""
+
+    def __init__(self, gamma: float = 2.0, reduction: Reduction = "none") -> None:
+        super().__init__()
+        in_range(0, gamma=gamma)
+        self.gamma = gamma
+        self.reduction = reduction
+
+    def extra_repr(self) -> str:
+        """Show γ."""
+        return f"gamma={self.gamma:g}"
+
+    def forward(self, class_logits: Tensor, labels: Tensor) -> Tensor:
+        """See `class_focal_loss`."""
+        return class_focal_loss(class_logits, labels, gamma=self.gamma, reduction=self.reduction)
+
+
+def class_sigmoid_loss(class_logits: Tensor, labels: Tensor, *, reduction: Reduction = "none") -> Tensor:
+    r"""Binary cross-entropy of each foreground class by itself, summed over the classes.
+
+    The background is that no class is there, so its logit is not trained. It starts near 0, which makes torchvision's
+    softmax in inference e^z_k / (1 + Σ_j e^z_j): with one likely class that class's own sigmoid.
+
+    Args:
+        class_logits: (R, C), pre-sigmoid; channel 0 is ignored.
+        labels: (R,) int64 in [0, C), 0 is background.
+        reduction: "none" gives (R,); "sum" and "mean" give a scalar.
+
+    Returns:
+        At least float32, >= 0. R = 0 gives shape (0,), or 0 when reduced.
+
+    Source: Detectron2 02b5c4e, `FastRCNNOutputLayers.sigmoid_cross_entropy_loss`.
+    """
+    logits, targets = foreground_of(class_logits, labels)
+    per_class = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
+    return reduced(per_class.sum(dim=1), reduction)
+
+
+class ClassSigmoidLoss(nn.Module):
+    """`class_sigmoid_loss` as a term."""
+
+    def __init__(self, reduction: Reduction = "none") -> None:
+        super().__init__()
+        self.reduction = reduction
+
+    def forward(self, class_logits: Tensor, labels: Tensor) -> Tensor:
+        """See `class_sigmoid_loss`."""
+        return class_sigmoid_loss(class_logits, labels, reduction=self.reduction)
+
+
+def foreground_of(class_logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Give the logits of the foreground classes, at least float32, and their targets, both (R, C - 1)."""
+    logits = at_least_float32(class_logits)
+    classes = torch.arange(logits.shape[1], device=labels.device)
+    return logits[:, 1:], (labels[:, None] == classes)[:, 1:].to(logits.dtype)
+
+
+def objectness_focal_loss(
+    logits: Tensor,
+    labels: Tensor,
+    *,
+    alpha: float | None = 0.25,
+    gamma: float = 2.0,
+    reduction: Reduction = "none",
+) -> Tensor:
+    r"""Focal loss of each anchor: with p_t the probability of what it is, -α_t (1 - p_t)^γ log p_t.
+
+    Args:
+        logits: (S,), or of any shape, pre-sigmoid.
+        labels: of the same shape, in [0, 1].
+        alpha: α in [0, 1], of objects; None for no such weights.
+        gamma: γ >= 0; 0 is cross-entropy.
+        reduction: "none" keeps the shape; "sum" and "mean" give a scalar.
+
+    Returns:
+        At least float32, >= 0. Empty input gives an empty tensor, or 0 when reduced. The source divides by the
+        positives: `normalizers={"objectness": per_positive}`.
+
+    Raises:
+        ValueError: shapes differ, or a knob is out of its range.
+
+    Source: Lin et al., Focal loss for dense object detection, 2017, arXiv:1708.02002, equation 5; computed by
+    `torchvision.ops.sigmoid_focal_loss`.
+    """
+    same_shape(logits=logits, labels=labels)
+    in_range(0, 1, alpha=0.0 if alpha is None else alpha)
+    in_range(0, gamma=gamma)
+    logits = at_least_float32(logits)
+    values: Tensor = torchvision.ops.sigmoid_focal_loss(
+        logits, labels.to(logits.dtype), alpha=-1 if alpha is None else alpha, gamma=gamma
+    )
+    return reduced(values, reduction)
+
+
+class ObjectnessFocalLoss(nn.Module):
+    """`objectness_focal_loss` with its α and γ."""
+
+    def __init__(self, alpha: float | None = 0.25, gamma: float = 2.0, reduction: Reduction = "none") -> None:
+        super().__init__()
+        in_range(0, 1, alpha=0.0 if alpha is None else alpha)
+        in_range(0, gamma=gamma)
+        self.alpha = alpha
+        self.gamma = gamma
+        self.reduction = reduction
+
+    def extra_repr(self) -> str:
+        """Show α and γ."""
+        return f"alpha={self.alpha}, gamma={self.gamma:g}"
+
+    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """See `objectness_focal_loss`."""
+        return objectness_focal_loss(
+            logits, labels, alpha=self.alpha, gamma=self.gamma, reduction=self.reduction
+        )
+
+
+def quality_focal_loss(
+    logits: Tensor, quality: Tensor, *, beta: float = 2.0, reduction: Reduction = "none"
+) -> Tensor:
+    r"""Quality focal loss: with σ = sigmoid(logits) and y = quality, |y - σ|^β BCE(σ, y).
+
+    Args:
+        logits: (S,), or of any shape, pre-sigmoid.
+        quality: of the same shape, in [0, 1]: how good a prediction is, such as its IoU; 0 for background.
+        beta: β >= 0; 0 is cross-entropy.
+        reduction: "none" keeps the shape; "sum" and "mean" give a scalar.
+
+    Returns:
+        At least float32, >= 0, and 0 exactly at σ = y. Empty input gives an empty tensor, or 0 when reduced.
+
+    Raises:
+        ValueError: shapes differ, or β < 0.
+
+    Source: Li et al., Generalized focal loss, 2020, arXiv:2006.04388, equation 2. As an objectness term it gets labels
+    of 0 and 1, for which it is the focal loss without α.
+    """
+    same_shape(logits=logits, quality=quality)
+    in_range(0, beta=beta)
+    logits = at_least_float32(logits)
+    quality = quality.to(logits.dtype)
+    cross_entropy = F.binary_cross_entropy_with_logits(logits, quality, reduction="none")
+    return reduced((quality - logits.sigmoid()).abs() ** beta * cross_entropy, reduction)
+
+
+class QualityFocalLoss(nn.Module):
+    """`quality_focal_loss` with its β."""
+
+    def __init__(self, beta: float = 2.0, reduction: Reduction = "none") -> None:
+        super().__init__()
+        in_range(0, beta=beta)
+        self.beta = beta
+        self.reduction = reduction
+
+    def extra_repr(self) -> str:
+        """Show β."""
+        return f"beta={self.beta:g}"
+
+    def forward(self, logits: Tensor, quality: Tensor) -> Tensor:
+        """See `quality_focal_loss`."""
+        return quality_focal_loss(logits, quality, beta=self.beta, reduction=self.reduction)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import torch
@@ -20,6 +21,21 @@ def same_shape(**tensors: Tensor) -> None:
     if any(other.shape != first.shape for other in others):
         shapes = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in tensors.items())
         raise ValueError(f"shapes differ: {shapes}")
+
+
+def in_range(low: float, high: float = math.inf, /, **knobs: float) -> None:
+    """Raise ValueError, naming the knob, unless each lies in [low, high]; NaN lies nowhere."""
+    for name, value in knobs.items():
+        if not low <= value <= high:
+            expected = f">= {low:g}" if high == math.inf else f"in [{low:g}, {high:g}]"
+            raise ValueError(f"{name} must be {expected}, got {value}")
+
+
+def positive(**knobs: float) -> None:
+    """Raise ValueError, naming the knob, unless each is above 0."""
+    for name, value in knobs.items():
+        if not value > 0:
+            raise ValueError(f"{name} must be > 0, got {value}")
 
 
 def at_least_float32(tensor: Tensor) -> Tensor:

@@ -109,7 +109,9 @@ class MaskRCNNLoss(nn.Module):
         box: as `rpn_box`.
         mask: (mask_logits (P, M, M), mask_targets (P, M, M)) -> (P,), or (P, M, M), averaged over the grid.
             A term with the attribute `all_classes = True` is called with
-            (mask_logits (P, C, M, M), mask_targets (P, M, M), labels (P,)).
+            (mask_logits (P, C, M, M), mask_targets (P, M, M), labels (P,)). If it also has a method
+            `mask_probs(mask_logits (D, C, M, M), labels (D,)) -> (D, M, M)`, inference takes the masks from it
+            instead of the sigmoid of the own class's channel.
         regularization: (model) -> scalar; None for no such term and no such key.
         weights: what each term is multiplied by.
         normalizers: per term ("objectness", "rpn_box", "classification", "box", "mask") a callable on
@@ -196,6 +198,12 @@ class MaskRCNNLoss(nn.Module):
     def needs_all_mask_classes(self) -> bool:
         """Whether the mask term asks for the logits of every class."""
         return bool(getattr(self.mask, "all_classes", False))
+
+    @property
+    def own_mask_probs(self) -> Callable[[Tensor, Tensor], Tensor] | None:
+        """How the mask term turns logits into probabilities, where that is not the sigmoid."""
+        own: Callable[[Tensor, Tensor], Tensor] | None = getattr(self.mask, "mask_probs", None)
+        return own if self.needs_all_mask_classes else None
 
     def rpn_losses(self, batch: RPNBatch) -> dict[str, Tensor]:
         """Give `loss_objectness` and `loss_rpn_box_reg`, weighted scalars."""

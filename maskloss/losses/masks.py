@@ -1,12 +1,19 @@
-"""Mask losses: what is compared inside each RoI's M x M grid."""
+"""Mask losses that add up over pixels; those of whole regions are in `regions`.
+
+Written for the M x M grid of each RoI, and as good for dense logits (N, C, H, W): all but the softmax reduce the
+last two axes, and keep the others.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
+import torchvision.ops
 from torch import Tensor, nn
 
-from maskloss.losses.conventions import Reduction, at_least_float32, reduced, same_shape
+from maskloss.losses.conventions import Reduction, at_least_float32, in_range, reduced, same_shape
 
 
 def select_class_masks(mask_logits: Tensor, labels: Tensor) -> Tensor:
@@ -35,9 +42,10 @@ def mask_bce_loss(mask_logits: Tensor, mask_targets: Tensor, *, reduction: Reduc
     With p = sigmoid(mask_logits) and t = mask_targets, loss = -(1/M²) Σ t log p + (1 - t) log(1 - p).
 
     Args:
-        mask_logits: (P, M, M), pre-sigmoid, channel of the RoI's own class (`select_class_masks`).
-        mask_targets: (P, M, M), in [0, 1]; soft values allowed (`maskloss.mask_targets`).
-        reduction: "none" gives (P,); "sum" and "mean" give a scalar.
+        mask_logits: (P, M, M), pre-sigmoid, channel of the RoI's own class (`select_class_masks`); or
+            (..., H, W).
+        mask_targets: of the same shape, in [0, 1]; soft values allowed (`maskloss.mask_targets`).
+        reduction: "none" gives (P,), or (...); "sum" and "mean" give a scalar.
 
     Returns:
         At least float32, >= 0 per RoI; for soft targets the best value is the targets' entropy. P = 0 gives
@@ -57,7 +65,7 @@ def mask_bce_loss(mask_logits: Tensor, mask_targets: Tensor, *, reduction: Reduc
     per_pixel = F.binary_cross_entropy_with_logits(
         mask_logits, mask_targets.to(mask_logits.dtype), reduction="none"
     )  # (P, M, M)
-    return reduced(per_pixel.mean(dim=(1, 2)), reduction)
+    return reduced(per_pixel.mean(dim=(-2, -1)), reduction)
 
 
 class MaskBCELoss(nn.Module):
@@ -70,3 +78,287 @@ class MaskBCELoss(nn.Module):
     def forward(self, mask_logits: Tensor, mask_targets: Tensor) -> Tensor:
         """See `mask_bce_loss`."""
         return mask_bce_loss(mask_logits, mask_targets, reduction=self.reduction)
+
+
+def mask_weighted_bce_loss(
+    mask_logits: Tensor,
+    mask_targets: Tensor,
+    *,
+    positive_weight: float,
+    negative_weight: float,
+    reduction: Reduction = "none",
+) -> Tensor:
+    r"""Binary cross-entropy in which positive pixels count α and negative ones β.
+
+    With p = sigmoid(mask_logits) and t = mask_targets,
+    loss = -(1/M²) Σ α t log p + β (1 - t) log(1 - p).
+
+    Args:
+        mask_logits: (P, M, M), or (..., H, W), pre-sigmoid.
+        mask_targets: of the same shape, in [0, 1].
+        positive_weight: α >= 0.
+        negative_weight: β >= 0. α + β = 2 keeps the scale where both kinds are as many; one over twice each
+            kind's share of the pixels lets both count alike.
+        reduction: "none" gives (P,), or (...); "sum" and "mean" give a scalar.
+
+    Returns:
+        At least float32, >= 0. Empty input gives an empty tensor, or 0 when reduced.
+
+    Raises:
+        ValueError: shapes differ, or a weight is negative.
+
+    Example:
+        >>> mask_weighted_bce_loss(torch.zeros(1, 1, 2), torch.tensor([[[1., 0.]]]),
+        ...                        positive_weight=3.0, negative_weight=1.0)
+        tensor([1.3863])
+
+    Source: Xie and Tu, Holistically-nested edge detection, 2015, arXiv:1504.06375, equation 2.
+    """
+    same_shape(mask_logits=mask_logits, mask_targets=mask_targets)
+    in_range(0, positive_weight=positive_weight, negative_weight=negative_weight)
+    logits = at_least_float32(mask_logits)
+    targets = mask_targets.to(logits.dtype)
+    per_pixel = -(
+        positive_weight * targets * F.logsigmoid(logits)
+        + negative_weight * (1 - targets) * F.logsigmoid(-logits)
+    )
+    return reduced(per_pixel.mean(dim=(-2, -1)), reduction)
+
+
+class MaskWeightedBCELoss(nn.Module):
+    """`mask_weighted_bce_loss` with its α and β."""
+
+    def __init__(self, positive_weight: float, negative_weight: float, reduction: Reduction = "none") -> None:
+        super().__init__()
+        in_range(0, positive_weight=positive_weight, negative_weight=negative_weight)
+        self.positive_weight = positive_weight
+        self.negative_weight = negative_weight
+        self.reduction = reduction
+
+    def extra_repr(self) -> str:
+        """Show α and β."""
+        return f"positive_weight={self.positive_weight:g}, negative_weight={self.negative_weight:g}"
+
+    def forward(self, mask_logits: Tensor, mask_targets: Tensor) -> Tensor:
+        """See `mask_weighted_bce_loss`."""
+        return mask_weighted_bce_loss(
+            mask_logits,
+            mask_targets,
+            positive_weight=self.positive_weight,
+            negative_weight=self.negative_weight,
+            reduction=self.reduction,
+        )
+
+
+def mask_focal_loss(
+    mask_logits: Tensor,
+    mask_targets: Tensor,
+    *,
+    alpha: float | None = 0.25,
+    gamma: float = 2.0,
+    reduction: Reduction = "none",
+) -> Tensor:
+    r"""Average focal loss over each RoI's mask: pixels that are right already count less.
+
+    With p_t = p t + (1 - p)(1 - t) and α_t = α t + (1 - α)(1 - t), a pixel costs α_t (1 - p_t)^γ BCE(p, t).
+
+    Args:
+        mask_logits: (P, M, M), or (..., H, W), pre-sigmoid.
+        mask_targets: of the same shape, in [0, 1].
+        alpha: α in [0, 1], of positive pixels; None for no such weights.
+        gamma: γ >= 0; 0 is cross-entropy.
+        reduction: "none" gives (P,), or (...); "sum" and "mean" give a scalar.
+
+    Returns:
+        At least float32, >= 0. Empty input gives an empty tensor, or 0 when reduced.
+
+    Raises:
+        ValueError: shapes differ, or a knob is out of its range.
+
+    Source: Lin et al., Focal loss for dense object detection, 2017, arXiv:1708.02002, equation 5, per pixel;
+    computed by `torchvision.ops.sigmoid_focal_loss`.
+    """
+    same_shape(mask_logits=mask_logits, mask_targets=mask_targets)
+    _expect_focal(alpha, gamma)
+    logits = at_least_float32(mask_logits)
+    per_pixel: Tensor = torchvision.ops.sigmoid_focal_loss(
+        logits, mask_targets.to(logits.dtype), alpha=-1 if alpha is None else alpha, gamma=gamma
+    )
+    return reduced(per_pixel.mean(dim=(-2, -1)), reduction)
+
+
+class MaskFocalLoss(nn.Module):
+    """`mask_focal_loss` with its α and γ."""
+
+    def __init__(self, alpha: float | None = 0.25, gamma: float = 2.0, reduction: Reduction = "none") -> None:
+        super().__init__()
+        _expect_focal(alpha, gamma)
+        self.alpha = alpha
+        self.gamma = gamma
+        self.reduction = reduction
+
+    def extra_repr(self) -> str:
+        """Show α and γ."""
+        return f"alpha={self.alpha}, gamma={self.gamma:g}"
+
+    def forward(self, mask_logits: Tensor, mask_targets: Tensor) -> Tensor:
+        """See `mask_focal_loss`."""
+        return mask_focal_loss(
+            mask_logits, mask_targets, alpha=self.alpha, gamma=self.gamma, reduction=self.reduction
+        )
+
+
+def _expect_focal(alpha: float | None, gamma: float) -> None:
+    in_range(0, 1, alpha=0.0 if alpha is None else alpha)
+    in_range(0, gamma=gamma)
+
+
+def mask_boundary_bce_loss(
+    mask_logits: Tensor,
+    mask_targets: Tensor,
+    *,
+    boundary_weight: float = 5.0,
+    width: int = 5,
+    reduction: Reduction = "none",
+) -> Tensor:
+    r"""Binary cross-entropy in which pixels near the boundary count more.
+
+    With A t the mean of the targets over the window of a pixel, its weight is w = 1 + λ |A t - t|, and
+    loss = Σ w BCE(p, t) / Σ w. Inside and outside w is 1, and at a straight boundary about 1 + λ / 2.
+
+    Args:
+        mask_logits: (P, M, M), or (..., H, W), pre-sigmoid.
+        mask_targets: of the same shape, in [0, 1].
+        boundary_weight: λ >= 0; 0 is cross-entropy.
+        width: of the window in pixels, odd; 5 of 28 is about the 31 of 352 of the source's images, with a
+            floor of a few pixels.
+        reduction: "none" gives (P,), or (...); "sum" and "mean" give a scalar.
+
+    Returns:
+        At least float32, >= 0. Empty input gives an empty tensor, or 0 when reduced.
+
+    Raises:
+        ValueError: shapes differ, λ < 0, or the width is not a positive odd number.
+
+    Source: Wei et al., F³Net, 2020, arXiv:1911.11445, the cross-entropy of its pixel position aware loss, with
+    λ = 5. Windows at the border are averaged over what there is of them, where the source's code takes the outside
+    for background: an object that the RoI cuts off has no boundary there.
+    """
+    same_shape(mask_logits=mask_logits, mask_targets=mask_targets)
+    _expect_boundary(boundary_weight, width)
+    logits = at_least_float32(mask_logits)
+    targets = mask_targets.to(logits.dtype)
+    planes = targets.reshape(-1, 1, *targets.shape[-2:])
+    mean = F.avg_pool2d(planes, width, stride=1, padding=width // 2, count_include_pad=False)
+    weights = 1 + boundary_weight * (mean.reshape(targets.shape) - targets).abs()
+    per_pixel = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
+    return reduced((weights * per_pixel).sum(dim=(-2, -1)) / weights.sum(dim=(-2, -1)), reduction)
+
+
+class MaskBoundaryBCELoss(nn.Module):
+    """`mask_boundary_bce_loss` with its λ and window."""
+
+    def __init__(self, boundary_weight: float = 5.0, width: int = 5, reduction: Reduction = "none") -> None:
+        super().__init__()
+        _expect_boundary(boundary_weight, width)
+        self.boundary_weight = boundary_weight
+        self.width = width
+        self.reduction = reduction
+
+    def extra_repr(self) -> str:
+        """Show λ and the window."""
+        return f"boundary_weight={self.boundary_weight:g}, width={self.width}"
+
+    def forward(self, mask_logits: Tensor, mask_targets: Tensor) -> Tensor:
+        """See `mask_boundary_bce_loss`."""
+        return mask_boundary_bce_loss(
+            mask_logits,
+            mask_targets,
+            boundary_weight=self.boundary_weight,
+            width=self.width,
+            reduction=self.reduction,
+        )
+
+
+def _expect_boundary(boundary_weight: float, width: int) -> None:
+    in_range(0, boundary_weight=boundary_weight)
+    if width < 1 or width % 2 == 0:
+        raise ValueError(f"width must be a positive odd number of pixels, got {width}")
+
+
+def mask_softmax_loss(
+    mask_logits: Tensor, mask_targets: Tensor, labels: Tensor, *, reduction: Reduction = "none"
+) -> Tensor:
+    r"""Average multinomial cross-entropy over each RoI's mask, in which classes compete for pixels.
+
+    With q = softmax(mask_logits) over the C channels, k the RoI's class and 0 the background,
+    loss = -(1/M²) Σ t log q_k + (1 - t) log q_0.
+
+    The baseline that the per-class sigmoid was compared with; see `MaskSoftmaxLoss` for what has to change in
+    inference.
+
+    Args:
+        mask_logits: (P, C, M, M), pre-softmax.
+        mask_targets: (P, M, M), in [0, 1], of the RoI's own object.
+        labels: (P,) int64 in [1, C).
+        reduction: "none" gives (P,); "sum" and "mean" give a scalar.
+
+    Returns:
+        At least float32, >= 0. P = 0 gives shape (0,), or 0 when reduced.
+
+    Raises:
+        ValueError: `mask_targets` is not (P, M, M) of the logits.
+
+    Source: He et al., Mask R-CNN, 2017, arXiv:1703.06870, table 2b.
+    """
+    own = mask_logits[:, 0]
+    same_shape(mask_logits_of_a_class=own, mask_targets=mask_targets)
+    log_q = F.log_softmax(at_least_float32(mask_logits), dim=1)  # (P, C, M, M)
+    targets = mask_targets.to(log_q.dtype)
+    per_pixel = -(targets * select_class_masks(log_q, labels) + (1 - targets) * log_q[:, 0])
+    return reduced(per_pixel.mean(dim=(-2, -1)), reduction)
+
+
+class MaskSoftmaxLoss(nn.Module):
+    """`mask_softmax_loss` as a term, and the probabilities that go with it."""
+
+    all_classes = True
+
+    def __init__(self, reduction: Reduction = "none") -> None:
+        super().__init__()
+        self.reduction = reduction
+
+    def forward(self, mask_logits: Tensor, mask_targets: Tensor, labels: Tensor) -> Tensor:
+        """See `mask_softmax_loss`."""
+        return mask_softmax_loss(mask_logits, mask_targets, labels, reduction=self.reduction)
+
+    def mask_probs(self, mask_logits: Tensor, labels: Tensor) -> Tensor:
+        """Probabilities (D, M, M) of the labels' classes (D,), which the other classes lower as in training."""
+        return select_class_masks(at_least_float32(mask_logits).softmax(dim=1), labels)
+
+
+class ClassAgnosticMaskLoss(nn.Module):
+    """A mask term on one channel that serves all classes, the head's channel 0.
+
+    The other channels get no gradient. With this a model of any number of classes is class-agnostic in its
+    masks, without another head.
+
+    Args:
+        mask: the term for that channel, (mask_logits (P, M, M), mask_targets (P, M, M)) -> (P,) or (P, M, M).
+
+    Source: He et al., Mask R-CNN, 2017, arXiv:1703.06870, section 4.1: one M x M output regardless of class.
+    """
+
+    all_classes = True
+
+    def __init__(self, mask: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.mask = mask
+
+    def forward(self, mask_logits: Tensor, mask_targets: Tensor, labels: Tensor) -> Tensor:
+        """Give the term of channel 0, whatever the labels."""
+        return self.mask(mask_logits[:, 0], mask_targets)
+
+    def mask_probs(self, mask_logits: Tensor, labels: Tensor) -> Tensor:
+        """Probabilities (D, M, M) of channel 0, whatever the labels."""
+        return at_least_float32(mask_logits[:, 0]).sigmoid()

@@ -1,0 +1,364 @@
+"""Mask losses of whole regions: Dice and its kin, Tversky, Lovász. They compare areas, not pixels.
+
+All take the M x M grid of each RoI, or dense logits (N, C, H, W): the last two axes are the region, the others
+are kept.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from maskloss.losses.conventions import Reduction, at_least_float32, in_range, positive, reduced, same_shape
+
+
+def mask_dice_loss(
+    mask_logits: Tensor, mask_targets: Tensor, *, smooth: float = 1.0, reduction: Reduction = "none"
+) -> Tensor:
+    r"""Soft Dice loss of each RoI's predicted mask.
+
+    With p = sigmoid(mask_logits) and t = mask_targets, loss = 1 - (2 Σ p t + s) / (Σ p + Σ t + s).
+
+    Args:
+        mask_logits: (P, M, M), or (..., H, W), pre-sigmoid.
+        mask_targets: of the same shape, in [0, 1].
+        smooth: s > 0, in pixels; keeps empty against empty at no loss.
+        reduction: "none" gives (P,), or (...); "sum" and "mean" give a scalar.
+
+    Returns:
+        At least float32, in [0, 1], 0 is best for binary targets. Empty input gives an empty tensor, or 0 when
+        reduced.
+
+    Raises:
+        ValueError: shapes differ, or smooth <= 0.
+
+    Example:
+        >>> mask_dice_loss(torch.full((1, 2, 2), 30.0), torch.ones(1, 2, 2))
+        tensor([0.])
+
+    Source: Milletari et al., V-Net, 2016, arXiv:1606.04797, which squares p and t in the denominator.
+    """
+    p, t = _probs_and_targets(mask_logits, mask_targets)
+    positive(smooth=smooth)
+    return reduced(1 - (2 * _area(p * t) + smooth) / (_area(p) + _area(t) + smooth), reduction)
+
+
+class MaskDiceLoss(nn.Module):
+    """`mask_dice_loss` with its smoothing."""
+
+    def __init__(self, smooth: float = 1.0, reduction: Reduction = "none") -> None:
+        super().__init__()
+        positive(smooth=smooth)
+        self.smooth = smooth
+        self.reduction = reduction
+
+    def extra_repr(self) -> str:
+        """Show the smoothing."""
+        return f"smooth={self.smooth:g}"
+
+    def forward(self, mask_logits: Tensor, mask_targets: Tensor) -> Tensor:
+        """See `mask_dice_loss`."""
+        return mask_dice_loss(mask_logits, mask_targets, smooth=self.smooth, reduction=self.reduction)
+
+
+def mask_weighted_dice_loss(
+    mask_logits: Tensor,
+    mask_targets: Tensor,
+    *,
+    positive_weight: float,
+    negative_weight: float,
+    smooth: float = 1.0,
+    reduction: Reduction = "none",
+) -> Tensor:
+    r"""Dice loss in which positive pixels count α and negative ones β.
+
+    With w = α t + β (1 - t), loss = 1 - (2 Σ w p t + s) / (Σ w (p + t) + s). β < α forgives what is predicted
+    outside the object more than what is missed of it.
+
+    Args:
+        mask_logits: (P, M, M), or (..., H, W), pre-sigmoid.
+        mask_targets: of the same shape, in [0, 1].
+        positive_weight: α >= 0.
+        negative_weight: β >= 0.
+        smooth: s > 0, in weighted pixels.
+        reduction: "none" gives (P,), or (...); "sum" and "mean" give a scalar.
+
+    Returns:
+        At least float32, in [0, 1]. Empty input gives an empty tensor, or 0 when reduced.
+
+    Raises:
+        ValueError: shapes differ, a weight is negative, or smooth <= 0.
+
+    Source: Dice's sums over pixels that are weighted as those of the weighted cross-entropy are.
+    """
+    p, t = _probs_and_targets(mask_logits, mask_targets)
+    in_range(0, positive_weight=positive_weight, negative_weight=negative_weight)
+    positive(smooth=smooth)
+    w = positive_weight * t + negative_weight * (1 - t)
+    return reduced(1 - (2 * _area(w * p * t) + smooth) / (_area(w * (p + t)) + smooth), reduction)
+
+
+class MaskWeightedDiceLoss(nn.Module):
+    """`mask_weighted_dice_loss` with its α, β and smoothing."""
+
+    def __init__(
+        self,
+        positive_weight: float,
+        negative_weight: float,
+        smooth: float = 1.0,
+        reduction: Reduction = "none",
+    ) -> None:
+        super().__init__()
+        in_range(0, positive_weight=positive_weight, negative_weight=negative_weight)
+        positive(smooth=smooth)
+        self.positive_weight = positive_weight
+        self.negative_weight = negative_weight
+        self.smooth = smooth
+        self.reduction = reduction
+
+    def extra_repr(self) -> str:
+        """Show α, β and the smoothing."""
+        return (
+            f"positive_weight={self.positive_weight:g}, negative_weight={self.negative_weight:g}, "
+            f"smooth={self.smooth:g}"
+        )
+
+    def forward(self, mask_logits: Tensor, mask_targets: Tensor) -> Tensor:
+        """See `mask_weighted_dice_loss`."""
+        return mask_weighted_dice_loss(
+            mask_logits,
+            mask_targets,
+            positive_weight=self.positive_weight,
+            negative_weight=self.negative_weight,
+            smooth=self.smooth,
+            reduction=self.reduction,
+        )
+
+
+def mask_inverse_dice_loss(
+    mask_logits: Tensor, mask_targets: Tensor, *, smooth: float = 1.0, reduction: Reduction = "none"
+) -> Tensor:
+    r"""Dice loss of the background: `mask_dice_loss` with 1 - p for p and 1 - t for t.
+
+    Args:
+        mask_logits: (P, M, M), or (..., H, W), pre-sigmoid.
+        mask_targets: of the same shape, in [0, 1].
+        smooth: s > 0, in pixels.
+        reduction: "none" gives (P,), or (...); "sum" and "mean" give a scalar.
+
+    Returns:
+        At least float32, in [0, 1]. Empty input gives an empty tensor, or 0 when reduced.
+
+    Raises:
+        ValueError: shapes differ, or smooth <= 0.
+
+    Source: Dice's formula, with the two classes changing places.
+    """
+    same_shape(mask_logits=mask_logits, mask_targets=mask_targets)
+    return mask_dice_loss(
+        -at_least_float32(mask_logits), 1 - at_least_float32(mask_targets), smooth=smooth, reduction=reduction
+    )
+
+
+class MaskInverseDiceLoss(nn.Module):
+    """`mask_inverse_dice_loss` with its smoothing."""
+
+    def __init__(self, smooth: float = 1.0, reduction: Reduction = "none") -> None:
+        super().__init__()
+        positive(smooth=smooth)
+        self.smooth = smooth
+        self.reduction = reduction
+
+    def extra_repr(self) -> str:
+        """Show the smoothing."""
+        return f"smooth={self.smooth:g}"
+
+    def forward(self, mask_logits: Tensor, mask_targets: Tensor) -> Tensor:
+        """See `mask_inverse_dice_loss`."""
+        return mask_inverse_dice_loss(mask_logits, mask_targets, smooth=self.smooth, reduction=self.reduction)
+
+
+def mask_generalized_dice_loss(
+    mask_logits: Tensor, mask_targets: Tensor, *, reduction: Reduction = "none"
+) -> Tensor:
+    r"""Generalised Dice loss of object and background, each weighted by one over its area squared.
+
+    With l in {object, background}, p_l and t_l their probabilities and targets, and w_l = 1 / max(Σ t_l, 1)²,
+    loss = 1 - 2 Σ_l w_l Σ p_l t_l / Σ_l w_l Σ (p_l + t_l).
+
+    Args:
+        mask_logits: (P, M, M), or (..., H, W), pre-sigmoid.
+        mask_targets: of the same shape, in [0, 1].
+        reduction: "none" gives (P,), or (...); "sum" and "mean" give a scalar.
+
+    Returns:
+        At least float32, in [0, 1]. Empty input gives an empty tensor, or 0 when reduced.
+
+    Raises:
+        ValueError: shapes differ.
+
+    Source: Sudre et al., Generalised Dice overlap, 2017, arXiv:1707.03237. The floor of one pixel under an area
+    is ours; the paper divides by 0 where there is no object.
+    """
+    p, t = _probs_and_targets(mask_logits, mask_targets)
+    overlap, total = torch.zeros(()), torch.zeros(())
+    for p_l, t_l in ((p, t), (1 - p, 1 - t)):
+        w_l = _area(t_l).clamp(min=1.0) ** -2
+        overlap = overlap + w_l * _area(p_l * t_l)
+        total = total + w_l * _area(p_l + t_l)
+    return reduced(1 - 2 * overlap / total, reduction)
+
+
+class MaskGeneralizedDiceLoss(nn.Module):
+    """`mask_generalized_dice_loss` as a term."""
+
+    def __init__(self, reduction: Reduction = "none") -> None:
+        super().__init__()
+        self.reduction = reduction
+
+    def forward(self, mask_logits: Tensor, mask_targets: Tensor) -> Tensor:
+        """See `mask_generalized_dice_loss`."""
+        return mask_generalized_dice_loss(mask_logits, mask_targets, reduction=self.reduction)
+
+
+#: Of 1 - TI, before it is raised to a power below 1, whose slope at 0 would be infinite.
+_LEAST_TVERSKY_LOSS = 1e-6
+
+
+def mask_tversky_loss(
+    mask_logits: Tensor,
+    mask_targets: Tensor,
+    *,
+    alpha: float = 0.3,
+    beta: float = 0.7,
+    gamma: float = 1.0,
+    smooth: float = 1.0,
+    reduction: Reduction = "none",
+) -> Tensor:
+    r"""Tversky loss: Dice with a price of its own for each kind of error; focal where γ is not 1.
+
+    With TI = (Σ p t + s) / (Σ p t + α Σ p (1 - t) + β Σ (1 - p) t + s), loss = (1 - TI)^γ. α = β = 1/2 is
+    Dice (with 2 s for s), α = β = 1 is 1 - IoU.
+
+    Args:
+        mask_logits: (P, M, M), or (..., H, W), pre-sigmoid.
+        mask_targets: of the same shape, in [0, 1].
+        alpha: α >= 0, the price of false positives.
+        beta: β >= 0, of false negatives.
+        gamma: γ > 0. The focal Tversky loss has 3/4: its paper writes the exponent as 1 / γ with γ = 4/3.
+        smooth: s > 0, in pixels.
+        reduction: "none" gives (P,), or (...); "sum" and "mean" give a scalar.
+
+    Returns:
+        At least float32, in [0, 1]. Empty input gives an empty tensor, or 0 when reduced.
+
+    Raises:
+        ValueError: shapes differ, or a knob is out of its range.
+
+    Source: Salehi et al., Tversky loss, 2017, arXiv:1706.05721; Abraham and Khan, focal Tversky loss, 2018,
+    arXiv:1810.07842.
+    """
+    p, t = _probs_and_targets(mask_logits, mask_targets)
+    _expect_tversky(alpha, beta, gamma, smooth)
+    hits = _area(p * t)
+    index = (hits + smooth) / (hits + alpha * _area(p * (1 - t)) + beta * _area((1 - p) * t) + smooth)
+    loss = 1 - index
+    return reduced(loss if gamma == 1 else loss.clamp(min=_LEAST_TVERSKY_LOSS) ** gamma, reduction)
+
+
+class MaskTverskyLoss(nn.Module):
+    """`mask_tversky_loss` with its prices, its exponent and its smoothing."""
+
+    def __init__(
+        self,
+        alpha: float = 0.3,
+        beta: float = 0.7,
+        gamma: float = 1.0,
+        smooth: float = 1.0,
+        reduction: Reduction = "none",
+    ) -> None:
+        super().__init__()
+        _expect_tversky(alpha, beta, gamma, smooth)
+        self.alpha = alpha
+        self.beta = beta
+        self.gamma = gamma
+        self.smooth = smooth
+        self.reduction = reduction
+
+    def extra_repr(self) -> str:
+        """Show the knobs."""
+        return f"alpha={self.alpha:g}, beta={self.beta:g}, gamma={self.gamma:g}, smooth={self.smooth:g}"
+
+    def forward(self, mask_logits: Tensor, mask_targets: Tensor) -> Tensor:
+        """See `mask_tversky_loss`."""
+        return mask_tversky_loss(
+            mask_logits,
+            mask_targets,
+            alpha=self.alpha,
+            beta=self.beta,
+            gamma=self.gamma,
+            smooth=self.smooth,
+            reduction=self.reduction,
+        )
+
+
+def _expect_tversky(alpha: float, beta: float, gamma: float, smooth: float) -> None:
+    in_range(0, alpha=alpha, beta=beta)
+    positive(gamma=gamma, smooth=smooth)
+
+
+def mask_lovasz_loss(mask_logits: Tensor, mask_targets: Tensor, *, reduction: Reduction = "none") -> Tensor:
+    r"""Lovász hinge: a convex stand-in for 1 - IoU of the thresholded mask.
+
+    With y = ±1 the targets, errors m = 1 - y · mask_logits sorted downwards and Δ(k) = 1 - IoU of a mask that is
+    wrong in its k worst pixels, loss = Σ_k max(m_k, 0) (Δ(k) - Δ(k - 1)).
+
+    Args:
+        mask_logits: (P, M, M), or (..., H, W): scores with the threshold at 0.
+        mask_targets: of the same shape; thresholded at 0.5, since an error is of a pixel, not of a part of it.
+        reduction: "none" gives (P,), or (...); "sum" and "mean" give a scalar.
+
+    Returns:
+        At least float32, >= 0; 0 where every pixel is right by a margin of 1. Empty input gives an empty tensor, or
+        0 when reduced.
+
+    Raises:
+        ValueError: shapes differ.
+
+    Source: Berman et al., The Lovász-Softmax loss, 2018, arXiv:1705.08790, algorithm 1 and section 3.1.
+    """
+    same_shape(mask_logits=mask_logits, mask_targets=mask_targets)
+    logits = at_least_float32(mask_logits).flatten(-2)
+    wanted = at_least_float32(mask_targets).flatten(-2) >= 0.5
+    errors, order = (1 - torch.where(wanted, logits, -logits)).sort(dim=-1, descending=True)
+    wanted = wanted.gather(-1, order).to(logits.dtype)
+    # Wrong in its k worst pixels, a mask has lost the objects' pixels among them, and won the others.
+    area = wanted.sum(dim=-1, keepdim=True)
+    intersection = area - wanted.cumsum(dim=-1)
+    union = area + (1 - wanted).cumsum(dim=-1)
+    jaccard = 1 - intersection / union
+    steps = jaccard.diff(dim=-1, prepend=torch.zeros_like(jaccard[..., :1]))
+    return reduced((F.relu(errors) * steps).sum(dim=-1), reduction)
+
+
+class MaskLovaszLoss(nn.Module):
+    """`mask_lovasz_loss` as a term."""
+
+    def __init__(self, reduction: Reduction = "none") -> None:
+        super().__init__()
+        self.reduction = reduction
+
+    def forward(self, mask_logits: Tensor, mask_targets: Tensor) -> Tensor:
+        """See `mask_lovasz_loss`."""
+        return mask_lovasz_loss(mask_logits, mask_targets, reduction=self.reduction)
+
+
+def _probs_and_targets(mask_logits: Tensor, mask_targets: Tensor) -> tuple[Tensor, Tensor]:
+    same_shape(mask_logits=mask_logits, mask_targets=mask_targets)
+    p = at_least_float32(mask_logits).sigmoid()
+    return p, mask_targets.to(p.dtype)
+
+
+def _area(values: Tensor) -> Tensor:
+    return values.sum(dim=(-2, -1))
