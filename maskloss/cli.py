@@ -225,6 +225,26 @@ def predict(
     print(folder / "results.json")
 
 
+def ablate(
+    config: str, output: str, engine: Literal["local", "ray"] = "local", ray_address: str | None = None
+) -> None:
+    """Train variants of a config over several seeds, and say which differ and by how much.
+
+    A sweep that was stopped goes on where it stopped.
+
+    Args:
+        config: YAML with `base`, `variants`, `seeds`, and where wanted `baseline`, `cpus` and `gpus`.
+        output: folder of the sweep; gets runs/, results.json, table.md and report.html.
+        engine: "local" runs one after another on this machine, "ray" hands the runs to Ray.
+        ray_address: of an existing Ray cluster; a local one is started where not given.
+    """
+    from maskloss.ablation import sweep
+
+    page = sweep.ablate(config, output, engine=engine, ray_address=ray_address)
+    print((Path(output) / "table.md").read_text())
+    print(f"report: {page}")
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command.
 
@@ -235,7 +255,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args([_underscored(a) for a in (sys.argv[1:] if arguments is None else arguments)])
     command: str = options.command
     settings = options[command].as_dict()
-    settings.pop("config", None)
+    if command == "train":
+        settings.pop("config")
     try:
         _COMMANDS[command](**settings)
     except InputError as error:
@@ -258,6 +279,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "train": train,
     "evaluate": evaluate,
     "predict": predict,
+    "ablate": ablate,
 }
 
 

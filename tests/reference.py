@@ -176,3 +176,106 @@ def supersampled_coverage(polygons: list[np.ndarray], box: list[float], size: in
                 inside ^= crosses & (x < ax + (y - ay) * (bx - ax) / (by - ay))
         union |= inside
     return torch.from_numpy(union.reshape(size, samples, size, samples).mean(axis=(1, 3)))
+
+
+def boundary_bce(
+    mask_logits: Tensor, mask_targets: Tensor, boundary_weight: float, width: int
+) -> list[float]:
+    """F3Net's weighted cross-entropy, with windows cut off at the border."""
+    losses = []
+    for logits, targets in zip(mask_logits.tolist(), mask_targets.tolist(), strict=True):
+        rows, columns, reach = len(logits), len(logits[0]), width // 2
+        total = weights = 0.0
+        for y in range(rows):
+            for x in range(columns):
+                window = [
+                    targets[v][u]
+                    for v in range(max(y - reach, 0), min(y + reach + 1, rows))
+                    for u in range(max(x - reach, 0), min(x + reach + 1, columns))
+                ]
+                weight = 1 + boundary_weight * abs(sum(window) / len(window) - targets[y][x])
+                p, t = sigmoid(logits[y][x]), targets[y][x]
+                total -= weight * (t * math.log(p) + (1 - t) * math.log(1 - p))
+                weights += weight
+        losses.append(total / weights)
+    return losses
+
+
+def softmax(logits: list[float]) -> list[float]:
+    highest = max(logits)
+    exponentials = [math.exp(logit - highest) for logit in logits]
+    return [value / sum(exponentials) for value in exponentials]
+
+
+def mask_softmax(mask_logits: Tensor, mask_targets: Tensor, labels: list[int]) -> list[float]:
+    """Mask R-CNN, table 2b: a softmax over the classes at every pixel; background is class 0."""
+    losses = []
+    for logits, targets, label in zip(mask_logits, mask_targets.tolist(), labels, strict=True):
+        costs = []
+        for y, row in enumerate(targets):
+            for x, t in enumerate(row):
+                q = softmax(logits[:, y, x].tolist())
+                costs.append(-(t * math.log(q[label]) + (1 - t) * math.log(q[0])))
+        losses.append(sum(costs) / len(costs))
+    return losses
+
+
+def balanced_l1(
+    deltas: Tensor, target_deltas: Tensor, alpha: float, gamma: float, beta: float
+) -> list[float]:
+    """Libra R-CNN, equation 8, with the corner at beta."""
+    b = math.exp(gamma / alpha) - 1
+    losses = []
+    for delta, target in zip(deltas.tolist(), target_deltas.tolist(), strict=True):
+        total = 0.0
+        for predicted, wanted in zip(delta, target, strict=True):
+            x = abs(predicted - wanted)
+            if x < beta:
+                total += alpha / b * (b * x + 1) * math.log(b * x / beta + 1) - alpha * x
+            else:
+                total += gamma * x + gamma / b - alpha * beta
+        losses.append(total)
+    return losses
+
+
+def seesaw(class_logits: Tensor, labels: list[int], counts: list[float], p: float, q: float) -> list[float]:
+    """Seesaw loss, equations 3 to 7, with S = 1 between a class and the background."""
+    losses = []
+    for logits, i in zip(class_logits.tolist(), labels, strict=True):
+        scores = softmax(logits)
+        normaliser = 0.0
+        for j, logit in enumerate(logits):
+            factor = 1.0
+            if 0 not in (i, j) and i != j:
+                n_i, n_j = max(counts[i], 1.0), max(counts[j], 1.0)
+                if n_j < n_i:
+                    factor *= (n_j / n_i) ** p
+                own = max(scores[i], 0.01)
+                if scores[j] > own:
+                    factor *= (scores[j] / own) ** q
+            normaliser += factor * math.exp(logit)
+        losses.append(math.log(normaliser) - logits[i])
+    return losses
+
+
+def equalized(
+    class_logits: Tensor, labels: list[int], ratio: list[float], gamma: float, mu: float, alpha: float
+) -> tuple[list[float], list[float], list[float]]:
+    """EQL v2, equations 4 to 6: values per RoI; positive and negative gradients per class."""
+    num_classes = len(ratio)
+    positive, negative = [0.0] * num_classes, [0.0] * num_classes
+    losses = []
+    for logits, label in zip(class_logits.tolist(), labels, strict=True):
+        total = 0.0
+        for j in range(1, num_classes):
+            f = 1 / (1 + math.exp(-gamma * (ratio[j] - mu)))
+            s = sigmoid(logits[j])
+            if j == label:
+                weight = 1 + alpha * (1 - f)
+                total -= weight * math.log(s)
+                positive[j] += weight * (1 - s)
+            else:
+                total -= f * math.log(1 - s)
+                negative[j] += f * s
+        losses.append(total)
+    return losses, positive, negative

@@ -25,7 +25,7 @@ from maskloss.cli import main
 from tests.data.coco_files import write_coco
 from tests.training.small_runs import STATISTICS, TERMS, files, history, largest_file, narrow_models
 
-COMMANDS = ("demo", "shapes", "check", "subset", "train", "evaluate", "predict")
+COMMANDS = ("demo", "shapes", "check", "subset", "train", "evaluate", "predict", "ablate")
 
 
 @pytest.fixture(autouse=True, scope="module")

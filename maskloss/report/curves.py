@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from matplotlib.backends.backend_svg import FigureCanvasSVG
@@ -23,13 +23,9 @@ def loss_curves(history: Sequence[dict[str, Any]], evaluations: Sequence[dict[st
     Returns:
         An SVG element.
     """
-    keys = [key for key in history[0] if key not in _NOT_CURVES]
-    columns = 3
-    rows = math.ceil(len(keys) / columns)
-    figure = Figure(figsize=(11, 2.6 * rows), layout="constrained")
-    FigureCanvasSVG(figure)
-    axes = figure.subplots(rows, columns, squeeze=False).flat
-    for axis, key in zip(axes, keys, strict=False):
+    keys = _terms(history[0])
+    figure, axes = _panels(keys)
+    for key, axis in axes.items():
         axis.plot(
             [line["step"] for line in history], [line[key] for line in history], color="#2563eb", lw=1.3
         )
@@ -43,12 +39,56 @@ def loss_curves(history: Sequence[dict[str, Any]], evaluations: Sequence[dict[st
                 ms=4,
                 lw=1,
             )
-        axis.set_title(key, fontsize=10)
         axis.set_ylim(bottom=0)
+    return _svg(figure)
+
+
+def compared_curves(histories: Mapping[str, Sequence[Sequence[dict[str, Any]]]]) -> str:
+    """Draw each term's mean over the seeds, a line for each variant.
+
+    Args:
+        histories: by variant, the lines of history.jsonl of each seed's run.
+
+    Returns:
+        An SVG element.
+    """
+    keys = list(dict.fromkeys(key for runs in histories.values() for run in runs for key in _terms(run[0])))
+    figure, axes = _panels(keys)
+    for key, axis in axes.items():
+        for variant, runs in histories.items():
+            by_step: dict[int, list[float]] = {}
+            for line in (line for run in runs for line in run if key in line):
+                by_step.setdefault(line["step"], []).append(line[key])
+            steps = sorted(by_step)
+            means = [sum(by_step[step]) / len(by_step[step]) for step in steps]
+            axis.plot(steps, means, lw=1.2, label=variant)
+        axis.set_ylim(bottom=0)
+    handles, labels = next(iter(axes.values())).get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=5, fontsize=9, frameon=False)
+    return _svg(figure)
+
+
+def _terms(line: dict[str, Any]) -> list[str]:
+    return [key for key in line if key not in _NOT_CURVES]
+
+
+def _panels(keys: Sequence[str]) -> tuple[Figure, dict[str, Any]]:
+    """A figure with a titled panel per term, three in a row."""
+    columns = 3
+    rows = math.ceil(len(keys) / columns)
+    figure = Figure(figsize=(11, 2.6 * rows), layout="constrained")
+    FigureCanvasSVG(figure)
+    panels = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for axis, key in zip(panels, keys, strict=False):
+        axis.set_title(key, fontsize=10)
         axis.grid(alpha=0.25)
         axis.tick_params(labelsize=8)
-    for axis in list(axes)[len(keys) :]:
+    for axis in panels[len(keys) :]:
         axis.set_visible(False)
+    return figure, dict(zip(keys, panels, strict=False))
+
+
+def _svg(figure: Figure) -> str:
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None})
     text = buffer.getvalue()

@@ -49,14 +49,14 @@ def write_report(
         pictures.append(
             {
                 "name": record.file_name,
-                "truth": _embedded(jpeg(draw_truth(image, record, names, enlarge=enlarge), _LONGEST_SIDE)),
-                "prediction": _embedded(
+                "truth": embedded(jpeg(draw_truth(image, record, names, enlarge=enlarge), _LONGEST_SIDE)),
+                "prediction": embedded(
                     jpeg(draw_results(image, drawn, names, enlarge=enlarge), _LONGEST_SIDE)
                 ),
             }
         )
-    environment = Environment(loader=PackageLoader("maskloss.report", "."), autoescape=True)
-    page = environment.get_template("page.html.j2").render(
+    page = rendered(
+        "page.html.j2",
         title=folder.resolve().name,
         last=history[-1],
         metrics=metrics,
@@ -75,6 +75,12 @@ def write_report(
     return path
 
 
+def rendered(template: str, **values: Any) -> str:
+    """Render one of the templates beside this file."""
+    environment = Environment(loader=PackageLoader("maskloss.report", "."), autoescape=True)
+    return environment.get_template(template).render(**values)
+
+
 def _lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
@@ -86,5 +92,6 @@ def _spread(images: Sequence[ImageRecord], count: int) -> list[ImageRecord]:
     return [shown[int(i * step)] for i in range(min(count, len(shown)))]
 
 
-def _embedded(image: bytes) -> str:
+def embedded(image: bytes) -> str:
+    """Give a JPEG as the address of an image that is in the page itself."""
     return "data:image/jpeg;base64," + base64.b64encode(image).decode("ascii")

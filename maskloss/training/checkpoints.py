@@ -10,6 +10,7 @@ import json
 import math
 import pickle
 import struct
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from maskloss.detection.models import ModelSettings, build_model
 from maskloss.errors import InputError
 from maskloss.files import make_folder, read_bytes, write_bytes
 from maskloss.losses.criterion import MaskRCNNLoss
+from maskloss.losses.masks import ClassAgnosticMaskLoss, MaskBCELoss, MaskSoftmaxLoss
 from maskloss.masks.targets import MaskTargets
 
 _METADATA_KEY = "maskloss"
@@ -39,11 +41,14 @@ class ModelDescription:
         settings: how to build the model.
         categories: label i + 1 is category i.
         aligned: `MaskTargets.aligned` of the targets that it learned, which decides how masks are pasted.
+        mask_probs: how logits become masks: "sigmoid" of the own class's channel, "softmax" over the classes,
+            "class_agnostic" for the sigmoid of channel 0, or "custom" where a user's mask term says how.
     """
 
     settings: ModelSettings
     categories: tuple[Category, ...]
     aligned: bool
+    mask_probs: str = "sigmoid"
 
     def to_metadata(self) -> dict[str, str]:
         """Give the metadata of the safetensors file."""
@@ -61,7 +66,24 @@ class ModelDescription:
         for key in ("image_mean", "image_std", "min_size"):
             settings[key] = None if settings[key] is None else tuple(settings[key])
         categories = tuple(Category(c["id"], c["name"]) for c in content["categories"])
-        return cls(ModelSettings(**settings), categories, bool(content["aligned"]))
+        mask_probs = content.get("mask_probs", "sigmoid")
+        return cls(ModelSettings(**settings), categories, bool(content["aligned"]), mask_probs)
+
+
+#: A mask term for the losses of an evaluation, by how its logits become masks.
+_MASK_TERMS: dict[str, Callable[[], nn.Module]] = {
+    "sigmoid": MaskBCELoss,
+    "softmax": MaskSoftmaxLoss,
+    "class_agnostic": lambda: ClassAgnosticMaskLoss(MaskBCELoss()),
+}
+
+
+def mask_probs_of(loss: MaskRCNNLoss) -> str:
+    """Name how a loss's mask term turns logits into masks, for `ModelDescription`."""
+    if loss.own_mask_probs is None:
+        return "sigmoid"
+    names = {MaskSoftmaxLoss: "softmax", ClassAgnosticMaskLoss: "class_agnostic"}
+    return names.get(type(loss.mask), "custom")
 
 
 def save_model(path: Path, model: nn.Module, description: ModelDescription) -> None:
@@ -95,7 +117,15 @@ def load_model(path: str | Path) -> tuple[nn.Module, ModelDescription]:
     except (TypeError, ValueError, RuntimeError) as error:
         first = str(error).strip().splitlines()[0]
         raise InputError(f"{path}: its tensors are of another model than it says: {first}") from error
-    loss = MaskRCNNLoss(mask_targets=MaskTargets(aligned=description.aligned, binary=False))
+    if description.mask_probs not in _MASK_TERMS:
+        raise InputError(
+            f"{path}: its masks come from the mask_probs of the mask term that it was trained with, "
+            f"which the file cannot hold (mask_probs: {description.mask_probs})"
+        )
+    loss = MaskRCNNLoss(
+        mask=_MASK_TERMS[description.mask_probs](),
+        mask_targets=MaskTargets(aligned=description.aligned, binary=False),
+    )
     convert(model, loss, paste=None)
     return model.eval(), description
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import math
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any, Literal
 from maskloss.detection.models import ModelName
 from maskloss.errors import InputError
 from maskloss.losses.criterion import MaskRCNNLoss
-from maskloss.losses.presets import PRESETS
+from maskloss.training.losses import LossConfig, make_loss
 
 #: Fields that may change between a run and its resumption. All but max_steps stay out of a step's numbers, and
 #: max_steps enters only through the learning rate's schedule.
@@ -41,7 +40,8 @@ class TrainConfig:
         weights: a .safetensors or .pt file of a whole model or of a backbone, "DEFAULT" for the weights that
             torchvision publishes (downloads them), or "none".
         loss: a preset (torchvision, detectron2, matterport, paper, aligned), or the import path
-            "package.module.name" of a MaskRCNNLoss, or of a function or class that makes one.
+            "package.module.name" of a MaskRCNNLoss, or of a function or class that makes one; in a YAML file also
+            a mapping of terms, weights, mask_targets and normalizers to replace in a preset.
         max_steps: optimizer steps.
         batch_size: images per forward pass of one process.
         accumulation_steps: forward passes per optimizer step.
@@ -79,7 +79,7 @@ class TrainConfig:
     output: str
     model: ModelName = "maskrcnn_resnet50_fpn"
     weights: str = "none"
-    loss: str = "torchvision"
+    loss: LossConfig = "torchvision"
     max_steps: int = 1000
     batch_size: int = 2
     accumulation_steps: int = 1
@@ -134,24 +134,9 @@ class TrainConfig:
         """Make the loss that `loss` names.
 
         Raises:
-            InputError: there is no such preset or import path, or what it gives is no MaskRCNNLoss.
+            InputError: see `training.losses.make_loss`.
         """
-        if self.loss in PRESETS:
-            return MaskRCNNLoss.preset(self.loss)
-        if "." not in self.loss:
-            raise InputError(
-                f"--loss {self.loss!r}: no such preset; there are {', '.join(PRESETS)}, or give an import path "
-                "package.module.name"
-            )
-        module_name, _, name = self.loss.rpartition(".")
-        try:
-            found = getattr(importlib.import_module(module_name), name)
-        except (ImportError, AttributeError, ValueError, TypeError) as error:
-            raise InputError(f"--loss {self.loss!r}: cannot be imported: {error}") from error
-        loss = found if isinstance(found, MaskRCNNLoss) or not callable(found) else found()
-        if not isinstance(loss, MaskRCNNLoss):
-            raise InputError(f"--loss {self.loss!r}: gives a {type(loss).__name__}, not a MaskRCNNLoss")
-        return loss
+        return make_loss(self.loss)
 
     def differences(self, other: dict[str, Any]) -> list[str]:
         """Name the fields that another run's config has otherwise and that enter the numbers."""

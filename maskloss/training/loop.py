@@ -31,6 +31,7 @@ from maskloss.training.checkpoints import (
     ModelDescription,
     checkpoint_files,
     load_checkpoint,
+    mask_probs_of,
     model_settings_of,
     read_weights,
     save_checkpoint,
@@ -81,12 +82,14 @@ def train(config: TrainConfig) -> TrainingResult:
             raise InputError(f"{config.weights}: no tensor in it fits the model {config.model}: {loaded}")
         _say(accelerator, f"{config.weights}: {loaded}")
     convert(model, loss, paste=None)
-    description = ModelDescription(settings, training.categories, loss.mask_targets.aligned)
+    description = ModelDescription(
+        settings, training.categories, loss.mask_targets.aligned, mask_probs_of(loss)
+    )
     optimizer = _optimizer(config, model)
     start, elapsed = 0, 0.0
     if checkpoint is not None:
         start, elapsed = checkpoint["step"], checkpoint["seconds"]
-        _restore(config, checkpoint, model, optimizer)
+        _restore(config, checkpoint, model, loss, optimizer)
     prepared, optimizer = accelerator.prepare(model, optimizer)
     if checkpoint is not None and accelerator.scaler is not None:
         accelerator.scaler.load_state_dict(checkpoint["scaler"])
@@ -151,7 +154,7 @@ def train(config: TrainConfig) -> TrainingResult:
             if evaluation_due:
                 log.evaluation(step, evaluated())
             if checkpoint_due and accelerator.is_main_process:
-                _save(config, step, seconds, model, optimizer, accelerator)
+                _save(config, step, seconds, model, loss, optimizer, accelerator)
         evaluation = evaluated()
         log.evaluation(config.max_steps, evaluation)
         if accelerator.is_main_process:
@@ -217,8 +220,12 @@ def _starting_point(config: TrainConfig) -> dict[str, Any] | None:
     return checkpoint
 
 
-def _restore(config: TrainConfig, checkpoint: dict[str, Any], model: nn.Module, optimizer: Any) -> None:
+def _restore(
+    config: TrainConfig, checkpoint: dict[str, Any], model: nn.Module, loss: nn.Module, optimizer: Any
+) -> None:
     try:
+        # What a term has gathered, such as the seesaw's counts; a checkpoint from before there was any has none.
+        loss.load_state_dict(checkpoint.get("loss", loss.state_dict()), strict=True)
         model.load_state_dict(checkpoint["model"], strict=True)
         optimizer.load_state_dict(checkpoint["optimizer"])
     except (RuntimeError, ValueError, KeyError) as error:
@@ -330,6 +337,7 @@ def _save(
     step: int,
     seconds: float,
     model: nn.Module,
+    loss: nn.Module,
     optimizer: Any,
     accelerator: Accelerator,
 ) -> None:
@@ -337,6 +345,7 @@ def _save(
         "seconds": seconds,
         "config": json.dumps(asdict(config)),
         "model": model.state_dict(),
+        "loss": loss.state_dict(),
         "optimizer": optimizer.state_dict(),
         "scaler": accelerator.scaler.state_dict() if accelerator.scaler is not None else None,
     }

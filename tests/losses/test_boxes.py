@@ -4,10 +4,21 @@ import math
 
 import pytest
 import torch
+from torch import Tensor
 from torchvision.models.detection._utils import BoxCoder
+from torchvision.ops import box_iou
 
 from maskloss import BoxRegression
-from maskloss.losses import BoxGIoULoss, BoxSmoothL1Loss, box_giou_loss, box_smooth_l1_loss
+from maskloss.losses import (
+    BoxGIoULoss,
+    BoxSmoothL1Loss,
+    box_balanced_l1_loss,
+    box_ciou_loss,
+    box_diou_loss,
+    box_giou_loss,
+    box_iou_loss,
+    box_smooth_l1_loss,
+)
 from tests import reference
 
 
@@ -257,3 +268,85 @@ def test_modules_equal_functions(generator, reduction):
         rtol=0,
         atol=0,
     )
+
+
+# The other box losses, against torchvision's IoU, torchmetrics and the reference
+
+
+@pytest.fixture
+def decoded(generator) -> BoxRegression:
+    """Boxes that meet their targets, that only touch them, that lie far off, and that are the same."""
+    boxes = torch.tensor(
+        [[0, 0, 10, 20], [10, 0, 20, 8], [50, 60, 70, 61], [3, 4, 9, 9], [0, 0, 5, 5]], dtype=torch.float64
+    )
+    targets = torch.tensor(
+        [[2, 3, 14, 15], [0, 0, 10, 10], [0, 0, 30, 30], [3, 4, 9, 9], [1, 1, 4, 4]], dtype=torch.float64
+    )
+    return BoxRegression(boxes, targets, lambda deltas: deltas)
+
+
+def test_iou_loss_is_one_minus_torchvisions_iou(decoded):
+    expected = 1 - box_iou(decoded.boxes, decoded.target_boxes).diagonal()
+    torch.testing.assert_close(box_iou_loss(decoded), expected)
+
+
+@pytest.mark.parametrize(
+    ("loss", "metric"),
+    [
+        (box_iou_loss, "intersection_over_union"),
+        (box_giou_loss, "generalized_intersection_over_union"),
+        (box_diou_loss, "distance_intersection_over_union"),
+        (box_ciou_loss, "complete_intersection_over_union"),
+    ],
+)
+def test_iou_losses_are_one_minus_torchmetrics_metrics(decoded, loss, metric):
+    metrics = pytest.importorskip("torchmetrics.functional.detection", reason="torchmetrics is not installed")
+    matrix = getattr(metrics, metric)(decoded.boxes, decoded.target_boxes, aggregate=False)
+    torch.testing.assert_close(loss(decoded), 1 - matrix.diagonal(), rtol=1e-6, atol=1e-6)
+
+
+def test_boxes_without_an_area_have_an_iou_loss_of_one_and_a_finite_gradient():
+    boxes = torch.tensor([[5.0, 5.0, 5.0, 5.0]], requires_grad=True)
+    value = box_iou_loss(BoxRegression(boxes, boxes.detach(), lambda deltas: deltas))
+    value.sum().backward()
+    assert value.item() == 1
+    assert boxes.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("loss", [box_iou_loss, box_giou_loss, box_diou_loss, box_ciou_loss])
+def test_iou_losses_do_not_depend_on_the_scale_and_need_decode(decoded, loss):
+    scaled = BoxRegression(7 * decoded.deltas, 7 * decoded.target_deltas, lambda deltas: deltas)
+    torch.testing.assert_close(loss(scaled), loss(decoded), rtol=1e-6, atol=1e-6)
+    with pytest.raises(ValueError, match="decode"):
+        loss(BoxRegression(decoded.deltas, decoded.target_deltas))
+
+
+@pytest.mark.parametrize(("alpha", "gamma", "beta"), [(0.5, 1.5, 1.0), (0.3, 1.0, 0.5)])
+def test_balanced_l1_agrees_with_the_reference(generator, alpha, gamma, beta):
+    deltas, targets = torch.randn(2, 6, 4, generator=generator, dtype=torch.float64)
+    found = box_balanced_l1_loss(BoxRegression(deltas, targets), alpha=alpha, gamma=gamma, beta=beta)
+    expected = reference.balanced_l1(deltas, targets, alpha, gamma, beta)
+    torch.testing.assert_close(found.tolist(), expected)
+
+
+def test_balanced_l1_has_no_step_at_beta_and_a_slope_of_gamma_beyond():
+    def value(d: float) -> float:
+        deltas = torch.tensor([[d, 0.0, 0.0, 0.0]], dtype=torch.float64)
+        return box_balanced_l1_loss(BoxRegression(deltas, torch.zeros_like(deltas))).item()
+
+    assert value(1 - 1e-9) == pytest.approx(value(1 + 1e-9), abs=1e-7)
+    assert value(3.0) - value(2.0) == pytest.approx(1.5)
+
+
+def test_a_regression_decodes_each_of_its_boxes_once():
+    calls = []
+
+    def decode(deltas: Tensor) -> Tensor:
+        calls.append(deltas)
+        return deltas
+
+    regression = BoxRegression(torch.zeros(2, 4), torch.ones(2, 4), decode)
+    for _ in range(3):
+        assert regression.boxes is regression.boxes
+        assert regression.target_boxes is regression.target_boxes
+    assert len(calls) == 2

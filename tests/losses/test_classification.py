@@ -4,9 +4,23 @@ import math
 
 import pytest
 import torch
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from maskloss.losses import ActiveClassCrossEntropyLoss, active_class_cross_entropy_loss
+from maskloss.losses import (
+    ActiveClassCrossEntropyLoss,
+    BatchCounts,
+    BoxRegression,
+    ClassWeightedCrossEntropyLoss,
+    MaskRCNNLoss,
+    active_class_cross_entropy_loss,
+    class_focal_loss,
+    class_sigmoid_loss,
+    class_weighted_cross_entropy_loss,
+    objectness_focal_loss,
+    quality_focal_loss,
+)
+from maskloss.losses.criterion import RoIBatch
 from tests import reference
 
 
@@ -145,4 +159,111 @@ def test_module_refuses_a_mask_that_is_not_one_dimensional():
 def test_module_shows_how_many_classes_count():
     assert repr(ActiveClassCrossEntropyLoss(active(True, False, True))) == (
         "ActiveClassCrossEntropyLoss(active=2 of 3)"
+    )
+
+
+# class_weighted_cross_entropy_loss
+
+
+CLASS_WEIGHTS = torch.tensor([0.5, 2.0, 4.0])
+
+
+def test_class_weighted_cross_entropy_is_torchs_weighted_mean(generator):
+    class_logits = torch.randn(7, 3, generator=generator)
+    labels = torch.randint(3, (7,), generator=generator)
+    values, weights = class_weighted_cross_entropy_loss(class_logits, labels, class_weights=CLASS_WEIGHTS)
+    expected = F.cross_entropy(class_logits, labels, weight=CLASS_WEIGHTS)
+    torch.testing.assert_close(values.sum() / weights.sum(), expected)
+
+
+def test_in_the_criterion_both_divisors_are_at_hand(generator):
+    class_logits = torch.randn(7, 3, generator=generator)
+    labels = torch.randint(3, (7,), generator=generator)
+    none = BoxRegression(torch.zeros(0, 4), torch.zeros(0, 4))
+    counts = BatchCounts(num_images=1, sampled=7, positives=0, batch_size_per_image=7)
+
+    def loss(term: nn.Module) -> Tensor:
+        batch = RoIBatch(class_logits, labels, none, counts)
+        return MaskRCNNLoss(classification=term).roi_losses(batch)["loss_classifier"]
+
+    of_torch = F.cross_entropy(class_logits, labels, weight=CLASS_WEIGHTS)
+    torch.testing.assert_close(loss(ClassWeightedCrossEntropyLoss(CLASS_WEIGHTS)), of_torch)
+    # mmdetection's: the same sum over the number of RoIs.
+    over_rois = loss(nn.CrossEntropyLoss(weight=CLASS_WEIGHTS, reduction="none"))
+    torch.testing.assert_close(over_rois, of_torch * CLASS_WEIGHTS[labels].sum() / 7)
+
+
+def test_class_weights_need_one_finite_weight_per_class(generator):
+    with pytest.raises(ValueError, match="class_weights has shape"):
+        class_weighted_cross_entropy_loss(
+            torch.zeros(2, 4), torch.zeros(2, dtype=torch.int64), class_weights=CLASS_WEIGHTS
+        )
+    for bad in ([1.0, -1.0], [1.0, float("nan")], [[1.0, 2.0]]):
+        with pytest.raises(ValueError, match="class_weights must be"):
+            ClassWeightedCrossEntropyLoss(bad)
+    assert "3 classes" in repr(ClassWeightedCrossEntropyLoss([0.5, 2.0, 4.0]))
+
+
+def test_label_smoothing_is_torchs_and_a_term_as_it_stands(generator):
+    class_logits = torch.randn(7, 3, generator=generator)
+    labels = torch.randint(3, (7,), generator=generator)
+    none = BoxRegression(torch.zeros(0, 4), torch.zeros(0, 4))
+    counts = BatchCounts(num_images=1, sampled=7, positives=0, batch_size_per_image=7)
+    term = nn.CrossEntropyLoss(label_smoothing=0.1, reduction="none")
+    found = MaskRCNNLoss(classification=term).roi_losses(RoIBatch(class_logits, labels, none, counts))
+    log_p = class_logits.log_softmax(1)
+    own = log_p[torch.arange(7), labels]
+    expected = -(0.9 * own + 0.1 * log_p.mean(1)).mean()
+    torch.testing.assert_close(found["loss_classifier"], expected)
+
+
+# Focal losses and sigmoids
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 2.0])
+def test_class_focal_is_kornias(generator, gamma):
+    kornia = pytest.importorskip("kornia.losses", reason="kornia is not installed")
+    class_logits = 2 * torch.randn(7, 4, generator=generator, dtype=torch.float64)
+    labels = torch.randint(4, (7,), generator=generator)
+    per_class = kornia.focal_loss(class_logits, labels, alpha=None, gamma=gamma, reduction="none")
+    expected = per_class.sum(dim=1)
+    torch.testing.assert_close(class_focal_loss(class_logits, labels, gamma=gamma), expected)
+
+
+def test_class_sigmoid_sums_binary_cross_entropies_and_leaves_the_background_alone(generator):
+    class_logits = torch.randn(5, 4, generator=generator, requires_grad=True)
+    labels = torch.tensor([0, 1, 3, 2, 0])
+    values = class_sigmoid_loss(class_logits, labels)
+    one_hot = F.one_hot(labels, 4)[:, 1:].float()
+    expected = F.binary_cross_entropy_with_logits(class_logits[:, 1:], one_hot, reduction="none").sum(1)
+    torch.testing.assert_close(values, expected)
+    values.sum().backward()
+    assert class_logits.grad[:, 0].count_nonzero() == 0
+
+
+@pytest.mark.parametrize(("alpha", "gamma"), [(0.25, 2.0), (None, 1.0)])
+def test_objectness_focal_is_kornias(generator, alpha, gamma):
+    kornia = pytest.importorskip("kornia.losses", reason="kornia is not installed")
+    logits = 2 * torch.randn(9, generator=generator, dtype=torch.float64)
+    labels = (torch.rand(9, generator=generator) < 0.4).double()
+    expected = kornia.binary_focal_loss_with_logits(
+        logits[:, None], labels[:, None], alpha=alpha, gamma=gamma, reduction="none"
+    )[:, 0]
+    found = objectness_focal_loss(logits, labels, alpha=alpha, gamma=gamma)
+    torch.testing.assert_close(found, expected)
+
+
+def test_quality_focal_by_hand_and_at_its_best():
+    # σ = 1/2 against y = 3/4: (1/4)² ln 2.
+    value = quality_focal_loss(torch.zeros(1), torch.tensor([0.75]))
+    assert value.item() == pytest.approx(math.log(2) / 16)
+    assert quality_focal_loss(torch.tensor([0.75]).logit(), torch.tensor([0.75])).item() == pytest.approx(0)
+
+
+def test_quality_focal_of_hard_labels_is_focal_without_alpha(generator):
+    logits = torch.randn(9, generator=generator)
+    labels = (torch.rand(9, generator=generator) < 0.4).float()
+    torch.testing.assert_close(
+        quality_focal_loss(logits, labels, beta=2.0),
+        objectness_focal_loss(logits, labels, alpha=None, gamma=2.0),
     )

@@ -46,9 +46,7 @@ OF_MASKS = [
 ]
 OF_BOXES = [
     Case(losses.box_smooth_l1_loss, losses.BoxSmoothL1Loss, {"beta": 0.3}),
-    Case(
-        losses.box_balanced_l1_loss, losses.BoxBalancedL1Loss, {"alpha": 0.4, "gamma": 1.2, "beta": 0.9}
-    ),
+    Case(losses.box_balanced_l1_loss, losses.BoxBalancedL1Loss, {"alpha": 0.4, "gamma": 1.2, "beta": 0.9}),
     Case(losses.box_iou_loss, losses.BoxIoULoss, {}),
     Case(losses.box_giou_loss, losses.BoxGIoULoss, {}),
     Case(losses.box_diou_loss, losses.BoxDIoULoss, {}),
@@ -80,7 +78,9 @@ def inputs(
         sides = 10 + 20 * torch.rand(count, 2, generator=generator, dtype=dtype)
         wanted = torch.cat([low, low + sides], dim=1)
         predictions = wanted + 3 * torch.randn(count, 4, generator=generator, dtype=dtype)
-        return predictions, lambda boxes: (BoxRegression(boxes, wanted.to(boxes.dtype), lambda deltas: deltas),)
+        return predictions, lambda boxes: (
+            BoxRegression(boxes, wanted.to(boxes.dtype), lambda deltas: deltas),
+        )
     if case in OF_CLASSES:
         predictions = 2 * torch.randn(count, C, generator=generator, dtype=dtype)
         labels = torch.randint(C, (count,), generator=generator)

@@ -4,8 +4,19 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 
-from maskloss.losses import MaskBCELoss, mask_bce_loss, select_class_masks
+from maskloss.losses import (
+    ClassAgnosticMaskLoss,
+    MaskBCELoss,
+    MaskSoftmaxLoss,
+    mask_bce_loss,
+    mask_boundary_bce_loss,
+    mask_focal_loss,
+    mask_softmax_loss,
+    mask_weighted_bce_loss,
+    select_class_masks,
+)
 from tests import reference
 
 # select_class_masks
@@ -193,3 +204,140 @@ def test_compiled_equals_eager(generator):
     torch.testing.assert_close(
         compiled(mask_logits, labels, mask_targets), loss(mask_logits, labels, mask_targets)
     )
+
+
+# mask_weighted_bce_loss
+
+
+def test_weighted_bce_by_hand():
+    # α = 3 on p = 3/4 of a positive pixel, β = 1/2 on p = 3/4 of a negative one.
+    mask_logits = torch.full((1, 1, 2), math.log(3))
+    value = mask_weighted_bce_loss(
+        mask_logits, torch.tensor([[[1.0, 0.0]]]), positive_weight=3.0, negative_weight=0.5
+    )
+    assert value.item() == pytest.approx(-(3 * math.log(3 / 4) + 0.5 * math.log(1 / 4)) / 2)
+
+
+def test_weighted_bce_is_torchs_pos_weight_times_beta(generator):
+    mask_logits = torch.randn(3, 4, 4, generator=generator)
+    mask_targets = torch.rand(3, 4, 4, generator=generator)
+    expected = 0.4 * F.binary_cross_entropy_with_logits(
+        mask_logits, mask_targets, pos_weight=torch.tensor(2.0 / 0.4), reduction="none"
+    ).mean((1, 2))
+    found = mask_weighted_bce_loss(mask_logits, mask_targets, positive_weight=2.0, negative_weight=0.4)
+    torch.testing.assert_close(found, expected)
+    even = mask_weighted_bce_loss(mask_logits, mask_targets, positive_weight=1.0, negative_weight=1.0)
+    torch.testing.assert_close(even, mask_bce_loss(mask_logits, mask_targets))
+
+
+# mask_focal_loss
+
+
+@pytest.mark.parametrize(("alpha", "gamma"), [(0.25, 2.0), (0.7, 0.5), (None, 2.0)])
+def test_focal_is_kornias(generator, alpha, gamma):
+    kornia = pytest.importorskip("kornia.losses", reason="kornia is not installed")
+    mask_logits = 2 * torch.randn(3, 4, 4, generator=generator, dtype=torch.float64)
+    mask_targets = (torch.rand(3, 4, 4, generator=generator) < 0.4).double()
+    per_pixel = kornia.binary_focal_loss_with_logits(
+        mask_logits[:, None], mask_targets[:, None], alpha=alpha, gamma=gamma, reduction="none"
+    )
+    found = mask_focal_loss(mask_logits, mask_targets, alpha=alpha, gamma=gamma)
+    torch.testing.assert_close(found, per_pixel.mean((1, 2, 3)))
+
+
+def test_focal_without_focus_is_cross_entropy(generator):
+    mask_logits = torch.randn(3, 4, 4, generator=generator)
+    mask_targets = torch.rand(3, 4, 4, generator=generator)
+    torch.testing.assert_close(
+        mask_focal_loss(mask_logits, mask_targets, alpha=None, gamma=0.0),
+        mask_bce_loss(mask_logits, mask_targets),
+    )
+
+
+# mask_boundary_bce_loss
+
+
+@pytest.mark.parametrize(("boundary_weight", "width"), [(5.0, 3), (2.0, 5), (5.0, 31)])
+def test_boundary_bce_agrees_with_the_reference(generator, boundary_weight, width):
+    mask_logits = 2 * torch.randn(3, 6, 7, generator=generator, dtype=torch.float64)
+    mask_targets = torch.rand(3, 6, 7, generator=generator, dtype=torch.float64)
+    found = mask_boundary_bce_loss(mask_logits, mask_targets, boundary_weight=boundary_weight, width=width)
+    expected = reference.boundary_bce(mask_logits, mask_targets, boundary_weight, width)
+    torch.testing.assert_close(found.tolist(), expected)
+
+
+def test_boundary_bce_without_weight_or_boundary_is_cross_entropy(generator):
+    mask_logits = torch.randn(3, 6, 6, generator=generator)
+    mask_targets = torch.rand(3, 6, 6, generator=generator)
+    torch.testing.assert_close(
+        mask_boundary_bce_loss(mask_logits, mask_targets, boundary_weight=0.0),
+        mask_bce_loss(mask_logits, mask_targets),
+    )
+    whole = torch.ones(3, 6, 6)  # an object that the RoI cuts off on every side has no boundary in it
+    torch.testing.assert_close(mask_boundary_bce_loss(mask_logits, whole), mask_bce_loss(mask_logits, whole))
+
+
+def test_a_mistake_at_the_boundary_costs_more_than_one_inside():
+    mask_targets = torch.zeros(1, 9, 9)
+    mask_targets[:, :, 5:] = 1.0
+    right = 20 * mask_targets - 10
+    at_boundary, inside = right.clone(), right.clone()
+    at_boundary[0, 4, 5] *= -1
+    inside[0, 4, 8] *= -1
+    assert mask_boundary_bce_loss(at_boundary, mask_targets) > 2 * mask_boundary_bce_loss(
+        inside, mask_targets
+    )
+
+
+# mask_softmax_loss and ClassAgnosticMaskLoss
+
+
+def test_softmax_agrees_with_the_reference_and_its_classes_compete(generator):
+    mask_logits = torch.randn(3, 4, 3, 3, generator=generator, dtype=torch.float64, requires_grad=True)
+    mask_targets = torch.rand(3, 3, 3, generator=generator, dtype=torch.float64)
+    labels = torch.tensor([1, 3, 2])
+    values = mask_softmax_loss(mask_logits, mask_targets, labels)
+    torch.testing.assert_close(
+        values.tolist(), reference.mask_softmax(mask_logits.detach(), mask_targets, labels.tolist())
+    )
+    values.sum().backward()
+    assert (mask_logits.grad != 0).all()
+    assert torch.autograd.gradcheck(
+        lambda logits: mask_softmax_loss(logits, mask_targets, labels), mask_logits.detach().requires_grad_()
+    )
+
+
+def test_softmax_with_two_classes_is_a_sigmoid_of_their_difference(generator):
+    mask_logits = torch.randn(3, 2, 4, 4, generator=generator)
+    mask_targets = torch.rand(3, 4, 4, generator=generator)
+    labels = torch.ones(3, dtype=torch.int64)
+    expected = mask_bce_loss(mask_logits[:, 1] - mask_logits[:, 0], mask_targets)
+    torch.testing.assert_close(mask_softmax_loss(mask_logits, mask_targets, labels), expected)
+    probs = MaskSoftmaxLoss().mask_probs(mask_logits, labels)
+    torch.testing.assert_close(probs, (mask_logits[:, 1] - mask_logits[:, 0]).sigmoid())
+
+
+def test_softmax_of_nothing_of_halves_and_of_other_shapes(generator):
+    nothing = torch.zeros(0, 4, 3, 3, requires_grad=True)
+    value = mask_softmax_loss(
+        nothing, torch.zeros(0, 3, 3), torch.zeros(0, dtype=torch.int64), reduction="mean"
+    )
+    value.backward()
+    assert value == 0
+    half = torch.randn(2, 4, 3, 3, generator=generator).half()
+    labels = torch.tensor([1, 2])
+    assert mask_softmax_loss(half, torch.ones(2, 3, 3), labels).dtype == torch.float32
+    with pytest.raises(ValueError, match="shapes differ"):
+        mask_softmax_loss(half, torch.ones(2, 4, 4), labels)
+
+
+def test_class_agnostic_masks_are_channel_0_whatever_the_label(generator):
+    mask_logits = torch.randn(3, 4, 5, 5, generator=generator, requires_grad=True)
+    mask_targets = torch.rand(3, 5, 5, generator=generator)
+    labels = torch.tensor([1, 2, 3])
+    loss = ClassAgnosticMaskLoss(MaskBCELoss())
+    values = loss(mask_logits, mask_targets, labels)
+    torch.testing.assert_close(values, mask_bce_loss(mask_logits[:, 0], mask_targets))
+    values.sum().backward()
+    assert mask_logits.grad[:, 1:].count_nonzero() == 0
+    torch.testing.assert_close(loss.mask_probs(mask_logits, labels), mask_logits[:, 0].sigmoid())

@@ -1,0 +1,224 @@
+"""What a sweep is to run: a base config, its variants and the seeds, read from YAML and checked."""
+
+from __future__ import annotations
+
+import copy
+import re
+import sys
+from collections.abc import Hashable
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jsonargparse import ArgumentError, ArgumentParser
+
+from maskloss.data.coco import CocoData, read_coco
+from maskloss.errors import InputError
+from maskloss.files import read_bytes
+from maskloss.training.config import TrainConfig
+from maskloss.training.losses import probe
+
+_KEYS = ("base", "variants", "seeds", "baseline", "cpus", "gpus")
+#: What a sweep itself gives each run.
+_OWN_FIELDS = ("output", "seed", "resume")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training run of a sweep.
+
+    Attributes:
+        variant: name.
+        seed: of everything that is random.
+        config: of the run; its output is the run's own folder.
+    """
+
+    variant: str
+    seed: int
+    config: TrainConfig
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A sweep.
+
+    Attributes:
+        variants: by name, the fields that differ from the base, in the file's order.
+        baseline: the variant that the others are compared with.
+        seeds: of every variant.
+        runs: all of them, seed by seed, so that an unfinished sweep has something of each variant.
+        cpus: CPUs that a run asks Ray for.
+        gpus: GPUs, or a part of one, that a run asks Ray for.
+        validation: what the runs are evaluated on; the first variant's where variants differ in it.
+    """
+
+    variants: dict[str, dict[str, Any]]
+    baseline: str
+    seeds: tuple[int, ...]
+    runs: tuple[Run, ...]
+    cpus: float
+    gpus: float
+    validation: CocoData
+
+
+def read_plan(file: str | Path, output: str | Path) -> Plan:
+    """Read a sweep's YAML and check all that can be checked without training.
+
+    Each variant's loss is made and evaluated on random RoIs, and the data are read.
+
+    Args:
+        file: with `base`, a mapping of `maskloss train`'s options or the name of a YAML file of them; `variants`,
+            a mapping from names to the options that differ; `seeds`, a list; and, where wanted, `baseline`, the
+            first variant where not given, and `cpus` and `gpus` of a run under Ray. Relative paths in it
+            are of the working folder; modules beside it can be imported.
+        output: folder of the sweep.
+
+    Raises:
+        InputError: something in it is wrong; the message names the file, the variant and the field.
+    """
+    path = Path(file)
+    content = _read_yaml(path)
+    unknown = set(content) - set(_KEYS)
+    if unknown:
+        raise InputError(f"{path}: no key is named {', '.join(sorted(unknown))}; {', '.join(_KEYS)} are")
+    variants, seeds = _variants(path, content), _seeds(path, content)
+    baseline = content.get("baseline", next(iter(variants)))
+    if baseline not in variants:
+        raise InputError(f"{path}: the baseline {baseline!r} is none of the variants {', '.join(variants)}")
+    resources = {name: content.get(name, default) for name, default in (("cpus", 1), ("gpus", 0))}
+    for name, value in resources.items():
+        if not isinstance(value, int | float) or isinstance(value, bool) or value < 0:
+            raise InputError(f"{path}: {name} must be a number >= 0, got {value!r}")
+    base = _base(path, content)
+    if (folder := str(path.resolve().parent)) not in sys.path:
+        sys.path.append(folder)
+
+    configs = {}
+    data: dict[tuple[str, str], CocoData] = {}
+    for name, changes in variants.items():
+        where = f"{path}: variant {name}"
+        config = _config(where, {**base, **changes, "output": str(output)})
+        num_classes = _check_data(where, config, data)
+        try:
+            loss = copy.deepcopy(config.make_loss())
+            probe(loss, num_classes)
+        except InputError as error:
+            raise InputError(f"{where}: {error}") from error
+        configs[name] = config
+    runs = []
+    for seed in seeds:
+        for name, config in configs.items():
+            own = {"output": str(Path(output) / "runs" / name / f"seed-{seed}"), "seed": seed, "resume": True}
+            runs.append(Run(name, seed, TrainConfig(**{**asdict(config), **own})))
+    first = next(iter(configs.values()))
+    validation = data[first.val_images, first.val_annotations]
+    return Plan(variants, baseline, seeds, tuple(runs), **resources, validation=validation)
+
+
+class _Loader(yaml.SafeLoader):
+    """PyYAML's, which takes the last of equal keys in silence; here they are an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]  # type: ignore[no-untyped-call]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"{key!r} is there {keys.count(key)} times", node.start_mark
+                )
+        return super().construct_mapping(node, deep)
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        content = yaml.load(read_bytes(path), _Loader)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: is no YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
+        raise InputError(f"{path}: expected a mapping with names as keys, got a {type(content).__name__}")
+    return content
+
+
+def _base(path: Path, content: dict[str, Any]) -> dict[str, Any]:
+    base = content.get("base")
+    where = f"{path}: base"
+    if isinstance(base, str):
+        other = path.parent / base
+        base, where = _read_yaml(other), str(other)
+        # A run's own config.yaml is a base too: what it has of its own is the sweep's to give.
+        base = {key: value for key, value in base.items() if key not in _OWN_FIELDS}
+    if not isinstance(base, dict):
+        raise InputError(f"{where}: expected a mapping of options, or the name of a YAML file of them")
+    _expect_fields(where, base)
+    return base
+
+
+def _variants(path: Path, content: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    variants = content.get("variants")
+    if not isinstance(variants, dict) or not variants:
+        raise InputError(f"{path}: variants: expected a mapping from names to the options that differ")
+    for name, changes in variants.items():
+        if not isinstance(name, str) or not _NAME.fullmatch(name):
+            raise InputError(
+                f"{path}: variant {name!r}: a name is of letters, digits and ._+-, for it names a folder"
+            )
+        if changes is not None and not isinstance(changes, dict):
+            raise InputError(f"{path}: variant {name}: expected a mapping of options, got {changes!r}")
+        _expect_fields(f"{path}: variant {name}", changes or {})
+    return {name: changes or {} for name, changes in variants.items()}
+
+
+def _expect_fields(where: str, options: dict[str, Any]) -> None:
+    known = [field.name for field in fields(TrainConfig) if field.name not in _OWN_FIELDS]
+    for name in options:
+        if name in _OWN_FIELDS:
+            raise InputError(f"{where}: {name} is the sweep's to give")
+        if name not in known:
+            raise InputError(f"{where}: no option is named {name}; {', '.join(known)} are")
+
+
+def _seeds(path: Path, content: dict[str, Any]) -> tuple[int, ...]:
+    seeds = content.get("seeds")
+    if not isinstance(seeds, list) or not seeds:
+        raise InputError(f"{path}: seeds: expected a list of at least one whole number, got {seeds!r}")
+    for seed in seeds:
+        if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
+            raise InputError(f"{path}: seeds: a seed is a whole number >= 0, got {seed!r}")
+    if len(set(seeds)) < len(seeds):
+        raise InputError(f"{path}: seeds: a seed is there twice: {seeds}")
+    return tuple(seeds)
+
+
+def _config(where: str, options: dict[str, Any]) -> TrainConfig:
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(TrainConfig, None)
+    try:
+        parsed = parser.parse_object(options)
+        return TrainConfig(**parsed.as_dict())
+    except (ArgumentError, InputError) as error:
+        line = " ".join(str(error).split())
+        raise InputError(f"{where}: {line}") from error
+
+
+def _check_data(where: str, config: TrainConfig, data: dict[tuple[str, str], CocoData]) -> int:
+    """Read what was not read yet, and expect objects of every class to learn; give the number of classes."""
+    pairs = {
+        "training": (config.train_images, config.train_annotations),
+        "validation": (config.val_images, config.val_annotations),
+    }
+    for pair in pairs.values():
+        if pair not in data:
+            try:
+                data[pair] = read_coco(*pair)
+            except InputError as error:
+                raise InputError(f"{where}: {error}") from error
+    for kind, pair in pairs.items():
+        there = {o.category_id for image in data[pair].images for o in image.objects}
+        for category in data[pairs["training"]].categories:
+            if category.id not in there:
+                raise InputError(
+                    f"{where}: {pair[1]}: the {kind} set has no object of category {category.id} "
+                    f"({category.name}), so nothing could be said of it"
+                )
+    return len(data[pairs["training"]].categories) + 1

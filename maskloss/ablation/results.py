@@ -1,0 +1,266 @@
+"""What a sweep leaves behind: results.json for programs, table.md to paste, report.html to look at."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from pycocotools import mask as coco_mask
+
+from maskloss.ablation.analysis import METRICS, Summary, metric_of, summarized
+from maskloss.ablation.plan import Plan
+from maskloss.ablation.running import Outcome
+from maskloss.data.coco import ImageRecord
+from maskloss.data.images import read_image
+from maskloss.files import write_text
+from maskloss.report.curves import compared_curves
+from maskloss.report.page import embedded, rendered
+from maskloss.report.pictures import draw_results, draw_truth, jpeg
+
+#: By variant, then by seed.
+Outcomes = dict[str, dict[int, Outcome]]
+
+_NUM_PICTURES = 5
+_LONGEST_SIDE = 320
+_SCORE_THRESHOLD = 0.5
+_KINDS = {"better": "better", "worse": "worse"}
+
+
+def _summaries(plan: Plan, outcomes: Outcomes) -> dict[str, dict[str, Summary]]:
+    """Summaries by metric, then by variant."""
+    summaries = {}
+    for name in METRICS:
+        values = {
+            variant: {seed: metric_of(o.metrics, name) for seed, o in by_seed.items() if o.failure is None}
+            for variant, by_seed in outcomes.items()
+        }
+        summaries[name] = summarized(values, plan.baseline)
+    return summaries
+
+
+def write_results(folder: Path, plan: Plan, outcomes: Outcomes) -> None:
+    """Write results.json and table.md of what is done so far.
+
+    Raises:
+        RunError: the disk is full, or the folder does not allow it.
+    """
+    summaries = _summaries(plan, outcomes)
+    variants = {
+        variant: {
+            "changes": changes,
+            "summary": {name: asdict(by_variant[variant]) for name, by_variant in summaries.items()},
+            "milliseconds_per_step": _cost(outcomes[variant], "seconds_per_step", 1e-3),
+            "peak_mebibytes": _cost(outcomes[variant], "peak_bytes", 2**20),
+            "runs": [
+                {
+                    "seed": seed,
+                    "failure": outcome.failure,
+                    "metrics": outcome.metrics or None,
+                    "seconds_per_step": outcome.seconds_per_step,
+                    "peak_bytes": outcome.peak_bytes,
+                }
+                for seed, outcome in sorted(outcomes[variant].items())
+            ],
+        }
+        for variant, changes in plan.variants.items()
+    }
+    document = {"baseline": plan.baseline, "seeds": list(plan.seeds), "variants": variants}
+    write_text(folder / "results.json", json.dumps(document, indent=1, allow_nan=False) + "\n")
+    write_text(folder / "table.md", _table(plan, outcomes, summaries))
+
+
+def _table(plan: Plan, outcomes: Outcomes, summaries: Mapping[str, Mapping[str, Summary]]) -> str:
+    """A Markdown table: means and spreads of every metric, and what mask and box AP differ by."""
+    header = [
+        "variant",
+        *METRICS,
+        "mask AP less " + plan.baseline,
+        "box AP less " + plan.baseline,
+        "ms / step",
+        "MiB",
+    ]
+    lines = [_row(header), _row(["---"] * len(header))]
+    for variant in plan.variants:
+        cells = [variant]
+        for name in METRICS:
+            summary = summaries[name][variant]
+            spread = "" if summary.deviation is None else f" ± {100 * summary.deviation:.1f}"
+            cells.append(f"{percent(summary.mean)}{spread}")
+        cells += [_in_words(summaries[name][variant]) for name in ("mask AP", "box AP")]
+        cells.append(_number(_cost(outcomes[variant], "seconds_per_step", 1e-3)))
+        cells.append(_number(_cost(outcomes[variant], "peak_bytes", 2**20)))
+        lines.append(_row(cells))
+    seeds = ", ".join(map(str, plan.seeds))
+    lines += [
+        "",
+        f"Percent of AP, mean ± standard deviation over seeds {seeds}; in brackets 95 % bootstrap intervals.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _in_words(summary: Summary) -> str:
+    """Say what a summary's difference to the baseline shows."""
+    difference = summary.difference
+    if difference is None:
+        return ""
+    interval = f"[{100 * difference.low:+.1f}, {100 * difference.high:+.1f}]"
+    text = f"{100 * difference.mean:+.1f} {interval} {difference.verdict}"
+    return text + (f" (with {difference.more_seeds} more seeds)" if difference.more_seeds else "")
+
+
+def _cost(outcomes: Mapping[int, Outcome], name: str, unit: float) -> float | None:
+    """Give the median of a cost over the runs that ended well, in a unit."""
+    values = [getattr(outcome, name) for outcome in outcomes.values()]
+    values = [value for value in values if value is not None]
+    return statistics.median(values) / unit if values else None
+
+
+def _row(cells: list[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def percent(value: float | None) -> str:
+    """Write an AP in percent."""
+    return "none" if value is None else f"{100 * value:.1f}"
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.0f}"
+
+
+def write_page(folder: Path, plan: Plan, outcomes: Outcomes) -> Path:
+    """Write report.html.
+
+    Raises:
+        RunError: the disk is full, or the folder does not allow it.
+    """
+    summaries = _summaries(plan, outcomes)
+    good = {
+        variant: {seed: outcome for seed, outcome in by_seed.items() if outcome.failure is None}
+        for variant, by_seed in outcomes.items()
+    }
+    histories = {
+        variant: [outcome.history for outcome in by_seed.values()]
+        for variant, by_seed in good.items()
+        if by_seed
+    }
+    page = rendered(
+        "ablation.html.j2",
+        title=folder.resolve().name,
+        variants=plan.variants,
+        seeds=plan.seeds,
+        baseline=plan.baseline,
+        done=sum(map(len, good.values())),
+        total=len(plan.runs),
+        num_images=len(plan.validation.images),
+        num_objects=plan.validation.num_objects,
+        tables=[
+            {"metric": name, "rows": [_page_row(variant, by_variant[variant]) for variant in plan.variants]}
+            for name, by_variant in summaries.items()
+            if any(summary.mean is not None for summary in by_variant.values())
+        ],
+        costs=[
+            {
+                "variant": variant,
+                "milliseconds": _number(_cost(outcomes[variant], "seconds_per_step", 1e-3)),
+                "mebibytes": _number(_cost(outcomes[variant], "peak_bytes", 2**20)),
+            }
+            for variant in plan.variants
+        ],
+        curves=compared_curves(histories) if histories else "",
+        pictures=_pictures(plan, good),
+        score_threshold=_SCORE_THRESHOLD,
+        failures=[
+            f"{variant}, seed {seed}: {outcome.failure}"
+            for variant, by_seed in outcomes.items()
+            for seed, outcome in by_seed.items()
+            if outcome.failure is not None
+        ],
+        changes=yaml.safe_dump(plan.variants, sort_keys=False),
+    )
+    path = folder / "report.html"
+    write_text(path, page)
+    return path
+
+
+def _page_row(variant: str, summary: Summary) -> dict[str, str]:
+    row = {
+        "variant": variant,
+        "mean": percent(summary.mean),
+        "deviation": "" if summary.deviation is None else f"{100 * summary.deviation:.1f}",
+        "difference": "",
+        "interval": "",
+        "verdict": "",
+        "kind": "tell",
+    }
+    difference = summary.difference
+    if difference is not None:
+        more = difference.more_seeds
+        row |= {
+            "difference": f"{100 * difference.mean:+.1f}",
+            "interval": f"{100 * difference.low:+.1f} to {100 * difference.high:+.1f}",
+            "verdict": difference.verdict + (f"; with {more} more seeds it could be told" if more else ""),
+            "kind": _KINDS.get(difference.verdict, "tell"),
+        }
+    return row
+
+
+def _pictures(plan: Plan, good: Outcomes) -> list[list[dict[str, str]]]:
+    """For each of some images the ground truth and each variant's masks, with how well they cover the objects."""
+    results: dict[str, list[dict[str, Any]]] = {}
+    for variant in plan.variants:
+        run = next((r for r in plan.runs if r.variant == variant and r.seed in good[variant]), None)
+        if run is not None:
+            try:
+                found = json.loads((run.config.output_folder / "results.json").read_text())
+            except (OSError, ValueError):
+                continue
+            results[variant] = [result for result in found if result["score"] >= _SCORE_THRESHOLD]
+    if len(results) < 2:
+        return []
+    shown = [record for record in plan.validation.images if record.objects]
+    covered = {
+        record.id: {
+            variant: _coverage(record, [r for r in found if r["image_id"] == record.id])
+            for variant, found in results.items()
+        }
+        for record in shown
+    }
+
+    def disagreement(record: ImageRecord) -> float:
+        values = covered[record.id].values()
+        return max(values) - min(values)
+
+    names = {category.id: category.name for category in plan.validation.categories}
+    strips = []
+    for record in sorted(shown, key=disagreement, reverse=True)[:_NUM_PICTURES]:
+        if disagreement(record) == 0:
+            break
+        image = read_image(plan.validation.image_path(record), (record.width, record.height))
+        enlarge = max(1, _LONGEST_SIDE // max(image.size))
+        panels = {f"{record.file_name}, annotated": draw_truth(image, record, names, enlarge=enlarge)}
+        for variant, found in results.items():
+            drawn = [r for r in found if r["image_id"] == record.id]
+            text = f"{variant} ({covered[record.id][variant]:.2f})"
+            panels[text] = draw_results(image, drawn, names, enlarge=enlarge)
+        strips.append(
+            [{"text": text, "image": embedded(jpeg(panel, _LONGEST_SIDE))} for text, panel in panels.items()]
+        )
+    return strips
+
+
+def _coverage(record: ImageRecord, results: Sequence[Mapping[str, Any]]) -> float:
+    """Mean over an image's objects of the best mask IoU among the detections of their category."""
+    masks = record.object_masks().bitmaps().numpy()
+    best = []
+    for annotation, mask in zip(record.objects, masks, strict=True):
+        same = [r["segmentation"] for r in results if r["category_id"] == annotation.category_id]
+        truth = coco_mask.encode(np.asfortranarray(mask))
+        best.append(float(coco_mask.iou(same, [truth], [0]).max()) if same else 0.0)
+    return statistics.fmean(best)

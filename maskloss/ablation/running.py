@@ -1,0 +1,184 @@
+"""Running a sweep's runs, one after another in processes of their own, or on Ray.
+
+Each run is `maskloss train --resume` in its folder, so a sweep that was stopped goes on where it stopped, within a run
+too. What a run ended with is in its outcome.json, which is written last.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import resource
+import statistics
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import asdict, dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from maskloss.ablation.plan import Plan, Run
+from maskloss.errors import InputError, RunError
+from maskloss.files import make_folder, write_text
+from maskloss.training.config import TrainConfig
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run ended with.
+
+    Attributes:
+        failure: why it failed, in a line; None where it did not.
+        metrics: of metrics.json.
+        history: lines of history.jsonl.
+        seconds_per_step: of training, without start and evaluation; the median over logged stretches.
+        peak_bytes: the most memory that the run held: of the GPU where it used one, else of its process.
+    """
+
+    failure: str | None = None
+    metrics: dict[str, Any] = field(default_factory=dict)
+    history: list[dict[str, Any]] = field(default_factory=list)
+    seconds_per_step: float | None = None
+    peak_bytes: int | None = None
+
+
+def outcome_of(run: Run) -> Outcome | None:
+    """Read what a run ended with; None where it has not ended, or failed and is to be tried again."""
+    folder = run.config.output_folder
+    try:
+        ended = json.loads((folder / "outcome.json").read_text())
+        if ended["failure"] is not None or run.config.differences(ended["config"]):
+            return None
+        history = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
+        metrics = json.loads((folder / "metrics.json").read_text())
+        peak_bytes = ended["peak_bytes"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return Outcome(None, metrics, history, _seconds_per_step(history), peak_bytes)
+
+
+def run_locally(runs: list[Run]) -> Iterator[tuple[Run, Outcome]]:
+    """Run one after another, each in a process of its own, whose end ends nothing else."""
+    methods = multiprocessing.get_all_start_methods()
+    context: Any = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
+    if context.get_start_method() == "forkserver":
+        # So that a run does not begin with the imports.
+        context.set_forkserver_preload(["maskloss.training.loop", "maskloss.report.page"])
+    for run in runs:
+        process = context.Process(target=execute, args=(asdict(run.config),))
+        process.start()
+        try:
+            process.join()
+        except BaseException:
+            process.terminate()
+            process.join()
+            raise
+        yield run, _ended(run, f"its process ended with exit code {process.exitcode}")
+
+
+def run_on_ray(plan: Plan, runs: list[Run], address: str | None) -> Iterator[tuple[Run, Outcome]]:
+    """Hand every run to Ray as a task, which decides where and when; the sweep's folder must be seen from there.
+
+    Args:
+        plan: how many CPUs and GPUs a run asks for.
+        runs: to run.
+        address: of a cluster; None starts a local one, or takes that of RAY_ADDRESS.
+
+    Raises:
+        InputError: Ray is not installed, there is no cluster there, or none of its machines has what a run asks for.
+    """
+    try:
+        import ray
+    except ImportError as error:
+        raise InputError("--engine ray needs Ray: pip install 'maskloss[ray]'") from error
+    try:
+        ray.init(address=address, log_to_driver=False, include_dashboard=None if address else False)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise InputError(f"--ray-address {address}: {' '.join(str(error).split())}") from error
+    try:
+        there = ray.cluster_resources()
+        for name, needed in (("CPU", plan.cpus), ("GPU", plan.gpus)):
+            if needed > there.get(name, 0):
+                raise InputError(f"a run asks for {needed:g} {name}s, and Ray has {there.get(name, 0):g}")
+        task = ray.remote(num_cpus=plan.cpus, num_gpus=plan.gpus, max_retries=0)(execute)
+        tasks = {task.remote(asdict(run.config), sys.path): run for run in runs}
+        while tasks:
+            (done,), _ = ray.wait(list(tasks), num_returns=1)
+            run = tasks.pop(done)
+            try:
+                ray.get(done)
+                failure = "its task ended without an outcome"
+            except ray.exceptions.RayError as error:
+                failure = " ".join(str(error).split())
+            yield run, _ended(run, failure)
+    finally:
+        ray.shutdown()
+
+
+def execute(options: dict[str, Any], search_path: list[str] | None = None) -> None:
+    """Run one run, in whichever process this is, and write its outcome; what it prints goes into its log.txt.
+
+    Args:
+        options: fields of the run's `TrainConfig`.
+        search_path: where else to look for modules.
+    """
+    sys.path.extend(entry for entry in search_path or [] if entry not in sys.path)
+    config = TrainConfig(**options)
+    folder = config.output_folder
+    make_folder(folder)
+    (folder / "outcome.json").unlink(missing_ok=True)
+    failure: str | None = None
+    with _logged(folder / "log.txt"):
+        try:
+            _train(config)
+        except (InputError, RunError) as error:
+            failure = str(error)
+        except Exception as error:  # a user's loss may raise anything, and the sweep goes on
+            traceback.print_exc()
+            failure = f"{type(error).__name__}: {error}"
+        if failure is not None:
+            print(f"failed: {failure}")
+    outcome = {"failure": failure, "peak_bytes": _peak_bytes(config), "config": asdict(config)}
+    write_text(folder / "outcome.json", json.dumps(outcome, indent=1) + "\n")
+
+
+def _train(config: TrainConfig) -> None:
+    from maskloss.report.page import write_report
+    from maskloss.training.loop import train
+
+    result = train(config)
+    write_text(config.output_folder / "results.json", json.dumps(result.evaluation.results))
+    write_report(config.output_folder, result.validation, result.evaluation.results)
+
+
+def _ended(run: Run, otherwise: str) -> Outcome:
+    if (outcome := outcome_of(run)) is not None:
+        return outcome
+    try:
+        failure = json.loads((run.config.output_folder / "outcome.json").read_text())["failure"]
+    except (OSError, ValueError, KeyError):
+        failure = None
+    return Outcome(failure=failure or otherwise)
+
+
+def _seconds_per_step(history: list[dict[str, Any]]) -> float | None:
+    rates = [(b["seconds"] - a["seconds"]) / (b["step"] - a["step"]) for a, b in pairwise(history)]
+    return statistics.median(rates) if rates else None
+
+
+def _peak_bytes(config: TrainConfig) -> int:
+    import torch
+
+    if config.device != "cpu" and torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    # Kibibytes on Linux, bytes on macOS.
+    unit = 1 if sys.platform == "darwin" else 1024
+    return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+@contextmanager
+def _logged(path: Path) -> Iterator[None]:
+    with path.open("a", buffering=1) as log, redirect_stdout(log), redirect_stderr(log):
+        yield

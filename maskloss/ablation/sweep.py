@@ -1,0 +1,97 @@
+"""A sweep from its YAML to its results: runs what is not done yet, and writes what is known after each run."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Literal
+
+from tqdm import tqdm
+
+from maskloss.ablation.analysis import metric_of
+from maskloss.ablation.plan import Plan, Run, read_plan
+from maskloss.ablation.results import Outcomes, percent, write_page, write_results
+from maskloss.ablation.running import Outcome, outcome_of, run_locally, run_on_ray
+from maskloss.errors import RunError
+from maskloss.files import make_folder, write_text
+
+
+def ablate(
+    config: str | Path,
+    output: str | Path,
+    *,
+    engine: Literal["local", "ray"] = "local",
+    ray_address: str | None = None,
+) -> Path:
+    """Run, or go on with, a sweep.
+
+    Args:
+        config: its YAML; see `read_plan`.
+        output: its folder; gets runs/VARIANT/seed-S, results.json, table.md and report.html.
+        engine: "local" runs one after another on this machine, "ray" hands them to Ray.
+        ray_address: of an existing Ray cluster.
+
+    Returns:
+        The report's path.
+
+    Raises:
+        InputError: something in the YAML is wrong, and nothing was run; or Ray is not to be had.
+        RunError: runs failed; the others' results are written, and the failed ones are tried again next time.
+    """
+    plan = read_plan(config, output)
+    folder = Path(output)
+    make_folder(folder)
+    write_text(folder / "ablation.yaml", Path(config).read_text())
+    outcomes: Outcomes = {variant: {} for variant in plan.variants}
+    outstanding = []
+    for run in plan.runs:
+        outcome = outcome_of(run)
+        if outcome is None:
+            outstanding.append(run)
+        else:
+            outcomes[run.variant][run.seed] = outcome
+    _announce(plan, outstanding)
+    running = run_locally(outstanding) if engine == "local" else run_on_ray(plan, outstanding, ray_address)
+    began = time.perf_counter()
+    bar = tqdm(total=len(plan.runs), initial=len(plan.runs) - len(outstanding), desc="runs", disable=None)
+    with bar:
+        for number, (run, outcome) in enumerate(running if outstanding else (), start=1):
+            outcomes[run.variant][run.seed] = outcome
+            elapsed = time.perf_counter() - began
+            left = elapsed / number * (len(outstanding) - number)
+            bar.update()
+            bar.write(_line(run, outcome, len(plan.runs) - len(outstanding) + number, len(plan.runs), left))
+            write_results(folder, plan, outcomes)
+    write_results(folder, plan, outcomes)
+    page = write_page(folder, plan, outcomes)
+    failed = [run for run in plan.runs if outcomes[run.variant][run.seed].failure is not None]
+    if failed:
+        raise RunError(
+            f"{len(failed)} of {len(plan.runs)} runs failed, the first, {failed[0].variant} with seed "
+            f"{failed[0].seed}: {outcomes[failed[0].variant][failed[0].seed].failure}; the others are in {page}"
+        )
+    return page
+
+
+def _announce(plan: Plan, outstanding: list[Run]) -> None:
+    done = len(plan.runs) - len(outstanding)
+    print(
+        f"{len(plan.variants)} variants x {len(plan.seeds)} seeds: {len(plan.runs)} runs"
+        + (f", {done} of them done already" if done else ""),
+        flush=True,
+    )
+
+
+def _line(run: Run, outcome: Outcome, number: int, total: int, left: float) -> str:
+    if outcome.failure is not None:
+        found = f"failed: {outcome.failure}"
+    else:
+        values = {name: metric_of(outcome.metrics, name) for name in ("box AP", "mask AP")}
+        found = ", ".join(f"{name} {percent(value)}" for name, value in values.items())
+    return f"[{number}/{total}] {run.variant}, seed {run.seed}: {found}; about {_duration(left)} left"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -1,0 +1,89 @@
+"""`maskloss.losses.frequency`."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from maskloss import EncodedMasks
+from maskloss.losses import inverse_frequency_weights
+
+
+def class_maps(count: int) -> list[torch.Tensor]:
+    """Maps of 4 x 4, of which map i has i % 3 + 1 pixels of class 1 and one of class 2."""
+    maps = []
+    for index in range(count):
+        classes = torch.zeros(16, dtype=torch.int64)
+        classes[: index % 3 + 1] = 1
+        classes[-1] = 2
+        maps.append(classes.view(4, 4))
+    return maps
+
+
+def test_weights_are_one_over_the_mean_pixel_count():
+    weights = inverse_frequency_weights(class_maps(6), num_classes=3)
+    # Class 1 has 1, 2, 3, 1, 2, 3 pixels, class 2 one each, and the background what is left.
+    torch.testing.assert_close(weights, torch.tensor([1 / 13, 1 / 2, 1.0]))
+
+
+def test_so_many_are_looked_at_and_none_twice():
+    seen = []
+
+    class Watched:
+        def __len__(self) -> int:
+            return 500
+
+        def __getitem__(self, index: int) -> torch.Tensor:
+            seen.append(index)
+            return torch.tensor([[0, 1]])
+
+    inverse_frequency_weights(Watched(), num_classes=2)
+    assert len(seen) == len(set(seen)) == 100
+    seen.clear()
+    inverse_frequency_weights(Watched(), 50, num_classes=2, generator=torch.Generator().manual_seed(1))
+    first = seen.copy()
+    seen.clear()
+    inverse_frequency_weights(Watched(), 50, num_classes=2, generator=torch.Generator().manual_seed(1))
+    assert first == seen
+    assert len(first) == 50
+
+
+def test_a_sample_is_close_to_the_whole():
+    generator = torch.Generator().manual_seed(0)
+    maps = [
+        (torch.rand(20, 20, generator=generator) < 0.1 * torch.rand(1, generator=generator)).long()
+        for _ in range(400)
+    ]
+    whole = inverse_frequency_weights(maps, 400, num_classes=2)
+    sample = inverse_frequency_weights(maps, 100, num_classes=2, generator=generator)
+    torch.testing.assert_close(sample, whole, rtol=0.15, atol=0)
+
+
+@pytest.mark.parametrize("encoded", [False, True])
+def test_of_a_data_set_pixels_are_counted_by_label(encoded):
+    masks = torch.zeros(2, 4, 5, dtype=torch.bool)
+    masks[0, :2, :2] = True
+    masks[1, 1:3, 1:3] = True  # one pixel of the other's
+    squares = EncodedMasks([[[0.0, 0, 2, 0, 2, 2, 0, 2]], [[1.0, 1, 3, 1, 3, 3, 1, 3]]], 4, 5)
+    target = {"labels": torch.tensor([1, 2]), "masks": squares if encoded else masks}
+    weights = inverse_frequency_weights([("image", target)], num_classes=3)
+    torch.testing.assert_close(weights, torch.tensor([1 / 13, 1 / 4, 1 / 4]))
+
+
+@pytest.mark.parametrize(
+    ("masks", "arguments", "message"),
+    [
+        ([], {"num_classes": 2}, "no masks"),
+        (class_maps(3), {"num_classes": 2}, "mask .: classes 0 to 2"),
+        (class_maps(3), {"num_classes": 4}, "class 3 has no pixel in the 3 masks"),
+        (class_maps(3), {"num_classes": 3, "num_samples": 0}, "num_samples"),
+        (
+            [(None, {"labels": torch.tensor([3]), "masks": torch.ones(1, 2, 2)})],
+            {"num_classes": 3},
+            "item 0: labels 3 to 3",
+        ),
+    ],
+)
+def test_what_cannot_be_counted_raises(masks, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        inverse_frequency_weights(masks, **arguments)

@@ -1,0 +1,193 @@
+"""`maskloss.losses.long_tail` against slow references written from the papers."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor
+
+from maskloss import MaskRCNNLoss
+from maskloss.losses import (
+    EqualizedLoss,
+    FederatedLoss,
+    SeesawLoss,
+    class_sigmoid_loss,
+    equalized_loss,
+    federated_loss,
+    seesaw_loss,
+)
+from tests import reference
+
+C = 5
+LABELS = torch.tensor([0, 1, 2, 3, 4, 1, 0])
+COUNTS = torch.tensor([900.0, 100.0, 10.0, 1.0, 0.0])
+
+
+@pytest.fixture
+def class_logits(generator) -> Tensor:
+    return 3 * torch.randn(len(LABELS), C, generator=generator, dtype=torch.float64)
+
+
+# Seesaw
+
+
+@pytest.mark.parametrize(("p", "q"), [(0.8, 2.0), (0.0, 2.0), (0.8, 0.0), (1.5, 0.5)])
+def test_seesaw_agrees_with_the_reference(class_logits, p, q):
+    found = seesaw_loss(class_logits, LABELS, class_counts=COUNTS, p=p, q=q)
+    expected = reference.seesaw(class_logits, LABELS.tolist(), COUNTS.tolist(), p, q)
+    torch.testing.assert_close(found.tolist(), expected)
+
+
+def test_seesaw_without_factors_is_cross_entropy(class_logits):
+    expected = torch.nn.functional.cross_entropy(class_logits, LABELS, reduction="none")
+    torch.testing.assert_close(seesaw_loss(class_logits, LABELS, class_counts=COUNTS, p=0, q=0), expected)
+
+
+def test_a_frequent_classs_example_pushes_a_rare_class_less():
+    class_logits = torch.zeros(1, C, requires_grad=True)
+    seesaw_loss(class_logits, torch.tensor([1]), class_counts=COUNTS, q=0.0).sum().backward()
+    _, _, tenth, hundredth, none = class_logits.grad[0].tolist()
+    assert tenth / hundredth == pytest.approx(10**0.8, rel=1e-4)
+    assert none == pytest.approx(hundredth)  # no example counts as one
+
+
+def test_the_seesaw_module_counts_what_it_sees_and_only_with_gradients(class_logits):
+    module = SeesawLoss(C)
+    first = module(class_logits, LABELS)
+    assert module.class_counts.tolist() == [2, 2, 1, 1, 1]
+    torch.testing.assert_close(
+        first, seesaw_loss(class_logits, LABELS, class_counts=torch.tensor([2.0, 2, 1, 1, 1]))
+    )
+    with torch.no_grad():
+        module(class_logits, LABELS)
+    assert module.class_counts.tolist() == [2, 2, 1, 1, 1]
+    restored = SeesawLoss(C)
+    restored.load_state_dict(module.state_dict())
+    torch.testing.assert_close(restored(class_logits, LABELS), module(class_logits, LABELS))
+    assert "num_classes=5, p=0.8, q=2" in repr(module)
+
+
+# EQL v2
+
+
+RATIO = torch.tensor([0.0, 0.1, 0.8, 2.0, 100.0])
+
+
+def test_equalized_agrees_with_the_reference(class_logits):
+    found = equalized_loss(class_logits, LABELS, gradient_ratio=RATIO, gamma=3.0, mu=0.7, alpha=2.0)
+    expected, _, _ = reference.equalized(class_logits, LABELS.tolist(), RATIO.tolist(), 3.0, 0.7, 2.0)
+    torch.testing.assert_close(found.tolist(), expected)
+
+
+def test_the_equalized_module_sums_the_gradients_of_each_class(class_logits):
+    module = EqualizedLoss(C)
+    # Nothing known yet: f(100) = 1, and every weight is 1.
+    torch.testing.assert_close(module(class_logits, LABELS), class_sigmoid_loss(class_logits, LABELS))
+    _, positive, negative = reference.equalized(class_logits, LABELS.tolist(), [100.0] * C, 12.0, 0.8, 4.0)
+    torch.testing.assert_close(module.positive_gradients, torch.tensor(positive))
+    torch.testing.assert_close(module.negative_gradients, torch.tensor(negative))
+    ratio = module.gradient_ratio
+    torch.testing.assert_close(ratio[1:], torch.tensor(positive)[1:] / torch.tensor(negative)[1:])
+    second = module(class_logits, LABELS)
+    expected, _, _ = reference.equalized(class_logits, LABELS.tolist(), ratio.tolist(), 12.0, 0.8, 4.0)
+    torch.testing.assert_close(second.tolist(), expected, rtol=1e-5, atol=1e-6)
+    before = copy.deepcopy(module.state_dict())
+    with torch.no_grad():
+        module(class_logits, LABELS)
+    assert all(torch.equal(before[key], value) for key, value in module.state_dict().items())
+    assert "mu=0.8" in repr(module)
+
+
+# Federated
+
+
+def test_federated_sums_over_the_counted_classes_alone(class_logits):
+    counted = torch.tensor([False, True, False, True, False])
+    per_class = torch.nn.functional.binary_cross_entropy_with_logits(
+        class_logits, torch.nn.functional.one_hot(LABELS, C).double(), reduction="none"
+    )
+    found = federated_loss(class_logits, LABELS, counted_classes=counted)
+    torch.testing.assert_close(found, per_class[:, 1] + per_class[:, 3])
+    everything = federated_loss(class_logits, LABELS, counted_classes=torch.ones(C, dtype=torch.bool))
+    torch.testing.assert_close(everything, class_sigmoid_loss(class_logits, LABELS))
+
+
+def counted_by(module: FederatedLoss, labels: Tensor, num_classes: int) -> Tensor:
+    class_logits = torch.zeros(len(labels), num_classes, requires_grad=True)
+    module(class_logits, labels).sum().backward()
+    return (class_logits.grad != 0).any(dim=0)
+
+
+def test_the_batchs_own_classes_always_count_and_others_as_often_as_their_weight_says():
+    torch.manual_seed(0)
+    counts = [1000.0, 1.0, 4.0, 16.0, 0.0, 9.0]
+    module = FederatedLoss(counts, num_classes=2)
+    times = torch.zeros(6)
+    for _ in range(2000):
+        counted = counted_by(module, torch.tensor([0, 5, 5]), 6)
+        assert counted.sum() == 2
+        times += counted
+    # One more than the batch's own: class 1, 2 or 3 by 1 : 2 : 4, the roots of their counts.
+    assert times[[0, 4, 5]].tolist() == [0, 0, 2000]
+    torch.testing.assert_close(times[1:4] / 2000, torch.tensor([1 / 7, 2 / 7, 4 / 7]), rtol=0, atol=0.05)
+
+
+def test_more_own_classes_than_asked_for_all_count():
+    counted = counted_by(FederatedLoss([1.0] * 6, num_classes=1), torch.tensor([1, 2, 5]), 6)
+    assert counted.tolist() == [False, True, True, False, False, True]
+    assert "num_classes=1 of 5" in repr(FederatedLoss([1.0] * 6, num_classes=1))
+
+
+# All of them
+
+
+MODULES = [SeesawLoss(C), EqualizedLoss(C), FederatedLoss([1.0] * C, num_classes=3)]
+
+
+@pytest.mark.parametrize("module", MODULES, ids=lambda module: type(module).__name__)
+def test_no_rois_halves_gradients_and_reductions(module, class_logits):
+    nothing = torch.zeros(0, C, requires_grad=True)
+    value = module(nothing, torch.zeros(0, dtype=torch.int64))
+    value.sum().backward()
+    assert value.shape == (0,)
+    assert nothing.grad.shape == (0, C)
+    torch.manual_seed(0)
+    values = copy.deepcopy(module)(class_logits.half(), LABELS)
+    assert values.dtype == torch.float32
+    extreme = (1e4 * class_logits.sign()).float().requires_grad_()
+    values = copy.deepcopy(module)(extreme, LABELS)
+    values.sum().backward()
+    assert values.isfinite().all()
+    assert extreme.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("module", MODULES, ids=lambda module: type(module).__name__)
+def test_another_number_of_classes_raises_with_both(module):
+    with pytest.raises(ValueError, match=r"shape \(5,\), but class_logits has 7 classes"):
+        module(torch.zeros(2, 7), torch.tensor([0, 1]))
+
+
+@pytest.mark.parametrize("module", MODULES, ids=lambda module: type(module).__name__)
+def test_what_was_gathered_moves_and_is_saved_with_the_loss(module):
+    loss = MaskRCNNLoss(classification=module)
+    assert any(key.startswith("classification.") for key in loss.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: SeesawLoss(C, p=-1.0), "p must be"),
+        (lambda: SeesawLoss(C, q=-1.0), "q must be"),
+        (lambda: SeesawLoss(1), "num_classes"),
+        (lambda: EqualizedLoss(C, gamma=0.0), "gamma"),
+        (lambda: EqualizedLoss(C, alpha=-1.0), "alpha"),
+        (lambda: EqualizedLoss(1), "num_classes"),
+        (lambda: FederatedLoss([1.0, -1.0]), "class_counts"),
+        (lambda: FederatedLoss([1.0, 2.0], num_classes=0), "num_classes"),
+    ],
+)
+def test_bad_knobs_raise_by_name(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()

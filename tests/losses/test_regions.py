@@ -1,0 +1,178 @@
+"""`maskloss.losses.regions` against MONAI, segmentation-models-pytorch and values worked out by hand."""
+
+from __future__ import annotations
+
+import math
+import warnings
+
+import pytest
+import torch
+from torch import Tensor
+
+from maskloss.losses import (
+    mask_dice_loss,
+    mask_generalized_dice_loss,
+    mask_inverse_dice_loss,
+    mask_lovasz_loss,
+    mask_tversky_loss,
+    mask_weighted_dice_loss,
+)
+
+with warnings.catch_warnings():
+    # What these libraries and theirs warn of on import is not ours to fix.
+    warnings.simplefilter("ignore")
+    monai = pytest.importorskip("monai.losses", reason="monai is not installed")
+    smp = pytest.importorskip("segmentation_models_pytorch.losses", reason="smp is not installed")
+
+
+@pytest.fixture
+def logits(generator) -> Tensor:
+    return 2 * torch.randn(5, 8, 8, generator=generator, dtype=torch.float64)
+
+
+@pytest.fixture
+def targets(generator) -> Tensor:
+    return (torch.rand(5, 8, 8, generator=generator) < 0.3).double()
+
+
+def images(values: Tensor) -> Tensor:
+    """(P, M, M) as MONAI's (batch, channel, height, width)."""
+    return values[:, None]
+
+
+# Dice
+
+
+def test_dice_by_hand():
+    # p = 1/2 everywhere in four cells, of which one is of the object: 1 - (2 · 1/2 + 1) / (2 + 1 + 1) = 1/2.
+    targets = torch.tensor([[[1.0, 0.0], [0.0, 0.0]]])
+    assert mask_dice_loss(torch.zeros(1, 2, 2), targets).item() == pytest.approx(1 / 2)
+    # Of the background: 1 - (2 · 3/2 + 1) / (2 + 3 + 1) = 1/3.
+    assert mask_inverse_dice_loss(torch.zeros(1, 2, 2), targets).item() == pytest.approx(1 / 3)
+    # With α = 2 and β = 1/2: Σ w p t = 1, Σ w (p + t) = 2 · 3/2 + 3 · 1/4: 1 - 3 / 4.75.
+    value = mask_weighted_dice_loss(torch.zeros(1, 2, 2), targets, positive_weight=2.0, negative_weight=0.5)
+    assert value.item() == pytest.approx(1 - 3 / 4.75)
+
+
+@pytest.mark.parametrize("smooth", [1e-3, 1.0, 20.0])
+def test_dice_is_monais(logits, targets, smooth):
+    theirs = monai.DiceLoss(sigmoid=True, smooth_nr=smooth, smooth_dr=smooth, reduction="none")
+    expected = theirs(images(logits), images(targets)).flatten()
+    torch.testing.assert_close(mask_dice_loss(logits, targets, smooth=smooth), expected)
+    expected = theirs(images(-logits), images(1 - targets)).flatten()
+    torch.testing.assert_close(mask_inverse_dice_loss(logits, targets, smooth=smooth), expected)
+
+
+def test_dice_is_smps(logits, targets):
+    # Theirs adds its smoothing to half of both sums.
+    theirs = smp.DiceLoss(mode="binary", smooth=1.0)
+    expected = torch.stack(
+        [theirs(z[None, None], t[None, None]) for z, t in zip(logits, targets, strict=True)]
+    )
+    torch.testing.assert_close(mask_dice_loss(logits, targets, smooth=2.0), expected)
+
+
+def test_dice_with_equal_weights_is_dice(logits, targets):
+    weighted = mask_weighted_dice_loss(logits, targets, positive_weight=1.0, negative_weight=1.0)
+    torch.testing.assert_close(weighted, mask_dice_loss(logits, targets))
+
+
+def test_a_low_weight_of_negatives_forgives_what_is_predicted_too_much():
+    targets = torch.zeros(1, 4, 4)
+    targets[:, 1:3, 1:3] = 1.0
+    too_much = torch.full((1, 4, 4), 20.0)
+
+    def loss(negative_weight: float) -> float:
+        return mask_weighted_dice_loss(
+            too_much, targets, positive_weight=1.0, negative_weight=negative_weight
+        ).item()
+
+    assert loss(0.1) < loss(1.0) < loss(3.0)
+
+
+@pytest.mark.parametrize("loss", [mask_dice_loss, mask_inverse_dice_loss, mask_generalized_dice_loss])
+def test_perfect_and_worst_predictions_are_the_ends_of_the_range(loss, targets):
+    right = 200 * targets - 100
+    torch.testing.assert_close(loss(right, targets), torch.zeros(5, dtype=torch.float64))
+    worst = loss(-right, targets)
+    assert (worst > 0.9).all()
+    assert (worst <= 1).all()
+
+
+@pytest.mark.parametrize("loss", [mask_dice_loss, mask_tversky_loss])
+def test_nothing_against_nothing_costs_nothing(loss):
+    assert loss(torch.full((1, 4, 4), -100.0), torch.zeros(1, 4, 4)).item() == 0
+
+
+def test_generalized_dice_is_monais(logits, targets):
+    theirs = monai.GeneralizedDiceLoss(w_type="square", smooth_nr=0.0, smooth_dr=0.0, reduction="none")
+    p = logits.sigmoid()
+    expected = theirs(torch.stack([1 - p, p], dim=1), torch.stack([1 - targets, targets], dim=1)).flatten()
+    torch.testing.assert_close(mask_generalized_dice_loss(logits, targets), expected)
+
+
+def test_generalized_dice_without_an_object_is_finite_and_falls_with_what_is_predicted():
+    nothing = torch.zeros(1, 4, 4)
+    losses = [
+        mask_generalized_dice_loss(torch.full((1, 4, 4), z), nothing).item() for z in (5.0, 0.0, -5.0, -50.0)
+    ]
+    assert all(math.isfinite(loss) for loss in losses)
+    assert losses == sorted(losses, reverse=True)
+    assert losses[-1] == pytest.approx(0, abs=1e-6)
+
+
+# Tversky
+
+
+@pytest.mark.parametrize(("alpha", "beta"), [(0.3, 0.7), (0.5, 0.5), (1.0, 0.0)])
+def test_tversky_is_monais(logits, targets, alpha, beta):
+    theirs = monai.TverskyLoss(
+        sigmoid=True, alpha=alpha, beta=beta, smooth_nr=1.0, smooth_dr=1.0, reduction="none"
+    )
+    expected = theirs(images(logits), images(targets)).flatten()
+    torch.testing.assert_close(mask_tversky_loss(logits, targets, alpha=alpha, beta=beta), expected)
+
+
+def test_focal_tversky_is_smps(logits, targets):
+    theirs = smp.TverskyLoss(mode="binary", alpha=0.3, beta=0.7, gamma=0.75, smooth=1.0)
+    expected = torch.stack(
+        [theirs(images(z[None]), images(t[None])) for z, t in zip(logits, targets, strict=True)]
+    )
+    torch.testing.assert_close(mask_tversky_loss(logits, targets, gamma=0.75), expected)
+
+
+def test_with_equal_prices_tversky_is_dice_and_with_full_ones_iou(logits, targets):
+    torch.testing.assert_close(
+        mask_tversky_loss(logits, targets, alpha=0.5, beta=0.5, smooth=0.5),
+        mask_dice_loss(logits, targets, smooth=1.0),
+    )
+    hard = torch.where(logits > 0, 100.0, -100.0).double()
+    predicted, wanted = logits > 0, targets > 0.5
+    iou = (predicted & wanted).sum((1, 2)) / (predicted | wanted).sum((1, 2))
+    found = mask_tversky_loss(hard, targets, alpha=1.0, beta=1.0, smooth=1e-9)
+    torch.testing.assert_close(found, 1 - iou.double())
+
+
+# Lovász
+
+
+def test_lovasz_is_smps(logits, targets):
+    theirs = smp.LovaszLoss(mode="binary", per_image=True)
+    logits, targets = logits.float(), targets.float()
+    expected = torch.stack([theirs(z[None], t[None]) for z, t in zip(logits, targets, strict=True)])
+    torch.testing.assert_close(mask_lovasz_loss(logits, targets), expected)
+
+
+def test_lovasz_of_hard_errors_is_one_minus_iou():
+    # With all margins ±1 wrong pixels have an error of 2 and right ones of 0, and the hinge is 2 (1 - IoU).
+    generator = torch.Generator().manual_seed(3)
+    predicted, wanted = torch.rand(2, 6, 5, 5, generator=generator) < 0.4
+    logits = torch.where(predicted, 1.0, -1.0)
+    iou = (predicted & wanted).sum((1, 2)) / (predicted | wanted).sum((1, 2))
+    torch.testing.assert_close(mask_lovasz_loss(logits, wanted), 2 * (1 - iou))
+
+
+def test_lovasz_is_nothing_past_the_margin_and_reads_soft_targets_at_a_half():
+    soft = torch.tensor([[[0.9, 0.5], [0.49, 0.0]]])
+    assert mask_lovasz_loss(torch.tensor([[[1.0, 5.0], [-1.0, -2.0]]]), soft).item() == 0
+    assert mask_lovasz_loss(torch.tensor([[[1.0, -1.0], [-1.0, -2.0]]]), soft).item() > 0
