@@ -121,7 +121,9 @@ class _Loader(yaml.SafeLoader):
     """PyYAML's, which takes the last of equal keys in silence; here they are an error."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]  # type: ignore[no-untyped-call]
+        # A merge, <<, brings keys that the mapping's own may replace.
+        own = [key for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
+        keys = [self.construct_object(key, deep=True) for key in own]  # type: ignore[no-untyped-call]
         for key in keys:
             if keys.count(key) > 1:
                 raise yaml.constructor.ConstructorError(

@@ -125,7 +125,7 @@ def probe(loss: MaskRCNNLoss, num_classes: int) -> None:
             raise InputError(f"the loss fails on random RoIs: {_described(error)}") from error
         for (key, value), prediction in zip(values.items(), predictions, strict=True):
             if not value.isfinite():
-                raise InputError(f"{key} of random RoIs is {float(value)}, not finite")
+                raise InputError(f"{key} of random RoIs is {float(value.detach())}, not finite")
             if not value.requires_grad:
                 raise InputError(f"{key} of random RoIs has no gradient")
             (gradient,) = torch.autograd.grad(value, prediction, retain_graph=True)

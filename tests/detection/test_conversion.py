@@ -20,7 +20,13 @@ from torchvision.ops import roi_align
 import maskloss
 from maskloss import EncodedMasks, LossWeights, MaskRCNNLoss, MaskTargets
 from maskloss.detection import ClassSelectedMaskPredictor, RCNNTransform, RegionProposalNetwork, RoIHeads
-from maskloss.losses import L2RegularizationLoss, MaskBCELoss, select_class_masks
+from maskloss.losses import (
+    ClassAgnosticMaskLoss,
+    L2RegularizationLoss,
+    MaskBCELoss,
+    MaskSoftmaxLoss,
+    select_class_masks,
+)
 from maskloss.masks.paste import paste_masks_at_offset
 
 from .small_models import (
@@ -626,6 +632,40 @@ def test_a_mask_term_that_asks_for_all_classes_gets_them_with_the_labels():
     expected, _ = training_pass(maskloss.convert(tiny_mask_rcnn()), *batch())
     losses, _ = training_pass(maskloss.convert(tiny_mask_rcnn(), MaskRCNNLoss(mask=AllClasses())), *batch())
     assert float(losses["loss_mask"]) == pytest.approx(float(expected["loss_mask"]), rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("term", "probs"),
+    [
+        (MaskSoftmaxLoss(), lambda logits, labels: logits.softmax(1)[torch.arange(len(labels)), labels]),
+        (ClassAgnosticMaskLoss(MaskBCELoss()), lambda logits, labels: logits[:, 0].sigmoid()),
+    ],
+)
+def test_a_mask_term_with_probabilities_of_its_own_gives_the_detections_masks(term, probs):
+    model = maskloss.convert(tiny_mask_rcnn(), MaskRCNNLoss(mask=term), paste=None)
+    seen: list[Tensor] = []
+    model.roi_heads.mask_predictor.register_forward_hook(lambda module, args, output: seen.append(output))
+    images, targets = batch()
+    model.eval()
+    detections = model(images)
+    (logits,) = seen
+    assert logits.shape[1] == NUM_CLASSES
+    labels = torch.cat([detection["labels"] for detection in detections])
+    masks = torch.cat([detection["masks"] for detection in detections])
+    torch.testing.assert_close(masks[:, 0], probs(logits, labels))
+    losses, _ = training_pass(model, images, targets)
+    assert losses["loss_mask"].isfinite()
+
+
+def test_a_mask_term_of_all_classes_without_its_own_probabilities_gives_sigmoids():
+    class AllClasses(MaskSoftmaxLoss):
+        mask_probs = None
+
+    stock = tiny_mask_rcnn().eval()
+    model = maskloss.convert(copy.deepcopy(stock), MaskRCNNLoss(mask=AllClasses()))
+    images, _ = batch()
+    for found, expected in zip(model.eval()(images), stock(images), strict=True):
+        torch.testing.assert_close(found["masks"], expected["masks"], rtol=0, atol=1e-6)
 
 
 def test_mask_gradient_is_zero_on_every_other_class_channel():

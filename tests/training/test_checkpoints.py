@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,13 @@ import torch
 from maskloss.data.coco import Category
 from maskloss.detection.models import ModelSettings, build_model
 from maskloss.errors import InputError, RunError
+from maskloss.losses import ClassAgnosticMaskLoss, MaskBCELoss, MaskRCNNLoss, MaskSoftmaxLoss
 from maskloss.training.checkpoints import (
     ModelDescription,
     checkpoint_files,
     load_checkpoint,
     load_model,
+    mask_probs_of,
     model_settings_of,
     read_weights,
     save_checkpoint,
@@ -106,6 +109,39 @@ def test_a_loaded_model_leaves_masks_as_probabilities(saved: Path) -> None:
         detections = model([torch.rand(3, 64, 64)])[0]
     assert len(detections["masks"]) > 0
     assert detections["masks"].shape[1:] == (1, 28, 28)
+
+
+def test_a_model_whose_classes_compete_or_share_a_mask_is_loaded_as_such(tmp_path: Path) -> None:
+    model = build_model(DESCRIPTION.settings)
+    for loss, name, kind in (
+        (MaskRCNNLoss(mask=MaskSoftmaxLoss()), "softmax", MaskSoftmaxLoss),
+        (MaskRCNNLoss(mask=ClassAgnosticMaskLoss(MaskBCELoss())), "class_agnostic", ClassAgnosticMaskLoss),
+        (MaskRCNNLoss(), "sigmoid", MaskBCELoss),
+    ):
+        assert mask_probs_of(loss) == name
+        description = replace(DESCRIPTION, mask_probs=name)
+        save_model(tmp_path / "model.safetensors", model, description)
+        loaded, found = load_model(tmp_path / "model.safetensors")
+        assert found == description
+        assert isinstance(loaded.roi_heads.loss.mask, kind)
+
+
+def test_a_model_with_masks_of_a_users_own_is_refused_with_the_reason(tmp_path: Path) -> None:
+    class Own(MaskSoftmaxLoss):
+        """A term with probabilities that no file can hold."""
+
+    assert mask_probs_of(MaskRCNNLoss(mask=Own())) == "custom"
+    path = tmp_path / "model.safetensors"
+    save_model(path, build_model(DESCRIPTION.settings), replace(DESCRIPTION, mask_probs="custom"))
+    with pytest.raises(InputError, match=r"model\.safetensors: its masks come from the mask_probs"):
+        load_model(path)
+
+
+def test_a_description_from_before_there_were_other_masks_is_of_sigmoids() -> None:
+    metadata = DESCRIPTION.to_metadata()
+    content = json.loads(metadata["maskloss"])
+    del content["mask_probs"]
+    assert ModelDescription.from_metadata({"maskloss": json.dumps(content)}) == DESCRIPTION
 
 
 @pytest.mark.parametrize("kept", [0, 5, 8, 100, 10_000, -1])

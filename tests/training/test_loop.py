@@ -22,7 +22,7 @@ from maskloss.errors import InputError, RunError
 from maskloss.files import append_line, copy_file, write_bytes
 from maskloss.losses.presets import PRESETS
 from maskloss.training import loop
-from maskloss.training.checkpoints import load_checkpoint, load_model
+from maskloss.training.checkpoints import checkpoint_files, load_checkpoint, load_model
 from maskloss.training.config import TrainConfig
 from maskloss.training.loop import chosen_device, train
 from tests.training.conftest import UNINTERRUPTED
@@ -240,6 +240,20 @@ def test_an_adamw_run_with_accumulation_resumes_exactly(shapes: Path, tmp_path: 
         train(small_config(shapes, tmp_path / "run", **changes))
     train(small_config(shapes, tmp_path / "run", **changes, resume=True))
     assert_same_run(tmp_path / "run", tmp_path / "whole")
+
+
+def test_what_a_loss_has_gathered_resumes_with_it(shapes: Path, tmp_path: Path) -> None:
+    seesaw = {"class_path": "maskloss.losses.SeesawLoss", "init_args": {"num_classes": 4}}
+    changes: dict[str, Any] = {"max_steps": 4, "checkpoint_every": 2, "loss": {"classification": seesaw}}
+    train(small_config(shapes, tmp_path / "whole", **changes))
+    with interrupted_after(3):
+        train(small_config(shapes, tmp_path / "run", **changes))
+    train(small_config(shapes, tmp_path / "run", **changes, resume=True))
+    assert_same_run(tmp_path / "run", tmp_path / "whole")
+    counts = load_checkpoint(checkpoint_files(tmp_path / "run/checkpoints")[-1])["loss"]
+    # 64 RoIs an image, two images a step.
+    assert counts["classification.class_counts"].sum() <= 4 * 2 * 64
+    assert counts["classification.class_counts"].sum() > 3 * 2 * 16
 
 
 # Accumulation.

@@ -1,0 +1,60 @@
+"""The weights that the sweeps start from: the backbone, FPN and RPN of a network trained on pictures of its own.
+
+    python benchmarks/ablations/warm_up.py --folder runs/ablations
+
+Needs the data of `hard_shapes.py` in `data/` of the folder; about a quarter of an hour on two CPU cores. Writes
+`warm_up/`, a run of `maskloss train` that an interruption does not end, and `start.safetensors`, which is without the
+box and mask heads, so that no variant's loss has touched them.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import safetensors.torch
+
+from maskloss.training.checkpoints import read_weights
+from maskloss.training.config import TrainConfig
+from maskloss.training.loop import train
+
+
+def main() -> None:
+    """Train, and take the heads off."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--folder", type=Path, required=True)
+    folder = parser.parse_args().folder
+    data = folder / "data"
+    train(
+        TrainConfig(
+            train_images=str(data / "warm_up/images"),
+            train_annotations=str(data / "warm_up/annotations.json"),
+            val_images=str(data / "even/val/images"),
+            val_annotations=str(data / "even/val/annotations.json"),
+            output=str(folder / "warm_up"),
+            model="resnet18",
+            max_steps=900,
+            batch_size=8,
+            optimizer="adamw",
+            learning_rate=5e-4,
+            weight_decay=1e-3,
+            warmup_steps=30,
+            schedule="cosine",
+            min_size=96,
+            max_size=96,
+            log_every=20,
+            checkpoint_every=100,
+            workers=0,
+            device="cpu",
+            resume=True,
+        )
+    )
+    weights, _ = read_weights(folder / "warm_up/model.safetensors")
+    kept = {name: value for name, value in weights.items() if not name.startswith("roi_heads.")}
+    safetensors.torch.save_file(kept, folder / "start.safetensors", metadata={"format": "pt"})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,95 @@
+"""`maskloss.ablation.analysis`."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from maskloss.ablation.analysis import Difference, Summary, metric_of, paired_difference, summarized
+
+
+def test_a_clear_difference_is_told_on_either_side():
+    differences = [0.051, 0.048, 0.055, 0.050, 0.046]
+    better = paired_difference(differences)
+    assert better.verdict == "better"
+    assert better.mean == pytest.approx(0.05)
+    assert min(differences) <= better.low < better.mean < better.high <= max(differences)
+    worse = paired_difference([-d for d in differences])
+    assert worse.verdict == "worse"
+    assert (worse.low, worse.high) == pytest.approx((-better.high, -better.low), abs=1e-4)
+
+
+def test_the_interval_is_that_of_a_bootstrap_of_the_mean():
+    # Of two differences a resample's mean is one, the other or their middle, by 1/4, 1/4 and 1/2.
+    difference = paired_difference([0.0, 1.0])
+    assert (difference.low, difference.high) == (0.0, 1.0)
+    sample = np.random.default_rng(0).normal(1.0, 2.0, size=40)
+    found = paired_difference(sample.tolist())
+    # With many seeds a bootstrap comes near the normal interval.
+    half = 1.96 * sample.std(ddof=1) / np.sqrt(40)
+    assert found.low == pytest.approx(sample.mean() - half, abs=0.1)
+    assert found.high == pytest.approx(sample.mean() + half, abs=0.1)
+
+
+def test_what_cannot_be_told_says_how_many_more_seeds_it_would_take():
+    differences = [0.03, -0.01, 0.02]
+    found = paired_difference(differences)
+    assert found.verdict == "cannot tell"
+    deviation, mean = np.std(differences, ddof=1), np.mean(differences)
+
+    def told(count: int) -> bool:
+        return stats.t.ppf(0.975, count - 1) * deviation / np.sqrt(count) < mean
+
+    assert found.more_seeds is not None
+    assert told(3 + found.more_seeds)
+    assert not told(3 + found.more_seeds - 1)
+
+
+def test_of_three_seeds_on_one_side_a_bootstrap_alone_would_be_too_sure():
+    found = paired_difference([0.001, 0.030, 0.002])
+    assert found.low > 0
+    assert found.verdict == "cannot tell"
+
+
+def test_nothing_to_tell_and_too_little_to_tell_it():
+    assert paired_difference([0.0, 0.0, 0.0]) == Difference(0.0, 0.0, 0.0, "cannot tell")
+    assert paired_difference([0.1, 0.1]).verdict == "better"
+    tiny = paired_difference([1.0, -1.0, 1e-6])
+    assert tiny.verdict == "cannot tell"
+    assert tiny.more_seeds is None
+
+
+@pytest.mark.parametrize("count", [3, 5])
+def test_of_variants_that_change_nothing_one_in_twenty_gets_a_verdict(count):
+    rng = np.random.default_rng(1)
+    told = [paired_difference(rng.normal(size=count).tolist()).verdict != "cannot tell" for _ in range(300)]
+    assert np.mean(told) <= 0.05 + 3 * np.sqrt(0.05 * 0.95 / 300)
+
+
+def test_summaries_pair_by_seed():
+    values = {
+        "base": {0: 0.10, 1: 0.20, 2: 0.30},
+        "same but for a step": {0: 0.15, 1: 0.25, 2: 0.35},
+        "one seed missing": {0: 0.20, 2: 0.40, 7: 0.90},
+        "one seed": {1: 0.2},
+        "nothing to find": {0: None, 1: None, 2: None},
+    }
+    found = summarized(values, "base")
+    assert found["base"] == Summary(pytest.approx(0.2), pytest.approx(0.1))
+    # The seeds differ much, the variant little; paired, it shows.
+    step = found["same but for a step"].difference
+    assert step.mean == pytest.approx(0.05)
+    assert step.verdict == "better"
+    # Of the seeds that both have.
+    assert found["one seed missing"].mean == pytest.approx(0.5)
+    assert found["one seed missing"].difference.mean == pytest.approx(0.1)
+    assert found["one seed"] == Summary(pytest.approx(0.2), None)
+    assert found["nothing to find"] == Summary(None, None)
+
+
+def test_metrics_by_name():
+    metrics = {"bbox": {"AP": 0.5}, "segm": {"AP": 0.4, "AP75": 0.3, "APs": None}}
+    assert metric_of(metrics, "box AP") == 0.5
+    assert metric_of(metrics, "mask AP75") == 0.3
+    assert metric_of(metrics, "mask AP small") is None

@@ -1,0 +1,171 @@
+"""`maskloss.ablation.plan`: what a sweep's YAML may say."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from maskloss.ablation.plan import read_plan
+from maskloss.errors import InputError
+from tests.training.small_runs import write_data
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_data(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture
+def content(data: Path) -> dict[str, Any]:
+    return {
+        "base": {
+            "train_images": str(data / "train/images"),
+            "train_annotations": str(data / "train/annotations.json"),
+            "val_images": str(data / "train/images"),
+            "val_annotations": str(data / "train/annotations.json"),
+            "model": "resnet18",
+            "max_steps": 2,
+            "min_size": 64,
+            "device": "cpu",
+        },
+        "variants": {"bce": {}, "dice": {"loss": {"mask": "maskloss.losses.MaskDiceLoss"}, "max_steps": 3}},
+        "seeds": [3, 1],
+    }
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "sweep.yaml"
+
+
+def written(file: Path, content: dict[str, Any]) -> Path:
+    file.write_text(yaml.safe_dump(content, sort_keys=False))
+    return file
+
+
+def test_runs_are_the_base_with_the_variants_changes_seed_by_seed(file, content, tmp_path):
+    plan = read_plan(written(file, content), tmp_path / "out")
+    assert [(run.variant, run.seed) for run in plan.runs] == [
+        ("bce", 3),
+        ("dice", 3),
+        ("bce", 1),
+        ("dice", 1),
+    ]
+    assert plan.baseline == "bce"
+    assert plan.seeds == (3, 1)
+    assert (plan.cpus, plan.gpus) == (1, 0)
+    bce, dice, *_ = (run.config for run in plan.runs)
+    assert bce.output == str(tmp_path / "out/runs/bce/seed-3")
+    assert (bce.max_steps, dice.max_steps) == (2, 3)
+    assert (bce.seed, bce.resume, bce.min_size) == (3, True, 64)
+    assert dice.loss == {"mask": "maskloss.losses.MaskDiceLoss"}
+    assert len(plan.validation.images) == 4
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_base_may_be_a_file_such_as_another_runs_config(file, content, tmp_path):
+    (tmp_path / "config.yaml").write_text(
+        yaml.safe_dump({**content["base"], "output": "elsewhere", "seed": 7})
+    )
+    plan = read_plan(written(file, {**content, "base": "config.yaml"}), tmp_path / "out")
+    assert {run.seed for run in plan.runs} == {3, 1}
+    assert plan.runs[0].config.max_steps == 2
+
+
+def test_baseline_and_resources_are_taken(file, content, tmp_path):
+    plan = read_plan(written(file, {**content, "baseline": "dice", "cpus": 2, "gpus": 0.5}), tmp_path)
+    assert (plan.baseline, plan.cpus, plan.gpus) == ("dice", 2, 0.5)
+
+
+def test_a_users_module_beside_the_file_is_found(file, content, tmp_path):
+    (tmp_path / "losses_beside.py").write_text("def l1(z, t):\n    return (z.sigmoid() - t).abs()\n")
+    content["variants"]["mine"] = {"loss": {"mask": "losses_beside.l1"}}
+    assert len(read_plan(written(file, content), tmp_path / "out").runs) == 6
+
+
+def changed(**changes: Any) -> Any:
+    return lambda content: {**content, **changes}
+
+
+def variant(changes: Any, name: str = "mine") -> Any:
+    return lambda content: {**content, "variants": {"bce": {}, name: changes}}
+
+
+def mask(name: str) -> dict[str, Any]:
+    return {"loss": {"mask": f"tests.training.test_losses.{name}"}}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (changed(seeds=[]), "seeds: expected a list of at least one"),
+        (changed(seeds=None), "seeds: expected a list"),
+        (changed(seeds=3), "seeds: expected a list"),
+        (changed(seeds=[1, 1]), "a seed is there twice"),
+        (changed(seeds=[-1]), "a seed is a whole number >= 0, got -1"),
+        (changed(seeds=[True]), "a seed is a whole number"),
+        (changed(variants={}), "variants: expected a mapping"),
+        (changed(variants=["bce"]), "variants: expected a mapping"),
+        (changed(baseline="nobody"), "the baseline 'nobody' is none of the variants bce, dice"),
+        (changed(cpus=-1), "cpus must be a number >= 0, got -1"),
+        (changed(gpus="all"), "gpus must be a number >= 0, got 'all'"),
+        (changed(seed=3), "no key is named seed; base, variants"),
+        (changed(base=[1]), "base: expected a mapping"),
+        (changed(base="nowhere.yaml"), "nowhere.yaml: cannot be read"),
+        (variant({}, name="a/b"), "variant 'a/b': a name is of letters"),
+        (variant({}, name=".."), "variant '..': a name is of letters"),
+        (variant([]), "variant mine: expected a mapping of options"),
+        (variant({"lerning_rate": 1}), "variant mine: no option is named lerning_rate"),
+        (variant({"learning_rate": "fast"}), "variant mine: .*learning_rate.*fast"),
+        (variant({"max_steps": 0}), "variant mine: --max-steps must be at least 1"),
+        (variant({"seed": 3}), "variant mine: seed is the sweep's to give"),
+        (variant({"output": "x"}), "variant mine: output is the sweep's to give"),
+        (variant({"loss": "nowhere.loss"}), "variant mine: --loss 'nowhere.loss': cannot be imported"),
+        (variant(mask("A_NUMBER")), "variant mine: --loss mask .* no callable"),
+        (variant(mask("scalar")), "variant mine: the loss fails on random RoIs: the mask term must return"),
+        (variant(mask("not_finite")), "variant mine: loss_mask of random RoIs is nan"),
+        (variant({"train_annotations": "nowhere.json"}), "variant mine: nowhere.json"),
+    ],
+)
+def test_what_is_wrong_is_named_and_nothing_is_written(file, content, tmp_path, change, message):
+    with pytest.raises(InputError, match=message):
+        read_plan(written(file, change(content)), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_two_variants_of_one_name_are_an_error(file, content, tmp_path):
+    text = written(file, content).read_text()
+    file.write_text(text.replace("  dice:\n", "  bce:\n"))
+    with pytest.raises(InputError, match="is no YAML: 'bce' is there 2 times"):
+        read_plan(file, tmp_path / "out")
+
+
+def test_variants_may_share_options_by_yamls_merge(file, content, tmp_path):
+    text = written(file, content).read_text()
+    file.write_text(
+        text.replace("  bce: {}\n", "  bce: &common {max_steps: 5}\n  mine: {<<: *common, batch_size: 1}\n")
+    )
+    plan = read_plan(file, tmp_path / "out")
+    assert plan.variants["mine"] == {"max_steps": 5, "batch_size": 1}
+
+
+@pytest.mark.parametrize("text", ["", "- 1", "a: [", "3"])
+def test_what_is_no_mapping_is_an_error_that_names_the_file(file, tmp_path, text):
+    file.write_text(text)
+    with pytest.raises(InputError, match=r"sweep\.yaml"):
+        read_plan(file, tmp_path / "out")
+
+
+def test_a_class_without_an_object_is_an_error_that_names_it(file, content, tmp_path, data):
+    annotations = json.loads((data / "train/annotations.json").read_text())
+    annotations["categories"].append({"id": 99, "name": "unicorn"})
+    path = tmp_path / "annotations.json"
+    path.write_text(json.dumps(annotations))
+    content["variants"]["mine"] = {"train_annotations": str(path)}
+    message = "variant mine: .*annotations.json: the training set has no object of category 99 .unicorn."
+    with pytest.raises(InputError, match=message):
+        read_plan(written(file, content), tmp_path / "out")

@@ -1,0 +1,216 @@
+"""A whole sweep, of runs of one or two steps: what it writes, what a failure does to it, and how it goes on."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from maskloss.ablation import running
+from maskloss.ablation.plan import read_plan
+from maskloss.ablation.sweep import ablate
+from maskloss.cli import main
+from maskloss.errors import InputError, RunError
+from maskloss.training.loop import train
+from tests.training.small_runs import interrupted_after, write_data
+
+STEPS = 2
+
+
+def sometimes_fails(mask_logits: torch.Tensor, mask_targets: torch.Tensor) -> torch.Tensor:
+    """A term that passes the probe, whose grid is 7 x 7, and fails in training."""
+    if mask_logits.shape[-1] > 7:
+        raise KeyError("in training only")
+    return (mask_logits.sigmoid() - mask_targets).abs()
+
+
+def kills_its_process(mask_logits: torch.Tensor, mask_targets: torch.Tensor) -> torch.Tensor:
+    if mask_logits.shape[-1] > 7:
+        os._exit(7)
+    return (mask_logits.sigmoid() - mask_targets).abs()
+
+
+def sweep_file(folder: Path, data: Path, variants: dict[str, Any], seeds: list[int]) -> Path:
+    content = {
+        "base": {
+            "train_images": str(data / "train/images"),
+            "train_annotations": str(data / "train/annotations.json"),
+            "val_images": str(data / "train/images"),
+            "val_annotations": str(data / "train/annotations.json"),
+            "model": "resnet18",
+            "max_steps": STEPS,
+            "batch_size": 1,
+            "min_size": 64,
+            "max_size": 64,
+            "warmup_steps": 1,
+            "log_every": 1,
+            "checkpoint_every": 1,
+            "workers": 0,
+            "device": "cpu",
+        },
+        "variants": variants,
+        "seeds": seeds,
+    }
+    path = folder / "sweep.yaml"
+    path.write_text(yaml.safe_dump(content, sort_keys=False))
+    return path
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_data(tmp_path_factory.mktemp("data"))
+
+
+VARIANTS = {
+    "bce": {},
+    "dice": {"loss": {"mask": "maskloss.losses.MaskDiceLoss"}},
+    "fails": {"loss": {"mask": f"{__name__}.sometimes_fails"}},
+    "dies": {"loss": {"mask": f"{__name__}.kills_its_process"}},
+}
+
+
+@pytest.fixture(scope="module")
+def swept(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, str]:
+    """A sweep of which two runs fail: its YAML, its folder and its error."""
+    folder = tmp_path_factory.mktemp("sweep")
+    file = sweep_file(folder, data, VARIANTS, [0])
+    with pytest.raises(RunError) as caught:
+        ablate(file, folder / "out")
+    return file, folder / "out", str(caught.value)
+
+
+def test_every_run_leaves_its_own_folder(swept):
+    _, output, _ = swept
+    for variant in ("bce", "dice"):
+        run = output / "runs" / variant / "seed-0"
+        for name in (
+            "model.safetensors",
+            "metrics.json",
+            "history.jsonl",
+            "report.html",
+            "config.yaml",
+            "results.json",
+        ):
+            assert (run / name).is_file(), name
+        assert yaml.safe_load((run / "config.yaml").read_text())["seed"] == 0
+    assert "sometimes_fails" in (output / "runs/fails/seed-0/log.txt").read_text()
+
+
+def test_a_run_that_fails_or_dies_is_reported_and_stops_no_other(swept):
+    _, output, error = swept
+    assert "2 of 4 runs failed, the first, fails with seed 0: KeyError: 'in training only'" in error
+    results = json.loads((output / "results.json").read_text())["variants"]
+    assert results["fails"]["runs"][0]["failure"] == "KeyError: 'in training only'"
+    assert results["dies"]["runs"][0]["failure"] == "its process ended with exit code 7"
+    assert results["dice"]["runs"][0]["failure"] is None
+    page = (output / "report.html").read_text()
+    assert "KeyError: &#39;in training only&#39;" in page
+    assert "exit code 7" in page
+
+
+def test_results_hold_what_the_runs_measured(swept):
+    _, output, _ = swept
+    results = json.loads((output / "results.json").read_text())
+    assert results["baseline"] == "bce"
+    for variant in ("bce", "dice"):
+        run = results["variants"][variant]["runs"][0]
+        folder = output / "runs" / variant / "seed-0"
+        assert run["metrics"] == json.loads((folder / "metrics.json").read_text())
+        first, second = map(json.loads, (folder / "history.jsonl").read_text().splitlines())
+        assert run["seconds_per_step"] == pytest.approx(second["seconds"] - first["seconds"])
+        assert 2**28 < run["peak_bytes"] < 2**36
+        assert results["variants"][variant]["summary"]["mask AP"]["mean"] == run["metrics"]["segm"]["AP"]
+    assert results["variants"]["dice"]["changes"] == VARIANTS["dice"]
+    table = (output / "table.md").read_text().splitlines()
+    assert table[0].startswith("| variant | box AP | mask AP | mask AP75 |")
+    assert [line.split(" | ")[0] for line in table[2:6]] == ["| bce", "| dice", "| fails", "| dies"]
+
+
+def test_the_page_loads_nothing_from_elsewhere(swept):
+    page = (swept[1] / "report.html").read_text()
+    assert "<svg" in page
+    addresses = re.findall(r"(?:src|href|url\()=?[\"'(]?([^\"')>\s]+)", page)
+    assert all(address.startswith(("data:", "#")) for address in addresses), addresses
+    assert "<script" not in page
+    assert "dice" in page
+
+
+def test_a_sweep_goes_on_with_what_is_not_done(swept, data, tmp_path, capsys):
+    _, output, _ = swept
+    done = output / "runs/bce/seed-0/model.safetensors"
+    before = done.stat().st_mtime_ns
+    file = sweep_file(tmp_path, data, {"bce": {}, "dice": VARIANTS["dice"]}, [0, 1])
+    # Seed 1 of bce was interrupted within the run.
+    interrupted = next(run for run in read_plan(file, output).runs if (run.variant, run.seed) == ("bce", 1))
+    with interrupted_after(1):
+        train(interrupted.config)
+    main(["ablate", "--config", str(file), "--output", str(output)])
+    shown = capsys.readouterr().out
+    assert "2 variants x 2 seeds: 4 runs, 2 of them done already" in shown
+    assert "[3/4] bce, seed 1: box AP" in shown
+    assert "[4/4] dice, seed 1: " in shown
+    assert "[1/4]" not in shown
+    assert "left" in shown
+    assert "| variant |" in shown
+    assert done.stat().st_mtime_ns == before
+    # What was interrupted ended as if it had not been.
+    uninterrupted = tmp_path / "alone"
+    train(
+        type(interrupted.config)(
+            **{**vars(interrupted.config), "output": str(uninterrupted), "resume": False}
+        )
+    )
+    assert (uninterrupted / "metrics.json").read_text() == (
+        output / "runs/bce/seed-1/metrics.json"
+    ).read_text()
+    results = json.loads((output / "results.json").read_text())["variants"]
+    assert [run["seed"] for run in results["dice"]["runs"]] == [0, 1]
+    assert results["dice"]["summary"]["box AP"]["difference"]["verdict"] in ("cannot tell", "better", "worse")
+
+
+def test_a_run_of_another_config_is_not_taken_for_this_one(swept, data, tmp_path):
+    _, output, _ = swept
+    file = sweep_file(tmp_path, data, {"bce": {"batch_size": 2}}, [0])
+    (run,) = read_plan(file, output).runs
+    assert running.outcome_of(run) is None
+    with pytest.raises(RunError, match="batch_size"):
+        ablate(file, output)
+
+
+def test_a_bad_sweep_is_one_line_and_exit_code_2(data, tmp_path, capsys):
+    file = sweep_file(tmp_path, data, {"bce": {"lerning_rate": 1}}, [0])
+    with pytest.raises(SystemExit) as caught:
+        main(["ablate", "--config", str(file), "--output", str(tmp_path / "out")])
+    assert caught.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "variant bce: no option is named lerning_rate" in line
+    assert not (tmp_path / "out").exists()
+
+
+# Ray
+
+
+def test_a_sweep_on_a_local_ray(data, tmp_path, monkeypatch):
+    pytest.importorskip("ray", reason="ray is not installed")
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    file = sweep_file(tmp_path, data, {"bce": {}, "fails": VARIANTS["fails"]}, [0])
+    with pytest.raises(RunError, match="1 of 2 runs failed, the first, fails with seed 0: KeyError"):
+        ablate(file, tmp_path / "out", engine="ray")
+    results = json.loads((tmp_path / "out/results.json").read_text())["variants"]
+    assert results["bce"]["runs"][0]["failure"] is None
+    assert (tmp_path / "out/runs/bce/seed-0/report.html").is_file()
+
+
+def test_more_than_ray_has_is_refused(data, tmp_path, monkeypatch):
+    pytest.importorskip("ray", reason="ray is not installed")
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    file = sweep_file(tmp_path, data, {"bce": {}}, [0])
+    file.write_text(file.read_text() + "gpus: 9\n")
+    with pytest.raises(InputError, match="a run asks for 9 GPUs, and Ray has 0"):
+        ablate(file, tmp_path / "out", engine="ray")

@@ -1,0 +1,211 @@
+"""`maskloss.training.losses`: losses from a config."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from maskloss import LossWeights, MaskRCNNLoss, MaskTargets
+from maskloss.errors import InputError
+from maskloss.losses import (
+    BoxGIoULoss,
+    BoxSmoothL1Loss,
+    L2RegularizationLoss,
+    MaskDiceLoss,
+    SeesawLoss,
+    WeightedSum,
+    mask_dice_loss,
+    per_positive,
+    per_positive_coordinate,
+)
+from maskloss.training.losses import make_loss, probe
+
+HERE = "tests.training.test_losses"
+
+
+def my_mask_loss(mask_logits: Tensor, mask_targets: Tensor) -> Tensor:
+    return (mask_logits.sigmoid() - mask_targets).abs()
+
+
+def scalar(mask_logits: Tensor, mask_targets: Tensor) -> Tensor:
+    return my_mask_loss(mask_logits, mask_targets).mean()
+
+
+def not_finite(mask_logits: Tensor, mask_targets: Tensor) -> Tensor:
+    return (mask_logits.mean((1, 2)) - 1e6).log()
+
+
+def bad_gradient(mask_logits: Tensor, mask_targets: Tensor) -> Tensor:
+    return (mask_logits * 0).sqrt().sum((1, 2))
+
+
+def no_gradient(mask_logits: Tensor, mask_targets: Tensor) -> Tensor:
+    return my_mask_loss(mask_logits.detach(), mask_targets)
+
+
+def raising(mask_logits: Tensor, mask_targets: Tensor) -> Tensor:
+    raise KeyError("no such thing")
+
+
+class NeedsArguments(nn.Module):
+    def __init__(self, knob: float) -> None:
+        super().__init__()
+
+
+A_NUMBER = 3
+
+
+# What can be named
+
+
+def test_a_preset_by_name_and_parts_replaced():
+    loss = make_loss(
+        {
+            "preset": "matterport",
+            "mask": f"{HERE}.my_mask_loss",
+            "box": {"class_path": "maskloss.losses.BoxSmoothL1Loss", "init_args": {"beta": 0.5}},
+            "rpn_box": "maskloss.losses.BoxGIoULoss",
+            "weights": {"mask": 2.0},
+            "mask_targets": {"aligned": True},
+            "normalizers": {"box": "maskloss.losses.per_positive"},
+        }
+    )
+    assert loss.mask is my_mask_loss
+    assert isinstance(loss.box, BoxSmoothL1Loss)
+    assert loss.box.beta == 0.5
+    assert isinstance(loss.rpn_box, BoxGIoULoss)
+    assert loss.weights == LossWeights(mask=2.0)
+    # Of the preset's own what was not replaced stays: binary targets, RPN boxes over coordinates, L2.
+    assert loss.mask_targets == MaskTargets(aligned=True, binary=True)
+    assert loss.normalizers["box"] is per_positive
+    assert loss.normalizers["rpn_box"] is per_positive_coordinate
+    assert isinstance(loss.regularization, L2RegularizationLoss)
+
+
+def test_nothing_replaced_is_torchvision_and_weights_add_to_the_presets():
+    assert repr(make_loss({})) == repr(MaskRCNNLoss())
+    assert make_loss({"preset": "paper", "weights": {"mask": 2.0}}).weights == LossWeights(
+        rpn_box=10.0, mask=2.0
+    )
+    assert make_loss({"preset": "matterport", "regularization": None}).regularization is None
+
+
+def test_arguments_may_be_made_the_same_way():
+    loss = make_loss(
+        {
+            "mask": {
+                "class_path": "maskloss.losses.WeightedSum",
+                "init_args": {
+                    "terms": [
+                        {"class_path": "torch.nn.Identity"},
+                        {"class_path": "maskloss.losses.MaskDiceLoss", "init_args": {"smooth": 0.5}},
+                    ],
+                    "weights": [1.0, 3.0],
+                },
+            },
+            "classification": {"class_path": "maskloss.losses.SeesawLoss", "init_args": {"num_classes": 4}},
+        }
+    )
+    assert isinstance(loss.mask, WeightedSum)
+    assert isinstance(loss.mask.terms[0], nn.Identity)
+    assert isinstance(loss.mask.terms[1], MaskDiceLoss)
+    assert loss.mask.terms[1].smooth == 0.5
+    assert isinstance(loss.classification, SeesawLoss)
+
+
+def test_a_module_in_the_working_folder_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "losses_of_a_user.py").write_text(
+        "def l1(mask_logits, mask_targets):\n    return (mask_logits.sigmoid() - mask_targets).abs()\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    loss = make_loss({"mask": "losses_of_a_user.l1"})
+    probe(loss, num_classes=3)
+
+
+# What cannot
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"mask": "nowhere.to.be_found"}, "--loss mask 'nowhere.to.be_found': cannot be imported: No module"),
+        ({"mask": f"{HERE}.nothing"}, "cannot be imported: module .* has no attribute 'nothing'"),
+        ({"mask": f"{HERE}.A_NUMBER"}, "--loss mask .*: is a int, no callable"),
+        ({"mask": 3}, "--loss mask: expected an import path, or class_path with init_args, got 3"),
+        ({"mask": {"class": "torch.nn.Identity"}}, "--loss mask: expected an import path"),
+        ({"box": f"{HERE}.NeedsArguments"}, "--loss box: cannot be made: TypeError: .*'knob'"),
+        (
+            {"box": {"class_path": "maskloss.losses.BoxSmoothL1Loss", "init_args": {"beta": -1}}},
+            "--loss box: cannot be made: beta must be >= 0",
+        ),
+        ({"masks": f"{HERE}.my_mask_loss"}, "--loss: no key is named masks; preset, objectness"),
+        ({"preset": "caffe"}, "--loss preset 'caffe': no such preset"),
+        ({"weights": {"mask": -1}}, "--loss: the weight of mask must be"),
+        ({"weights": {"msk": 1}}, "--loss: .*msk"),
+        ({"weights": 3}, "--loss: "),
+        ({"mask_targets": {"alligned": True}}, "--loss: .*alligned"),
+        ({"normalizers": {"bx": "maskloss.losses.per_positive"}}, "--loss: no term is named bx"),
+        ({"normalizers": {"box": "nowhere.f"}}, "--loss normalizers box 'nowhere.f': cannot be imported"),
+    ],
+)
+def test_what_a_config_cannot_name_raises_with_its_key(config: Any, message: str):
+    with pytest.raises(InputError, match=message):
+        make_loss(config)
+
+
+def test_a_module_that_fails_on_import_is_an_error_of_the_config(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "broken_losses.py").write_text("1 / 0\n")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=r"'broken_losses\.l1': cannot be imported: ZeroDivisionError"):
+        make_loss({"mask": "broken_losses.l1"})
+
+
+# Probing
+
+
+@pytest.mark.parametrize("preset", ["torchvision", "detectron2", "matterport", "paper", "aligned"])
+@pytest.mark.parametrize("num_classes", [2, 5, 1204])
+def test_good_losses_pass(preset: str, num_classes: int):
+    probe(make_loss(preset), num_classes)
+
+
+def test_terms_of_all_classes_and_of_weight_zero_pass():
+    probe(make_loss({"mask": "maskloss.losses.MaskSoftmaxLoss"}), 5)
+    probe(make_loss({"weights": dict.fromkeys(("objectness", "box", "mask"), 0.0)}), 5)
+    probe(make_loss({"classification": "maskloss.losses.ClassSigmoidLoss"}), 5)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("scalar", "the loss fails on random RoIs: the mask term must return one value per positive"),
+        ("raising", "the loss fails on random RoIs: KeyError: 'no such thing'"),
+        ("not_finite", "loss_mask of random RoIs is nan, not finite"),
+        ("bad_gradient", "the gradient of loss_mask of random RoIs is not finite"),
+        ("no_gradient", "loss_mask of random RoIs has no gradient"),
+    ],
+)
+def test_bad_terms_are_named(name: str, message: str):
+    with pytest.raises(InputError, match=message):
+        probe(make_loss({"mask": f"{HERE}.{name}"}), num_classes=4)
+
+
+def test_another_number_of_classes_than_the_models_is_found():
+    config = {"classification": {"class_path": "maskloss.losses.SeesawLoss", "init_args": {"num_classes": 4}}}
+    probe(make_loss(config), 4)
+    with pytest.raises(InputError, match="class_counts has shape"):
+        probe(make_loss(config), 9)
+
+
+def test_probing_leaves_the_random_numbers_alone():
+    torch.manual_seed(0)
+    expected = torch.rand(3)
+    torch.manual_seed(0)
+    probe(make_loss({"mask": mask_dice_loss.__module__ + ".mask_dice_loss"}), 4)
+    assert torch.equal(torch.rand(3), expected)
