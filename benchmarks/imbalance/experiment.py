@@ -1,0 +1,159 @@
+"""One experiment: a network trained with a loss, and measured by the object's share of the image."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from benchmarks.imbalance.networks import NETWORKS
+from benchmarks.imbalance.pictures import LARGEST_SHARE, LEAST_SHARE, pictures
+from maskloss.losses import (
+    MaskBCELoss,
+    MaskDiceLoss,
+    MaskFocalLoss,
+    MaskInverseDiceLoss,
+    MaskWeightedBCELoss,
+    MaskWeightedDiceLoss,
+    WeightedSum,
+    inverse_frequency_weights,
+)
+
+SHARES = (LEAST_SHARE, 0.003, 0.01, LARGEST_SHARE)
+METRICS = ("IoU", "Dice", "precision", "recall")
+#: How much a pixel of the object counts beside one of the background, where a loss weighs by a fixed factor.
+ALPHA, BETA = 10.0, 1.0
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How large an experiment is.
+
+    Attributes:
+        size: of the images, px a side.
+        train: images to learn from.
+        test: images to measure on.
+        steps: of the optimizer.
+        batch: images per step.
+    """
+
+    size: int = 64
+    train: int = 240
+    test: int = 120
+    steps: int = 120
+    batch: int = 8
+
+
+def two_logit_loss(logits: Tensor, masks: Tensor) -> Tensor:
+    """Softmax cross-entropy over background and object."""
+    return F.cross_entropy(logits, masks[:, 0].long(), reduction="none").mean(dim=(1, 2))
+
+
+def losses(train_masks: Tensor) -> dict[str, tuple[int, Loss]]:
+    """Losses by name, with the number of logits a pixel has."""
+    by_class = inverse_frequency_weights(
+        list(train_masks[:, 0].long()), 100, num_classes=2, generator=torch.Generator().manual_seed(0)
+    )
+    background, foreground = (2 * by_class / by_class.sum()).tolist()
+    weighted = MaskWeightedBCELoss(ALPHA, BETA)
+    weighted_dice = MaskWeightedDiceLoss(ALPHA, BETA)
+    return {
+        "cross-entropy": (1, MaskBCELoss()),
+        "softmax cross-entropy": (2, two_logit_loss),
+        "weighted cross-entropy": (1, weighted),
+        "inverse frequency": (1, MaskWeightedBCELoss(foreground, background)),
+        "Dice": (1, MaskDiceLoss()),
+        "weighted Dice": (1, weighted_dice),
+        "inverse Dice": (1, MaskInverseDiceLoss()),
+        "focal": (1, MaskFocalLoss()),
+        "weighted CE + Dice": (1, WeightedSum([weighted, weighted_dice])),
+    }
+
+
+def trained(
+    network: nn.Module, loss: Loss, images: Tensor, masks: Tensor, setting: Setting, seed: int
+) -> None:
+    """Train a network in place."""
+    generator = torch.Generator().manual_seed(seed)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=2e-3, weight_decay=1e-4)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=setting.steps)
+    network.train()
+    for _ in range(setting.steps):
+        chosen = torch.randint(len(images), (setting.batch,), generator=generator)
+        optimizer.zero_grad()
+        loss(network(images[chosen]), masks[chosen]).mean().backward()
+        optimizer.step()
+        schedule.step()
+
+
+def measured(
+    network: nn.Module, images: Tensor, masks: Tensor, size_of_batch: int
+) -> dict[str, dict[str, float]]:
+    """IoU, Dice, precision and recall of all pixels together, over all images and by the object's share."""
+    network.eval()
+    with torch.no_grad():
+        logits = torch.cat([network(part) for part in images.split(size_of_batch)])
+    found = (logits[:, 1:] > logits[:, :1]) if logits.shape[1] == 2 else logits > 0
+    wanted = masks > 0.5
+    share = wanted.double().mean(dim=(1, 2, 3))
+    groups = {"all": torch.ones_like(share, dtype=torch.bool)}
+    # Rounding to whole pixels takes some a little past either end; those belong there.
+    edges = [0.0, *SHARES[1:-1], 1.0]
+    for (low, high), (shown_low, shown_high) in zip(pairwise(edges), pairwise(SHARES), strict=True):
+        groups[f"{100 * shown_low:g} to {100 * shown_high:g} %"] = (share >= low) & (share < high)
+    return {name: scores(found[chosen], wanted[chosen]) for name, chosen in groups.items()}
+
+
+def scores(found: Tensor, wanted: Tensor) -> dict[str, float]:
+    """IoU, Dice, precision and recall of pixels; nothing found has a precision of 0."""
+    both = int((found & wanted).sum())
+    only_found, only_wanted = int((found & ~wanted).sum()), int((~found & wanted).sum())
+    return {
+        "IoU": both / max(both + only_found + only_wanted, 1),
+        "Dice": 2 * both / max(2 * both + only_found + only_wanted, 1),
+        "precision": both / max(both + only_found, 1),
+        "recall": both / max(both + only_wanted, 1),
+    }
+
+
+def experiment(network_name: str, loss_name: str, seed: int, setting: Setting) -> dict[str, Any]:
+    """Train and measure one network with one loss."""
+    began = time.perf_counter()
+    images, masks = pictures(setting.train, setting.size, seed=1000 + seed)
+    channels, loss = losses(masks)[loss_name]
+    torch.manual_seed(seed)
+    network = NETWORKS[network_name](channels)
+    trained(network, loss, images, masks, setting, seed)
+    # The same test images for every seed: what differs is the network.
+    found = measured(network, *pictures(setting.test, setting.size, seed=1), setting.batch)
+    return {"scores": found, "seconds": time.perf_counter() - began}
+
+
+def table(results: Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]]) -> str:
+    """Markdown: a row per network and loss, mean and standard deviation over seeds, in percent."""
+    first = next(iter(next(iter(results.values())).values()))[0]["scores"]
+    groups = list(first)
+    header = ["network", "loss", *METRICS, *(f"IoU, {group}" for group in groups[1:])]
+    lines = ["| " + " | ".join(header) + " |", "|" + " --- |" * len(header)]
+    for network, by_loss in results.items():
+        for loss, runs in by_loss.items():
+            columns = [("all", metric) for metric in METRICS] + [(group, "IoU") for group in groups[1:]]
+            cells = [
+                _mean_and_spread([run["scores"][group][metric] for run in runs]) for group, metric in columns
+            ]
+            lines.append("| " + " | ".join([network, loss, *cells]) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _mean_and_spread(values: Sequence[float]) -> str:
+    spread = f" ± {100 * statistics.stdev(values):.1f}" if len(values) > 1 else ""
+    return f"{100 * statistics.fmean(values):.1f}{spread}"

@@ -1,0 +1,106 @@
+"""A short form of benchmarks/imbalance: its pictures, its networks, its measures, and that a loss trains."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from torch import nn
+
+torchmetrics = pytest.importorskip(
+    "torchmetrics.functional.classification", reason="torchmetrics is not installed"
+)
+pytest.importorskip("segmentation_models_pytorch", reason="segmentation-models-pytorch is not installed")
+
+from benchmarks.imbalance.experiment import (  # noqa: E402
+    Setting,
+    experiment,
+    losses,
+    measured,
+    scores,
+    table,
+    trained,
+    two_logit_loss,
+)
+from benchmarks.imbalance.networks import NETWORKS  # noqa: E402
+from benchmarks.imbalance.pictures import pictures  # noqa: E402
+from maskloss.losses import mask_bce_loss  # noqa: E402
+
+TINY = Setting(size=32, train=12, test=12, steps=2, batch=2)
+
+
+def test_objects_fill_a_tenth_of_a_percent_to_five_percent_and_differ():
+    images, masks = pictures(200, 64, seed=0)
+    shares = masks.mean(dim=(1, 2, 3))
+    assert images.shape == (200, 3, 64, 64)
+    assert set(masks.unique().tolist()) == {0.0, 1.0}
+    assert shares.min() >= 1 / 4096
+    assert shares.max() <= 0.06
+    # Log-uniform: a third of them in each third of the logarithm.
+    thirds = torch.histogram(shares.log10().clamp(-3, -1.3), bins=3, range=(-3, -1.3)).hist / 200
+    assert (thirds > 0.2).all()
+    again, _ = pictures(200, 64, seed=0)
+    assert torch.equal(images, again)
+    other, _ = pictures(200, 64, seed=1)
+    assert not torch.equal(images, other)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("channels", [1, 2])
+def test_networks_give_logits_of_the_images_size(name, channels):
+    network = NETWORKS[name](channels).eval()
+    with torch.no_grad():
+        assert network(torch.randn(1, 3, 32, 32)).shape == (1, channels, 32, 32)
+
+
+def test_scores_are_torchmetrics():
+    generator = torch.Generator().manual_seed(0)
+    found, wanted = torch.rand(2, 5, 1, 8, 8, generator=generator) < 0.3
+    ours = scores(found, wanted)
+    assert ours["IoU"] == pytest.approx(torchmetrics.binary_jaccard_index(found.int(), wanted.int()).item())
+    assert ours["Dice"] == pytest.approx(torchmetrics.binary_f1_score(found.int(), wanted.int()).item())
+    assert ours["precision"] == pytest.approx(torchmetrics.binary_precision(found.int(), wanted.int()).item())
+    assert ours["recall"] == pytest.approx(torchmetrics.binary_recall(found.int(), wanted.int()).item())
+    assert scores(torch.zeros(1, dtype=torch.bool), torch.zeros(1, dtype=torch.bool))["IoU"] == 0
+
+
+def test_one_logit_and_the_difference_of_two_are_the_same_loss():
+    generator = torch.Generator().manual_seed(0)
+    two = torch.randn(3, 2, 8, 8, generator=generator, dtype=torch.float64)
+    masks = (torch.rand(3, 1, 8, 8, generator=generator) < 0.2).double()
+    one = two[:, 1:] - two[:, :1]
+    torch.testing.assert_close(two_logit_loss(two, masks), mask_bce_loss(one, masks)[:, 0])
+
+
+def test_images_are_measured_in_the_group_of_their_objects_share():
+    images, masks = pictures(60, 64, seed=3)
+
+    class Oracle(nn.Module):
+        def forward(self, batch: torch.Tensor) -> torch.Tensor:
+            index = [int((images - image).abs().flatten(1).sum(1).argmin()) for image in batch]
+            return 2 * masks[index] - 1
+
+    found = measured(Oracle(), images, masks, 7)
+    assert list(found) == ["all", "0.1 to 0.3 %", "0.3 to 1 %", "1 to 5 %"]
+    assert all(group["IoU"] == 1 for group in found.values())
+
+
+@pytest.mark.parametrize("loss", list(losses(torch.ones(2, 1, 2, 2) * torch.tensor([0.0, 1.0]))))
+def test_every_loss_runs_a_short_form_of_the_experiment(loss):
+    found = experiment("small", loss, 0, TINY)
+    assert set(found["scores"]["all"]) == {"IoU", "Dice", "precision", "recall"}
+    json.dumps(found, allow_nan=False)
+    row = table({"small": {loss: [found, found]}}).splitlines()[2]
+    assert row.startswith(f"| small | {loss} | ")
+
+
+def test_training_finds_what_is_easy():
+    # Bright on dark: a few steps are enough.
+    _, masks = pictures(16, 32, seed=0)
+    images = masks.repeat(1, 3, 1, 1) - 0.5
+    setting = Setting(size=32, train=16, test=16, steps=60, batch=8)
+    torch.manual_seed(0)
+    network = NETWORKS["small"](1)
+    trained(network, losses(masks)["Dice"][1], images, masks, setting, seed=0)
+    assert measured(network, images, masks, 8)["all"]["IoU"] > 0.9
