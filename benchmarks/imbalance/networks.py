@@ -7,16 +7,17 @@ from collections.abc import Callable
 import segmentation_models_pytorch
 import torchvision
 from torch import Tensor, nn
+from torchvision.models._utils import IntermediateLayerGetter
+from torchvision.models.segmentation.fcn import FCNHead
 
 
 class FCN(nn.Module):
-    """torchvision's FCN on a ResNet-50 of stride 8."""
+    """torchvision's FCN on the first stages of a ResNet-18, to a stride of 8; a ResNet-50 would take hours here."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.model = torchvision.models.segmentation.fcn_resnet50(
-            weights=None, weights_backbone=None, num_classes=channels
-        )
+        backbone = IntermediateLayerGetter(torchvision.models.resnet18(weights=None), {"layer2": "out"})
+        self.model = torchvision.models.segmentation.FCN(backbone, FCNHead(128, channels))
 
     def forward(self, images: Tensor) -> Tensor:
         """(N, 3, S, S) to (N, channels, S, S)."""
