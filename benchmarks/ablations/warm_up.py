@@ -1,10 +1,11 @@
-"""The weights that the sweeps start from: the backbone, FPN and RPN of a network trained on pictures of its own.
+"""The weights that the sweeps start from: a network trained on pictures of its own, less the layers in question.
 
     python benchmarks/ablations/warm_up.py --folder runs/ablations
 
 Needs the data of `hard_shapes.py` in `data/` of the folder; about a quarter of an hour on two CPU cores. Writes
 `warm_up/`, a run of `maskloss train` that an interruption does not end, and `start.safetensors`, which is without the
-box and mask heads, so that no variant's loss has touched them.
+layers that give classes and box deltas and without the whole mask branch: each variant learns these anew, and the
+backbone, the RPN and the box head's two layers go on from torchvision's losses.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ import safetensors.torch
 from maskloss.training.checkpoints import read_weights
 from maskloss.training.config import TrainConfig
 from maskloss.training.loop import train
+
+LEFT_OUT = ("roi_heads.box_predictor.", "roi_heads.mask_head.", "roi_heads.mask_predictor.")
 
 
 def main() -> None:
@@ -52,7 +55,7 @@ def main() -> None:
         )
     )
     weights, _ = read_weights(folder / "warm_up/model.safetensors")
-    kept = {name: value for name, value in weights.items() if not name.startswith("roi_heads.")}
+    kept = {name: value for name, value in weights.items() if not name.startswith(LEFT_OUT)}
     safetensors.torch.save_file(kept, folder / "start.safetensors", metadata={"format": "pt"})
 
 

@@ -64,6 +64,7 @@ def write_results(folder: Path, plan: Plan, outcomes: Outcomes) -> None:
                     "metrics": outcome.metrics or None,
                     "seconds_per_step": outcome.seconds_per_step,
                     "peak_bytes": outcome.peak_bytes,
+                    "seconds": outcome.seconds,
                 }
                 for seed, outcome in sorted(outcomes[variant].items())
             ],
@@ -97,9 +98,11 @@ def _table(plan: Plan, outcomes: Outcomes, summaries: Mapping[str, Mapping[str, 
         cells.append(_number(_cost(outcomes[variant], "peak_bytes", 2**20)))
         lines.append(_row(cells))
     seeds = ", ".join(map(str, plan.seeds))
+    minutes = sum(o.seconds or 0.0 for by_seed in outcomes.values() for o in by_seed.values()) / 60
     lines += [
         "",
-        f"Percent of AP, mean ± standard deviation over seeds {seeds}; in brackets 95 % bootstrap intervals.",
+        f"Percent of AP, mean ± standard deviation over seeds {seeds}; in brackets 95 % bootstrap intervals. All runs "
+        f"together took {minutes:.0f} minutes.",
     ]
     return "\n".join(lines) + "\n"
 

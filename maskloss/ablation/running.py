@@ -11,6 +11,7 @@ import multiprocessing
 import resource
 import statistics
 import sys
+import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
@@ -35,6 +36,7 @@ class Outcome:
         history: lines of history.jsonl.
         seconds_per_step: of training, without start and evaluation; the median over logged stretches.
         peak_bytes: the most memory that the run held: of the GPU where it used one, else of its process.
+        seconds: from start to end, evaluation included; of the last stretch where it was interrupted.
     """
 
     failure: str | None = None
@@ -42,6 +44,7 @@ class Outcome:
     history: list[dict[str, Any]] = field(default_factory=list)
     seconds_per_step: float | None = None
     peak_bytes: int | None = None
+    seconds: float | None = None
 
 
 def outcome_of(run: Run) -> Outcome | None:
@@ -53,10 +56,10 @@ def outcome_of(run: Run) -> Outcome | None:
             return None
         history = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
         metrics = json.loads((folder / "metrics.json").read_text())
-        peak_bytes = ended["peak_bytes"]
+        peak_bytes, seconds = ended["peak_bytes"], ended["seconds"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    return Outcome(None, metrics, history, _seconds_per_step(history), peak_bytes)
+    return Outcome(None, metrics, history, _seconds_per_step(history), peak_bytes, seconds)
 
 
 def run_locally(runs: list[Run]) -> Iterator[tuple[Run, Outcome]]:
@@ -130,6 +133,7 @@ def execute(options: dict[str, Any], search_path: list[str] | None = None) -> No
     make_folder(folder)
     (folder / "outcome.json").unlink(missing_ok=True)
     failure: str | None = None
+    began = time.perf_counter()
     with _logged(folder / "log.txt"):
         try:
             _train(config)
@@ -140,7 +144,12 @@ def execute(options: dict[str, Any], search_path: list[str] | None = None) -> No
             failure = f"{type(error).__name__}: {error}"
         if failure is not None:
             print(f"failed: {failure}")
-    outcome = {"failure": failure, "peak_bytes": _peak_bytes(config), "config": asdict(config)}
+    outcome = {
+        "failure": failure,
+        "peak_bytes": _peak_bytes(config),
+        "seconds": time.perf_counter() - began,
+        "config": asdict(config),
+    }
     write_text(folder / "outcome.json", json.dumps(outcome, indent=1) + "\n")
 
 

@@ -125,6 +125,7 @@ def test_results_hold_what_the_runs_measured(swept):
         first, second = map(json.loads, (folder / "history.jsonl").read_text().splitlines())
         assert run["seconds_per_step"] == pytest.approx(second["seconds"] - first["seconds"])
         assert 2**28 < run["peak_bytes"] < 2**36
+        assert second["seconds"] < run["seconds"] < 1000
         assert results["variants"][variant]["summary"]["mask AP"]["mean"] == run["metrics"]["segm"]["AP"]
     assert results["variants"]["dice"]["changes"] == VARIANTS["dice"]
     table = (output / "table.md").read_text().splitlines()
