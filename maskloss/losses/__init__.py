@@ -82,8 +82,10 @@ from maskloss.losses.regions import (
 from maskloss.losses.regularization import (
     L1RegularizationLoss,
     L2RegularizationLoss,
+    WeightDecayLoss,
     l1_regularization_loss,
     l2_regularization_loss,
+    weight_decay_loss,
 )
 from maskloss.losses.weighting import (
     BatchCounts,
@@ -130,6 +132,7 @@ __all__ = [
     "ObjectnessFocalLoss",
     "QualityFocalLoss",
     "SeesawLoss",
+    "WeightDecayLoss",
     "WeightedSum",
     "active_class_cross_entropy_loss",
     "box_balanced_l1_loss",
@@ -167,4 +170,5 @@ __all__ = [
     "quality_focal_loss",
     "seesaw_loss",
     "select_class_masks",
+    "weight_decay_loss",
 ]

@@ -1,6 +1,6 @@
 """Regularisation terms: penalties on a model's weights, added to the loss.
 
-Both leave out frozen parameters and those of normalisation layers, which are told by their type: pulling a
+All leave out frozen parameters and those of normalisation layers, which are told by their type: pulling a
 normalisation's scale towards 0 does not make the function simpler, it only moves the scale elsewhere.
 """
 
@@ -75,6 +75,54 @@ class L2RegularizationLoss(nn.Module):
     def forward(self, model: nn.Module) -> Tensor:
         """See `l2_regularization_loss`."""
         return l2_regularization_loss(model, weight_decay=self.weight_decay)
+
+
+def weight_decay_loss(model: nn.Module, *, weight_decay: float = 1e-4) -> Tensor:
+    r"""Plain L2: (λ/2) Σ_w Σ_i w_i², whose gradient is the λ w of SGD's `weight_decay`.
+
+    Unlike the optimizer's it shows in the loss, leaves normalisation layers alone, and reaches an adaptive optimizer
+    such as Adam as a gradient, where AdamW's decay does not.
+
+    Args:
+        model: any module.
+        weight_decay: λ >= 0.
+
+    Returns:
+        Scalar, at least float32, >= 0; 0 for a model without such parameters.
+
+    Raises:
+        ValueError: weight_decay < 0.
+
+    Example:
+        >>> linear = nn.Linear(2, 1, bias=False)
+        >>> _ = nn.init.constant_(linear.weight, 3.0)
+        >>> weight_decay_loss(linear, weight_decay=0.5).item()
+        4.5
+
+    Source: Krogh and Hertz, A simple weight decay can improve generalization, 1991, equation 2.
+    """
+    if weight_decay < 0:
+        raise ValueError(f"weight_decay must be >= 0, got {weight_decay}")
+    squares = (at_least_float32(p).square().sum() for p in regularized_parameters(model))
+    return weight_decay / 2 * _total(squares)
+
+
+class WeightDecayLoss(nn.Module):
+    """`weight_decay_loss` with its λ."""
+
+    def __init__(self, weight_decay: float = 1e-4) -> None:
+        super().__init__()
+        if weight_decay < 0:
+            raise ValueError(f"weight_decay must be >= 0, got {weight_decay}")
+        self.weight_decay = weight_decay
+
+    def extra_repr(self) -> str:
+        """Show λ."""
+        return f"weight_decay={self.weight_decay:g}"
+
+    def forward(self, model: nn.Module) -> Tensor:
+        """See `weight_decay_loss`."""
+        return weight_decay_loss(model, weight_decay=self.weight_decay)
 
 
 def l1_regularization_loss(model: nn.Module) -> Tensor:

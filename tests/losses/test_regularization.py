@@ -7,8 +7,10 @@ from torch import nn
 from maskloss.losses import (
     L1RegularizationLoss,
     L2RegularizationLoss,
+    WeightDecayLoss,
     l1_regularization_loss,
     l2_regularization_loss,
+    weight_decay_loss,
 )
 from tests import reference
 
@@ -55,10 +57,31 @@ def test_l1_gradient_is_the_sign():
     assert model.weight_0.grad.tolist() == [1, -1, 0]
 
 
-LOSSES = [L2RegularizationLoss(weight_decay=1.0), L1RegularizationLoss()]
+def test_weight_decay_by_hand_counts_each_weight_alike():
+    # (0.1 / 2) * (1 + 9 + 100 * 4).
+    model = reference.module_of(torch.tensor([1.0, -3.0]), torch.full((10, 10), 2.0))
+    assert weight_decay_loss(model, weight_decay=0.1).item() == pytest.approx(20.5, rel=1e-6)
 
 
-@pytest.fixture(params=LOSSES, ids=["l2", "l1"])
+def test_a_step_on_weight_decay_is_the_optimizers(generator):
+    weights = torch.randn(3, 4, generator=generator)
+    ours, theirs = reference.module_of(weights.clone()), reference.module_of(weights.clone())
+    weight_decay_loss(ours, weight_decay=0.3).backward()
+    torch.optim.SGD(ours.parameters(), lr=0.7).step()
+    for parameter in theirs.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    torch.optim.SGD(theirs.parameters(), lr=0.7, weight_decay=0.3).step()
+    torch.testing.assert_close(ours.weight_0, theirs.weight_0)
+
+
+LOSSES = [
+    L2RegularizationLoss(weight_decay=1.0),
+    L1RegularizationLoss(),
+    WeightDecayLoss(weight_decay=1.0),
+]
+
+
+@pytest.fixture(params=LOSSES, ids=["l2", "l1", "weight decay"])
 def penalty(request):
     return request.param
 
@@ -95,7 +118,7 @@ def test_biases_count(penalty):
         model.weight.fill_(0.0)
         model.bias.fill_(3.0)
     assert penalty(model).item() == pytest.approx(
-        {L2RegularizationLoss: 9, L1RegularizationLoss: 3}[type(penalty)]
+        {L2RegularizationLoss: 9, L1RegularizationLoss: 3, WeightDecayLoss: 4.5}[type(penalty)]
     )
 
 
@@ -123,7 +146,9 @@ def test_half_weights_are_summed_in_float32(penalty, dtype):
     # 300² and the sum of a thousand 300s are beyond float16.
     value = penalty(reference.module_of(torch.full((1000,), 300.0, dtype=dtype)))
     assert value.dtype == torch.float32
-    expected = {L2RegularizationLoss: 90_000, L1RegularizationLoss: 300_000}[type(penalty)]
+    expected = {L2RegularizationLoss: 90_000, L1RegularizationLoss: 300_000, WeightDecayLoss: 45_000_000}[
+        type(penalty)
+    ]
     assert value.item() == pytest.approx(expected, rel=1e-6)
 
 
@@ -136,7 +161,13 @@ def test_l2_weight_decay_of_zero_is_zero_with_zero_gradient():
 
 
 @pytest.mark.parametrize(
-    "make", [L2RegularizationLoss, lambda λ: l2_regularization_loss(nn.Linear(1, 1), weight_decay=λ)]
+    "make",
+    [
+        L2RegularizationLoss,
+        lambda λ: l2_regularization_loss(nn.Linear(1, 1), weight_decay=λ),
+        WeightDecayLoss,
+        lambda λ: weight_decay_loss(nn.Linear(1, 1), weight_decay=λ),
+    ],
 )
 def test_a_negative_weight_decay_raises(make):
     with pytest.raises(ValueError, match="weight_decay must be >= 0, got -1"):
