@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import platform
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -10,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+import torchvision
 import yaml
 from pycocotools import mask as coco_mask
 
@@ -71,7 +74,18 @@ def write_results(folder: Path, plan: Plan, outcomes: Outcomes) -> None:
         }
         for variant, changes in plan.variants.items()
     }
-    document = {"baseline": plan.baseline, "seeds": list(plan.seeds), "variants": variants}
+    document = {
+        "baseline": plan.baseline,
+        "seeds": list(plan.seeds),
+        "environment": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "torchvision": torchvision.__version__,
+            "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine(),
+            "threads": torch.get_num_threads(),
+        },
+        "variants": variants,
+    }
     write_text(folder / "results.json", json.dumps(document, indent=1, allow_nan=False) + "\n")
     write_text(folder / "table.md", _table(plan, outcomes, summaries))
 

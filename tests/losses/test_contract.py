@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 import pytest
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from maskloss import losses
 from maskloss.losses import BoxRegression
+from maskloss.training.losses import probe
 
 C, M = 5, 6
 
@@ -283,3 +285,20 @@ def test_a_knob_out_of_its_range_raises_by_name_in_function_and_module(function,
         module(**knobs)
     with pytest.raises(ValueError, match=wrong[0]):
         function(*arguments(predictions), **knobs)
+
+
+PLACES = [
+    *((case, "mask") for case in OF_MASKS),
+    *((case, "box") for case in OF_BOXES),
+    *((case, "rpn_box") for case in OF_BOXES),
+    *((case, "classification") for case in OF_CLASSES),
+    *((case, "objectness") for case in OF_OBJECTNESS),
+]
+
+
+@pytest.mark.parametrize(("case", "place"), PLACES, ids=lambda value: getattr(value, "name", value))
+def test_each_is_a_term_of_the_criterion(case, place):
+    terms = {place: case.module(**case.knobs)}
+    probe(losses.MaskRCNNLoss(**terms), num_classes=C)
+    # As a function with its knobs, too.
+    probe(losses.MaskRCNNLoss(**{place: partial(case.function, **case.knobs)}), num_classes=C)
