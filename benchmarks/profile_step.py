@@ -1,7 +1,7 @@
 """Where a training step and an inference spend their time, stock and converted side by side.
 
     python benchmarks/profile_step.py [--device cpu|cuda] [--batch-sizes 1 2] [--classes 91 1204] [--coco FOLDER]
-                                      [--repeats 3] [--min-size 800]
+                                      [--repeats 3] [--min-size 800] [--training-only]
 
 Mask R-CNN R50-FPN, random weights, 800 x 1333 px. Images and targets are of a COCO-format folder, or random with 20
 objects each. The sides alternate in one process; a training step has a third one, ours with samples of a fixed
@@ -303,6 +303,7 @@ def main() -> None:
     parser.add_argument("--coco", type=Path, help="folder with images/ and annotations.json")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--min-size", type=int, default=800, help="shorter side, in px")
+    parser.add_argument("--training-only", action="store_true", help="leave inference out")
     arguments = parser.parse_args()
     device = torch.device(arguments.device)
     print(f"torch {torch.__version__}, {device}, {torch.get_num_threads()} threads")
@@ -312,11 +313,15 @@ def main() -> None:
         in_evaluation = {side: models[side] for side in ("torchvision", "ours")}
         for size in arguments.batch_sizes:
             batch = coco_batch(arguments.coco, size, device) if arguments.coco else random_batch(size, device)
-            for work_name, work, compared_models in (
-                ("training step", training_step, models),
-                ("inference", inference, in_evaluation),
-                ("inference to COCO results", inference_to_coco, in_evaluation),
-            ):
+            works: list[tuple[str, Callable[..., None], dict[str, nn.Module]]] = [
+                ("training step", training_step, models)
+            ]
+            if not arguments.training_only:
+                works += [
+                    ("inference", inference, in_evaluation),
+                    ("inference to COCO results", inference_to_coco, in_evaluation),
+                ]
+            for work_name, work, compared_models in works:
                 name = f"{work_name}, batch {size}, {num_classes} classes"
                 results[name] = compared(name, work, compared_models, batch, arguments.repeats)
     write_results("profile_step", device, results)
