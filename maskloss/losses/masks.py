@@ -333,8 +333,17 @@ class MaskSoftmaxLoss(nn.Module):
         return mask_softmax_loss(mask_logits, mask_targets, labels, reduction=self.reduction)
 
     def mask_probs(self, mask_logits: Tensor, labels: Tensor) -> Tensor:
-        """Probabilities (D, M, M) of the labels' classes (D,), which the other classes lower as in training."""
-        return select_class_masks(at_least_float32(mask_logits).softmax(dim=1), labels)
+        """Probabilities (D, M, M) of the labels' classes (D,), each against its strongest rival.
+
+        With r the other class, or background, of the highest logit this is q_k / (q_k + q_r): at least 1/2 exactly where
+        class k wins the pixel, which is how an FCN decides.
+        """
+        logits = at_least_float32(mask_logits)
+        own = select_class_masks(logits, labels)
+        classes = torch.arange(logits.shape[1], device=labels.device)
+        is_own = (labels[:, None] == classes)[:, :, None, None]
+        rival = logits.masked_fill(is_own, -torch.inf).amax(dim=1)
+        return (own - rival).sigmoid()
 
 
 class ClassAgnosticMaskLoss(nn.Module):

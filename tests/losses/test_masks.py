@@ -317,6 +317,19 @@ def test_softmax_with_two_classes_is_a_sigmoid_of_their_difference(generator):
     torch.testing.assert_close(probs, (mask_logits[:, 1] - mask_logits[:, 0]).sigmoid())
 
 
+def test_softmax_masks_are_where_their_class_wins_the_pixel(generator):
+    mask_logits = torch.randn(20, 5, 4, 4, generator=generator)
+    labels = torch.randint(1, 5, (20,), generator=generator)
+    probs = MaskSoftmaxLoss().mask_probs(mask_logits, labels)
+    assert torch.equal(probs >= 0.5, mask_logits.argmax(dim=1) == labels[:, None, None])
+    q = mask_logits.softmax(dim=1)
+    own = q[torch.arange(20), labels]
+    rival = q.scatter(1, labels[:, None, None, None].expand(20, 1, 4, 4), 0.0).amax(dim=1)
+    torch.testing.assert_close(probs, own / (own + rival))
+    nothing = MaskSoftmaxLoss().mask_probs(mask_logits[:0], labels[:0])
+    assert nothing.shape == (0, 4, 4)
+
+
 def test_softmax_of_nothing_of_halves_and_of_other_shapes(generator):
     nothing = torch.zeros(0, 4, 3, 3, requires_grad=True)
     value = mask_softmax_loss(
