@@ -335,8 +335,8 @@ class MaskSoftmaxLoss(nn.Module):
     def mask_probs(self, mask_logits: Tensor, labels: Tensor) -> Tensor:
         """Probabilities (D, M, M) of the labels' classes (D,), each against its strongest rival.
 
-        With r the other class, or background, of the highest logit this is q_k / (q_k + q_r): at least 1/2 exactly where
-        class k wins the pixel, which is how an FCN decides.
+        With r the other class, or background, of the highest logit this is q_k / (q_k + q_r): at least 1/2 exactly
+        where class k wins the pixel, which is how an FCN decides.
         """
         logits = at_least_float32(mask_logits)
         own = select_class_masks(logits, labels)
