@@ -38,14 +38,15 @@ def main() -> None:
         for network in arguments.networks:
             for loss in names:
                 path = arguments.output / f"{network}-{loss.replace(' ', '-')}-{seed}.json"
-                if not path.exists():
-                    found = experiment(network, loss, seed, setting)
+                found = json.loads(path.read_text()) if path.exists() else {}
+                if found.get("setting") != vars(setting):
+                    found = {**experiment(network, loss, seed, setting), "setting": vars(setting)}
                     path.write_text(json.dumps(found))
                     iou = found["scores"]["all"]["IoU"]
                     print(
                         f"{network}, {loss}, seed {seed}: IoU {iou:.3f}, {found['seconds']:.0f} s", flush=True
                     )
-                results.setdefault(network, {}).setdefault(loss, []).append(json.loads(path.read_text()))
+                results.setdefault(network, {}).setdefault(loss, []).append(found)
     text = table(results)
     print(text)
     (Path(__file__).parent / "table.md").write_text(text)

@@ -49,7 +49,7 @@ class Setting:
     size: int = 64
     train: int = 240
     test: int = 120
-    steps: int = 120
+    steps: int = 250
     batch: int = 8
 
 

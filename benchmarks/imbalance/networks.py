@@ -26,19 +26,21 @@ class FCN(nn.Module):
 
 
 def unet(channels: int) -> nn.Module:
-    """segmentation-models-pytorch's U-Net on a ResNet-18."""
-    network: nn.Module = segmentation_models_pytorch.Unet("resnet18", encoder_weights=None, classes=channels)
+    """segmentation-models-pytorch's U-Net on a ResNet-18, of three stages for small pictures."""
+    network: nn.Module = segmentation_models_pytorch.Unet(
+        "resnet18", encoder_depth=3, decoder_channels=(64, 32, 16), encoder_weights=None, classes=channels
+    )
     return network
 
 
 class SegNet(nn.Module):
     """An encoder whose pooling places are where the decoder puts its values back.
 
-    Source: Badrinarayanan et al., SegNet, 2015, arXiv:1511.00561, with three of its five stages, of 32, 64 and
-    128 channels, for small pictures.
+    Source: Badrinarayanan et al., SegNet, 2015, arXiv:1511.00561, with three of its five stages, of 16, 32 and
+    64 channels, for small pictures.
     """
 
-    def __init__(self, channels: int, widths: tuple[int, ...] = (32, 64, 128)) -> None:
+    def __init__(self, channels: int, widths: tuple[int, ...] = (16, 32, 64)) -> None:
         super().__init__()
         inputs = (3, *widths[:-1])
         self.encoders = nn.ModuleList(
