@@ -196,7 +196,8 @@ def _config(where: str, options: dict[str, Any]) -> TrainConfig:
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(TrainConfig, None)
     try:
-        parsed = parser.parse_object(options)
+        # A copy: what is parsed, is parsed in place.
+        parsed = parser.parse_object(copy.deepcopy(options))
         return TrainConfig(**parsed.as_dict())
     except (ArgumentError, InputError) as error:
         line = " ".join(str(error).split())

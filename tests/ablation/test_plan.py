@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,16 @@ def test_runs_are_the_base_with_the_variants_changes_seed_by_seed(file, content,
     assert dice.loss == {"mask": "maskloss.losses.MaskDiceLoss"}
     assert len(plan.validation.images) == 4
     assert not (tmp_path / "out").exists()
+
+
+def test_what_a_variant_changes_stays_as_it_was_written(file, content, tmp_path):
+    terms = [{"class_path": "maskloss.losses.MaskBCELoss"}, {"class_path": "maskloss.losses.MaskDiceLoss"}]
+    loss = {"mask": {"class_path": "maskloss.losses.WeightedSum", "init_args": {"terms": terms}}}
+    content["variants"]["sum"] = {"loss": loss}
+    plan = read_plan(written(file, content), tmp_path / "out")
+    assert json.loads(json.dumps(plan.variants)) == content["variants"]
+    assert len(plan.runs[-1].config.make_loss().mask.terms) == 2
+    json.dumps(asdict(plan.runs[-1].config))
 
 
 def test_the_base_may_be_a_file_such_as_another_runs_config(file, content, tmp_path):
