@@ -168,6 +168,11 @@ class BoxBalancedL1Loss(nn.Module):
         )
 
 
+def _decoded(regression: BoxRegression) -> tuple[Tensor, Tensor]:
+    """Predicted and target boxes, (P, 4) each, at least float32."""
+    return at_least_float32(regression.boxes), at_least_float32(regression.target_boxes)
+
+
 #: Under a union of two boxes, in px², for boxes that have no area.
 _LEAST_UNION = 1e-7
 
@@ -188,7 +193,7 @@ def box_iou_loss(regression: BoxRegression, *, reduction: Reduction = "none") ->
     Source: Yu et al., UnitBox, 2016, arXiv:1608.01471, which has -ln IoU; the linear form is that of
     Rezatofighi et al., 2019, arXiv:1902.09630.
     """
-    boxes, targets = at_least_float32(regression.boxes), at_least_float32(regression.target_boxes)
+    boxes, targets = _decoded(regression)
     low = torch.maximum(boxes[:, :2], targets[:, :2])
     high = torch.minimum(boxes[:, 2:], targets[:, 2:])
     intersection = (high - low).clamp(min=0).prod(dim=1)
@@ -224,7 +229,7 @@ def box_giou_loss(regression: BoxRegression, *, reduction: Reduction = "none") -
     Source: Rezatofighi et al., Generalized Intersection over Union, 2019, arXiv:1902.09630; computed by
     `torchvision.ops.generalized_box_iou_loss`.
     """
-    boxes, targets = at_least_float32(regression.boxes), at_least_float32(regression.target_boxes)
+    boxes, targets = _decoded(regression)
     return reduced(torchvision.ops.generalized_box_iou_loss(boxes, targets, reduction="none"), reduction)
 
 
@@ -256,7 +261,7 @@ def box_diou_loss(regression: BoxRegression, *, reduction: Reduction = "none") -
     Source: Zheng et al., Distance-IoU loss, 2019, arXiv:1911.08287, equation 7; computed by
     `torchvision.ops.distance_box_iou_loss`.
     """
-    boxes, targets = at_least_float32(regression.boxes), at_least_float32(regression.target_boxes)
+    boxes, targets = _decoded(regression)
     return reduced(torchvision.ops.distance_box_iou_loss(boxes, targets, reduction="none"), reduction)
 
 
@@ -288,7 +293,7 @@ def box_ciou_loss(regression: BoxRegression, *, reduction: Reduction = "none") -
     Source: Zheng et al., Distance-IoU loss, 2019, arXiv:1911.08287, equation 10; computed by
     `torchvision.ops.complete_box_iou_loss`.
     """
-    boxes, targets = at_least_float32(regression.boxes), at_least_float32(regression.target_boxes)
+    boxes, targets = _decoded(regression)
     return reduced(torchvision.ops.complete_box_iou_loss(boxes, targets, reduction="none"), reduction)
 
 
