@@ -18,7 +18,6 @@ import json
 import statistics
 import subprocess
 import sys
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -27,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from measuring import Spread, alternating, peak_bytes, speedup, write_results
+from measuring import Spread, alternating, count_waits, peak_bytes, speedup, write_results
 from torch import Tensor, nn
 from torchvision.models.detection import maskrcnn_resnet50_fpn
 
@@ -368,14 +367,7 @@ def one_step(
 
 def waits_of(works: dict[str, Callable[[], None]]) -> dict[str, int]:
     """Device-to-host waits of one step, as torch counts them."""
-    found = {}
-    for side, work in works.items():
-        with warnings.catch_warnings(record=True) as seen:
-            warnings.simplefilter("always")
-            torch.cuda.set_sync_debug_mode("warn")
-            work()
-            torch.cuda.set_sync_debug_mode("default")
-        found[side] = sum("synchroniz" in str(warning.message) for warning in seen)
+    found = {side: count_waits(work) for side, work in works.items()}
     print("waits: " + ", ".join(f"{side} {count}" for side, count in found.items()))
     return found
 

@@ -10,6 +10,7 @@ import statistics
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -87,6 +88,19 @@ def peak_bytes(function: Callable[[], Any], device: str | torch.device = "cpu") 
     peak = _status("VmHWM") - before
     del kept
     return peak
+
+
+def count_waits(function: Callable[[], Any]) -> int:
+    """How often the host waits for CUDA in one call, as torch counts it."""
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            function()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    # Of other warnings none is a wait.
+    return sum("synchroniz" in str(warning.message) for warning in seen)
 
 
 def _status(field: str) -> int:

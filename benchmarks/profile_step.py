@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial, reduce
@@ -26,7 +25,7 @@ from unittest.mock import patch
 
 import numpy as np
 import torch
-from measuring import Spread, alternating, peak_bytes, speedup, write_results
+from measuring import Spread, alternating, count_waits, peak_bytes, speedup, write_results
 from pycocotools import mask as coco_mask
 from scenes import scene
 from torch import Tensor, nn
@@ -237,15 +236,11 @@ def phases_of(
 def on_the_device(work: Callable[..., None], model: nn.Module, batch: Batch) -> dict[str, int]:
     """Kernels launched, device-to-host waits and peak bytes of one call on CUDA."""
     peak = peak_bytes(partial(work, model, batch), "cuda")
-    with warnings.catch_warnings(record=True) as waits:
-        warnings.simplefilter("always")
-        torch.cuda.set_sync_debug_mode("warn")
-        work(model, batch)
-        torch.cuda.set_sync_debug_mode("default")
+    waits = count_waits(partial(work, model, batch))
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
         work(model, batch)
     kernels = sum(event.count for event in profile.key_averages() if event.self_device_time_total > 0)
-    return {"bytes": peak, "waits": len(waits), "kernels": kernels}
+    return {"bytes": peak, "waits": waits, "kernels": kernels}
 
 
 def compared(

@@ -32,7 +32,6 @@ Outcomes = dict[str, dict[int, Outcome]]
 _NUM_PICTURES = 5
 _LONGEST_SIDE = 320
 _SCORE_THRESHOLD = 0.5
-_KINDS = {"better": "better", "worse": "worse"}
 
 
 def _summaries(plan: Plan, outcomes: Outcomes) -> dict[str, dict[str, Summary]]:
@@ -223,7 +222,7 @@ def _page_row(variant: str, summary: Summary) -> dict[str, str]:
             "difference": f"{100 * difference.mean:+.1f}",
             "interval": f"{100 * difference.low:+.1f} to {100 * difference.high:+.1f}",
             "verdict": difference.verdict + (f"; with {more} more seeds it could be told" if more else ""),
-            "kind": _KINDS.get(difference.verdict, "tell"),
+            "kind": difference.verdict if difference.verdict in ("better", "worse") else "tell",
         }
     return row
 
