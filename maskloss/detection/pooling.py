@@ -59,9 +59,14 @@ class MultiScaleRoIAlign(TorchvisionMultiScaleRoIAlign):
             [torch.cat([torch.full_like(b[:, :1], image), b], dim=1) for image, b in enumerate(boxes)]
         )
         size, ratio = self.output_size, self.sampling_ratio
+        dtype = features[0].dtype
+        if our_backward:
+            # As torchvision's does under autocast, which has no CPU kernel for less.
+            features, rois = [feature.float() for feature in features], rois.float()
         if len(features) == 1:
             align = _RoIAlign.apply if our_backward else roi_align
-            return align(features[0], rois, size, self.scales[0], ratio)
+            pooled: Tensor = align(features[0], rois, size, self.scales[0], ratio)
+            return pooled.to(dtype)
         levels = self.map_levels(boxes)
         if not our_backward:
             return pooled_from_every_level(features, rois, levels, size, self.scales, ratio)
@@ -69,7 +74,7 @@ class MultiScaleRoIAlign(TorchvisionMultiScaleRoIAlign):
         for level, (feature, scale) in enumerate(zip(features, self.scales, strict=True)):
             chosen = torch.where(levels == level)[0]
             pooled[chosen] = _RoIAlign.apply(feature, rois[chosen], size, scale, ratio)
-        return pooled
+        return pooled.to(dtype)
 
 
 def pooled_from_every_level(
@@ -109,7 +114,8 @@ def pooled_from_every_level(
 
 
 def _takes_our_backward(feature: Tensor) -> bool:
-    return feature.requires_grad and feature.device.type == "cpu" and feature.dtype == torch.float32
+    known = (torch.float32, torch.bfloat16, torch.float16)
+    return feature.requires_grad and feature.device.type == "cpu" and feature.dtype in known
 
 
 class _RoIAlign(torch.autograd.Function):

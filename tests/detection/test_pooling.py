@@ -63,6 +63,33 @@ def test_pooled_features_are_torchvisions_and_so_are_their_gradients(
     assert found[-1] is None
 
 
+@pytest.mark.parametrize("names", [["0"], ["0", "1", "2"]])
+def test_bfloat16_features_under_autocast_too(names: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    boxes = [boxes_of_all_sizes(40, 2), boxes_of_all_sizes(5, 3)]
+    found = []
+    calls: list[int] = []
+    apply = _RoIAlign.apply
+    monkeypatch.setattr(_RoIAlign, "apply", lambda *given: calls.append(1) or apply(*given))
+    for pooler in (TorchvisionMultiScaleRoIAlign(names, 7, 2), MultiScaleRoIAlign(names, 7, 2)):
+        features = {
+            name: feature.detach().bfloat16().requires_grad_()
+            for name, feature in feature_maps(names).items()
+        }
+        with torch.autocast("cpu", torch.bfloat16):
+            pooled = pooler(features, boxes, [IMAGE] * 2)
+        weights = torch.rand(pooled.shape, generator=torch.Generator().manual_seed(1))
+        (pooled * weights).sum().backward()
+        found.append((pooled, [feature.grad for feature in features.values()]))
+    (expected, expected_gradients), (pooled, found_gradients) = found
+    assert len(calls) == len(names)
+    assert pooled.dtype == torch.bfloat16
+    assert torch.equal(pooled, expected)
+    for gradient, other in zip(found_gradients, expected_gradients, strict=True):
+        assert gradient.dtype == torch.bfloat16
+        # Both are float32 sums, rounded at the end: at most one step of bfloat16 apart.
+        torch.testing.assert_close(gradient, other, rtol=2**-7, atol=1e-5 * other.abs().max().item())
+
+
 @settings(deadline=None, max_examples=100, derandomize=True)
 @given(
     box=st.tuples(st.floats(-30, 60), st.floats(-30, 60), st.floats(-2, 90), st.floats(-2, 90)),
