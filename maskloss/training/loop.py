@@ -276,11 +276,13 @@ def _model_settings(config: TrainConfig, num_classes: int) -> tuple[ModelSetting
 
 def _optimizer(config: TrainConfig, model: nn.Module) -> torch.optim.Optimizer:
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    # One kernel for all parameters is several times as fast on a CPU too. Under float16 a step may be skipped, which
+    # the plain kind leaves to the scaler.
+    fused = config.mixed_precision != "fp16"
+    rate, decay = config.learning_rate, config.weight_decay
     if config.optimizer == "adamw":
-        return torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
-    return torch.optim.SGD(
-        parameters, lr=config.learning_rate, momentum=config.momentum, weight_decay=config.weight_decay
-    )
+        return torch.optim.AdamW(parameters, lr=rate, weight_decay=decay, fused=fused)
+    return torch.optim.SGD(parameters, lr=rate, momentum=config.momentum, weight_decay=decay, fused=fused)
 
 
 def _step(
