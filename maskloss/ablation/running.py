@@ -1,7 +1,8 @@
 """Running a sweep's runs, one after another in processes of their own, or on Ray.
 
 Each run is `maskloss train --resume` in its folder, so a sweep that was stopped goes on where it stopped, within a run
-too. What a run ended with is in its outcome.json, which is written last.
+too; a run that has ended keeps its model, not its checkpoints. What it ended with is in its outcome.json, which is
+written last.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import resource
+import shutil
 import statistics
 import sys
 import time
@@ -48,17 +50,28 @@ class Outcome:
 
 
 def outcome_of(run: Run) -> Outcome | None:
-    """Read what a run ended with; None where it has not ended, or failed and is to be tried again."""
+    """Read what a run ended with; None where it has not ended, or failed and is to be tried again.
+
+    Raises:
+        InputError: what has ended there is a run of another config.
+    """
     folder = run.config.output_folder
     try:
         ended = json.loads((folder / "outcome.json").read_text())
-        if ended["failure"] is not None or run.config.differences(ended["config"]):
+        if ended["failure"] is not None:
             return None
+        different = run.config.differences(ended["config"])
+        if ended["config"]["max_steps"] != run.config.max_steps:
+            different.append("max_steps")
         history = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
         metrics = json.loads((folder / "metrics.json").read_text())
         peak_bytes, seconds = ended["peak_bytes"], ended["seconds"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
+    if different:
+        raise InputError(
+            f"{folder}: holds a run with another {', '.join(different)}; give another --output, or delete it"
+        )
     return Outcome(None, metrics, history, _seconds_per_step(history), peak_bytes, seconds)
 
 
@@ -160,6 +173,8 @@ def _train(config: TrainConfig) -> None:
     result = train(config)
     write_text(config.output_folder / "results.json", json.dumps(result.evaluation.results))
     write_report(config.output_folder, result.validation, result.evaluation.results)
+    # They are several times the size of the model, and a sweep has many runs, none of which goes on from here.
+    shutil.rmtree(config.output_folder / "checkpoints")
 
 
 def _ended(run: Run, otherwise: str) -> Outcome:

@@ -35,13 +35,12 @@ def ablate(
         The report's path.
 
     Raises:
-        InputError: something in the YAML is wrong, and nothing was run; or Ray is not to be had.
+        InputError: something in the YAML is wrong, or the folder holds runs of another config, and nothing was run;
+            or Ray is not to be had.
         RunError: runs failed; the others' results are written, and the failed ones are tried again next time.
     """
     plan = read_plan(config, output)
     folder = Path(output)
-    make_folder(folder)
-    write_text(folder / "ablation.yaml", Path(config).read_text())
     outcomes: Outcomes = {variant: {} for variant in plan.variants}
     outstanding = []
     for run in plan.runs:
@@ -50,6 +49,8 @@ def ablate(
             outstanding.append(run)
         else:
             outcomes[run.variant][run.seed] = outcome
+    make_folder(folder)
+    write_text(folder / "ablation.yaml", Path(config).read_text())
     _announce(plan, outstanding)
     running = run_locally(outstanding) if engine == "local" else run_on_ray(plan, outstanding, ray_address)
     began = time.perf_counter()

@@ -12,7 +12,6 @@ import pytest
 import torch
 import yaml
 
-from maskloss.ablation import running
 from maskloss.ablation.plan import read_plan
 from maskloss.ablation.sweep import ablate
 from maskloss.cli import main
@@ -99,6 +98,7 @@ def test_every_run_leaves_its_own_folder(swept):
         ):
             assert (run / name).is_file(), name
         assert yaml.safe_load((run / "config.yaml").read_text())["seed"] == 0
+        assert not (run / "checkpoints").exists()
     assert "sometimes_fails" in (output / "runs/fails/seed-0/log.txt").read_text()
 
 
@@ -175,13 +175,17 @@ def test_a_sweep_goes_on_with_what_is_not_done(swept, data, tmp_path, capsys):
     assert results["dice"]["summary"]["box AP"]["difference"]["verdict"] in ("cannot tell", "better", "worse")
 
 
-def test_a_run_of_another_config_is_not_taken_for_this_one(swept, data, tmp_path):
+@pytest.mark.parametrize("change", [{"batch_size": 2}, {"max_steps": 3}])
+def test_a_run_of_another_config_is_neither_taken_for_this_one_nor_overwritten(swept, data, tmp_path, change):
     _, output, _ = swept
-    file = sweep_file(tmp_path, data, {"bce": {"batch_size": 2}}, [0])
-    (run,) = read_plan(file, output).runs
-    assert running.outcome_of(run) is None
-    with pytest.raises(RunError, match="batch_size"):
+    before = {path: path.read_bytes() for path in output.rglob("*") if path.is_file()}
+    file = sweep_file(tmp_path, data, {"dice": VARIANTS["dice"], "bce": change}, [1, 0])
+    (field,) = change
+    with pytest.raises(
+        InputError, match=rf"bce/seed-\d: holds a run with another {field}; give another --output"
+    ):
         ablate(file, output)
+    assert {path: path.read_bytes() for path in output.rglob("*") if path.is_file()} == before
 
 
 def test_a_bad_sweep_is_one_line_and_exit_code_2(data, tmp_path, capsys):
