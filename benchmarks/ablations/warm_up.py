@@ -3,9 +3,9 @@
     python benchmarks/ablations/warm_up.py --folder runs/ablations
 
 Needs the data of `hard_shapes.py` in `data/` of the folder; about a quarter of an hour on two CPU cores. Writes
-`warm_up/`, a run of `maskloss train` that an interruption does not end, and `start.safetensors`, which is without the
-layers that give classes and box deltas and without the whole mask branch: each variant learns these anew, and the
-backbone, the RPN and the box head's two layers go on from torchvision's losses.
+`warm_up/`, a run of `maskloss train` that an interruption does not end, and what it learned with torchvision's losses:
+`start_masks.safetensors` without the mask branch, for questions about masks alone, and `start.safetensors` without the
+layers that give classes and box deltas either. Each variant learns anew what is left out.
 """
 
 from __future__ import annotations
@@ -19,7 +19,11 @@ from maskloss.training.checkpoints import read_weights
 from maskloss.training.config import TrainConfig
 from maskloss.training.loop import train
 
-LEFT_OUT = ("roi_heads.box_predictor.", "roi_heads.mask_head.", "roi_heads.mask_predictor.")
+MASK_BRANCH = ("roi_heads.mask_head.", "roi_heads.mask_predictor.")
+LEFT_OUT = {
+    "start_masks.safetensors": MASK_BRANCH,
+    "start.safetensors": ("roi_heads.box_predictor.", *MASK_BRANCH),
+}
 
 
 def main() -> None:
@@ -55,8 +59,9 @@ def main() -> None:
         )
     )
     weights, _ = read_weights(folder / "warm_up/model.safetensors")
-    kept = {name: value for name, value in weights.items() if not name.startswith(LEFT_OUT)}
-    safetensors.torch.save_file(kept, folder / "start.safetensors", metadata={"format": "pt"})
+    for file, left_out in LEFT_OUT.items():
+        kept = {name: value for name, value in weights.items() if not name.startswith(left_out)}
+        safetensors.torch.save_file(kept, folder / file, metadata={"format": "pt"})
 
 
 if __name__ == "__main__":
