@@ -128,7 +128,7 @@ def write_results(name: str, device: str | torch.device, results: dict[str, Any]
     """Write `results/NAME.json`, on CUDA `results/NAME-cuda.json`, with the environment and the command."""
     RESULTS.mkdir(exist_ok=True)
     document = {
-        "command": " ".join(["python", *sys.argv]),
+        "command": " ".join(["python", *sys.orig_argv[1:]]),
         "environment": environment(device),
         "results": results,
     }

@@ -46,7 +46,8 @@ def main() -> None:
                     print(
                         f"{network}, {loss}, seed {seed}: IoU {iou:.3f}, {found['seconds']:.0f} s", flush=True
                     )
-                results.setdefault(network, {}).setdefault(loss, []).append(found)
+                of_run = {key: value for key, value in found.items() if key != "setting"}
+                results.setdefault(network, {}).setdefault(loss, []).append(of_run)
     text = table(results)
     print(text)
     (Path(__file__).parent / "table.md").write_text(text)

@@ -139,19 +139,21 @@ def experiment(network_name: str, loss_name: str, seed: int, setting: Setting) -
 
 
 def table(results: Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]]) -> str:
-    """Markdown: a row per network and loss, mean and standard deviation over seeds, in percent."""
+    """Markdown: for each range of shares a row per network and loss, mean and deviation over seeds, in percent."""
     first = next(iter(next(iter(results.values())).values()))[0]["scores"]
-    groups = list(first)
-    header = ["network", "loss", *METRICS, *(f"IoU, {group}" for group in groups[1:])]
-    lines = ["| " + " | ".join(header) + " |", "|" + " --- |" * len(header)]
-    for network, by_loss in results.items():
-        for loss, runs in by_loss.items():
-            columns = [("all", metric) for metric in METRICS] + [(group, "IoU") for group in groups[1:]]
-            cells = [
-                _mean_and_spread([run["scores"][group][metric] for run in runs]) for group, metric in columns
-            ]
-            lines.append("| " + " | ".join([network, loss, *cells]) + " |")
-    return "\n".join(lines) + "\n"
+    header = ["network", "loss", *METRICS]
+    sections = []
+    for group in first:
+        lines = [f"## Objects of {'any share' if group == 'all' else group} of the image", ""]
+        lines += ["| " + " | ".join(header) + " |", "|" + " --- |" * len(header)]
+        for network, by_loss in results.items():
+            for loss, runs in by_loss.items():
+                cells = [
+                    _mean_and_spread([run["scores"][group][metric] for run in runs]) for metric in METRICS
+                ]
+                lines.append("| " + " | ".join([network, loss, *cells]) + " |")
+        sections.append("\n".join(lines) + "\n")
+    return "\n".join(sections)
 
 
 def _mean_and_spread(values: Sequence[float]) -> str:

@@ -91,8 +91,23 @@ def test_every_loss_runs_a_short_form_of_the_experiment(loss):
     found = experiment("small", loss, 0, TINY)
     assert set(found["scores"]["all"]) == {"IoU", "Dice", "precision", "recall"}
     json.dumps(found, allow_nan=False)
-    row = table({"small": {loss: [found, found]}}).splitlines()[2]
-    assert row.startswith(f"| small | {loss} | ")
+
+
+def test_the_table_has_every_measure_by_share_with_its_spread_over_seeds():
+    def run(shift: float) -> dict:
+        of_all = {"IoU": 0.5 + shift, "Dice": 0.6, "precision": 0.7, "recall": 0.8}
+        return {"scores": {"all": of_all, "1 to 5 %": {**of_all, "Dice": 0.9}}}
+
+    lines = table({"small": {"focal": [run(0.0), run(0.1)], "Dice": [run(0.0)]}}).splitlines()
+    assert [line for line in lines if line.startswith("#")] == [
+        "## Objects of any share of the image",
+        "## Objects of 1 to 5 % of the image",
+    ]
+    assert lines[4:6] == [
+        "| small | focal | 55.0 ± 7.1 | 60.0 ± 0.0 | 70.0 ± 0.0 | 80.0 ± 0.0 |",
+        "| small | Dice | 50.0 | 60.0 | 70.0 | 80.0 |",
+    ]
+    assert lines[11] == "| small | focal | 55.0 ± 7.1 | 90.0 ± 0.0 | 70.0 ± 0.0 | 80.0 ± 0.0 |"
 
 
 def test_training_finds_what_is_easy():
