@@ -1,0 +1,64 @@
+"""The sweeps of benchmarks/ablations: each can be read, and asks what its folder says; the pictures are hard."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from pycocotools import mask as coco_mask
+
+from benchmarks.ablations.hard_shapes import CLASSES, SIZE, write_set
+from maskloss.ablation.plan import read_plan
+
+SWEEPS = Path(__file__).parents[2] / "benchmarks/ablations"
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("sweeps")
+    even = np.full(len(CLASSES), 1 / len(CLASSES))
+    for name in ("even/train", "even/val", "long_tail/train"):
+        write_set(folder / "runs/ablations/data" / name, 25, even, seed=2)
+    return folder
+
+
+@pytest.mark.parametrize("file", sorted(SWEEPS.glob("*/ablation.yaml")), ids=lambda file: file.parent.name)
+def test_a_sweep_can_be_read_and_its_losses_give_numbers(file, data, monkeypatch):
+    monkeypatch.chdir(data)
+    plan = read_plan(file, "out")
+    assert len(plan.seeds) >= 5
+    assert plan.baseline == next(iter(plan.variants))
+    written = [repr(changes) for changes in plan.variants.values()]
+    assert len(set(written)) == len(written)
+
+
+def test_there_is_a_sweep_for_each_question():
+    assert len(list(SWEEPS.glob("*/ablation.yaml"))) == 8
+
+
+def test_objects_touch_or_hide_each_other_and_annotations_are_of_what_is_seen(data):
+    document = json.loads((data / "runs/ablations/data/even/train/annotations.json").read_text())
+    touching = 0
+    for image in document["images"]:
+        found = [a for a in document["annotations"] if a["image_id"] == image["id"]]
+        masks = np.stack([coco_mask.decode(a["segmentation"]) for a in found]).astype(bool)
+        assert masks.shape[1:] == (SIZE, SIZE)
+        assert masks.sum(0).max() == 1
+        grown = torch.nn.functional.max_pool2d(torch.from_numpy(masks).float()[:, None], 5, 1, 2)[:, 0]
+        touching += int((grown.sum(0) > 1).any())
+    assert touching > 0.7 * len(document["images"])
+
+
+def test_softmax_masks_decided_against_background_leave_the_other_classes_out(monkeypatch):
+    monkeypatch.syspath_prepend(str(SWEEPS / "masks_and_classes"))
+    from against_background import SoftmaxAgainstBackgroundLoss
+
+    logits = torch.randn(3, 5, 4, 4, generator=torch.Generator().manual_seed(0))
+    labels = torch.tensor([1, 4, 2])
+    probs = SoftmaxAgainstBackgroundLoss().mask_probs(logits, labels)
+    for index, label in enumerate(labels.tolist()):
+        two = logits[index, [0, label]].softmax(dim=0)[1]
+        torch.testing.assert_close(probs[index], two)
