@@ -1,4 +1,4 @@
-"""Running a sweep's runs, one after another in processes of their own, or on Ray.
+"""Running a sweep's runs, one after another in processes of their own, which end with it, or on Ray.
 
 Each run is `maskloss train --resume` in its folder, so a sweep that was stopped goes on where it stopped, within a run
 too; a run that has ended keeps its model, not its checkpoints. What it ended with is in its outcome.json, which is
@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
 import resource
 import shutil
 import statistics
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Iterator
@@ -83,7 +85,7 @@ def run_locally(runs: list[Run]) -> Iterator[tuple[Run, Outcome]]:
         # So that a run does not begin with the imports.
         context.set_forkserver_preload(["maskloss.training.loop", "maskloss.report.page"])
     for run in runs:
-        process = context.Process(target=execute, args=(asdict(run.config),))
+        process = context.Process(target=_execute_alone, args=(asdict(run.config),))
         process.start()
         try:
             process.join()
@@ -164,6 +166,19 @@ def execute(options: dict[str, Any], search_path: list[str] | None = None) -> No
         "config": asdict(config),
     }
     write_text(folder / "outcome.json", json.dumps(outcome, indent=1) + "\n")
+
+
+def _execute_alone(options: dict[str, Any]) -> None:
+    """Run one run, and end with the sweep: what a killed one leaves would train on, beside its own resumption."""
+    sweep = multiprocessing.parent_process()
+    assert sweep is not None
+
+    def end_with_it() -> None:
+        sweep.join()
+        os._exit(1)
+
+    threading.Thread(target=end_with_it, daemon=True).start()
+    execute(options)
 
 
 def _train(config: TrainConfig) -> None:

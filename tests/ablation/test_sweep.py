@@ -5,6 +5,11 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -196,6 +201,65 @@ def test_a_bad_sweep_is_one_line_and_exit_code_2(data, tmp_path, capsys):
     (line,) = capsys.readouterr().err.splitlines()
     assert "variant bce: no option is named lerning_rate" in line
     assert not (tmp_path / "out").exists()
+
+
+LOSS_THAT_TELLS_ITS_PROCESS = """
+import os
+from pathlib import Path
+
+def told(mask_logits, mask_targets):
+    if mask_logits.shape[-1] > 7:  # in training, not when it is probed
+        Path(__file__).with_name("process").write_text(str(os.getpid()))
+    return (mask_logits.sigmoid() - mask_targets).abs()
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="asks /proc which processes there are")
+def test_a_killed_sweep_leaves_no_run_that_trains_on(data, tmp_path):
+    (tmp_path / "telling.py").write_text(LOSS_THAT_TELLS_ITS_PROCESS)
+    file = sweep_file(tmp_path, data, {"bce": {"max_steps": 10_000, "loss": {"mask": "telling.told"}}}, [0])
+    sweep = subprocess.Popen(
+        [
+            sys.executable,
+            "-m",
+            "maskloss",
+            "ablate",
+            "--config",
+            str(file),
+            "--output",
+            str(tmp_path / "out"),
+        ],
+        cwd=Path(__file__).parents[2],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        assert eventually((tmp_path / "process").exists)
+        run = int((tmp_path / "process").read_text())
+        assert run != sweep.pid
+        assert is_running(run)
+    finally:
+        sweep.kill()
+        sweep.wait()
+    ended = eventually(lambda: not is_running(run))
+    if not ended:
+        os.kill(run, signal.SIGKILL)
+    assert ended
+
+
+def eventually(holds: Callable[[], bool], seconds: float = 120) -> bool:
+    until = time.monotonic() + seconds
+    while not holds() and time.monotonic() < until:
+        time.sleep(0.1)
+    return holds()
+
+
+def is_running(process: int) -> bool:
+    try:
+        state = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    return state != "Z"
 
 
 # Ray
