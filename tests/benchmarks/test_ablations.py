@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from pycocotools import mask as coco_mask
 
 from benchmarks.ablations.hard_shapes import CLASSES, SIZE, write_set
@@ -37,6 +38,14 @@ def test_a_sweep_can_be_read_and_its_losses_give_numbers(file, data, monkeypatch
 
 def test_there_is_a_sweep_for_each_question():
     assert len(list(SWEEPS.glob("*/ablation.yaml"))) == 8
+
+
+def test_the_two_bases_differ_in_what_they_start_from_alone():
+    base, of_masks = (
+        yaml.safe_load((SWEEPS / f"{name}.yaml").read_text()) for name in ("base", "base_of_masks")
+    )
+    assert of_masks.pop("weights") != base.pop("weights")
+    assert of_masks == base
 
 
 def test_objects_touch_or_hide_each_other_and_annotations_are_of_what_is_seen(data):
