@@ -173,9 +173,12 @@ def _evaluation_with_losses(
     def gather(module: nn.Module, args: Any, output: tuple[Any, dict[str, Tensor]]) -> None:
         losses.update(output[1])
 
-    modes = {module: module.training for module in model.modules()}
-    handles = [part.register_forward_hook(gather) for part in (heads, rpn)]
-    model.eval()
+    # The loss is no submodule of the model: terms that gather something as they train must not do so now either.
+    parts = [model, rpn.loss, heads.loss]
+    modes = {module: module.training for part in parts for module in part.modules()}
+    handles = [module.register_forward_hook(gather) for module in (heads, rpn)]
+    for part in parts:
+        part.eval()
     rpn.losses_in_eval = heads.losses_in_eval = True
     try:
         yield

@@ -12,7 +12,15 @@ import torch.nn.functional as F
 import torchvision.ops
 from torch import Tensor, nn
 
-from maskloss.losses.conventions import Reduction, at_least_float32, positive, reduced, same_shape
+from maskloss.losses.conventions import (
+    Reduction,
+    at_least_float32,
+    in_range,
+    known,
+    positive,
+    reduced,
+    same_shape,
+)
 
 
 @dataclass(frozen=True)
@@ -40,7 +48,9 @@ class BoxRegression:
     @property
     def boxes(self) -> Tensor:
         """(P, 4) predicted boxes, xyxy in px, with gradients to `deltas`."""
-        if self._boxes is None:
+        # Boxes that were decoded under `no_grad` first have no gradients to give to who reads them next.
+        wants_gradients = torch.is_grad_enabled() and self.deltas.requires_grad
+        if self._boxes is None or (wants_gradients and not self._boxes.requires_grad):
             object.__setattr__(self, "_boxes", self._decoded(self.deltas))
         return cast(Tensor, self._boxes)
 
@@ -81,8 +91,7 @@ def box_smooth_l1_loss(regression: BoxRegression, *, beta: float, reduction: Red
 
     Source: Girshick, Fast R-CNN, 2015, arXiv:1504.08083, equation 3, which has β = 1.
     """
-    if beta < 0:
-        raise ValueError(f"beta must be >= 0, got {beta}")
+    in_range(0, beta=beta)
     deltas, targets = at_least_float32(regression.deltas), at_least_float32(regression.target_deltas)
     return reduced(F.smooth_l1_loss(deltas, targets, beta=beta, reduction="none").sum(dim=1), reduction)
 
@@ -92,10 +101,9 @@ class BoxSmoothL1Loss(nn.Module):
 
     def __init__(self, beta: float, reduction: Reduction = "none") -> None:
         super().__init__()
-        if beta < 0:
-            raise ValueError(f"beta must be >= 0, got {beta}")
+        in_range(0, beta=beta)
         self.beta = beta
-        self.reduction = reduction
+        self.reduction = known(reduction)
 
     def extra_repr(self) -> str:
         """Show β."""
@@ -124,18 +132,19 @@ def box_balanced_l1_loss(
         regression: the P positives; only its deltas are read.
         alpha: α > 0; the lower, the more of the gradient small errors get.
         gamma: γ > 0, the largest slope.
-        beta: β > 0, in units of the encoded deltas. As published the two pieces meet for β = 1.
+        beta: β in (0, 1], in units of the encoded deltas. Published with 1; below, the slope has a jump at β, and
+            above a perfect box would not be the best.
         reduction: "none" gives (P,); "sum" and "mean" give a scalar.
 
     Returns:
         At least float32, >= 0. P = 0 gives shape (0,), or 0 when reduced.
 
     Raises:
-        ValueError: a knob is not above 0.
+        ValueError: a knob is out of its range, or γ/α is above 80, whose exponential float32 cannot hold.
 
     Source: Pang et al., Libra R-CNN, 2019, arXiv:1904.02701, equations 7 and 8; with β as mmdetection has it.
     """
-    positive(alpha=alpha, gamma=gamma, beta=beta)
+    _expect_balanced(alpha, gamma, beta)
     deltas, targets = at_least_float32(regression.deltas), at_least_float32(regression.target_deltas)
     d = (deltas - targets).abs()
     b = math.expm1(gamma / alpha)
@@ -151,11 +160,11 @@ class BoxBalancedL1Loss(nn.Module):
         self, alpha: float = 0.5, gamma: float = 1.5, beta: float = 1.0, reduction: Reduction = "none"
     ) -> None:
         super().__init__()
-        positive(alpha=alpha, gamma=gamma, beta=beta)
+        _expect_balanced(alpha, gamma, beta)
         self.alpha = alpha
         self.gamma = gamma
         self.beta = beta
-        self.reduction = reduction
+        self.reduction = known(reduction)
 
     def extra_repr(self) -> str:
         """Show the knobs."""
@@ -168,6 +177,13 @@ class BoxBalancedL1Loss(nn.Module):
         )
 
 
+def _expect_balanced(alpha: float, gamma: float, beta: float) -> None:
+    positive(alpha=alpha, gamma=gamma, beta=beta)
+    in_range(0, 1, beta=beta)
+    if gamma / alpha > 80:
+        raise ValueError(f"gamma / alpha must be <= 80, got gamma={gamma:g} and alpha={alpha:g}")
+
+
 def _decoded(regression: BoxRegression) -> tuple[Tensor, Tensor]:
     """Predicted and target boxes, (P, 4) each, at least float32."""
     return at_least_float32(regression.boxes), at_least_float32(regression.target_boxes)
@@ -175,6 +191,10 @@ def _decoded(regression: BoxRegression) -> tuple[Tensor, Tensor]:
 
 #: Under a union of two boxes, in px², for boxes that have no area.
 _LEAST_UNION = 1e-7
+#: Of a side, in px, where a box's aspect ratio is asked for.
+_LEAST_SIDE = 1e-6
+#: Under CIoU's α, as in torchvision.
+_ALPHA_EPSILON = 1e-7
 
 
 def box_iou_loss(regression: BoxRegression, *, reduction: Reduction = "none") -> Tensor:
@@ -206,7 +226,7 @@ class BoxIoULoss(nn.Module):
 
     def __init__(self, reduction: Reduction = "none") -> None:
         super().__init__()
-        self.reduction = reduction
+        self.reduction = known(reduction)
 
     def forward(self, regression: BoxRegression) -> Tensor:
         """See `box_iou_loss`."""
@@ -238,7 +258,7 @@ class BoxGIoULoss(nn.Module):
 
     def __init__(self, reduction: Reduction = "none") -> None:
         super().__init__()
-        self.reduction = reduction
+        self.reduction = known(reduction)
 
     def forward(self, regression: BoxRegression) -> Tensor:
         """See `box_giou_loss`."""
@@ -270,7 +290,7 @@ class BoxDIoULoss(nn.Module):
 
     def __init__(self, reduction: Reduction = "none") -> None:
         super().__init__()
-        self.reduction = reduction
+        self.reduction = known(reduction)
 
     def forward(self, regression: BoxRegression) -> Tensor:
         """See `box_diou_loss`."""
@@ -290,11 +310,25 @@ def box_ciou_loss(regression: BoxRegression, *, reduction: Reduction = "none") -
     Raises:
         ValueError: the regression has no `decode`.
 
-    Source: Zheng et al., Distance-IoU loss, 2019, arXiv:1911.08287, equation 10; computed by
-    `torchvision.ops.complete_box_iou_loss`.
+    With v = (4/π²) (arctan(w_t/h_t) - arctan(w/h))² and α = v / (1 - IoU + v), which is held constant in the
+    gradient, loss = DIoU loss + α v.
+
+    Source: Zheng et al., Distance-IoU loss, 2019, arXiv:1911.08287, equation 10. As
+    `torchvision.ops.complete_box_iou_loss`, and finite where a side has shrunk to nothing, which that is not.
     """
     boxes, targets = _decoded(regression)
-    return reduced(torchvision.ops.complete_box_iou_loss(boxes, targets, reduction="none"), reduction)
+    distance = torchvision.ops.distance_box_iou_loss(boxes, targets, reduction="none")
+    aspect = 4 / math.pi**2 * (_aspect_angle(targets) - _aspect_angle(boxes)).square()
+    with torch.no_grad():
+        # Of boxes that agree all three are 0, and 1 - IoU may be rounded to less.
+        weight = aspect / (box_iou_loss(regression).clamp(min=0) + aspect + _ALPHA_EPSILON)
+    return reduced(distance + weight * aspect, reduction)
+
+
+def _aspect_angle(boxes: Tensor) -> Tensor:
+    """arctan(width / height), (P,)."""
+    width, height = (boxes[:, 2:] - boxes[:, :2]).clamp(min=_LEAST_SIDE).unbind(dim=1)
+    return torch.atan2(width, height)
 
 
 class BoxCIoULoss(nn.Module):
@@ -302,7 +336,7 @@ class BoxCIoULoss(nn.Module):
 
     def __init__(self, reduction: Reduction = "none") -> None:
         super().__init__()
-        self.reduction = reduction
+        self.reduction = known(reduction)
 
     def forward(self, regression: BoxRegression) -> Tensor:
         """See `box_ciou_loss`."""

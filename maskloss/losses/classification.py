@@ -11,10 +11,18 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-import torchvision.ops
 from torch import Tensor, nn
 
-from maskloss.losses.conventions import Reduction, at_least_float32, in_range, reduced, same_shape
+from maskloss.losses.conventions import (
+    Reduction,
+    at_least_float32,
+    in_range,
+    known,
+    power,
+    reduced,
+    same_shape,
+    sigmoid_focal,
+)
 
 
 def active_class_cross_entropy_loss(
@@ -153,9 +161,8 @@ def class_focal_loss(
     """
     in_range(0, gamma=gamma)
     cross_entropy = F.cross_entropy(at_least_float32(class_logits), labels, reduction="none")
-    # 1 - p, which p itself would round to 0; and above 0, where a power below 1 has a slope.
-    missed = (-torch.expm1(-cross_entropy)).clamp(min=torch.finfo(cross_entropy.dtype).tiny)
-    return reduced(missed**gamma * cross_entropy, reduction)
+    # 1 - p, which p itself would round to 0.
+    return reduced(power(-torch.expm1(-cross_entropy), gamma) * cross_entropy, reduction)
 
 
 class ClassFocalLoss(nn.Module):
@@ -165,7 +172,7 @@ class ClassFocalLoss(nn.Module):
         super().__init__()
         in_range(0, gamma=gamma)
         self.gamma = gamma
-        self.reduction = reduction
+        self.reduction = known(reduction)
 
     def extra_repr(self) -> str:
         """Show γ."""
@@ -179,8 +186,9 @@ class ClassFocalLoss(nn.Module):
 def class_sigmoid_loss(class_logits: Tensor, labels: Tensor, *, reduction: Reduction = "none") -> Tensor:
     r"""Binary cross-entropy of each foreground class by itself, summed over the classes.
 
-    The background is that no class is there, so its logit is not trained. It starts near 0, which makes torchvision's
-    softmax in inference e^z_k / (1 + Σ_j e^z_j): with one likely class that class's own sigmoid.
+    The background is that no class is there, so its logit is not trained. Where the class layer is new it stays near 0,
+    which makes torchvision's softmax in inference e^z_k / (1 + Σ_j e^z_j): with one likely class that class's own
+    sigmoid. A class layer that a softmax has trained is better begun anew.
 
     Args:
         class_logits: (R, C), pre-sigmoid; channel 0 is ignored.
@@ -202,7 +210,7 @@ class ClassSigmoidLoss(nn.Module):
 
     def __init__(self, reduction: Reduction = "none") -> None:
         super().__init__()
-        self.reduction = reduction
+        self.reduction = known(reduction)
 
     def forward(self, class_logits: Tensor, labels: Tensor) -> Tensor:
         """See `class_sigmoid_loss`."""
@@ -212,8 +220,9 @@ class ClassSigmoidLoss(nn.Module):
 def foreground_of(class_logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Give the logits of the foreground classes, at least float32, and their targets, both (R, C - 1)."""
     logits = at_least_float32(class_logits)
-    classes = torch.arange(logits.shape[1], device=labels.device)
-    return logits[:, 1:], (labels[:, None] == classes)[:, 1:].to(logits.dtype)
+    # By scatter, which refuses a label that is no class, where a comparison would make it background.
+    targets = torch.zeros_like(logits).scatter_(1, labels[:, None], 1.0)
+    return logits[:, 1:], targets[:, 1:]
 
 
 def objectness_focal_loss(
@@ -240,17 +249,13 @@ def objectness_focal_loss(
     Raises:
         ValueError: shapes differ, or a knob is out of its range.
 
-    Source: Lin et al., Focal loss for dense object detection, 2017, arXiv:1708.02002, equation 5; computed by
-    `torchvision.ops.sigmoid_focal_loss`.
+    Source: Lin et al., Focal loss for dense object detection, 2017, arXiv:1708.02002, equation 5.
     """
     same_shape(logits=logits, labels=labels)
     in_range(0, 1, alpha=0.0 if alpha is None else alpha)
     in_range(0, gamma=gamma)
     logits = at_least_float32(logits)
-    values: Tensor = torchvision.ops.sigmoid_focal_loss(
-        logits, labels.to(logits.dtype), alpha=-1 if alpha is None else alpha, gamma=gamma
-    )
-    return reduced(values, reduction)
+    return reduced(sigmoid_focal(logits, labels.to(logits.dtype), alpha, gamma), reduction)
 
 
 class ObjectnessFocalLoss(nn.Module):
@@ -262,7 +267,7 @@ class ObjectnessFocalLoss(nn.Module):
         in_range(0, gamma=gamma)
         self.alpha = alpha
         self.gamma = gamma
-        self.reduction = reduction
+        self.reduction = known(reduction)
 
     def extra_repr(self) -> str:
         """Show α and γ."""
@@ -300,7 +305,7 @@ def quality_focal_loss(
     logits = at_least_float32(logits)
     quality = quality.to(logits.dtype)
     cross_entropy = F.binary_cross_entropy_with_logits(logits, quality, reduction="none")
-    return reduced((quality - logits.sigmoid()).abs() ** beta * cross_entropy, reduction)
+    return reduced(power((quality - logits.sigmoid()).abs(), beta) * cross_entropy, reduction)
 
 
 class QualityFocalLoss(nn.Module):
@@ -310,7 +315,7 @@ class QualityFocalLoss(nn.Module):
         super().__init__()
         in_range(0, beta=beta)
         self.beta = beta
-        self.reduction = reduction
+        self.reduction = known(reduction)
 
     def extra_repr(self) -> str:
         """Show β."""

@@ -18,7 +18,7 @@ class WeightedSum(nn.Module):
         weights: of each; all 1 where not given.
 
     Raises:
-        ValueError: no terms, another number of weights, a negative weight, terms with and without
+        ValueError: no terms, another number of weights, a weight that is negative or infinite, terms with and without
             `all_classes` together, whose arguments differ, or a term with `mask_probs`.
 
     Example:
@@ -53,6 +53,13 @@ class WeightedSum(nn.Module):
 
     def forward(self, *arguments: Any) -> Tensor:
         """Give the weighted sum of what the terms give."""
-        values = [weight * term(*arguments) for weight, term in zip(self.weights, self.terms, strict=True)]
+        values = [term(*arguments) for term in self.terms]
+        for index, value in enumerate(values):
+            if not isinstance(value, Tensor):
+                raise TypeError(
+                    f"term {index} of the sum gives a {type(value).__name__}, not a tensor: a loss that gives its "
+                    "weights too, which enter the divisor, cannot be added to one that does not"
+                )
         same_shape(**{f"term_{index}": value for index, value in enumerate(values)})
-        return sum(values[1:], start=values[0])
+        weighted = [weight * value for weight, value in zip(self.weights, values, strict=True)]
+        return sum(weighted[1:], start=weighted[0])

@@ -6,6 +6,7 @@ import math
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 Reduction = Literal["none", "sum", "mean"]
@@ -24,23 +25,58 @@ def same_shape(**tensors: Tensor) -> None:
 
 
 def in_range(low: float, high: float = math.inf, /, **knobs: float) -> None:
-    """Raise ValueError, naming the knob, unless each lies in [low, high]; NaN lies nowhere."""
+    """Raise ValueError, naming the knob, unless each is finite and lies in [low, high]."""
     for name, value in knobs.items():
-        if not low <= value <= high:
-            expected = f">= {low:g}" if high == math.inf else f"in [{low:g}, {high:g}]"
+        if not (low <= value <= high and value < math.inf):
+            expected = f">= {low:g} and finite" if high == math.inf else f"in [{low:g}, {high:g}]"
             raise ValueError(f"{name} must be {expected}, got {value}")
 
 
 def positive(**knobs: float) -> None:
-    """Raise ValueError, naming the knob, unless each is above 0."""
+    """Raise ValueError, naming the knob, unless each is finite and above 0."""
     for name, value in knobs.items():
-        if not value > 0:
-            raise ValueError(f"{name} must be > 0, got {value}")
+        if not 0 < value < math.inf:
+            raise ValueError(f"{name} must be > 0 and finite, got {value}")
+
+
+def power(base: Tensor, exponent: float) -> Tensor:
+    """`base ** exponent` of a base >= 0 and an exponent >= 0, with a slope of 0 where the base is 0.
+
+    There autograd has infinity for an exponent below 1, and NaN once that is multiplied by a loss of 0.
+    """
+    if exponent == 0 or exponent >= 1:
+        return base**exponent
+    above = base > 0
+    return torch.where(above, torch.where(above, base, 1.0) ** exponent, 0.0)
+
+
+def sigmoid_focal(logits: Tensor, targets: Tensor, alpha: float | None, gamma: float) -> Tensor:
+    """Give the focal loss of each logit: with p_t the probability of its target, -α_t (1 - p_t)^γ log p_t.
+
+    `torchvision.ops.sigmoid_focal_loss` for every γ >= 0: that has no gradient for γ in (0, 1) where p_t is 1.
+
+    Args:
+        logits: at least float32, of any shape.
+        targets: of the same shape and dtype, in [0, 1].
+        alpha: α in [0, 1], of positives; None for no such weights.
+        gamma: γ >= 0.
+    """
+    p = logits.sigmoid()
+    missed = 1 - (p * targets + (1 - p) * (1 - targets))
+    values = power(missed, gamma) * F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
+    return values if alpha is None else (alpha * targets + (1 - alpha) * (1 - targets)) * values
 
 
 def at_least_float32(tensor: Tensor) -> Tensor:
     """Half precision and bool become float32; float32 and float64 pass unchanged."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+def known(reduction: Reduction) -> Reduction:
+    """Give the reduction back, or raise ValueError if it is none of the three."""
+    if reduction not in ("none", "sum", "mean"):
+        raise ValueError(f'reduction must be "none", "sum" or "mean", not {reduction!r}')
+    return reduction
 
 
 def reduced(values: Tensor, reduction: Reduction) -> Tensor:
@@ -51,10 +87,6 @@ def reduced(values: Tensor, reduction: Reduction) -> Tensor:
     Raises:
         ValueError: the reduction is none of "none", "sum" and "mean".
     """
-    if reduction == "none":
+    if known(reduction) == "none":
         return values
-    if reduction == "sum":
-        return values.sum()
-    if reduction == "mean":
-        return values.sum() / max(values.numel(), 1)
-    raise ValueError(f'reduction must be "none", "sum" or "mean", not {reduction!r}')
+    return values.sum() if reduction == "sum" else values.sum() / max(values.numel(), 1)

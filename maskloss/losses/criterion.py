@@ -21,6 +21,7 @@ from maskloss.losses.weighting import (
     BatchCounts,
     LossWeights,
     Normalizer,
+    per_location,
     per_positive,
     per_sampled,
     per_weight_sum,
@@ -124,7 +125,7 @@ class MaskRCNNLoss(nn.Module):
     under half-precision inputs, with autocast off.
 
     Raises:
-        ValueError: an unknown name in `normalizers`.
+        ValueError: an unknown name in `normalizers`, or `per_location` for a term of the detector, which has none.
 
     Example:
         >>> def mask_l1(mask_logits, mask_targets):
@@ -172,6 +173,11 @@ class MaskRCNNLoss(nn.Module):
         if unknown:
             raise ValueError(f"no term is named {', '.join(sorted(unknown))}; {list(self.normalizers)} are")
         self.normalizers.update(normalizers or {})
+        for name in ("classification", "box", "mask"):
+            if self.normalizers[name] is per_location:
+                raise ValueError(
+                    f"only the RPN has anchor locations, {name} cannot be divided by per_location"
+                )
 
     @classmethod
     def preset(cls, name: str, *, active_classes: Tensor | None = None) -> Self:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,8 +20,9 @@ def inverse_frequency_weights(
     r"""One over each class's mean pixel count, over some of the masks, drawn without replacement.
 
     Args:
-        masks: class maps, (H, W) of integers in [0, num_classes); or a data set of (image, target), where target has
-            labels (G,) and masks (G, H, W), as tensors or encoded, and what no mask covers is class 0.
+        masks: class maps, (H, W) of integers in [0, num_classes), as tensors or arrays; or a data set of
+            (image, target), where target has labels (G,) and masks (G, H, W), as tensors or encoded, and what no mask
+            covers is class 0.
         num_samples: how many to look at; all, if there are fewer. 50 to 100 tell a mean area well enough.
         num_classes: C, background included.
         generator: of the draw; torch's own where not given.
@@ -30,6 +32,7 @@ def inverse_frequency_weights(
         `weights * C / weights.sum()`.
 
     Raises:
+        TypeError: a class map is not of integers.
         ValueError: there are no masks, a class is outside [0, num_classes), or one has no pixel in those that were
             looked at; the message names it.
 
@@ -57,13 +60,16 @@ def inverse_frequency_weights(
 
 
 def _pixels_by_class(item: Any, index: int, num_classes: int) -> Tensor:
-    if isinstance(item, Tensor):
-        classes = item.reshape(-1).long()
+    if not isinstance(item, tuple | list):
+        class_map = item if isinstance(item, Tensor) else torch.tensor(np.asarray(item))
+        if class_map.is_floating_point():
+            raise TypeError(f"mask {index}: a class map is of integers, this is of {class_map.dtype}")
+        classes = class_map.reshape(-1).long()
         if len(classes) and not (classes.min() >= 0 and classes.max() < num_classes):
             raise ValueError(
                 f"mask {index}: classes {int(classes.min())} to {int(classes.max())} are not in [0, {num_classes})"
             )
-        return torch.bincount(classes, minlength=num_classes).double()
+        return torch.bincount(classes, minlength=num_classes).double().cpu()
     _, target = item
     masks = target["masks"]
     masks = (masks if isinstance(masks, Tensor) else masks.bitmaps()) > 0

@@ -1,8 +1,8 @@
 """Class losses for many classes of which few have many examples: seesaw, EQL v2, federated.
 
 Each is a pure function of what is known about the classes, and a Module that gathers it. What a Module has
-gathered is in its `state_dict`, which a training run keeps in its checkpoints; it grows only where gradients are
-computed, so not in an evaluation.
+gathered is in its `state_dict`, which a training run keeps in its checkpoints; it grows only where the Module is in
+training mode and gradients are computed, so not in an evaluation.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from maskloss.losses.classification import foreground_of
-from maskloss.losses.conventions import Reduction, at_least_float32, in_range, positive, reduced
+from maskloss.losses.conventions import Reduction, at_least_float32, in_range, known, positive, reduced
 
 #: Lowest score of a RoI's own class in the seesaw's ratios.
 _LEAST_SCORE = 1e-2
@@ -33,8 +33,8 @@ def seesaw_loss(
 
     In the softmax of a RoI of class i another class j stands with S_ij e^z_j instead of e^z_j. With N the classes'
     counts, and σ = softmax(class_logits), S_ij is the product of min(1, N_j / N_i)^p, which mitigates the
-    push on a rarer class, and max(1, σ_j / σ_i)^q, which brings it back where j is mistaken for i. Between a class
-    and the background S is 1.
+    push on a rarer class, and max(1, σ_j / max(σ_i, 0.01))^q, which brings it back where j is mistaken for i.
+    Between a class and the background S is 1. No gradient goes through S.
 
     Args:
         class_logits: (R, C), pre-softmax.
@@ -52,6 +52,7 @@ def seesaw_loss(
 
     Source: Wang et al., Seesaw loss, 2020, arXiv:2008.10032, equations 3 to 7. The paper takes the background
     out of the softmax, into an objectness of its own; here the head is torchvision's, and the background stays in.
+    The floor of 0.01 under σ_i is mmdetection 3.3.0's.
     """
     in_range(0, p=p, q=q)
     _expect_per_class("class_counts", class_counts, class_logits)
@@ -86,7 +87,7 @@ class SeesawLoss(nn.Module):
         in_range(2, num_classes=num_classes)
         self.p = p
         self.q = q
-        self.reduction = reduction
+        self.reduction = known(reduction)
         self.register_buffer("class_counts", torch.zeros(num_classes))
 
     def extra_repr(self) -> str:
@@ -96,7 +97,7 @@ class SeesawLoss(nn.Module):
     def forward(self, class_logits: Tensor, labels: Tensor) -> Tensor:
         """Count the labels, then see `seesaw_loss`."""
         _expect_per_class("class_counts", self.class_counts, class_logits)
-        if torch.is_grad_enabled():
+        if self.training and torch.is_grad_enabled():
             ones = torch.ones_like(labels, dtype=self.class_counts.dtype)
             seen = torch.zeros_like(self.class_counts).index_add_(0, labels, ones)
             self.class_counts += _summed_over_processes(seen)
@@ -125,7 +126,7 @@ def equalized_loss(
         labels: (R,) int64 in [0, C), 0 is background.
         gradient_ratio: (C,), g >= 0; entry 0 is not read.
         gamma: γ > 0, how steep f is.
-        mu: μ, where f is 1/2.
+        mu: μ >= 0, where f is 1/2.
         alpha: α >= 0, how much more a positive may count.
         reduction: "none" gives (R,), summed over the classes; "sum" and "mean" give a scalar.
 
@@ -138,7 +139,7 @@ def equalized_loss(
     Source: Tan et al., Equalization loss v2, 2020, arXiv:2012.08548, equations 4 to 6.
     """
     positive(gamma=gamma)
-    in_range(0, alpha=alpha)
+    in_range(0, mu=mu, alpha=alpha)
     _expect_per_class("gradient_ratio", gradient_ratio, class_logits)
     logits, targets = foreground_of(class_logits, labels)
     weights = _equalizing_weights(targets, gradient_ratio[1:].to(logits), gamma, mu, alpha)
@@ -177,12 +178,12 @@ class EqualizedLoss(nn.Module):
     ) -> None:
         super().__init__()
         positive(gamma=gamma)
-        in_range(0, alpha=alpha)
+        in_range(0, mu=mu, alpha=alpha)
         in_range(2, num_classes=num_classes)
         self.gamma = gamma
         self.mu = mu
         self.alpha = alpha
-        self.reduction = reduction
+        self.reduction = known(reduction)
         self.register_buffer("positive_gradients", torch.zeros(num_classes))
         self.register_buffer("negative_gradients", torch.zeros(num_classes))
 
@@ -209,7 +210,7 @@ class EqualizedLoss(nn.Module):
             alpha=self.alpha,
             reduction=self.reduction,
         )
-        if torch.is_grad_enabled():
+        if self.training and torch.is_grad_enabled():
             logits, targets = foreground_of(class_logits.detach(), labels)
             weights = _equalizing_weights(targets, ratio[1:].to(logits), self.gamma, self.mu, self.alpha)
             gradients = weights * (logits.sigmoid() - targets).abs()
@@ -256,8 +257,9 @@ class FederatedLoss(nn.Module):
     Args:
         class_counts: images or objects of each class, (C,), background first, which is not read. A class is
             drawn with a probability that goes with its count to the power of `power`.
-        num_classes: how many classes count in a batch, its own among them; its own all count.
-        power: of the counts.
+        num_classes: how many classes count in a batch, its own among them; its own all count, and of the others none
+            whose count is 0.
+        power: of the counts, >= 0.
 
     Source: as `federated_loss`, which has 50 classes and a power of 1/2.
     """
@@ -276,8 +278,9 @@ class FederatedLoss(nn.Module):
         if counts.dim() != 1 or not (counts.isfinite() & (counts >= 0)).all():
             raise ValueError(f"class_counts must be one finite number >= 0 per class, got {class_counts}")
         in_range(1, num_classes=num_classes)
+        in_range(0, power=power)
         self.num_classes = num_classes
-        self.reduction = reduction
+        self.reduction = known(reduction)
         self.register_buffer("class_weights", counts**power)
 
     def extra_repr(self) -> str:
@@ -294,7 +297,7 @@ class FederatedLoss(nn.Module):
         keys = (self.class_weights.log() + noise).masked_fill(own, torch.inf)
         keys[0] = -torch.inf
         drawn = keys.topk(min(self.num_classes, len(keys) - 1)).indices
-        counted = own.index_fill(0, drawn, True)
+        counted = (own.index_fill(0, drawn, True) & (keys > -torch.inf)) | own
         return federated_loss(class_logits, labels, counted_classes=counted, reduction=self.reduction)
 
 

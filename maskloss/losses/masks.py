@@ -10,10 +10,17 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-import torchvision.ops
 from torch import Tensor, nn
 
-from maskloss.losses.conventions import Reduction, at_least_float32, in_range, reduced, same_shape
+from maskloss.losses.conventions import (
+    Reduction,
+    at_least_float32,
+    in_range,
+    known,
+    reduced,
+    same_shape,
+    sigmoid_focal,
+)
 
 
 def select_class_masks(mask_logits: Tensor, labels: Tensor) -> Tensor:
@@ -73,7 +80,7 @@ class MaskBCELoss(nn.Module):
 
     def __init__(self, reduction: Reduction = "none") -> None:
         super().__init__()
-        self.reduction = reduction
+        self.reduction = known(reduction)
 
     def forward(self, mask_logits: Tensor, mask_targets: Tensor) -> Tensor:
         """See `mask_bce_loss`."""
@@ -133,7 +140,7 @@ class MaskWeightedBCELoss(nn.Module):
         in_range(0, positive_weight=positive_weight, negative_weight=negative_weight)
         self.positive_weight = positive_weight
         self.negative_weight = negative_weight
-        self.reduction = reduction
+        self.reduction = known(reduction)
 
     def extra_repr(self) -> str:
         """Show α and β."""
@@ -175,15 +182,12 @@ def mask_focal_loss(
     Raises:
         ValueError: shapes differ, or a knob is out of its range.
 
-    Source: Lin et al., Focal loss for dense object detection, 2017, arXiv:1708.02002, equation 5, per pixel;
-    computed by `torchvision.ops.sigmoid_focal_loss`.
+    Source: Lin et al., Focal loss for dense object detection, 2017, arXiv:1708.02002, equation 5, per pixel.
     """
     same_shape(mask_logits=mask_logits, mask_targets=mask_targets)
     _expect_focal(alpha, gamma)
     logits = at_least_float32(mask_logits)
-    per_pixel: Tensor = torchvision.ops.sigmoid_focal_loss(
-        logits, mask_targets.to(logits.dtype), alpha=-1 if alpha is None else alpha, gamma=gamma
-    )
+    per_pixel = sigmoid_focal(logits, mask_targets.to(logits.dtype), alpha, gamma)
     return reduced(per_pixel.mean(dim=(-2, -1)), reduction)
 
 
@@ -195,7 +199,7 @@ class MaskFocalLoss(nn.Module):
         _expect_focal(alpha, gamma)
         self.alpha = alpha
         self.gamma = gamma
-        self.reduction = reduction
+        self.reduction = known(reduction)
 
     def extra_repr(self) -> str:
         """Show α and γ."""
@@ -263,7 +267,7 @@ class MaskBoundaryBCELoss(nn.Module):
         _expect_boundary(boundary_weight, width)
         self.boundary_weight = boundary_weight
         self.width = width
-        self.reduction = reduction
+        self.reduction = known(reduction)
 
     def extra_repr(self) -> str:
         """Show λ and the window."""
@@ -298,7 +302,7 @@ def mask_softmax_loss(
     inference.
 
     Args:
-        mask_logits: (P, C, M, M), pre-softmax.
+        mask_logits: (P, C, M, M), pre-softmax, with C >= 2.
         mask_targets: (P, M, M), in [0, 1], of the RoI's own object.
         labels: (P,) int64 in [1, C).
         reduction: "none" gives (P,); "sum" and "mean" give a scalar.
@@ -307,12 +311,15 @@ def mask_softmax_loss(
         At least float32, >= 0. P = 0 gives shape (0,), or 0 when reduced.
 
     Raises:
-        ValueError: `mask_targets` is not (P, M, M) of the logits.
+        ValueError: `mask_targets` is not (P, M, M) of the logits, `labels` not (P,), or C = 1: a class-agnostic head
+            has no classes that could compete.
 
     Source: He et al., Mask R-CNN, 2017, arXiv:1703.06870, table 2b.
     """
-    own = mask_logits[:, 0]
-    same_shape(mask_logits_of_a_class=own, mask_targets=mask_targets)
+    same_shape(mask_logits_of_a_class=mask_logits[:, 0], mask_targets=mask_targets)
+    same_shape(mask_targets_of_a_pixel=mask_targets[:, 0, 0], labels=labels)
+    if mask_logits.shape[1] < 2:
+        raise ValueError("a softmax over classes needs a mask head with a channel per class, this one has 1")
     log_q = F.log_softmax(at_least_float32(mask_logits), dim=1)  # (P, C, M, M)
     targets = mask_targets.to(log_q.dtype)
     per_pixel = -(targets * select_class_masks(log_q, labels) + (1 - targets) * log_q[:, 0])
@@ -326,7 +333,7 @@ class MaskSoftmaxLoss(nn.Module):
 
     def __init__(self, reduction: Reduction = "none") -> None:
         super().__init__()
-        self.reduction = reduction
+        self.reduction = known(reduction)
 
     def forward(self, mask_logits: Tensor, mask_targets: Tensor, labels: Tensor) -> Tensor:
         """See `mask_softmax_loss`."""

@@ -10,7 +10,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from maskloss.losses.conventions import Reduction, at_least_float32, in_range, positive, reduced, same_shape
+from maskloss.losses.conventions import (
+    Reduction,
+    at_least_float32,
+    in_range,
+    known,
+    positive,
+    reduced,
+    same_shape,
+)
 
 
 def mask_dice_loss(
@@ -51,7 +59,7 @@ class MaskDiceLoss(nn.Module):
         super().__init__()
         positive(smooth=smooth)
         self.smooth = smooth
-        self.reduction = reduction
+        self.reduction = known(reduction)
 
     def extra_repr(self) -> str:
         """Show the smoothing."""
@@ -115,7 +123,7 @@ class MaskWeightedDiceLoss(nn.Module):
         self.positive_weight = positive_weight
         self.negative_weight = negative_weight
         self.smooth = smooth
-        self.reduction = reduction
+        self.reduction = known(reduction)
 
     def extra_repr(self) -> str:
         """Show α, β and the smoothing."""
@@ -168,7 +176,7 @@ class MaskInverseDiceLoss(nn.Module):
         super().__init__()
         positive(smooth=smooth)
         self.smooth = smooth
-        self.reduction = reduction
+        self.reduction = known(reduction)
 
     def extra_repr(self) -> str:
         """Show the smoothing."""
@@ -215,7 +223,7 @@ class MaskGeneralizedDiceLoss(nn.Module):
 
     def __init__(self, reduction: Reduction = "none") -> None:
         super().__init__()
-        self.reduction = reduction
+        self.reduction = known(reduction)
 
     def forward(self, mask_logits: Tensor, mask_targets: Tensor) -> Tensor:
         """See `mask_generalized_dice_loss`."""
@@ -284,7 +292,7 @@ class MaskTverskyLoss(nn.Module):
         self.beta = beta
         self.gamma = gamma
         self.smooth = smooth
-        self.reduction = reduction
+        self.reduction = known(reduction)
 
     def extra_repr(self) -> str:
         """Show the knobs."""
@@ -347,7 +355,7 @@ class MaskLovaszLoss(nn.Module):
 
     def __init__(self, reduction: Reduction = "none") -> None:
         super().__init__()
-        self.reduction = reduction
+        self.reduction = known(reduction)
 
     def forward(self, mask_logits: Tensor, mask_targets: Tensor) -> Tensor:
         """See `mask_lovasz_loss`."""

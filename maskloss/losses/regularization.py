@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from maskloss.losses.conventions import at_least_float32
+from maskloss.losses.conventions import at_least_float32, in_range
 
 _NORMALIZATIONS = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 
@@ -54,8 +54,7 @@ def l2_regularization_loss(model: nn.Module, *, weight_decay: float = 1e-4) -> T
     Source: matterport/Mask_RCNN 0038eff, `MaskRCNN.compile`: λ = 1e-4, biases included, names with "gamma"
     or "beta" left out.
     """
-    if weight_decay < 0:
-        raise ValueError(f"weight_decay must be >= 0, got {weight_decay}")
+    in_range(0, weight_decay=weight_decay)
     return weight_decay * _total(at_least_float32(p).square().mean() for p in regularized_parameters(model))
 
 
@@ -64,8 +63,7 @@ class L2RegularizationLoss(nn.Module):
 
     def __init__(self, weight_decay: float = 1e-4) -> None:
         super().__init__()
-        if weight_decay < 0:
-            raise ValueError(f"weight_decay must be >= 0, got {weight_decay}")
+        in_range(0, weight_decay=weight_decay)
         self.weight_decay = weight_decay
 
     def extra_repr(self) -> str:
@@ -101,8 +99,7 @@ def weight_decay_loss(model: nn.Module, *, weight_decay: float = 1e-4) -> Tensor
 
     Source: Krogh and Hertz, A simple weight decay can improve generalization, 1991, equation 2.
     """
-    if weight_decay < 0:
-        raise ValueError(f"weight_decay must be >= 0, got {weight_decay}")
+    in_range(0, weight_decay=weight_decay)
     squares = (at_least_float32(p).square().sum() for p in regularized_parameters(model))
     return weight_decay / 2 * _total(squares)
 
@@ -112,8 +109,7 @@ class WeightDecayLoss(nn.Module):
 
     def __init__(self, weight_decay: float = 1e-4) -> None:
         super().__init__()
-        if weight_decay < 0:
-            raise ValueError(f"weight_decay must be >= 0, got {weight_decay}")
+        in_range(0, weight_decay=weight_decay)
         self.weight_decay = weight_decay
 
     def extra_repr(self) -> str:

@@ -18,7 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import maskloss
 from maskloss import LossWeights, MaskRCNNLoss
-from maskloss.losses import L2RegularizationLoss
+from maskloss.losses import EqualizedLoss, L2RegularizationLoss, SeesawLoss
 
 from .small_models import batch, tiny_mask_rcnn, training_pass, without_objects
 
@@ -43,6 +43,23 @@ def rank_batch(rank: int) -> tuple[list[Tensor], list[dict[str, Tensor]]]:
     """Rank 0 sees objects, rank 1 images of nothing."""
     images, targets = batch(seed=rank)
     return images, targets if rank == 0 else without_objects(images)
+
+
+def rois(rank: int) -> tuple[Tensor, Tensor]:
+    """Class logits and labels of a rank: rank 1 has none."""
+    class_logits = torch.randn(5, 4, generator=torch.Generator().manual_seed(0))
+    labels = torch.tensor([0, 3, 1, 3, 2])
+    return (class_logits, labels) if rank == 0 else (class_logits[:0], labels[:0])
+
+
+def long_tail_losses() -> list[nn.Module]:
+    return [SeesawLoss(4), EqualizedLoss(4)]
+
+
+def gathered(loss: nn.Module, class_logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    """What a loss knows of the classes after a batch."""
+    loss(class_logits, labels)
+    return loss.state_dict()
 
 
 def train(rank: int, folder: str) -> None:
@@ -70,12 +87,13 @@ def train(rank: int, folder: str) -> None:
         parameters = {name: value.detach() for name, value in model.module.named_parameters()}
         record[case] = {"keys": keys, "gradients": gradients, "parameters": parameters}
     torch.save(record, f"{folder}/{rank}.pt")
+    torch.save([gathered(loss, *rois(rank)) for loss in long_tail_losses()], f"{folder}/gathered-{rank}.pt")
     dist.destroy_process_group()
 
 
 @pytest.fixture(scope="module")
-def records(tmp_path_factory: pytest.TempPathFactory) -> list[Record]:
-    """What each rank computed; an error where one of them hung."""
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where each rank wrote what it computed; an error where one of them hung."""
     folder = tmp_path_factory.mktemp("gloo")
     processes = mp.start_processes(train, args=(str(folder),), nprocs=WORLD, join=False, start_method="spawn")
     deadline = time.monotonic() + LIMIT_S
@@ -85,7 +103,13 @@ def records(tmp_path_factory: pytest.TempPathFactory) -> list[Record]:
             for process in processes.processes:
                 process.kill()
             pytest.fail(f"the processes still waited for each other after {LIMIT_S} s")
-    return [torch.load(Path(folder) / f"{rank}.pt") for rank in range(WORLD)]
+    return folder
+
+
+@pytest.fixture(scope="module")
+def records(folder: Path) -> list[Record]:
+    """What each rank computed."""
+    return [torch.load(folder / f"{rank}.pt") for rank in range(WORLD)]
 
 
 @pytest.fixture(scope="module", params=CASES)
@@ -132,3 +156,13 @@ def test_the_mask_branch_learns_unless_its_weight_is_zero(records, case):
     mask_weight = MaskRCNNLoss(**CASES[case]).weights.mask
     penalised = case == "with a penalty"
     assert learns == (mask_weight > 0 or penalised)
+
+
+def test_losses_that_gather_know_on_every_rank_what_all_have_seen(folder):
+    alone = [gathered(loss, *rois(0)) for loss in long_tail_losses()]
+    for rank in range(WORLD):
+        for found, expected in zip(torch.load(folder / f"gathered-{rank}.pt"), alone, strict=True):
+            assert found.keys() == expected.keys()
+            for name, value in expected.items():
+                assert value.any()
+                torch.testing.assert_close(found[name], value)

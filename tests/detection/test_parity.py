@@ -20,7 +20,7 @@ from torchvision.models.detection.keypoint_rcnn import KeypointRCNNHeads, Keypoi
 
 import maskloss
 from maskloss import MaskRCNNLoss
-from maskloss.losses import L2RegularizationLoss, l2_regularization_loss
+from maskloss.losses import L2RegularizationLoss, SeesawLoss, l2_regularization_loss
 
 from .small_models import batch, tiny_keypoint_rcnn, tiny_mask_rcnn, training_pass, without_objects
 
@@ -376,6 +376,16 @@ def test_no_running_statistics_are_touched():
     assert changed == {
         f"backbone.norm.{name}" for name in ("running_mean", "running_var", "num_batches_tracked")
     }
+
+
+def test_a_loss_that_counts_classes_counts_only_in_training():
+    loss = MaskRCNNLoss(classification=SeesawLoss(4))
+    model = maskloss.convert(tiny_mask_rcnn(), loss).train()
+    maskloss.losses_and_detections(model, *batch())
+    assert not loss.classification.class_counts.any()
+    assert loss.training
+    model(*batch())
+    assert loss.classification.class_counts.any()
 
 
 def test_the_callers_random_numbers_stay_where_they_were():

@@ -11,6 +11,8 @@ from torch import nn
 from maskloss import MaskRCNNLoss
 from maskloss.losses import (
     ClassAgnosticMaskLoss,
+    ClassFocalLoss,
+    ClassWeightedCrossEntropyLoss,
     MaskBCELoss,
     MaskDiceLoss,
     MaskSoftmaxLoss,
@@ -58,6 +60,7 @@ def test_it_is_a_term_and_its_parts_move_save_and_copy_with_it():
         ([], None, "at least one"),
         ([MaskBCELoss()], [1.0, 2.0], "1 terms and 2 weights"),
         ([MaskBCELoss()], [-1.0], r"weights\[0\]"),
+        ([MaskBCELoss()], [float("inf")], r"weights\[0\]"),
         ([MaskBCELoss(), MaskSoftmaxLoss()], None, "no sum"),
         ([MaskSoftmaxLoss()], None, "mask_probs"),
         ([ClassAgnosticMaskLoss(MaskBCELoss())], None, "mask_probs"),
@@ -72,6 +75,12 @@ def test_values_of_different_shapes_are_no_sum(generator):
     loss = WeightedSum([MaskBCELoss(), MaskDiceLoss(reduction="sum")])
     with pytest.raises(ValueError, match="shapes differ"):
         loss(torch.zeros(3, 2, 2), torch.zeros(3, 2, 2))
+
+
+def test_a_term_that_gives_weights_too_is_named():
+    loss = WeightedSum([ClassFocalLoss(), ClassWeightedCrossEntropyLoss([1.0, 2.0])])
+    with pytest.raises(TypeError, match="term 1 of the sum gives a tuple"):
+        loss(torch.zeros(3, 2), torch.tensor([0, 1, 1]))
 
 
 def test_a_class_agnostic_dice_is_a_sum_inside(generator):

@@ -108,6 +108,8 @@ def test_the_module_is_the_function_with_its_knobs(case, generator):
         assert not torch.equal(other(*arguments(predictions)), expected), knob
     summed = case.module(**case.knobs, reduction="sum")(*arguments(predictions))
     torch.testing.assert_close(summed, expected.sum())
+    with pytest.raises(ValueError, match="reduction"):
+        case.module(**case.knobs, reduction="average")
 
 
 @each(ALL)
@@ -191,6 +193,36 @@ def test_right_predictions_give_finite_gradients(case, generator):
     assert values.max() <= worst
 
 
+@pytest.mark.parametrize("logit", [0.0, 20.0, 1e4])
+@pytest.mark.parametrize(
+    ("function", "exponent"),
+    [
+        (losses.mask_focal_loss, "gamma"),
+        (losses.mask_tversky_loss, "gamma"),
+        (losses.class_focal_loss, "gamma"),
+        (losses.objectness_focal_loss, "gamma"),
+        (losses.quality_focal_loss, "beta"),
+    ],
+    ids=lambda value: getattr(value, "__name__", value),
+)
+def test_exponents_below_one_have_finite_gradients_where_nothing_is_wrong(function, exponent, logit):
+    if function is losses.class_focal_loss:
+        predictions, targets = torch.tensor([[logit, -logit], [-logit, logit]]), torch.tensor([0, 1])
+    else:
+        predictions = torch.tensor([logit, -logit])
+        # At 0 the quality focal loss is right where the quality is 1/2.
+        targets = torch.full((2,), 0.5) if logit == 0 else torch.tensor([1.0, 0.0])
+        if function in (losses.mask_focal_loss, losses.mask_tversky_loss):
+            predictions, targets = (
+                values[:, None, None].expand(2, 3, 3) for values in (predictions, targets)
+            )
+    predictions = predictions.clone().requires_grad_()
+    values = function(predictions, targets, **{exponent: 0.5})
+    (gradient,) = torch.autograd.grad(values.sum(), predictions)
+    assert values.isfinite().all()
+    assert gradient.isfinite().all()
+
+
 @each(ALL)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_inputs_are_computed_in_float32(case, generator, dtype):
@@ -267,6 +299,11 @@ BAD_KNOBS = [
     (losses.box_balanced_l1_loss, losses.BoxBalancedL1Loss, {"alpha": 0.0}),
     (losses.box_balanced_l1_loss, losses.BoxBalancedL1Loss, {"gamma": 0.0}),
     (losses.box_balanced_l1_loss, losses.BoxBalancedL1Loss, {"beta": 0.0}),
+    (losses.box_balanced_l1_loss, losses.BoxBalancedL1Loss, {"beta": 1.5}),
+    (losses.box_balanced_l1_loss, losses.BoxBalancedL1Loss, {"alpha": 0.01}),
+    (losses.box_smooth_l1_loss, losses.BoxSmoothL1Loss, {"beta": float("nan")}),
+    (losses.mask_dice_loss, losses.MaskDiceLoss, {"smooth": float("inf")}),
+    (losses.mask_weighted_bce_loss, losses.MaskWeightedBCELoss, {**WEIGHTS, "positive_weight": float("inf")}),
     (losses.class_focal_loss, losses.ClassFocalLoss, {"gamma": -1.0}),
     (losses.objectness_focal_loss, losses.ObjectnessFocalLoss, {"alpha": -0.5}),
     (losses.objectness_focal_loss, losses.ObjectnessFocalLoss, {"gamma": -1.0}),

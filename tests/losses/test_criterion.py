@@ -321,7 +321,6 @@ def test_classification_weights_of_another_shape_raise(batches):
         (per_positive, 3),
         (per_positive_coordinate, 12),
         (per_full_batch, 16),  # 2 images of 8
-        (per_location, 20),
     ],
 )
 @pytest.mark.parametrize("name", KEYS_OF_TERMS)
@@ -329,6 +328,18 @@ def test_a_normalizer_sets_the_divisor_of_its_term(batches, name, normalizer, di
     loss = MaskRCNNLoss(**{name: ones}, normalizers={name: normalizer})
     count = 6 if name in ("objectness", "classification") else 3
     assert batches.loss_of(name, loss).item() == pytest.approx(count / divisor)
+
+
+@pytest.mark.parametrize(("name", "count"), [("objectness", 6), ("rpn_box", 3)])
+def test_the_rpns_terms_may_be_divided_by_the_20_locations(batches, name, count):
+    loss = MaskRCNNLoss(**{name: ones}, normalizers={name: per_location})
+    assert batches.loss_of(name, loss).item() == pytest.approx(count / 20)
+
+
+@pytest.mark.parametrize("name", ["classification", "box", "mask"])
+def test_the_detectors_terms_have_no_locations(name):
+    with pytest.raises(ValueError, match=f"{name} cannot be divided by per_location"):
+        MaskRCNNLoss(normalizers={name: per_location})
 
 
 @pytest.mark.parametrize(

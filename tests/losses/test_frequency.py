@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import PIL.Image
 import pytest
 import torch
 
@@ -68,6 +69,21 @@ def test_of_a_data_set_pixels_are_counted_by_label(encoded):
     target = {"labels": torch.tensor([1, 2]), "masks": squares if encoded else masks}
     weights = inverse_frequency_weights([("image", target)], num_classes=3)
     torch.testing.assert_close(weights, torch.tensor([1 / 13, 1 / 4, 1 / 4]))
+
+
+@pytest.mark.parametrize("kind", ["array", "image"])
+def test_class_maps_may_be_arrays_and_images(kind):
+    arrays = [classes.numpy().astype("uint8") for classes in class_maps(6)]
+    maps = arrays if kind == "array" else [PIL.Image.fromarray(array) for array in arrays]
+    torch.testing.assert_close(
+        inverse_frequency_weights(maps, num_classes=3),
+        inverse_frequency_weights(class_maps(6), num_classes=3),
+    )
+
+
+def test_class_maps_of_floats_raise():
+    with pytest.raises(TypeError, match=r"mask 0: a class map is of integers, this is of torch\.float32"):
+        inverse_frequency_weights([torch.tensor([[0.0, 0.9]])], num_classes=2)
 
 
 @pytest.mark.parametrize(

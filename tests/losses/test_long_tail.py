@@ -69,6 +69,24 @@ def test_the_seesaw_module_counts_what_it_sees_and_only_with_gradients(class_log
     assert "num_classes=5, p=0.8, q=2" in repr(module)
 
 
+def test_no_gradient_goes_through_the_seesaws_factors(class_logits):
+    found = class_logits.clone().requires_grad_()
+    seesaw_loss(found, LABELS, class_counts=COUNTS).sum().backward()
+    # The same factors as constants: p and q of 0, and log S added to the logits by hand.
+    scores, own = class_logits.softmax(dim=1), class_logits.softmax(dim=1)[range(len(LABELS)), LABELS]
+    log_factors = torch.zeros_like(class_logits)
+    counts = COUNTS.clamp(min=1)
+    for roi, label in enumerate(LABELS.tolist()):
+        for other in range(1, C):
+            if label and other != label:
+                mitigation = (counts[other] / counts[label]).clamp(max=1) ** 0.8
+                compensation = (scores[roi, other] / own[roi].clamp(min=0.01)).clamp(min=1) ** 2.0
+                log_factors[roi, other] = (mitigation * compensation).log()
+    expected = class_logits.clone().requires_grad_()
+    torch.nn.functional.cross_entropy(expected + log_factors, LABELS, reduction="sum").backward()
+    torch.testing.assert_close(found.grad, expected.grad)
+
+
 # EQL v2
 
 
@@ -134,6 +152,14 @@ def test_the_batchs_own_classes_always_count_and_others_as_often_as_their_weight
     torch.testing.assert_close(times[1:4] / 2000, torch.tensor([1 / 7, 2 / 7, 4 / 7]), rtol=0, atol=0.05)
 
 
+def test_classes_that_never_occur_are_not_drawn_to_fill_up():
+    counted = counted_by(FederatedLoss([0.0, 5.0, 0.0, 0.0], num_classes=3), torch.tensor([0, 1]), 4)
+    assert counted.tolist() == [False, True, False, False]
+    # Unless an object of theirs is there.
+    counted = counted_by(FederatedLoss([0.0, 5.0, 0.0, 0.0], num_classes=3), torch.tensor([0, 2]), 4)
+    assert counted.tolist() == [False, True, True, False]
+
+
 def test_more_own_classes_than_asked_for_all_count():
     counted = counted_by(FederatedLoss([1.0] * 6, num_classes=1), torch.tensor([1, 2, 5]), 6)
     assert counted.tolist() == [False, True, True, False, False, True]
@@ -147,7 +173,7 @@ MODULES = [SeesawLoss(C), EqualizedLoss(C), FederatedLoss([1.0] * C, num_classes
 
 
 @pytest.mark.parametrize("module", MODULES, ids=lambda module: type(module).__name__)
-def test_no_rois_halves_gradients_and_reductions(module, class_logits):
+def test_no_rois_halves_and_gradients(module, class_logits):
     nothing = torch.zeros(0, C, requires_grad=True)
     value = module(nothing, torch.zeros(0, dtype=torch.int64))
     value.sum().backward()
@@ -163,6 +189,37 @@ def test_no_rois_halves_gradients_and_reductions(module, class_logits):
     assert extreme.grad.isfinite().all()
 
 
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda **arguments: SeesawLoss(C, **arguments),
+        lambda **arguments: EqualizedLoss(C, **arguments),
+        lambda **arguments: FederatedLoss([1.0] * C, 4, **arguments),
+    ],
+)
+def test_reductions(make, class_logits):
+    values = make()(class_logits, LABELS)
+    assert values.shape == LABELS.shape
+    torch.testing.assert_close(make(reduction="sum")(class_logits, LABELS), values.sum())
+    torch.testing.assert_close(make(reduction="mean")(class_logits, LABELS), values.mean())
+    with pytest.raises(ValueError, match="reduction"):
+        make(reduction="average")
+
+
+@pytest.mark.parametrize("module", MODULES, ids=lambda module: type(module).__name__)
+@pytest.mark.parametrize("label", [-1, C])
+def test_a_label_that_is_no_class_raises_and_is_not_taken_for_background(module, class_logits, label):
+    with pytest.raises((IndexError, RuntimeError), match=r"out of (bounds|range)"):
+        copy.deepcopy(module)(class_logits[:2], torch.tensor([1, label]))
+
+
+@pytest.mark.parametrize("make", [lambda: SeesawLoss(C), lambda: EqualizedLoss(C)])
+def test_in_evaluation_mode_nothing_is_gathered(make, class_logits):
+    module = make().eval()
+    module(class_logits.requires_grad_(), LABELS)
+    assert not any(value.any() for value in module.state_dict().values())
+
+
 @pytest.mark.parametrize("module", MODULES, ids=lambda module: type(module).__name__)
 def test_another_number_of_classes_raises_with_both(module):
     with pytest.raises(ValueError, match=r"shape \(5,\), but class_logits has 7 classes"):
@@ -171,8 +228,10 @@ def test_another_number_of_classes_raises_with_both(module):
 
 @pytest.mark.parametrize("module", MODULES, ids=lambda module: type(module).__name__)
 def test_what_was_gathered_moves_and_is_saved_with_the_loss(module):
-    loss = MaskRCNNLoss(classification=module)
-    assert any(key.startswith("classification.") for key in loss.state_dict())
+    loss = MaskRCNNLoss(classification=copy.deepcopy(module))
+    expected = {f"classification.{key}" for key in module.state_dict()}
+    assert {key for key in loss.state_dict() if key.startswith("classification.")} == expected != set()
+    assert all(value.device.type == "meta" for value in copy.deepcopy(loss).to("meta").state_dict().values())
 
 
 @pytest.mark.parametrize(
@@ -183,7 +242,9 @@ def test_what_was_gathered_moves_and_is_saved_with_the_loss(module):
         (lambda: SeesawLoss(1), "num_classes"),
         (lambda: EqualizedLoss(C, gamma=0.0), "gamma"),
         (lambda: EqualizedLoss(C, alpha=-1.0), "alpha"),
+        (lambda: EqualizedLoss(C, mu=float("nan")), "mu"),
         (lambda: EqualizedLoss(1), "num_classes"),
+        (lambda: FederatedLoss([1.0, 1.0], power=float("nan")), "power"),
         (lambda: FederatedLoss([1.0, -1.0]), "class_counts"),
         (lambda: FederatedLoss([1.0, 2.0], num_classes=0), "num_classes"),
     ],

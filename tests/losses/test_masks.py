@@ -317,6 +317,13 @@ def test_softmax_with_two_classes_is_a_sigmoid_of_their_difference(generator):
     torch.testing.assert_close(probs, (mask_logits[:, 1] - mask_logits[:, 0]).sigmoid())
 
 
+def test_a_softmax_needs_classes_and_a_label_for_each_roi():
+    with pytest.raises(ValueError, match="channel per class, this one has 1"):
+        mask_softmax_loss(torch.zeros(3, 1, 2, 2), torch.zeros(3, 2, 2), torch.ones(3, dtype=torch.int64))
+    with pytest.raises(ValueError, match=r"labels \(1,\)"):
+        mask_softmax_loss(torch.zeros(3, 4, 2, 2), torch.zeros(3, 2, 2), torch.tensor([1]))
+
+
 def test_softmax_masks_are_where_their_class_wins_the_pixel(generator):
     mask_logits = torch.randn(20, 5, 4, 4, generator=generator)
     labels = torch.randint(1, 5, (20,), generator=generator)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from types import ModuleType
 
 import pytest
 import torch
@@ -18,11 +19,22 @@ from maskloss.losses import (
     mask_weighted_dice_loss,
 )
 
-with warnings.catch_warnings():
-    # What these libraries and theirs warn of on import is not ours to fix.
-    warnings.simplefilter("ignore")
-    monai = pytest.importorskip("monai.losses", reason="monai is not installed")
-    smp = pytest.importorskip("segmentation_models_pytorch.losses", reason="smp is not installed")
+
+@pytest.fixture
+def monai() -> ModuleType:
+    return imported("monai.losses")
+
+
+@pytest.fixture
+def smp() -> ModuleType:
+    return imported("segmentation_models_pytorch.losses")
+
+
+def imported(name: str) -> ModuleType:
+    with warnings.catch_warnings():
+        # What these libraries and theirs warn of on import is not ours to fix.
+        warnings.simplefilter("ignore")
+        return pytest.importorskip(name, reason=f"{name} is not installed")
 
 
 @pytest.fixture
@@ -55,7 +67,7 @@ def test_dice_by_hand():
 
 
 @pytest.mark.parametrize("smooth", [1e-3, 1.0, 20.0])
-def test_dice_is_monais(logits, targets, smooth):
+def test_dice_is_monais(monai, logits, targets, smooth):
     theirs = monai.DiceLoss(sigmoid=True, smooth_nr=smooth, smooth_dr=smooth, reduction="none")
     expected = theirs(images(logits), images(targets)).flatten()
     torch.testing.assert_close(mask_dice_loss(logits, targets, smooth=smooth), expected)
@@ -63,7 +75,7 @@ def test_dice_is_monais(logits, targets, smooth):
     torch.testing.assert_close(mask_inverse_dice_loss(logits, targets, smooth=smooth), expected)
 
 
-def test_dice_is_smps(logits, targets):
+def test_dice_is_smps(smp, logits, targets):
     # Theirs adds its smoothing to half of both sums.
     theirs = smp.DiceLoss(mode="binary", smooth=1.0)
     expected = torch.stack(
@@ -104,7 +116,7 @@ def test_nothing_against_nothing_costs_nothing(loss):
     assert loss(torch.full((1, 4, 4), -100.0), torch.zeros(1, 4, 4)).item() == 0
 
 
-def test_generalized_dice_is_monais(logits, targets):
+def test_generalized_dice_is_monais(monai, logits, targets):
     theirs = monai.GeneralizedDiceLoss(w_type="square", smooth_nr=0.0, smooth_dr=0.0, reduction="none")
     p = logits.sigmoid()
     expected = theirs(torch.stack([1 - p, p], dim=1), torch.stack([1 - targets, targets], dim=1)).flatten()
@@ -125,7 +137,7 @@ def test_generalized_dice_without_an_object_is_finite_and_falls_with_what_is_pre
 
 
 @pytest.mark.parametrize(("alpha", "beta"), [(0.3, 0.7), (0.5, 0.5), (1.0, 0.0)])
-def test_tversky_is_monais(logits, targets, alpha, beta):
+def test_tversky_is_monais(monai, logits, targets, alpha, beta):
     theirs = monai.TverskyLoss(
         sigmoid=True, alpha=alpha, beta=beta, smooth_nr=1.0, smooth_dr=1.0, reduction="none"
     )
@@ -133,7 +145,7 @@ def test_tversky_is_monais(logits, targets, alpha, beta):
     torch.testing.assert_close(mask_tversky_loss(logits, targets, alpha=alpha, beta=beta), expected)
 
 
-def test_focal_tversky_is_smps(logits, targets):
+def test_focal_tversky_is_smps(smp, logits, targets):
     theirs = smp.TverskyLoss(mode="binary", alpha=0.3, beta=0.7, gamma=0.75, smooth=1.0)
     expected = torch.stack(
         [theirs(images(z[None]), images(t[None])) for z, t in zip(logits, targets, strict=True)]
@@ -156,7 +168,7 @@ def test_with_equal_prices_tversky_is_dice_and_with_full_ones_iou(logits, target
 # Lovász
 
 
-def test_lovasz_is_smps(logits, targets):
+def test_lovasz_is_smps(smp, logits, targets):
     theirs = smp.LovaszLoss(mode="binary", per_image=True)
     logits, targets = logits.float(), targets.float()
     expected = torch.stack([theirs(z[None], t[None]) for z, t in zip(logits, targets, strict=True)])

@@ -1,5 +1,7 @@
 """`maskloss.losses.regularization`."""
 
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -169,9 +171,10 @@ def test_l2_weight_decay_of_zero_is_zero_with_zero_gradient():
         lambda λ: weight_decay_loss(nn.Linear(1, 1), weight_decay=λ),
     ],
 )
-def test_a_negative_weight_decay_raises(make):
-    with pytest.raises(ValueError, match="weight_decay must be >= 0, got -1"):
-        make(-1)
+@pytest.mark.parametrize("value", [-1, math.inf, math.nan])
+def test_a_weight_decay_that_is_negative_or_not_finite_raises(make, value):
+    with pytest.raises(ValueError, match=f"weight_decay must be >= 0 and finite, got {value}"):
+        make(value)
 
 
 def test_modules_equal_functions(generator):
