@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 from scipy import stats
 
 #: Metrics that are compared, by their place in metrics.json.
@@ -21,6 +22,8 @@ METRICS = {
 }
 _CONFIDENCE = 0.95
 _RESAMPLES = 9999
+#: How probably a number of seeds that is given would tell.
+_POWER = 0.8
 #: Of seeds beyond these no number is given.
 _MOST_SEEDS = 200
 
@@ -35,16 +38,19 @@ class Difference:
         mean: over the seeds that both have.
         low: of the 95 % interval of a bootstrap over these seeds.
         high: of it.
-        verdict: "better" or "worse" where both this interval and Student's for paired differences leave out 0;
-            "cannot tell" otherwise. A bootstrap alone is too sure of itself: of three seeds all on one side, which
-            happens to every fourth variant that changes nothing, it gives an interval without 0.
-        more_seeds: how many more it would take to tell, if mean and spread stay what they are; None where it can be
-            told, where there is nothing to tell, or where it would take more than 200.
+        half_width: of Student's 95 % interval for paired differences, mean ± half_width. Of few seeds it is the one to
+            go by: the bootstrap's covers the truth in about 76 of 100 cases of three seeds, 85 of five, 89 of ten.
+        verdict: "better" or "worse" where both intervals leave out 0; "cannot tell" otherwise. A bootstrap alone is
+            too sure of itself: of three seeds all on one side, which happens to every fourth variant that changes
+            nothing, it gives an interval without 0.
+        more_seeds: how many more it would take to tell in four cases of five, if mean and spread are what they seem;
+            None where it can be told, where there is nothing to tell, or where it would take more than 200 in all.
     """
 
     mean: float
     low: float
     high: float
+    half_width: float
     verdict: Verdict
     more_seeds: int | None = None
 
@@ -103,7 +109,7 @@ def paired_difference(differences: Sequence[float]) -> Difference:
     if deviation == 0:
         # The same difference on each seed: no interval to speak of.
         verdict: Verdict = "cannot tell" if mean == 0 else ("better" if mean > 0 else "worse")
-        return Difference(mean, mean, mean, verdict)
+        return Difference(mean, mean, mean, 0.0, verdict)
     interval = stats.bootstrap(
         (sample,),
         np.mean,
@@ -115,18 +121,27 @@ def paired_difference(differences: Sequence[float]) -> Difference:
     low, high = float(interval.low), float(interval.high)
     half = _half_width(deviation, len(sample))
     if min(low, mean - half) > 0:
-        return Difference(mean, low, high, "better")
+        return Difference(mean, low, high, half, "better")
     if max(high, mean + half) < 0:
-        return Difference(mean, low, high, "worse")
-    enough = next(
-        (n for n in range(len(sample) + 1, _MOST_SEEDS + 1) if _half_width(deviation, n) < abs(mean)), None
-    )
-    more = None if enough is None else enough - len(sample)
-    return Difference(mean, low, high, "cannot tell", more)
+        return Difference(mean, low, high, half, "worse")
+    counts = np.arange(len(sample) + 1, _MOST_SEEDS + 1)
+    enough = counts[_power(abs(mean) / deviation, counts) >= _POWER]
+    more = int(enough[0]) - len(sample) if len(enough) else None
+    return Difference(mean, low, high, half, "cannot tell", more)
 
 
 def _half_width(deviation: float, count: int) -> float:
     return float(stats.t.ppf((1 + _CONFIDENCE) / 2, count - 1) * deviation / np.sqrt(count))
+
+
+def _power(effect: float, counts: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+    """How probably a difference of so many standard deviations is told, by the number of seeds.
+
+    Source: the noncentral t of a paired test, Cohen, Statistical power analysis, 1988, chapter 2.
+    """
+    thresholds = stats.t.ppf((1 + _CONFIDENCE) / 2, counts - 1)
+    power: npt.NDArray[np.float64] = stats.nct.sf(thresholds, counts - 1, effect * np.sqrt(counts))
+    return power
 
 
 def metric_of(metrics: Mapping[str, Any], name: str) -> float | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import re
 import sys
 from collections.abc import Hashable
@@ -12,17 +13,22 @@ from typing import Any
 
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser
+from torch import nn
 
-from maskloss.data.coco import CocoData, read_coco
+from maskloss.data.coco import CocoData
 from maskloss.errors import InputError
 from maskloss.files import read_bytes
+from maskloss.losses.presets import PRESETS
 from maskloss.training.config import TrainConfig
+from maskloss.training.loop import initial_model, read_data
 from maskloss.training.losses import probe
 
 _KEYS = ("base", "variants", "seeds", "baseline", "cpus", "gpus")
 #: What a sweep itself gives each run.
 _OWN_FIELDS = ("output", "seed", "resume")
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,99}")
+#: Parts of a loss that are mappings themselves.
+_MAPPINGS_OF_A_LOSS = ("weights", "mask_targets", "normalizers")
 
 
 @dataclass(frozen=True)
@@ -45,6 +51,7 @@ class Plan:
     """A sweep.
 
     Attributes:
+        base: options that all runs have, but where their variant changes them.
         variants: by name, the fields that differ from the base, in the file's order.
         baseline: the variant that the others are compared with.
         seeds: of every variant.
@@ -52,8 +59,10 @@ class Plan:
         cpus: CPUs that a run asks Ray for.
         gpus: GPUs, or a part of one, that a run asks Ray for.
         validation: what the runs are evaluated on; the first variant's where variants differ in it.
+        one_validation: whether they do not.
     """
 
+    base: dict[str, Any]
     variants: dict[str, dict[str, Any]]
     baseline: str
     seeds: tuple[int, ...]
@@ -61,18 +70,21 @@ class Plan:
     cpus: float
     gpus: float
     validation: CocoData
+    one_validation: bool
 
 
 def read_plan(file: str | Path, output: str | Path) -> Plan:
     """Read a sweep's YAML and check all that can be checked without training.
 
-    Each variant's loss is made and evaluated on random RoIs, and the data are read.
+    Each variant's loss is made and evaluated on random RoIs, its model is built, and the data and the weights are
+    read.
 
     Args:
         file: with `base`, a mapping of `maskloss train`'s options or the name of a YAML file of them; `variants`,
             a mapping from names to the options that differ; `seeds`, a list; and, where wanted, `baseline`, the
             first variant where not given, and `cpus` and `gpus` of a run under Ray. Relative paths in it
-            are of the working folder; modules beside it can be imported.
+            are of the working folder; modules beside it can be imported. A variant's mapping of a loss without a
+            `preset` changes the base's loss where that has one.
         output: folder of the sweep.
 
     Raises:
@@ -85,25 +97,25 @@ def read_plan(file: str | Path, output: str | Path) -> Plan:
         raise InputError(f"{path}: no key is named {', '.join(sorted(unknown))}; {', '.join(_KEYS)} are")
     variants, seeds = _variants(path, content), _seeds(path, content)
     baseline = content.get("baseline", next(iter(variants)))
-    if baseline not in variants:
+    if not isinstance(baseline, str) or baseline not in variants:
         raise InputError(f"{path}: the baseline {baseline!r} is none of the variants {', '.join(variants)}")
     resources = {name: content.get(name, default) for name, default in (("cpus", 1), ("gpus", 0))}
     for name, value in resources.items():
-        if not isinstance(value, int | float) or isinstance(value, bool) or value < 0:
+        if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value < math.inf:
             raise InputError(f"{path}: {name} must be a number >= 0, got {value!r}")
     base = _base(path, content)
     if (folder := str(path.resolve().parent)) not in sys.path:
         sys.path.append(folder)
 
     configs = {}
-    data: dict[tuple[str, str], CocoData] = {}
+    data: dict[tuple[str, ...], tuple[CocoData, CocoData]] = {}
+    models: dict[tuple[str, str, int], nn.Module] = {}
     for name, changes in variants.items():
         where = f"{path}: variant {name}"
-        config = _config(where, {**base, **changes, "output": str(output)})
-        num_classes = _check_data(where, config, data)
+        config = _config(where, {**_changed(where, base, changes), "output": str(output)})
         try:
-            loss = copy.deepcopy(config.make_loss())
-            probe(loss, num_classes)
+            training, _ = _checked_data(config, data)
+            _check_loss(config, len(training.categories) + 1, models)
         except InputError as error:
             raise InputError(f"{where}: {error}") from error
         configs[name] = config
@@ -112,13 +124,20 @@ def read_plan(file: str | Path, output: str | Path) -> Plan:
         for name, config in configs.items():
             own = {"output": str(Path(output) / "runs" / name / f"seed-{seed}"), "seed": seed, "resume": True}
             runs.append(Run(name, seed, TrainConfig(**{**asdict(config), **own})))
-    first = next(iter(configs.values()))
-    validation = data[first.val_images, first.val_annotations]
-    return Plan(variants, baseline, seeds, tuple(runs), **resources, validation=validation)
+    return Plan(
+        base,
+        variants,
+        baseline,
+        seeds,
+        tuple(runs),
+        **resources,
+        validation=_checked_data(next(iter(configs.values())), data)[1],
+        one_validation=len({(c.val_images, c.val_annotations) for c in configs.values()}) == 1,
+    )
 
 
 class _Loader(yaml.SafeLoader):
-    """PyYAML's, which takes the last of equal keys in silence; here they are an error."""
+    """PyYAML's, but equal keys are an error, where it takes the last in silence, and 1e-4 is a number, as in 1.2."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         # A merge, <<, brings keys that the mapping's own may replace.
@@ -130,6 +149,11 @@ class _Loader(yaml.SafeLoader):
                     None, None, f"{key!r} is there {keys.count(key)} times", node.start_mark
                 )
         return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+"), list("-+.0123456789")
+)
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
@@ -163,7 +187,8 @@ def _variants(path: Path, content: dict[str, Any]) -> dict[str, dict[str, Any]]:
     for name, changes in variants.items():
         if not isinstance(name, str) or not _NAME.fullmatch(name):
             raise InputError(
-                f"{path}: variant {name!r}: a name is of letters, digits and ._+-, for it names a folder"
+                f"{path}: variant {name!r}: a name is of up to 100 letters, digits and ._+-, for it names a folder"
+                + ("" if isinstance(name, str) else "; YAML wants quotes around this one")
             )
         if changes is not None and not isinstance(changes, dict):
             raise InputError(f"{path}: variant {name}: expected a mapping of options, got {changes!r}")
@@ -185,8 +210,8 @@ def _seeds(path: Path, content: dict[str, Any]) -> tuple[int, ...]:
     if not isinstance(seeds, list) or not seeds:
         raise InputError(f"{path}: seeds: expected a list of at least one whole number, got {seeds!r}")
     for seed in seeds:
-        if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
-            raise InputError(f"{path}: seeds: a seed is a whole number >= 0, got {seed!r}")
+        if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**63:
+            raise InputError(f"{path}: seeds: a seed is a whole number >= 0 and below 2^63, got {seed!r}")
     if len(set(seeds)) < len(seeds):
         raise InputError(f"{path}: seeds: a seed is there twice: {seeds}")
     return tuple(seeds)
@@ -204,24 +229,50 @@ def _config(where: str, options: dict[str, Any]) -> TrainConfig:
         raise InputError(f"{where}: {line}") from error
 
 
-def _check_data(where: str, config: TrainConfig, data: dict[tuple[str, str], CocoData]) -> int:
-    """Read what was not read yet, and expect objects of every class to learn; give the number of classes."""
-    pairs = {
-        "training": (config.train_images, config.train_annotations),
-        "validation": (config.val_images, config.val_annotations),
+def _changed(where: str, base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """Give the base's options with a variant's; parts of a loss replace those of the base's loss."""
+    options = {**base, **changes}
+    loss, own = base.get("loss"), changes.get("loss")
+    if loss is None or not isinstance(own, dict) or "preset" in own:
+        return options
+    if isinstance(loss, str):
+        if loss not in PRESETS:
+            raise InputError(f"{where}: loss: the base's is {loss!r}, of which a mapping can change no part")
+        loss = {"preset": loss}
+    parts = {
+        key: {**loss.get(key, {}), **own[key]}
+        for key in _MAPPINGS_OF_A_LOSS
+        if isinstance(own.get(key), dict) and isinstance(loss.get(key, {}), dict)
     }
-    for pair in pairs.values():
-        if pair not in data:
-            try:
-                data[pair] = read_coco(*pair)
-            except InputError as error:
-                raise InputError(f"{where}: {error}") from error
-    for kind, pair in pairs.items():
-        there = {o.category_id for image in data[pair].images for o in image.objects}
-        for category in data[pairs["training"]].categories:
-            if category.id not in there:
-                raise InputError(
-                    f"{where}: {pair[1]}: the {kind} set has no object of category {category.id} "
-                    f"({category.name}), so nothing could be said of it"
-                )
-    return len(data[pairs["training"]].categories) + 1
+    return {**options, "loss": {**loss, **own, **parts}}
+
+
+def _checked_data(
+    config: TrainConfig, known: dict[tuple[str, ...], tuple[CocoData, CocoData]]
+) -> tuple[CocoData, CocoData]:
+    """Read what was not read yet, and expect objects of every class in the training and the validation set."""
+    files = (config.train_images, config.train_annotations, config.val_images, config.val_annotations)
+    if files not in known:
+        known[files] = read_data(config)
+        for kind, annotations, data in zip(
+            ("training", "validation"),
+            (config.train_annotations, config.val_annotations),
+            known[files],
+            strict=True,
+        ):
+            there = {o.category_id for image in data.images for o in image.objects}
+            for category in data.categories:
+                if category.id not in there:
+                    raise InputError(
+                        f"{annotations}: the {kind} set has no object of category {category.id} ({category.name}), "
+                        "so nothing could be said of it"
+                    )
+    return known[files]
+
+
+def _check_loss(config: TrainConfig, num_classes: int, models: dict[tuple[str, str, int], nn.Module]) -> None:
+    """Build what was not built yet, and expect losses that can be computed."""
+    key = (config.model, config.weights, num_classes)
+    if key not in models:
+        models[key] = initial_model(config, num_classes)[0]
+    probe(copy.deepcopy(config.make_loss()), num_classes, models[key])

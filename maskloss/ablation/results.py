@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import platform
 import statistics
 from collections.abc import Mapping, Sequence
@@ -32,6 +33,8 @@ Outcomes = dict[str, dict[int, Outcome]]
 _NUM_PICTURES = 5
 _LONGEST_SIDE = 320
 _SCORE_THRESHOLD = 0.5
+#: Of objects, in px² of the image: COCO's.
+_SIZES = {"small": (0.0, 32.0**2), "medium": (32.0**2, 96.0**2), "large": (96.0**2, math.inf)}
 
 
 def _summaries(plan: Plan, outcomes: Outcomes) -> dict[str, dict[str, Summary]]:
@@ -76,23 +79,28 @@ def write_results(folder: Path, plan: Plan, outcomes: Outcomes) -> None:
     document = {
         "baseline": plan.baseline,
         "seeds": list(plan.seeds),
-        "environment": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "torchvision": torchvision.__version__,
-            "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine(),
-            "threads": torch.get_num_threads(),
-        },
+        "environment": _environment(),
         "variants": variants,
     }
     write_text(folder / "results.json", json.dumps(document, indent=1, allow_nan=False) + "\n")
     write_text(folder / "table.md", _table(plan, outcomes, summaries))
 
 
+def _environment() -> dict[str, Any]:
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine(),
+        "threads": torch.get_num_threads(),
+    }
+
+
 def _table(plan: Plan, outcomes: Outcomes, summaries: Mapping[str, Mapping[str, Summary]]) -> str:
     """A Markdown table: means and spreads of every metric, and what mask and box AP differ by."""
     header = [
         "variant",
+        "runs",
         *METRICS,
         "mask AP less " + plan.baseline,
         "box AP less " + plan.baseline,
@@ -101,12 +109,13 @@ def _table(plan: Plan, outcomes: Outcomes, summaries: Mapping[str, Mapping[str, 
     ]
     lines = [_row(header), _row(["---"] * len(header))]
     for variant in plan.variants:
-        cells = [variant]
+        cells = [variant, _runs(plan, outcomes[variant])]
         for name in METRICS:
             summary = summaries[name][variant]
             spread = "" if summary.deviation is None else f" ± {100 * summary.deviation:.1f}"
             cells.append(f"{percent(summary.mean)}{spread}")
-        cells += [_in_words(summaries[name][variant]) for name in ("mask AP", "box AP")]
+        for name in ("mask AP", "box AP"):
+            cells.append("" if variant == plan.baseline else _in_words(summaries[name][variant]))
         cells.append(_number(_cost(outcomes[variant], "seconds_per_step", 1e-3)))
         cells.append(_number(_cost(outcomes[variant], "peak_bytes", 2**20)))
         lines.append(_row(cells))
@@ -114,20 +123,53 @@ def _table(plan: Plan, outcomes: Outcomes, summaries: Mapping[str, Mapping[str, 
     minutes = sum(o.seconds or 0.0 for by_seed in outcomes.values() for o in by_seed.values()) / 60
     lines += [
         "",
-        f"Percent of AP, mean ± standard deviation over seeds {seeds}; in brackets 95 % bootstrap intervals. All runs "
-        f"together took {minutes:.0f} minutes.",
+        f"Percent of AP, mean ± standard deviation over seeds {seeds}. Differences on the same seeds: mean, in "
+        "brackets the 95 % bootstrap interval, as ± Student's, and a verdict where both leave out 0. All "
+        f"runs together took {minutes:.0f} minutes.",
+        *(f"\nFailed: {failure}" for failure in _failures(outcomes)),
     ]
     return "\n".join(lines) + "\n"
 
 
+def _runs(plan: Plan, outcomes: Mapping[int, Outcome]) -> str:
+    """Say how many of a variant's runs there are to go by."""
+    failed = sum(outcome.failure is not None for outcome in outcomes.values())
+    good = len(outcomes) - failed
+    text = str(good) if good == len(plan.seeds) else f"{good} of {len(plan.seeds)}"
+    return text + (f", {failed} failed" if failed else "")
+
+
+def _failures(outcomes: Outcomes) -> list[str]:
+    return [
+        f"{variant}, seed {seed}: {outcome.failure}"
+        for variant, by_seed in outcomes.items()
+        for seed, outcome in by_seed.items()
+        if outcome.failure is not None
+    ]
+
+
 def _in_words(summary: Summary) -> str:
-    """Say what a summary's difference to the baseline shows."""
+    """Say what a variant's difference to the baseline shows."""
     difference = summary.difference
     if difference is None:
-        return ""
+        return _verdict(summary)
     interval = f"[{100 * difference.low:+.1f}, {100 * difference.high:+.1f}]"
-    text = f"{100 * difference.mean:+.1f} {interval} {difference.verdict}"
-    return text + (f" (with {difference.more_seeds} more seeds)" if difference.more_seeds else "")
+    half = f"±{100 * difference.half_width:.1f}"
+    return f"{100 * difference.mean:+.1f} {interval} {half} {_verdict(summary)}"
+
+
+def _verdict(summary: Summary) -> str:
+    """Say a variant's verdict, and what it would take where there is none."""
+    difference = summary.difference
+    if summary.mean is None:
+        return "nothing to compare"
+    if difference is None:
+        return "cannot tell: fewer than two seeds in common with the baseline"
+    if difference.verdict != "cannot tell":
+        return difference.verdict
+    if difference.more_seeds is not None:
+        return f"cannot tell; about {difference.more_seeds} more seeds could"
+    return "cannot tell" + ("" if difference.half_width == 0 else "; nor could 200 seeds")
 
 
 def _cost(outcomes: Mapping[int, Outcome], name: str, unit: float) -> float | None:
@@ -135,6 +177,14 @@ def _cost(outcomes: Mapping[int, Outcome], name: str, unit: float) -> float | No
     values = [getattr(outcome, name) for outcome in outcomes.values()]
     values = [value for value in values if value is not None]
     return statistics.median(values) / unit if values else None
+
+
+def _cost_in_words(outcomes: Mapping[int, Outcome], name: str, unit: float) -> str:
+    """Give a cost's median over the runs, and its least and most."""
+    values = [getattr(o, name) / unit for o in outcomes.values() if getattr(o, name) is not None]
+    if not values:
+        return ""
+    return f"{statistics.median(values):.0f} ({min(values):.0f} to {max(values):.0f})"
 
 
 def _row(cells: list[str]) -> str:
@@ -172,32 +222,37 @@ def write_page(folder: Path, plan: Plan, outcomes: Outcomes) -> Path:
         variants=plan.variants,
         seeds=plan.seeds,
         baseline=plan.baseline,
+        one_validation=plan.one_validation,
+        environment=_environment(),
         done=sum(map(len, good.values())),
         total=len(plan.runs),
         num_images=len(plan.validation.images),
         num_objects=plan.validation.num_objects,
         tables=[
-            {"metric": name, "rows": [_page_row(variant, by_variant[variant]) for variant in plan.variants]}
+            {
+                "metric": name,
+                "objects": _objects_of_size(plan, name),
+                "rows": [
+                    {"runs": _runs(plan, outcomes[variant]), **_page_row(plan, variant, by_variant[variant])}
+                    for variant in plan.variants
+                ],
+            }
             for name, by_variant in summaries.items()
             if any(summary.mean is not None for summary in by_variant.values())
         ],
         costs=[
             {
                 "variant": variant,
-                "milliseconds": _number(_cost(outcomes[variant], "seconds_per_step", 1e-3)),
-                "mebibytes": _number(_cost(outcomes[variant], "peak_bytes", 2**20)),
+                "milliseconds": _cost_in_words(outcomes[variant], "seconds_per_step", 1e-3),
+                "mebibytes": _cost_in_words(outcomes[variant], "peak_bytes", 2**20),
             }
             for variant in plan.variants
         ],
         curves=compared_curves(histories) if histories else "",
         pictures=_pictures(plan, good),
         score_threshold=_SCORE_THRESHOLD,
-        failures=[
-            f"{variant}, seed {seed}: {outcome.failure}"
-            for variant, by_seed in outcomes.items()
-            for seed, outcome in by_seed.items()
-            if outcome.failure is not None
-        ],
+        failures=_failures(outcomes),
+        base=yaml.safe_dump(plan.base, sort_keys=False),
         changes=yaml.safe_dump(plan.variants, sort_keys=False),
     )
     path = folder / "report.html"
@@ -205,23 +260,30 @@ def write_page(folder: Path, plan: Plan, outcomes: Outcomes) -> Path:
     return path
 
 
-def _page_row(variant: str, summary: Summary) -> dict[str, str]:
+def _objects_of_size(plan: Plan, metric: str) -> int:
+    """How many objects of the validation set a metric is about."""
+    low, high = next((bounds for size, bounds in _SIZES.items() if metric.endswith(size)), (0.0, math.inf))
+    areas = [o.area for record in plan.validation.images for o in record.objects]
+    return sum(low <= area < high for area in areas)
+
+
+def _page_row(plan: Plan, variant: str, summary: Summary) -> dict[str, str]:
     row = {
         "variant": variant,
         "mean": percent(summary.mean),
         "deviation": "" if summary.deviation is None else f"{100 * summary.deviation:.1f}",
         "difference": "",
         "interval": "",
-        "verdict": "",
+        "half_width": "",
+        "verdict": "" if variant == plan.baseline else _verdict(summary),
         "kind": "tell",
     }
     difference = summary.difference
     if difference is not None:
-        more = difference.more_seeds
         row |= {
             "difference": f"{100 * difference.mean:+.1f}",
             "interval": f"{100 * difference.low:+.1f} to {100 * difference.high:+.1f}",
-            "verdict": difference.verdict + (f"; with {more} more seeds it could be told" if more else ""),
+            "half_width": f"±{100 * difference.half_width:.1f}",
             "kind": difference.verdict if difference.verdict in ("better", "worse") else "tell",
         }
     return row
@@ -230,6 +292,8 @@ def _page_row(variant: str, summary: Summary) -> dict[str, str]:
 def _pictures(plan: Plan, good: Outcomes) -> list[list[dict[str, str]]]:
     """For each of some images the ground truth and each variant's masks, with how well they cover the objects."""
     results: dict[str, list[dict[str, Any]]] = {}
+    if not plan.one_validation:
+        return []
     for variant in plan.variants:
         run = next((r for r in plan.runs if r.variant == variant and r.seed in good[variant]), None)
         if run is not None:

@@ -24,6 +24,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from maskloss.ablation.plan import Plan, Run
 from maskloss.errors import InputError, RunError
 from maskloss.files import make_folder, write_text
@@ -55,26 +57,52 @@ def outcome_of(run: Run) -> Outcome | None:
     """Read what a run ended with; None where it has not ended, or failed and is to be tried again.
 
     Raises:
-        InputError: what has ended there is a run of another config.
+        InputError: what is there is a run of another config, and one that did not fail.
     """
     folder = run.config.output_folder
-    try:
-        ended = json.loads((folder / "outcome.json").read_text())
-        if ended["failure"] is not None:
-            return None
-        different = run.config.differences(ended["config"])
-        if ended["config"]["max_steps"] != run.config.max_steps:
-            different.append("max_steps")
-        history = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
-        metrics = json.loads((folder / "metrics.json").read_text())
-        peak_bytes, seconds = ended["peak_bytes"], ended["seconds"]
-    except (OSError, ValueError, KeyError, TypeError):
+    ended = _written(folder)
+    if ended.get("failure") is not None:
         return None
-    if different:
+    # A run that was interrupted has its config.yaml only.
+    config = ended.get("config") or _begun_with(folder)
+    if config and (different := _differences(run.config, config)):
         raise InputError(
             f"{folder}: holds a run with another {', '.join(different)}; give another --output, or delete it"
         )
-    return Outcome(None, metrics, history, _seconds_per_step(history), peak_bytes, seconds)
+    try:
+        history = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
+        metrics = json.loads((folder / "metrics.json").read_text())
+        if not history or not all(metrics[kind] for kind in ("bbox", "segm")):
+            return None
+        return Outcome(
+            None, metrics, history, _seconds_per_step(history), ended["peak_bytes"], ended["seconds"]
+        )
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _written(folder: Path) -> dict[str, Any]:
+    """What outcome.json says; nothing where there is none that can be read."""
+    try:
+        outcome = json.loads((folder / "outcome.json").read_text())
+    except (OSError, ValueError):
+        return {}
+    return outcome if isinstance(outcome, dict) else {}
+
+
+def _begun_with(folder: Path) -> dict[str, Any]:
+    """The options that a run was begun with; nothing where it was not."""
+    try:
+        options = yaml.safe_load((folder / "config.yaml").read_text())
+    except (OSError, ValueError, yaml.YAMLError):
+        return {}
+    return options if isinstance(options, dict) else {}
+
+
+def _differences(config: TrainConfig, other: dict[str, Any]) -> list[str]:
+    # A run may be resumed with another max_steps; as a run of a sweep it is another then.
+    steps = ["max_steps"] if other.get("max_steps") != config.max_steps else []
+    return config.differences(other) + steps
 
 
 def run_locally(runs: list[Run]) -> Iterator[tuple[Run, Outcome]]:
@@ -120,7 +148,9 @@ def run_on_ray(plan: Plan, runs: list[Run], address: str | None) -> Iterator[tup
         for name, needed in (("CPU", plan.cpus), ("GPU", plan.gpus)):
             if needed > there.get(name, 0):
                 raise InputError(f"a run asks for {needed:g} {name}s, and Ray has {there.get(name, 0):g}")
-        task = ray.remote(num_cpus=plan.cpus, num_gpus=plan.gpus, max_retries=0)(execute)
+        # One run to a process, so that the memory it held is its own.
+        resources = {"num_cpus": plan.cpus, "num_gpus": plan.gpus}
+        task = ray.remote(**resources, max_retries=0, max_calls=1)(execute)
         tasks = {task.remote(asdict(run.config), sys.path): run for run in runs}
         while tasks:
             (done,), _ = ray.wait(list(tasks), num_returns=1)
@@ -146,6 +176,12 @@ def execute(options: dict[str, Any], search_path: list[str] | None = None) -> No
     config = TrainConfig(**options)
     folder = config.output_folder
     make_folder(folder)
+    if _written(folder).get("failure") is not None and _differences(
+        config, _begun_with(folder) or asdict(config)
+    ):
+        # What failed with other options has nothing to go on from.
+        shutil.rmtree(folder)
+        make_folder(folder)
     (folder / "outcome.json").unlink(missing_ok=True)
     failure: str | None = None
     began = time.perf_counter()
@@ -154,7 +190,7 @@ def execute(options: dict[str, Any], search_path: list[str] | None = None) -> No
             _train(config)
         except (InputError, RunError) as error:
             failure = str(error)
-        except Exception as error:  # a user's loss may raise anything, and the sweep goes on
+        except (Exception, SystemExit) as error:  # a user's loss may raise anything, and the sweep goes on
             traceback.print_exc()
             failure = f"{type(error).__name__}: {error}"
         if failure is not None:
@@ -189,17 +225,13 @@ def _train(config: TrainConfig) -> None:
     write_text(config.output_folder / "results.json", json.dumps(result.evaluation.results))
     write_report(config.output_folder, result.validation, result.evaluation.results)
     # They are several times the size of the model, and a sweep has many runs, none of which goes on from here.
-    shutil.rmtree(config.output_folder / "checkpoints")
+    shutil.rmtree(config.output_folder / "checkpoints", ignore_errors=True)
 
 
 def _ended(run: Run, otherwise: str) -> Outcome:
     if (outcome := outcome_of(run)) is not None:
         return outcome
-    try:
-        failure = json.loads((run.config.output_folder / "outcome.json").read_text())["failure"]
-    except (OSError, ValueError, KeyError):
-        failure = None
-    return Outcome(failure=failure or otherwise)
+    return Outcome(failure=_written(run.config.output_folder).get("failure") or otherwise)
 
 
 def _seconds_per_step(history: list[dict[str, Any]]) -> float | None:

@@ -6,14 +6,16 @@ import time
 from pathlib import Path
 from typing import Literal
 
+from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from maskloss.ablation.analysis import metric_of
 from maskloss.ablation.plan import Plan, Run, read_plan
 from maskloss.ablation.results import Outcomes, percent, write_page, write_results
 from maskloss.ablation.running import Outcome, outcome_of, run_locally, run_on_ray
-from maskloss.errors import RunError
+from maskloss.errors import InputError, RunError
 from maskloss.files import make_folder, write_text
+from maskloss.training.loop import device_of
 
 
 def ablate(
@@ -35,12 +37,32 @@ def ablate(
         The report's path.
 
     Raises:
-        InputError: something in the YAML is wrong, or the folder holds runs of another config, and nothing was run;
-            or Ray is not to be had.
+        InputError: something in the YAML is wrong, this machine cannot train it, or the folder holds runs of another
+            config or belongs to a sweep that is running, and nothing was run; or Ray is not to be had.
         RunError: runs failed; the others' results are written, and the failed ones are tried again next time.
     """
     plan = read_plan(config, output)
     folder = Path(output)
+    if engine == "local":
+        for run in plan.runs[: len(plan.variants)]:
+            try:
+                device_of(run.config)
+            except InputError as error:
+                raise InputError(f"{config}: variant {run.variant}: {error}") from error
+    if (folder / "config.yaml").exists():
+        raise InputError(f"{folder}: holds a run of maskloss train; give another --output")
+    make_folder(folder)
+    try:
+        # Two sweeps in one folder would write one run's files both.
+        with FileLock(folder / ".lock", timeout=0):
+            return _swept(plan, Path(config), folder, engine, ray_address)
+    except Timeout as error:
+        raise InputError(f"{folder}: another sweep is running in it") from error
+
+
+def _swept(
+    plan: Plan, config: Path, folder: Path, engine: Literal["local", "ray"], ray_address: str | None
+) -> Path:
     outcomes: Outcomes = {variant: {} for variant in plan.variants}
     outstanding = []
     for run in plan.runs:
@@ -49,8 +71,9 @@ def ablate(
             outstanding.append(run)
         else:
             outcomes[run.variant][run.seed] = outcome
-    make_folder(folder)
-    write_text(folder / "ablation.yaml", Path(config).read_text())
+    for run in outstanding:
+        make_folder(run.config.output_folder)
+    write_text(folder / "ablation.yaml", config.read_text())
     _announce(plan, outstanding)
     running = run_locally(outstanding) if engine == "local" else run_on_ray(plan, outstanding, ray_address)
     began = time.perf_counter()

@@ -10,6 +10,8 @@ from typing import Any
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
+#: Of each ten variants, which is as many colours as there are.
+_LINES = ("-", "--", ":", "-.")
 _NOT_CURVES = {"step", "learning_rate", "seconds"}
 
 
@@ -39,7 +41,7 @@ def loss_curves(history: Sequence[dict[str, Any]], evaluations: Sequence[dict[st
                 ms=4,
                 lw=1,
             )
-        axis.set_ylim(bottom=0)
+        _from_zero(axis)
     return _svg(figure)
 
 
@@ -55,17 +57,23 @@ def compared_curves(histories: Mapping[str, Sequence[Sequence[dict[str, Any]]]])
     keys = list(dict.fromkeys(key for runs in histories.values() for run in runs for key in _terms(run[0])))
     figure, axes = _panels(keys)
     for key, axis in axes.items():
-        for variant, runs in histories.items():
+        for number, (variant, runs) in enumerate(histories.items()):
             by_step: dict[int, list[float]] = {}
             for line in (line for run in runs for line in run if key in line):
                 by_step.setdefault(line["step"], []).append(line[key])
             steps = sorted(by_step)
             means = [sum(by_step[step]) / len(by_step[step]) for step in steps]
-            axis.plot(steps, means, lw=1.2, label=variant)
-        axis.set_ylim(bottom=0)
+            axis.plot(steps, means, _LINES[number // 10 % len(_LINES)], lw=1.2, label=variant)
+        _from_zero(axis)
     handles, labels = next(iter(axes.values())).get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=5, fontsize=9, frameon=False)
     return _svg(figure)
+
+
+def _from_zero(axis: Any) -> None:
+    """Let a panel begin at 0, where no loss is below."""
+    if axis.dataLim.ymin >= 0:
+        axis.set_ylim(bottom=0)
 
 
 def _terms(line: dict[str, Any]) -> list[str]:

@@ -111,6 +111,7 @@ class TrainConfig:
             _expect(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
         for name in ("warmup_steps", "evaluate_every", "workers", "seed"):
             _expect(getattr(self, name) >= 0, name, "at least 0", getattr(self, name))
+        _expect(self.seed < 2**63, "seed", "below 2^63", self.seed)
         for name in ("weight_decay", "gradient_clip", "momentum"):
             value = getattr(self, name)
             _expect(math.isfinite(value) and value >= 0, name, "a finite number >= 0", value)

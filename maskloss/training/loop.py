@@ -24,7 +24,13 @@ from maskloss.data.batches import TrainingBatches, mixed_seed
 from maskloss.data.coco import CocoData, read_coco
 from maskloss.data.dataset import CocoDataset, collate
 from maskloss.detection.conversion import convert
-from maskloss.detection.models import ModelSettings, build_model, load_weights, published_weights
+from maskloss.detection.models import (
+    LoadedWeights,
+    ModelSettings,
+    build_model,
+    load_weights,
+    published_weights,
+)
 from maskloss.errors import InputError, RunError
 from maskloss.files import append_line, make_folder, write_bytes, write_text
 from maskloss.training.checkpoints import (
@@ -65,21 +71,15 @@ def train(config: TrainConfig) -> TrainingResult:
         InputError: something given is wrong; nothing was written, or what was there is as it was.
         RunError: a loss is not finite, or the disk is full; the last checkpoint is there.
     """
-    device = chosen_device(config.device)
-    if config.mixed_precision == "fp16" and device.type == "cpu":
-        raise InputError("--mixed-precision fp16 needs a GPU; bf16 runs on CPUs")
+    device = device_of(config)
     loss = config.make_loss()
-    training, validation = _read_data(config)
+    training, validation = read_data(config)
     checkpoint = _starting_point(config)
 
     accelerator = _accelerator(config, device)
     torch.manual_seed(config.seed)
-    settings, weights = _model_settings(config, len(training.categories) + 1)
-    model = build_model(settings)
-    if weights is not None:
-        loaded = load_weights(model, weights)
-        if not loaded.loaded:
-            raise InputError(f"{config.weights}: no tensor in it fits the model {config.model}: {loaded}")
+    model, settings, loaded = initial_model(config, len(training.categories) + 1)
+    if loaded is not None:
         _say(accelerator, f"{config.weights}: {loaded}")
     convert(model, loss, paste=None)
     description = ModelDescription(
@@ -177,7 +177,24 @@ def chosen_device(name: str) -> torch.device:
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 
-def _read_data(config: TrainConfig) -> tuple[CocoData, CocoData]:
+def device_of(config: TrainConfig) -> torch.device:
+    """Give the device that a run is to train on, here.
+
+    Raises:
+        InputError: this machine does not have it, or it does not train in the precision asked for.
+    """
+    device = chosen_device(config.device)
+    if config.mixed_precision == "fp16" and device.type == "cpu":
+        raise InputError("--mixed-precision fp16 needs a GPU; bf16 runs on CPUs")
+    return device
+
+
+def read_data(config: TrainConfig) -> tuple[CocoData, CocoData]:
+    """Read the training set, and the validation set with the training set's categories.
+
+    Raises:
+        InputError: see `read_coco`; or nothing in the training set can be learned from.
+    """
     training = read_coco(config.train_images, config.train_annotations)
     if training.num_objects == 0:
         raise InputError(
@@ -272,6 +289,27 @@ def _model_settings(config: TrainConfig, num_classes: int) -> tuple[ModelSetting
         **found,
     )
     return settings, weights
+
+
+def initial_model(
+    config: TrainConfig, num_classes: int
+) -> tuple[nn.Module, ModelSettings, LoadedWeights | None]:
+    """Build the model that a run starts from, by torch's random numbers and the weights given.
+
+    Returns:
+        The model, what it is made of, and which of the weights were taken, if there were any.
+
+    Raises:
+        InputError: the weights cannot be had, or none of them fits.
+    """
+    settings, weights = _model_settings(config, num_classes)
+    model = build_model(settings)
+    if weights is None:
+        return model, settings, None
+    loaded = load_weights(model, weights)
+    if not loaded.loaded:
+        raise InputError(f"{config.weights}: no tensor in it fits the model {config.model}: {loaded}")
+    return model, settings, loaded
 
 
 def _optimizer(config: TrainConfig, model: nn.Module) -> torch.optim.Optimizer:

@@ -22,14 +22,16 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import torch
+from torch import nn
 
 from maskloss.errors import InputError
 from maskloss.losses.boxes import BoxRegression
-from maskloss.losses.criterion import MaskBatch, MaskRCNNLoss, RoIBatch, RPNBatch
+from maskloss.losses.criterion import KEYS, MaskBatch, MaskRCNNLoss, RoIBatch, RPNBatch
 from maskloss.losses.presets import PRESETS
 from maskloss.losses.weighting import BatchCounts, LossWeights
 from maskloss.masks.targets import MaskTargets
@@ -49,6 +51,8 @@ def make_loss(config: LossConfig) -> MaskRCNNLoss:
     """
     if isinstance(config, dict):
         return _composed(config)
+    if not isinstance(config, str):
+        raise InputError(f"--loss: expected a preset, an import path or a mapping, got {config!r}")
     if config in PRESETS:
         return MaskRCNNLoss.preset(config)
     if "." not in config:
@@ -75,16 +79,17 @@ def imported(path: str, where: str) -> Any:
         sys.path.append(folder)
     try:
         return getattr(importlib.import_module(module_name), name)
-    except Exception as error:  # a user's module may raise anything
+    except (Exception, SystemExit) as error:  # a user's module may raise anything
         raise InputError(f"{where} {path!r}: cannot be imported: {_described(error)}") from error
 
 
-def probe(loss: MaskRCNNLoss, num_classes: int) -> None:
+def probe(loss: MaskRCNNLoss, num_classes: int, model: nn.Module | None = None) -> None:
     """Evaluate every term once on a few random RoIs, forward and backward.
 
     Args:
         loss: to be looked at; what its terms gather, they gather from this too.
         num_classes: C of the model, background included.
+        model: what the regularisation term is evaluated on; without one it is not.
 
     Raises:
         InputError: a term raises, gives another shape, or is not finite, in value or gradient. The message names
@@ -114,23 +119,37 @@ def probe(loss: MaskRCNNLoss, num_classes: int) -> None:
     rois = RoIBatch(class_logits, labels, boxes(count), counts)
     targets = torch.rand(count, 7, 7, generator=generator)
     masks = MaskBatch(mask_logits, targets, labels[positives], counts)
-    for evaluate, predictions in (
-        (lambda: loss.rpn_losses(rpn), (objectness, rpn.box.deltas)),
-        (lambda: loss.roi_losses(rois), (class_logits, rois.box.deltas)),
-        (lambda: loss.mask_losses(masks), (mask_logits,)),
-    ):
+    evaluations: list[tuple[Callable[[], dict[str, torch.Tensor]], list[list[torch.Tensor]]]] = [
+        (lambda: loss.rpn_losses(rpn), [[objectness], [rpn.box.deltas]]),
+        (lambda: loss.roi_losses(rois), [[class_logits], [rois.box.deltas]]),
+        (lambda: loss.mask_losses(masks), [[mask_logits]]),
+    ]
+    if model is not None and loss.regularization is not None:
+        parameters: list[torch.Tensor] = [p for p in model.parameters() if p.requires_grad]
+        evaluations.append((lambda: loss.regularization_losses(model), [parameters]))
+    for evaluate, predictions in evaluations:
         try:
-            values = evaluate()
-        except Exception as error:  # a user's term may raise anything
+            for (key, value), of in zip(evaluate().items(), predictions, strict=True):
+                _expect_usable(key, value, of)
+        except InputError:
+            raise
+        except (Exception, SystemExit) as error:  # a user's term may raise anything
             raise InputError(f"the loss fails on random RoIs: {_described(error)}") from error
-        for (key, value), prediction in zip(values.items(), predictions, strict=True):
-            if not value.isfinite():
-                raise InputError(f"{key} of random RoIs is {float(value.detach())}, not finite")
-            if not value.requires_grad:
-                raise InputError(f"{key} of random RoIs has no gradient")
-            (gradient,) = torch.autograd.grad(value, prediction, retain_graph=True)
-            if not gradient.isfinite().all():
-                raise InputError(f"the gradient of {key} of random RoIs is not finite")
+
+
+def _expect_usable(key: str, value: torch.Tensor, predictions: list[torch.Tensor]) -> None:
+    """Expect a finite value with finite gradients to predictions, or to a model's parameters."""
+    of = "the model" if key == KEYS["regularization"] else "random RoIs"
+    if not value.isfinite():
+        raise InputError(f"{key} of {of} is {float(value.detach())}, not finite")
+    if not value.requires_grad:
+        raise InputError(f"{key} of {of} has no gradient")
+    gradients = torch.autograd.grad(value, predictions, retain_graph=True, allow_unused=True)
+    known = [gradient for gradient in gradients if gradient is not None]
+    if not known:
+        raise InputError(f"{key} of {of} does not depend on what the model predicts")
+    if not all(gradient.isfinite().all() for gradient in known):
+        raise InputError(f"the gradient of {key} of {of} is not finite")
 
 
 def _composed(config: dict[str, Any]) -> MaskRCNNLoss:
@@ -150,6 +169,16 @@ def _composed(config: dict[str, Any]) -> MaskRCNNLoss:
                 raise InputError(
                     f"--loss {term} {config[term]!r}: is a {type(settings[term]).__name__}, no callable"
                 )
+    for key, kind, expected in (
+        ("weights", int | float, "a number"),
+        ("mask_targets", bool, "true or false"),
+        ("normalizers", str | dict, "an import path"),
+    ):
+        if not isinstance(config.get(key, {}), dict):
+            raise InputError(f"--loss {key}: expected a mapping, got {config[key]!r}")
+        for name, value in config.get(key, {}).items():
+            if not isinstance(value, kind):
+                raise InputError(f"--loss {key} {name}: expected {expected}, got {value!r}")
     try:
         if "weights" in config:
             settings["weights"] = replace(settings.get("weights", LossWeights()), **config["weights"])
@@ -193,10 +222,10 @@ def _called(found: Any, arguments: dict[str, Any], where: str) -> Any:
         raise InputError(f"{where}: is a {type(found).__name__}, no callable")
     try:
         return found(**arguments)
-    except Exception as error:  # a user's class may raise anything
+    except (Exception, SystemExit) as error:  # a user's class may raise anything
         raise InputError(f"{where}: cannot be made: {_described(error)}") from error
 
 
-def _described(error: Exception) -> str:
+def _described(error: BaseException) -> str:
     says_itself = isinstance(error, (ImportError, AttributeError, ValueError))
     return str(error) if says_itself and str(error) else f"{type(error).__name__}: {error}"

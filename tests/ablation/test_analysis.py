@@ -37,13 +37,25 @@ def test_what_cannot_be_told_says_how_many_more_seeds_it_would_take():
     found = paired_difference(differences)
     assert found.verdict == "cannot tell"
     deviation, mean = np.std(differences, ddof=1), np.mean(differences)
+    rng = np.random.default_rng(0)
 
-    def told(count: int) -> bool:
-        return stats.t.ppf(0.975, count - 1) * deviation / np.sqrt(count) < mean
+    def told(count: int) -> float:
+        """The share of sweeps with so many seeds that tell, of a difference that is as it seems."""
+        samples = rng.normal(mean, deviation, size=(20_000, count))
+        return (stats.ttest_1samp(samples, 0.0, axis=1).pvalue < 0.05).mean()
 
     assert found.more_seeds is not None
-    assert told(3 + found.more_seeds)
-    assert not told(3 + found.more_seeds - 1)
+    assert told(3 + found.more_seeds) == pytest.approx(0.8, abs=0.04)
+    assert told(3 + found.more_seeds) > 0.79
+    assert told(3 + found.more_seeds - 1) < 0.81
+
+
+def test_students_interval_is_given_beside_the_bootstraps():
+    differences = [0.03, -0.01, 0.02, 0.015]
+    found = paired_difference(differences)
+    expected = stats.ttest_1samp(differences, 0.0).confidence_interval(0.95)
+    assert found.mean - found.half_width == pytest.approx(expected.low)
+    assert found.mean + found.half_width == pytest.approx(expected.high)
 
 
 def test_of_three_seeds_on_one_side_a_bootstrap_alone_would_be_too_sure():
@@ -53,7 +65,7 @@ def test_of_three_seeds_on_one_side_a_bootstrap_alone_would_be_too_sure():
 
 
 def test_nothing_to_tell_and_too_little_to_tell_it():
-    assert paired_difference([0.0, 0.0, 0.0]) == Difference(0.0, 0.0, 0.0, "cannot tell")
+    assert paired_difference([0.0, 0.0, 0.0]) == Difference(0.0, 0.0, 0.0, 0.0, "cannot tell")
     assert paired_difference([0.1, 0.1]).verdict == "better"
     tiny = paired_difference([1.0, -1.0, 1e-6])
     assert tiny.verdict == "cannot tell"

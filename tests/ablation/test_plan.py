@@ -106,6 +106,10 @@ def variant(changes: Any, name: str = "mine") -> Any:
     return lambda content: {**content, "variants": {"bce": {}, name: changes}}
 
 
+def penalty(name: str) -> dict[str, Any]:
+    return {"loss": {"regularization": f"tests.training.test_losses.{name}"}}
+
+
 def mask(name: str) -> dict[str, Any]:
     return {"loss": {"mask": f"tests.training.test_losses.{name}"}}
 
@@ -117,18 +121,24 @@ def mask(name: str) -> dict[str, Any]:
         (changed(seeds=None), "seeds: expected a list"),
         (changed(seeds=3), "seeds: expected a list"),
         (changed(seeds=[1, 1]), "a seed is there twice"),
-        (changed(seeds=[-1]), "a seed is a whole number >= 0, got -1"),
+        (changed(seeds=[-1]), "a seed is a whole number >= 0 and below 2.63, got -1"),
         (changed(seeds=[True]), "a seed is a whole number"),
+        (changed(seeds=[2**63]), "a seed is a whole number >= 0 and below 2.63, got 9223372036854775808"),
         (changed(variants={}), "variants: expected a mapping"),
         (changed(variants=["bce"]), "variants: expected a mapping"),
         (changed(baseline="nobody"), "the baseline 'nobody' is none of the variants bce, dice"),
+        (changed(baseline=["bce"]), "the baseline .'bce'. is none of the variants"),
+        (changed(cpus=float("nan")), "cpus must be a number >= 0, got nan"),
+        (changed(gpus=float("inf")), "gpus must be a number >= 0, got inf"),
         (changed(cpus=-1), "cpus must be a number >= 0, got -1"),
         (changed(gpus="all"), "gpus must be a number >= 0, got 'all'"),
         (changed(seed=3), "no key is named seed; base, variants"),
         (changed(base=[1]), "base: expected a mapping"),
         (changed(base="nowhere.yaml"), "nowhere.yaml: cannot be read"),
-        (variant({}, name="a/b"), "variant 'a/b': a name is of letters"),
-        (variant({}, name=".."), "variant '..': a name is of letters"),
+        (variant({}, name="a/b"), "variant 'a/b': a name is of up to 100 letters"),
+        (variant({}, name=".."), "variant '..': a name is of up to 100 letters"),
+        (variant({}, name="a" * 101), "a name is of up to 100 letters"),
+        (variant({}, name=False), "variant False: .*; YAML wants quotes around this one"),
         (variant([]), "variant mine: expected a mapping of options"),
         (variant({"lerning_rate": 1}), "variant mine: no option is named lerning_rate"),
         (variant({"learning_rate": "fast"}), "variant mine: .*learning_rate.*fast"),
@@ -139,6 +149,24 @@ def mask(name: str) -> dict[str, Any]:
         (variant(mask("A_NUMBER")), "variant mine: --loss mask .* no callable"),
         (variant(mask("scalar")), "variant mine: the loss fails on random RoIs: the mask term must return"),
         (variant(mask("not_finite")), "variant mine: loss_mask of random RoIs is nan"),
+        (variant(mask("exits")), "variant mine: the loss fails on random RoIs: SystemExit: 3"),
+        (
+            variant(mask("of_nothing")),
+            "variant mine: loss_mask of random RoIs does not depend on what the model",
+        ),
+        (variant({"loss": None}), "variant mine: .*loss"),
+        (
+            variant({"loss": {"weights": {"mask": "much"}}}),
+            "--loss weights mask: expected a number, got 'much'",
+        ),
+        (
+            variant({"loss": {"mask_targets": {"aligned": "no"}}}),
+            "mask_targets aligned: expected true or false",
+        ),
+        (variant({"loss": {"mask_targets": True}}), "--loss mask_targets: expected a mapping, got True"),
+        (variant(penalty("of_three")), "variant mine: .*regularization term must return a scalar tensor"),
+        (variant(penalty("not_a_number")), "variant mine: loss_regularization of the model is nan"),
+        (variant({"weights": "nowhere.safetensors"}), "variant mine: nowhere.safetensors"),
         (variant({"train_annotations": "nowhere.json"}), "variant mine: nowhere.json"),
     ],
 )
@@ -164,11 +192,64 @@ def test_variants_may_share_options_by_yamls_merge(file, content, tmp_path):
     assert plan.variants["mine"] == {"max_steps": 5, "batch_size": 1}
 
 
+def test_numbers_with_an_exponent_are_numbers_as_in_yaml_1_2(file, content, tmp_path):
+    text = written(file, content).read_text()
+    file.write_text(
+        text.replace("  bce: {}\n", "  bce: {learning_rate: 1e-4, loss: {weights: {mask: 2e-1}}}\n")
+    )
+    plan = read_plan(file, tmp_path / "out")
+    assert plan.variants["bce"] == {"learning_rate": 1e-4, "loss": {"weights": {"mask": 0.2}}}
+
+
+def test_a_variants_loss_changes_parts_of_the_bases(file, content, tmp_path):
+    dice = "maskloss.losses.MaskDiceLoss"
+    content["base"]["loss"] = "aligned"
+    content["variants"] = {
+        "base": {},
+        "dice": {"loss": {"mask": dice}},
+        "stock": {"loss": {"preset": "torchvision", "mask": dice}},
+        "paper": {"loss": "paper"},
+    }
+    losses = {run.variant: run.config.make_loss() for run in read_plan(written(file, content), tmp_path).runs}
+    aligned = {name: loss.mask_targets.aligned for name, loss in losses.items()}
+    assert aligned == {"base": True, "dice": True, "stock": False, "paper": True}
+    assert type(losses["dice"].mask) is type(losses["stock"].mask) is not type(losses["base"].mask)
+
+    content["base"]["loss"] = {"mask": dice, "weights": {"mask": 2.0, "box": 3.0}}
+    content["variants"] = {"bce": {"loss": {"mask": "maskloss.losses.MaskBCELoss", "weights": {"mask": 1.0}}}}
+    (loss, _) = (run.config.make_loss() for run in read_plan(written(file, content), tmp_path).runs)
+    assert (loss.weights.mask, loss.weights.box) == (1.0, 3.0)
+
+    content["base"]["loss"] = "tests.training.test_losses.whole"
+    with pytest.raises(
+        InputError, match=r"variant bce: loss: the base's is .*whole.*a mapping can change no part"
+    ):
+        read_plan(written(file, content), tmp_path)
+
+
+def test_variants_may_be_evaluated_on_other_images_and_that_is_known(file, content, tmp_path, data):
+    assert read_plan(written(file, content), tmp_path).one_validation
+    copy = tmp_path / "copy.json"
+    copy.write_bytes((data / "train/annotations.json").read_bytes())
+    content["variants"]["dice"]["val_annotations"] = str(copy)
+    assert not read_plan(written(file, content), tmp_path).one_validation
+
+
 @pytest.mark.parametrize("text", ["", "- 1", "a: [", "3"])
 def test_what_is_no_mapping_is_an_error_that_names_the_file(file, tmp_path, text):
     file.write_text(text)
     with pytest.raises(InputError, match=r"sweep\.yaml"):
         read_plan(file, tmp_path / "out")
+
+
+def test_a_validation_set_of_other_categories_is_an_error(file, content, tmp_path, data):
+    annotations = json.loads((data / "train/annotations.json").read_text())
+    annotations["categories"].append({"id": 99, "name": "unicorn"})
+    path = tmp_path / "annotations.json"
+    path.write_text(json.dumps(annotations))
+    content["variants"]["mine"] = {"val_annotations": str(path)}
+    with pytest.raises(InputError, match=r"variant mine: .*annotations\.json: .*unicorn"):
+        read_plan(written(file, content), tmp_path / "out")
 
 
 def test_a_class_without_an_object_is_an_error_that_names_it(file, content, tmp_path, data):

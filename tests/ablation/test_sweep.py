@@ -16,8 +16,10 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from filelock import FileLock
 
 from maskloss.ablation.plan import read_plan
+from maskloss.ablation.running import outcome_of
 from maskloss.ablation.sweep import ablate
 from maskloss.cli import main
 from maskloss.errors import InputError, RunError
@@ -134,8 +136,16 @@ def test_results_hold_what_the_runs_measured(swept):
         assert results["variants"][variant]["summary"]["mask AP"]["mean"] == run["metrics"]["segm"]["AP"]
     assert results["variants"]["dice"]["changes"] == VARIANTS["dice"]
     table = (output / "table.md").read_text().splitlines()
-    assert table[0].startswith("| variant | box AP | mask AP | mask AP75 |")
-    assert [line.split(" | ")[0] for line in table[2:6]] == ["| bce", "| dice", "| fails", "| dies"]
+    assert table[0].startswith("| variant | runs | box AP | mask AP | mask AP75 |")
+    assert [line.split(" | ")[:2] for line in table[2:6]] == [
+        ["| bce", "1"],
+        ["| dice", "1"],
+        ["| fails", "0 of 1, 1 failed"],
+        ["| dies", "0 of 1, 1 failed"],
+    ]
+    assert "cannot tell: fewer than two seeds" in table[3]
+    assert "nothing to compare" in table[4]
+    assert table[-1] == "Failed: dies, seed 0: its process ended with exit code 7"
 
 
 def test_the_page_loads_nothing_from_elsewhere(swept):
@@ -191,6 +201,78 @@ def test_a_run_of_another_config_is_neither_taken_for_this_one_nor_overwritten(s
     ):
         ablate(file, output)
     assert {path: path.read_bytes() for path in output.rglob("*") if path.is_file()} == before
+
+
+def test_a_run_that_was_interrupted_is_of_its_config_too(data, tmp_path):
+    file = sweep_file(tmp_path, data, {"bce": {}}, [0])
+    (run,) = read_plan(file, tmp_path / "out").runs
+    with interrupted_after(1):
+        train(run.config)
+    file = sweep_file(tmp_path, data, {"bce": {"learning_rate": 0.5}}, [0])
+    with pytest.raises(InputError, match="bce/seed-0: holds a run with another learning_rate"):
+        ablate(file, tmp_path / "out")
+    assert (tmp_path / "out/runs/bce/seed-0/checkpoints").exists()
+
+
+def test_a_run_that_failed_may_be_tried_with_another_loss(data, tmp_path):
+    steps = {"max_steps": 1}
+    file = sweep_file(tmp_path, data, {"mine": {**VARIANTS["fails"], **steps}}, [0])
+    with pytest.raises(RunError, match="in training only"):
+        ablate(file, tmp_path / "out")
+    # As if it had failed after a checkpoint.
+    stale = tmp_path / "out/runs/mine/seed-0/checkpoints"
+    stale.mkdir(exist_ok=True)
+    (stale / "step-00000001.pt").write_bytes(b"of another loss")
+    ablate(sweep_file(tmp_path, data, {"mine": {**VARIANTS["dice"], **steps}}, [0]), tmp_path / "out")
+    results = json.loads((tmp_path / "out/results.json").read_text())["variants"]
+    assert results["mine"]["runs"][0]["failure"] is None
+
+
+def test_what_a_run_left_is_not_taken_for_its_result_where_a_part_is_missing(swept, data, tmp_path):
+    _, output, _ = swept
+    file = sweep_file(tmp_path, data, {"bce": {}}, [0])
+    (run,) = read_plan(file, output).runs
+    assert outcome_of(run) is not None
+    for name, content in (("history.jsonl", ""), ("metrics.json", "{}"), ("outcome.json", "[]")):
+        path = output / "runs/bce/seed-0" / name
+        kept = path.read_text()
+        path.write_text(content)
+        assert outcome_of(run) is None
+        path.write_text(kept)
+
+
+def test_two_sweeps_in_one_folder_are_one_too_many(data, tmp_path):
+    file = sweep_file(tmp_path, data, {"bce": {}}, [0])
+    (tmp_path / "out").mkdir()
+    with (
+        FileLock(tmp_path / "out/.lock"),
+        pytest.raises(InputError, match="out: another sweep is running in it"),
+    ):
+        ablate(file, tmp_path / "out")
+    assert not (tmp_path / "out/runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"device": "cuda"}, "variant mine: --device cuda: torch finds no CUDA device"),
+        ({"mixed_precision": "fp16"}, "variant mine: --mixed-precision fp16 needs a GPU"),
+    ],
+)
+def test_what_this_machine_cannot_train_is_said_before_anything_is(
+    data, tmp_path, monkeypatch, changes, message
+):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    file = sweep_file(tmp_path, data, {"bce": {}, "mine": changes}, [0])
+    with pytest.raises(InputError, match=message):
+        ablate(file, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_training_runs_folder_is_no_sweeps(data, tmp_path):
+    (tmp_path / "config.yaml").write_text("max_steps: 3\n")
+    with pytest.raises(InputError, match="holds a run of maskloss train"):
+        ablate(sweep_file(tmp_path, data, {"bce": {}}, [0]), tmp_path)
 
 
 def test_a_bad_sweep_is_one_line_and_exit_code_2(data, tmp_path, capsys):

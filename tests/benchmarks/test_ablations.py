@@ -10,9 +10,11 @@ import pytest
 import torch
 import yaml
 from pycocotools import mask as coco_mask
+from safetensors.torch import save_file
 
 from benchmarks.ablations.hard_shapes import CLASSES, SIZE, write_set
 from maskloss.ablation.plan import read_plan
+from maskloss.detection.models import ModelSettings, build_model
 
 SWEEPS = Path(__file__).parents[2] / "benchmarks/ablations"
 
@@ -23,6 +25,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     even = np.full(len(CLASSES), 1 / len(CLASSES))
     for name in ("even/train", "even/val", "long_tail/train"):
         write_set(folder / "runs/ablations/data" / name, 25, even, seed=2)
+    model = build_model(ModelSettings("resnet18", len(CLASSES) + 1))
+    for name in ("start", "start_masks"):
+        save_file(model.state_dict(), folder / f"runs/ablations/{name}.safetensors")
     return folder
 
 

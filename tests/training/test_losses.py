@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,26 @@ def no_gradient(mask_logits: Tensor, mask_targets: Tensor) -> Tensor:
 
 def raising(mask_logits: Tensor, mask_targets: Tensor) -> Tensor:
     raise KeyError("no such thing")
+
+
+def exits(mask_logits: Tensor, mask_targets: Tensor) -> Tensor:
+    sys.exit(3)
+
+
+def of_nothing(mask_logits: Tensor, mask_targets: Tensor) -> Tensor:
+    return torch.zeros(len(mask_logits), requires_grad=True)
+
+
+def of_three(model: nn.Module) -> Tensor:
+    return torch.zeros(3, requires_grad=True)
+
+
+def not_a_number(model: nn.Module) -> Tensor:
+    return next(model.parameters()).sum() * float("nan")
+
+
+def whole() -> MaskRCNNLoss:
+    return MaskRCNNLoss(mask=my_mask_loss)
 
 
 class NeedsArguments(nn.Module):
@@ -146,7 +167,7 @@ def test_a_module_in_the_working_folder_is_found(tmp_path: Path, monkeypatch: py
         ({"preset": "caffe"}, "--loss preset 'caffe': no such preset"),
         ({"weights": {"mask": -1}}, "--loss: the weight of mask must be"),
         ({"weights": {"msk": 1}}, "--loss: .*msk"),
-        ({"weights": 3}, "--loss: "),
+        ({"weights": 3}, "--loss weights: expected a mapping, got 3"),
         ({"mask_targets": {"alligned": True}}, "--loss: .*alligned"),
         ({"normalizers": {"bx": "maskloss.losses.per_positive"}}, "--loss: no term is named bx"),
         ({"normalizers": {"box": "nowhere.f"}}, "--loss normalizers box 'nowhere.f': cannot be imported"),
