@@ -107,6 +107,14 @@ class TrainConfig:
     resume: bool = False
 
     def __post_init__(self) -> None:
+        for field in fields(self):
+            # What YAML reads from `max_steps:` with nothing behind it.
+            _expect(
+                getattr(self, field.name) is not None or "None" in str(field.type),
+                field.name,
+                "a value",
+                "none",
+            )
         for name in ("max_steps", "batch_size", "accumulation_steps", "log_every", "checkpoint_every"):
             _expect(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
         for name in ("warmup_steps", "evaluate_every", "workers", "seed"):

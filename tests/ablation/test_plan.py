@@ -143,6 +143,8 @@ def mask(name: str) -> dict[str, Any]:
         (variant({"lerning_rate": 1}), "variant mine: no option is named lerning_rate"),
         (variant({"learning_rate": "fast"}), "variant mine: .*learning_rate.*fast"),
         (variant({"max_steps": 0}), "variant mine: --max-steps must be at least 1"),
+        (variant({"max_steps": None}), "variant mine: --max-steps must be a value, got none"),
+        (variant({"schedule": None}), "variant mine: --schedule must be a value, got none"),
         (variant({"seed": 3}), "variant mine: seed is the sweep's to give"),
         (variant({"output": "x"}), "variant mine: output is the sweep's to give"),
         (variant({"loss": "nowhere.loss"}), "variant mine: --loss 'nowhere.loss': cannot be imported"),
