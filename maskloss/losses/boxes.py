@@ -300,6 +300,9 @@ class BoxDIoULoss(nn.Module):
 def box_ciou_loss(regression: BoxRegression, *, reduction: Reduction = "none") -> Tensor:
     r"""Complete IoU loss of the decoded boxes: the distance IoU loss plus a term for the aspect ratio.
 
+    With v = (4/π²) (arctan(w_t/h_t) - arctan(w/h))² and α = v / (1 - IoU + v), which is held constant in the
+    gradient, loss = DIoU loss + α v.
+
     Args:
         regression: the P positives; its decoded boxes are read.
         reduction: "none" gives (P,); "sum" and "mean" give a scalar.
@@ -309,9 +312,6 @@ def box_ciou_loss(regression: BoxRegression, *, reduction: Reduction = "none") -
 
     Raises:
         ValueError: the regression has no `decode`.
-
-    With v = (4/π²) (arctan(w_t/h_t) - arctan(w/h))² and α = v / (1 - IoU + v), which is held constant in the
-    gradient, loss = DIoU loss + α v.
 
     Source: Zheng et al., Distance-IoU loss, 2019, arXiv:1911.08287, equation 10. As
     `torchvision.ops.complete_box_iou_loss`, and finite where a side has shrunk to nothing, which that is not.
