@@ -18,17 +18,14 @@ from torch import nn
 from maskloss.data.coco import CocoData
 from maskloss.errors import InputError
 from maskloss.files import read_bytes
-from maskloss.losses.presets import PRESETS
 from maskloss.training.config import TrainConfig
 from maskloss.training.loop import initial_model, read_data
-from maskloss.training.losses import probe
+from maskloss.training.losses import changed_loss, probe
 
 _KEYS = ("base", "variants", "seeds", "baseline", "cpus", "gpus")
 #: What a sweep itself gives each run.
 _OWN_FIELDS = ("output", "seed", "resume")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,99}")
-#: Parts of a loss that are mappings themselves.
-_MAPPINGS_OF_A_LOSS = ("weights", "mask_targets", "normalizers")
 
 
 @dataclass(frozen=True)
@@ -232,19 +229,12 @@ def _config(where: str, options: dict[str, Any]) -> TrainConfig:
 def _changed(where: str, base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     """Give the base's options with a variant's; parts of a loss replace those of the base's loss."""
     options = {**base, **changes}
-    loss, own = base.get("loss"), changes.get("loss")
-    if loss is None or not isinstance(own, dict) or "preset" in own:
-        return options
-    if isinstance(loss, str):
-        if loss not in PRESETS:
-            raise InputError(f"{where}: loss: the base's is {loss!r}, of which a mapping can change no part")
-        loss = {"preset": loss}
-    parts = {
-        key: {**loss.get(key, {}), **own[key]}
-        for key in _MAPPINGS_OF_A_LOSS
-        if isinstance(own.get(key), dict) and isinstance(loss.get(key, {}), dict)
-    }
-    return {**options, "loss": {**loss, **own, **parts}}
+    if base.get("loss") is not None and changes.get("loss") is not None:
+        try:
+            options["loss"] = changed_loss(base["loss"], changes["loss"])
+        except InputError as error:
+            raise InputError(f"{where}: {error}") from error
+    return options
 
 
 def _checked_data(

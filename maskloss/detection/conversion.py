@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -9,8 +10,10 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torchvision.models.detection import roi_heads as torchvision_roi_heads
 from torchvision.models.detection._utils import BalancedPositiveNegativeSampler
 from torchvision.models.detection._utils import BoxCoder as TorchvisionBoxCoder
+from torchvision.models.detection.faster_rcnn import FastRCNNPredictor
 from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 from torchvision.models.detection.mask_rcnn import MaskRCNNPredictor
 from torchvision.models.detection.roi_heads import RoIHeads as TorchvisionRoIHeads
@@ -20,6 +23,7 @@ from torchvision.ops import MultiScaleRoIAlign as TorchvisionMultiScaleRoIAlign
 
 from maskloss.detection.box_coder import BoxCoder
 from maskloss.detection.heads import ClassSelectedMaskPredictor
+from maskloss.detection.loss_holder import moved_to
 from maskloss.detection.pooling import MultiScaleRoIAlign
 from maskloss.detection.roi_heads import RoIHeads
 from maskloss.detection.rpn import RegionProposalNetwork
@@ -49,8 +53,11 @@ def convert(
         model: torchvision's `FasterRCNN`, `MaskRCNN` or `KeypointRCNN`, or a subclass, whose `rpn` and
             `roi_heads` are torchvision's own. Backbones, heads, poolers, predictors, matchers and samplers may
             be anybody's. So may the transform, which is then left alone: masks come as tensors and are
-            resized and pasted by it.
-        loss: a `MaskRCNNLoss`, the name of a preset, or None for "torchvision".
+            resized and pasted by it. What a subclass is given whose `forward` does not begin with (images, targets) is
+            not checked.
+        loss: a `MaskRCNNLoss`, the name of a preset, or None for "torchvision". It becomes this model's: it moves
+            with it, so two models need two. Parameters that it has are not among the model's; the optimizer needs
+            to be given them.
         paste: how detections' masks get into the image: "torchvision" gives torchvision's masks; "matched"
             samples at pixel centres on the side of the half pixel that the loss's targets train; None leaves
             the probabilities (D, 1, M, M), for `paste_masks(output="rle")`.
@@ -64,9 +71,9 @@ def convert(
         The same model.
 
     Raises:
-        TypeError: the model, or a part whose `forward` ours would replace, is not torchvision's; or
-            `fixed_size` is asked for with another sampler than torchvision's. Nothing is changed then. The
-            message names what was found.
+        TypeError: the model, or a part whose code ours would replace, is not torchvision's; torchvision's loss
+            functions have been replaced and no `loss` is given; or `fixed_size` is asked for with another sampler
+            than torchvision's. Nothing is changed then. The message names what was found.
         ValueError: no such preset or paste; or `fixed_size` is asked for with a BatchNorm in the RoI heads, whose
             statistics would take in the rows that nothing was drawn into.
 
@@ -77,6 +84,8 @@ def convert(
     """
     if paste not in ("torchvision", "matched", None):
         raise ValueError(f'paste must be "torchvision", "matched" or None, not {paste!r}')
+    if loss is None:
+        _expect_own_losses()
     if loss is None or isinstance(loss, str):
         loss = MaskRCNNLoss.preset(loss or "torchvision")
     if not isinstance(loss, MaskRCNNLoss):
@@ -87,13 +96,18 @@ def convert(
         )
     _expect_own(model, "rpn", TorchvisionRPN, RegionProposalNetwork)
     _expect_own(model, "roi_heads", TorchvisionRoIHeads, RoIHeads)
+    for name in ("rpn", "roi_heads"):
+        _expect_own_coder(name, getattr(model, name).box_coder)
     own_transform = type(model.transform) in (GeneralizedRCNNTransform, RCNNTransform)
     if not own_transform and paste != "torchvision":
         raise TypeError(
             f"paste={paste!r} would replace the code of model.transform, which is not torchvision's "
             f"GeneralizedRCNNTransform but {_full_name(model.transform)}"
         )
-
+    if paste != "torchvision" and "postprocess" in vars(model.transform):
+        raise TypeError(
+            f"paste={paste!r} would drop model.transform.postprocess, which has been patched on the instance"
+        )
     if fixed_size:
         _expect_fixed_size_fits(model)
 
@@ -107,7 +121,12 @@ def convert(
         model.transform.aligned_masks = loss.mask_targets.aligned
         model.transform.boxes_on_host = fixed_size
     predictor = model.roi_heads.mask_predictor
-    if type(predictor) is MaskRCNNPredictor and "forward" not in vars(predictor):
+    if (
+        type(predictor) is MaskRCNNPredictor
+        and "forward" not in vars(predictor)
+        # It is a Sequential, to which layers can be added.
+        and list(predictor._modules) == ["conv5_mask", "relu", "mask_fcn_logits"]
+    ):
         predictor.__class__ = ClassSelectedMaskPredictor
     heads = model.roi_heads
     for pooler in (heads.box_roi_pool, heads.mask_roi_pool, heads.keypoint_roi_pool):
@@ -119,7 +138,7 @@ def convert(
         if type(part.box_coder) is TorchvisionBoxCoder:
             part.box_coder.__class__ = BoxCoder
     model.rpn.fixed_size = heads.fixed_size = fixed_size
-    loss.to(next(model.parameters()).device)
+    moved_to(loss, next(model.parameters()))
     model.rpn.hold(loss)
     model.roi_heads.hold(loss)
 
@@ -197,11 +216,14 @@ def _check_inputs(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any
     heads: Any = model.roi_heads
     if images is None or not heads.wants_losses:
         return
-    class_layer = getattr(heads.box_predictor, "cls_score", None)
+    if list(inspect.signature(type(model).forward).parameters)[1:3] != ["images", "targets"]:
+        return
+    # Of another predictor, a layer of that name may be anything.
+    own_predictor = type(heads.box_predictor) is FastRCNNPredictor
     check_targets(
         images,
         targets,
-        num_classes=getattr(class_layer, "out_features", None),
+        num_classes=heads.box_predictor.cls_score.out_features if own_predictor else None,
         has_masks=heads.has_mask(),
         has_keypoints=heads.has_keypoint(),
     )
@@ -242,6 +264,27 @@ def _expect_own(model: nn.Module, name: str, stock: type, ours: type) -> None:
             )
 
 
+def _expect_own_coder(name: str, coder: Any) -> None:
+    """Expect deltas that are encoded and decoded box by box, by methods of torchvision's names."""
+    for method in ("encode", "decode"):
+        if getattr(type(coder), method, None) is not getattr(TorchvisionBoxCoder, method):
+            raise TypeError(
+                f"convert would not call {method} of model.{name}.box_coder, which is not torchvision's BoxCoder but "
+                f"{_full_name(coder)}; override {method}_single instead"
+            )
+
+
+def _expect_own_losses() -> None:
+    """Expect that nobody has put a loss of his own in the place of torchvision's, where ours would not call it."""
+    for name, term in (("fastrcnn_loss", "classification and box"), ("maskrcnn_loss", "mask")):
+        function = getattr(torchvision_roi_heads, name)
+        if getattr(function, "__module__", None) != torchvision_roi_heads.__name__:
+            raise TypeError(
+                f"{torchvision_roi_heads.__name__}.{name} has been replaced, and convert would not call it; give the "
+                f"{term} term to MaskRCNNLoss, or a preset by name"
+            )
+
+
 def _expect_fixed_size_fits(model: GeneralizedRCNN) -> None:
     for name in ("rpn", "roi_heads"):
         sampler = getattr(model, name).fg_bg_sampler
@@ -250,6 +293,10 @@ def _expect_fixed_size_fits(model: GeneralizedRCNN) -> None:
                 f"fixed_size would replace the draws of model.{name}.fg_bg_sampler, which is not torchvision's "
                 f"BalancedPositiveNegativeSampler but {_full_name(sampler)}"
             )
+    if "select_training_samples" in vars(model.roi_heads):
+        raise TypeError(
+            "fixed_size would drop model.roi_heads.select_training_samples, which has been patched on the instance"
+        )
     for name, module in model.roi_heads.named_modules():
         if isinstance(module, _BatchNorm):
             raise ValueError(

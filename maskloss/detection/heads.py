@@ -56,6 +56,7 @@ def _is_plain_pointwise(layer: nn.Module) -> bool:
     return (
         type(layer) is nn.Conv2d
         and (layer.kernel_size, layer.stride, layer.padding, layer.groups) == ((1, 1), (1, 1), (0, 0), 1)
-        and not (layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks)
+        and not (layer._forward_hooks or layer._forward_pre_hooks)
+        and not (layer._backward_hooks or layer._backward_pre_hooks)
         and "forward" not in vars(layer)
     )

@@ -46,6 +46,16 @@ class LossHolder:
         return module
 
 
+def moved_to(loss: MaskRCNNLoss, parameter: Tensor) -> MaskRCNNLoss:
+    """Move a loss to a parameter's device, and to its dtype where that is no less than float32; in place."""
+
+    def to_parameter(tensor: Tensor) -> Tensor:
+        return tensor.to(parameter.device, parameter.dtype if tensor.is_floating_point() else None)
+
+    loss._apply(lambda tensor: _moved(tensor, to_parameter))
+    return loss
+
+
 def _moved(tensor: Tensor, fn: Callable[[Tensor], Tensor]) -> Tensor:
     """Move a tensor of the loss as the model's, but never below float32, which the losses compute in."""
     moved = fn(tensor)

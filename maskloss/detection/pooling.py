@@ -139,7 +139,9 @@ class _RoIAlign(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None, None]:
         (rois,) = ctx.saved_tensors
-        return _spread(gradient, rois, *ctx.settings), None, None, None, None
+        # A backward pass that is called under autocast would round the products.
+        with torch.autocast("cpu", enabled=False):
+            return _spread(gradient, rois, *ctx.settings), None, None, None, None
 
 
 def _spread(

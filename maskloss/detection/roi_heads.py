@@ -86,7 +86,7 @@ class RoIHeads(LossHolder, TorchvisionRoIHeads):
             num_images=len(proposals),
             sampled=labels.numel(),
             positives=positives.numel(),
-            batch_size_per_image=self.fg_bg_sampler.batch_size_per_image,
+            batch_size_per_image=getattr(self.fg_bg_sampler, "batch_size_per_image", 0),
         )
         losses = self.loss.roi_losses(
             RoIBatch(
@@ -201,7 +201,7 @@ class RoIHeads(LossHolder, TorchvisionRoIHeads):
         grids = []
         for target, boxes, (host_boxes, host_idxs) in zip(targets, drawn.boxes, drawn.on_host, strict=True):
             masks = target["masks"]
-            if isinstance(masks, Tensor):
+            if isinstance(masks, Tensor) and masks.dtype == torch.uint8:
                 # `check_targets` has seen that they hold 0 and 1; bool masks are not looked at again.
                 masks = masks.view(torch.bool)
             if len(boxes):

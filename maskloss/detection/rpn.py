@@ -124,9 +124,9 @@ class RegionProposalNetwork(LossHolder, TorchvisionRPN):
                 at_least_float32(deltas[image, chosen]), anchors[image][chosen]
             )
             boxes = clip_boxes_to_image(boxes, size)
-            scores = objectness[image, chosen].sigmoid()
+            scores = at_least_float32(objectness[image, chosen].sigmoid())
             if self.training and self.fixed_size:
-                boxes, scores, levels_kept = self._droppable_made_copies(boxes, scores, levels)
+                boxes, scores, levels_kept = self._droppable_made_copies(boxes, scores, levels, size)
             else:
                 kept = remove_small_boxes(boxes, self.min_size)
                 kept = kept[scores[kept] >= self.score_thresh]
@@ -136,23 +136,27 @@ class RegionProposalNetwork(LossHolder, TorchvisionRPN):
         return proposals
 
     def _droppable_made_copies(
-        self, boxes: Tensor, scores: Tensor, levels: Tensor
+        self, boxes: Tensor, scores: Tensor, levels: Tensor, image_size: tuple[int, int]
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Make boxes that are too small or score too low copies of the best box, which NMS then drops.
+        """Make boxes that are too small, score too low or are NaN copies of the best box, which NMS then drops.
 
-        To drop them itself, the host would have to know how many they are.
+        To drop them itself, the host would have to know how many they are. Where none is left they are the whole
+        image, since something has to be pooled.
         """
         sides = boxes[:, 2:] - boxes[:, :2]
-        dropped = (sides < self.min_size).any(dim=1) | (scores < self.score_thresh)
+        # By what is kept, as in torchvision: NaN compares false either way.
+        dropped = ~((sides >= self.min_size).all(dim=1) & (scores >= self.score_thresh))
         scores = scores.masked_fill(dropped, -1.0)
         best = scores.argmax()[None]  # of one dimension: a scalar as an index would be waited for
-        boxes = torch.where(dropped[:, None], boxes[best], boxes)
+        whole = torch.zeros_like(boxes[:1])
+        whole[:, 2], whole[:, 3] = image_size[1], image_size[0]
+        boxes = torch.where(dropped[:, None], torch.where(dropped[best], whole, boxes[best]), boxes)
         return boxes, scores, torch.where(dropped, levels[best], levels)
 
     def _sample(self, anchors: list[Tensor], targets: list[dict[str, Any]]) -> _Sample:
         """Match anchors to objects and sample them; of a fixed-size sample the sizes are on their way."""
-        boxes = [{"boxes": sent(target["boxes"], anchors[0].device)} for target in targets]
-        labels, matched_boxes = self.assign_targets_to_anchors(anchors, boxes)
+        targets = [{**target, "boxes": sent(target["boxes"], anchors[0].device)} for target in targets]
+        labels, matched_boxes = self.assign_targets_to_anchors(anchors, targets)
         if not (self.training and self.fixed_size):
             positives, negatives = self.fg_bg_sampler(labels)
             indices = torch.where(torch.cat(positives))[0], torch.where(torch.cat(negatives))[0]
@@ -189,7 +193,7 @@ class RegionProposalNetwork(LossHolder, TorchvisionRPN):
                 num_images=len(anchors),
                 sampled=sampled.numel(),
                 positives=positives.numel(),
-                batch_size_per_image=self.fg_bg_sampler.batch_size_per_image,
+                batch_size_per_image=getattr(self.fg_bg_sampler, "batch_size_per_image", 0),
                 locations=locations,
             ),
         )

@@ -98,12 +98,14 @@ class Reading:
 
     def __init__(self, slots: Slots, *others: Tensor) -> None:
         tensors = (slots.num_positives, slots.num_drawn, *others)
+        device = tensors[0].device
         # Into pinned memory, which `non_blocking` makes of it, so that the host goes on meanwhile.
-        self._on_host = [tensor.to("cpu", non_blocking=True) for tensor in tensors]
+        self._on_host = [tensor.to("cpu", non_blocking=device.type == "cuda") for tensor in tensors]
         self._arrived: torch.cuda.Event | None = None
-        if tensors[0].device.type == "cuda":
+        if device.type == "cuda":
             self._arrived = torch.cuda.Event()
-            self._arrived.record()
+            # Of the tensors' device, which need not be the current one.
+            self._arrived.record(torch.cuda.current_stream(device))
 
     def result(self) -> tuple[Drawn, list[Tensor]]:
         """Wait until they have arrived, but not for what the device was given since."""

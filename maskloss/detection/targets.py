@@ -75,7 +75,9 @@ def check_targets(
         violations += [(violated, f"{name}, {what}", target) for what, violated in found.items()]
     if not violations:
         return
-    verdicts = torch.stack([violated.any() for violated, _, _ in violations]).tolist()
+    # Masks may be on the host where boxes are on a GPU.
+    device = violations[0][0].device
+    verdicts = torch.stack([violated.any().to(device) for violated, _, _ in violations]).tolist()
     if any(verdicts):
         violated, message, target = violations[verdicts.index(True)]
         instance = int(violated.long().argmax())

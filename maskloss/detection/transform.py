@@ -61,8 +61,11 @@ class RCNNTransform(GeneralizedRCNNTransform):
         """
         if self.aligned_masks:
             return 0.0, 0.0
-        # torchvision's own rule for the new size, on a tensor without memory.
+        # torchvision's own rule for the new size, on a tensor without memory; in training it would draw one.
+        mode = self.training
+        self.eval()
         resized, _ = super().resize(torch.empty((3, *image_size), device="meta"), None)
+        self.train(mode)
         return unaligned_offset(image_size, (resized.shape[-2], resized.shape[-1]))
 
     def postprocess(

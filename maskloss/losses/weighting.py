@@ -35,7 +35,8 @@ class BatchCounts:
         num_images: N, in the batch.
         sampled: anchors (RPN) or RoIs (detector) that were sampled, over the batch.
         positives: those of them that are matched to an instance.
-        batch_size_per_image: how many the sampler draws for one image if there are enough.
+        batch_size_per_image: how many the sampler draws for one image if there are enough; 0 of a sampler that does
+            not say.
         weight_sum: sum of the weights that a classification term returned beside its values; the number of
             sampled RoIs where it returned none.
         locations: feature-map positions with anchors, over the batch (RPN only).
@@ -73,7 +74,13 @@ def per_positive_coordinate(counts: BatchCounts) -> int:
 
 
 def per_full_batch(counts: BatchCounts) -> int:
-    """Divide by what would be sampled if every image had enough: Detectron2's constant."""
+    """Divide by what would be sampled if every image had enough: Detectron2's constant.
+
+    Raises:
+        ValueError: the sampler has no `batch_size_per_image`.
+    """
+    if counts.batch_size_per_image == 0:
+        raise ValueError("per_full_batch needs a sampler with `batch_size_per_image`, as torchvision's is")
     return counts.num_images * counts.batch_size_per_image
 
 

@@ -39,7 +39,8 @@ from maskloss.masks.targets import MaskTargets
 LossConfig = str | dict[str, Any]
 
 _TERMS = ("objectness", "rpn_box", "classification", "box", "mask", "regularization")
-_KEYS = ("preset", *_TERMS, "weights", "mask_targets", "normalizers")
+_MAPPINGS = ("weights", "mask_targets", "normalizers")
+_KEYS = ("preset", *_TERMS, *_MAPPINGS)
 
 
 def make_loss(config: LossConfig) -> MaskRCNNLoss:
@@ -65,6 +66,25 @@ def make_loss(config: LossConfig) -> MaskRCNNLoss:
     if not isinstance(loss, MaskRCNNLoss):
         raise InputError(f"--loss {config!r}: gives a {type(loss).__name__}, not a MaskRCNNLoss")
     return loss
+
+
+def changed_loss(base: LossConfig, changes: LossConfig) -> LossConfig:
+    """Give the config of a loss with some parts changed: those of a mapping without `preset`, else all of it.
+
+    Raises:
+        InputError: the base is an import path, whose parts are not known.
+    """
+    if not isinstance(changes, dict) or "preset" in changes:
+        return changes
+    if isinstance(base, str):
+        if base not in PRESETS:
+            raise InputError(f"--loss: the base's is {base!r}, of which a mapping can change no part")
+        base = {"preset": base}
+    changed = {**base, **changes}
+    for key in _MAPPINGS:
+        if isinstance(base.get(key), dict) and isinstance(changes.get(key), dict):
+            changed[key] = {**base[key], **changes[key]}
+    return changed
 
 
 def imported(path: str, where: str) -> Any:

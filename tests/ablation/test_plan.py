@@ -224,7 +224,7 @@ def test_a_variants_loss_changes_parts_of_the_bases(file, content, tmp_path):
 
     content["base"]["loss"] = "tests.training.test_losses.whole"
     with pytest.raises(
-        InputError, match=r"variant bce: loss: the base's is .*whole.*a mapping can change no part"
+        InputError, match=r"variant bce: --loss: the base's is .*whole.*a mapping can change no part"
     ):
         read_plan(written(file, content), tmp_path)
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torchvision.models.detection import KeypointRCNN, MaskRCNN, RetinaNet
+from torchvision.models.detection._utils import BoxCoder as TorchvisionBoxCoder
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.mask_rcnn import MaskRCNNPredictor
 from torchvision.models.detection.roi_heads import RoIHeads as TorchvisionRoIHeads
@@ -860,3 +861,166 @@ def test_a_keypoint_model_keeps_torchvisions_keypoint_loss():
     expected, _ = training_pass(stock, *batch())
     losses, _ = training_pass(maskloss.convert(tiny_keypoint_rcnn(), "detectron2"), *batch())
     assert float(losses["loss_keypoint"]) == pytest.approx(float(expected["loss_keypoint"]), rel=1e-6)
+
+
+# What users put into torchvision's models
+
+
+def trains_alike(model: nn.Module, loss: MaskRCNNLoss | None = None) -> None:
+    """Expect the converted model's losses and gradients to be the stock one's."""
+    expected, expected_gradients = training_pass(copy.deepcopy(model), *batch())
+    found, gradients = training_pass(maskloss.convert(model, loss), *batch())
+    assert found.keys() == expected.keys()
+    for key, value in expected.items():
+        assert found[key].item() == pytest.approx(value.item(), rel=1e-5), key
+    for name, gradient in expected_gradients.items():
+        torch.testing.assert_close(gradients[name], gradient, rtol=1e-3, atol=1e-5, msg=name)
+
+
+def test_a_layer_added_to_torchvisions_mask_predictor_is_not_dropped():
+    model = tiny_mask_rcnn()
+    model.roi_heads.mask_predictor.add_module("scale", nn.Conv2d(NUM_CLASSES, NUM_CLASSES, 1))
+    trains_alike(model)
+
+
+@pytest.mark.parametrize("register", ["register_full_backward_hook", "register_full_backward_pre_hook"])
+def test_a_backward_hook_on_the_last_layer_is_called(register):
+    model = maskloss.convert(tiny_mask_rcnn())
+    calls = []
+    getattr(model.roi_heads.mask_predictor.mask_fcn_logits, register)(lambda *_: calls.append(1))
+    training_pass(model, *batch())
+    assert calls
+
+
+class MySampler:
+    """The first of each kind."""
+
+    def __call__(self, labels: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        def first(chosen: Tensor) -> Tensor:
+            return chosen & (chosen.cumsum(0) <= 5)
+
+        return [first(image >= 1) for image in labels], [first(image == 0) for image in labels]
+
+
+@pytest.mark.parametrize("part", ["rpn", "roi_heads"])
+def test_a_sampler_may_be_any_callable(part):
+    model = tiny_mask_rcnn()
+    getattr(model, part).fg_bg_sampler = MySampler()
+    trains_alike(model)
+
+
+def test_a_divisor_that_the_sampler_does_not_know_is_asked_for():
+    model = tiny_mask_rcnn()
+    model.rpn.fg_bg_sampler = MySampler()
+    with pytest.raises(ValueError, match="per_full_batch needs a sampler with `batch_size_per_image`"):
+        training_pass(maskloss.convert(model, "detectron2"), *batch())
+
+
+class MyBoxCoder(TorchvisionBoxCoder):
+    def encode(self, reference_boxes: list[Tensor], proposals: list[Tensor]) -> tuple[Tensor, ...]:
+        return tuple(2 * deltas for deltas in super().encode(reference_boxes, proposals))
+
+
+@pytest.mark.parametrize("part", ["rpn", "roi_heads"])
+def test_a_box_coder_whose_code_would_not_be_called_is_refused(part):
+    model = tiny_mask_rcnn()
+    getattr(model, part).box_coder = MyBoxCoder((1.0, 1.0, 1.0, 1.0))
+    with pytest.raises(TypeError, match=rf"would not call encode of model\.{part}\.box_coder.*MyBoxCoder"):
+        maskloss.convert(model)
+    assert type(model.rpn) is TorchvisionRPN
+
+
+class MyBoxCoderOfOne(TorchvisionBoxCoder):
+    def encode_single(self, reference_boxes: Tensor, proposals: Tensor) -> Tensor:
+        return 2 * super().encode_single(reference_boxes, proposals)
+
+
+def test_a_box_coder_of_single_boxes_is_called():
+    model = tiny_mask_rcnn()
+    model.rpn.box_coder = MyBoxCoderOfOne((1.0, 1.0, 1.0, 1.0))
+    trains_alike(model)
+
+
+class TwoLayerBoxPredictor(nn.Module):
+    """A layer is named `cls_score` and is not the last."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cls_score = nn.Linear(16, 2)
+        self.last = nn.Linear(2, NUM_CLASSES)
+        self.bbox_pred = nn.Linear(16, 4 * NUM_CLASSES)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.last(self.cls_score(x).relu()), self.bbox_pred(x)
+
+
+def test_another_box_predictors_layers_do_not_say_how_many_classes_there_are():
+    torch.manual_seed(0)
+    model = tiny_mask_rcnn()
+    model.roi_heads.box_predictor = TwoLayerBoxPredictor()
+    trains_alike(model)
+
+
+class OfASample(MaskRCNN):
+    def forward(self, sample: dict[str, Any]) -> Any:
+        return super().forward(sample["images"], sample["targets"])
+
+
+def test_a_subclass_may_take_other_arguments():
+    model = tiny_mask_rcnn(kind=OfASample).train()
+    images, targets = batch()
+    losses = []
+    for made in (copy.deepcopy(model), maskloss.convert(model)):
+        torch.manual_seed(0)
+        losses.append(made({"images": images, "targets": targets}))
+    assert losses[0].keys() == losses[1].keys()
+    assert losses[1]["loss_mask"].item() == pytest.approx(losses[0]["loss_mask"].item(), rel=1e-5)
+
+
+def test_a_patched_assignment_of_anchors_sees_the_whole_target():
+    seen = []
+    model = maskloss.convert(tiny_mask_rcnn())
+    own = model.rpn.assign_targets_to_anchors
+
+    def watched(anchors: list[Tensor], targets: list[dict[str, Any]]) -> Any:
+        seen.extend(target["labels"] for target in targets)
+        return own(anchors, targets)
+
+    model.rpn.assign_targets_to_anchors = watched
+    training_pass(model, *batch())
+    assert len(seen) == 2
+
+
+def test_a_patched_postprocess_is_not_silently_dropped():
+    model = tiny_mask_rcnn()
+    model.transform.postprocess = model.transform.postprocess
+    with pytest.raises(TypeError, match=r"would drop model\.transform\.postprocess"):
+        maskloss.convert(model, paste="matched")
+    maskloss.convert(model)
+
+
+def test_a_replaced_loss_function_of_torchvisions_is_noticed(monkeypatch):
+    def mine(*arguments: Any) -> Tensor:
+        return torch.zeros(())
+
+    monkeypatch.setattr("torchvision.models.detection.roi_heads.maskrcnn_loss", mine)
+    with pytest.raises(TypeError, match="maskrcnn_loss has been replaced, and convert would not call it"):
+        maskloss.convert(tiny_mask_rcnn())
+    maskloss.convert(tiny_mask_rcnn(), "torchvision")
+
+
+def test_a_model_that_is_double_already_trains_with_class_weights():
+    model = maskloss.convert(tiny_mask_rcnn().double(), class_weighted())
+    images, targets = batch()
+    losses, _ = training_pass(model, [image.double() for image in images], targets)
+    assert losses["loss_classifier"].dtype == torch.float64
+
+
+def test_where_masks_are_put_does_not_depend_on_the_models_mode():
+    model = maskloss.convert(tiny_mask_rcnn())
+    model.transform.min_size = (64, 96, 128)
+    expected = model.eval().transform.mask_offset((50, 70))
+    before = torch.get_rng_state()
+    assert model.train().transform.mask_offset((50, 70)) == expected
+    assert torch.equal(torch.get_rng_state(), before)
+    assert model.transform.training

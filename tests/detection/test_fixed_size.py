@@ -22,6 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.models.detection import MaskRCNN, maskrcnn_resnet50_fpn_v2
 from torchvision.models.detection._utils import BalancedPositiveNegativeSampler
 from torchvision.models.detection.image_list import ImageList
+from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops import MultiScaleRoIAlign, batched_nms
 
 from maskloss import EncodedMasks, convert, losses_and_detections
@@ -180,8 +181,52 @@ def test_dropping_by_copies_leaves_what_dropping_leaves_at_every_level():
     kept = (boxes[:, 2:] - boxes[:, :2] >= 20.0).all(1) & (scores >= 0.3)
     assert 20 < kept.sum() < 180
     expected = boxes[kept][batched_nms(boxes[kept], scores[kept], levels[kept], 0.5)]
-    copied = model._droppable_made_copies(boxes, scores, levels)
+    copied = model._droppable_made_copies(boxes, scores, levels, (64, 64))
     assert torch.equal(copied[0][batched_nms(*copied, 0.5)], expected)
+
+
+@pytest.mark.parametrize("rows", [slice(5, 9), slice(None)])
+def test_boxes_of_a_diverged_network_are_never_pooled(rows):
+    model = convert(tiny_mask_rcnn(), fixed_size=True).rpn
+    low = torch.rand(40, 2, generator=torch.Generator().manual_seed(0)) * 30
+    boxes = torch.cat([low, low + 20], dim=1)
+    boxes[rows] = torch.nan
+    scores, levels = torch.linspace(0, 1, 40), torch.zeros(40, dtype=torch.int64)
+    copied, _, _ = model._droppable_made_copies(boxes, scores, levels, (50, 60))
+    assert copied.isfinite().all()
+    if rows == slice(None):
+        assert copied.unique(dim=0).tolist() == [[0, 0, 60, 50]]
+
+
+def test_a_diverged_network_gives_a_loss_that_is_not_finite_and_no_crash():
+    model = tiny_mask_rcnn()
+    with torch.no_grad():
+        model.rpn.head.bbox_pred.weight.fill_(torch.nan)
+    losses, _ = training_pass(convert(model, fixed_size=True), *batch())
+    assert losses["loss_rpn_box_reg"].isnan()
+    assert losses["loss_classifier"].isfinite()
+
+
+def test_masks_that_a_transform_has_made_floats_of_are_not_read_as_bytes():
+    class Floats(GeneralizedRCNNTransform):
+        def forward(self, images: Any, targets: Any = None) -> Any:
+            images, targets = super().forward(images, targets)
+            return images, [{**target, "masks": target["masks"].float()} for target in targets]
+
+    model = tiny_mask_rcnn()
+    model.transform = Floats(64, 128, [0.5] * 3, [0.2] * 3)
+    with pytest.raises(
+        TypeError, match=r"masks must be bool or uint8 tensors of 0 and 1, not torch\.float32"
+    ):
+        training_pass(convert(model, fixed_size=True), *batch())
+
+
+def test_a_patched_selection_is_refused_and_nothing_changed():
+    model = tiny_mask_rcnn()
+    model.roi_heads.select_training_samples = model.roi_heads.select_training_samples
+    with pytest.raises(TypeError, match=r"would drop model\.roi_heads\.select_training_samples"):
+        convert(model, fixed_size=True)
+    assert type(model.rpn) is not rpn.RegionProposalNetwork
 
 
 def proposals_of(model: nn.Module) -> list[Tensor]:

@@ -14,7 +14,10 @@ from torch import Tensor
 from torchvision.ops import MultiScaleRoIAlign as TorchvisionMultiScaleRoIAlign
 from torchvision.ops import roi_align
 
+import maskloss
 from maskloss.detection.pooling import MultiScaleRoIAlign, _RoIAlign
+
+from .small_models import tiny_mask_rcnn
 
 IMAGE = (96, 128)
 STRIDES = {"0": 4, "1": 8, "2": 16, "unused": 32}
@@ -146,3 +149,16 @@ def test_a_copy_pools_alike(make_copy: Any) -> None:
     expected, _ = gradients(pooler, ["0", "1"], boxes)
     pooled, _ = gradients(make_copy(pooler), ["0", "1"], boxes)
     assert torch.equal(pooled, expected)
+
+
+def test_a_backward_pass_under_autocast_is_not_rounded() -> None:
+    generator = torch.Generator().manual_seed(0)
+    features = {"0": torch.randn(1, 8, 16, 16, generator=generator, requires_grad=True)}
+    boxes = [torch.tensor([[3.0, 4.0, 40.0, 50.0], [10.0, 2.0, 60.0, 33.0]])]
+    pool = maskloss.convert(tiny_mask_rcnn()).roi_heads.box_roi_pool
+    gradients = []
+    for enabled in (False, True):
+        pooled = pool(features, boxes, [(64, 64)])
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
+            gradients.append(torch.autograd.grad(pooled.square().sum(), features["0"])[0])
+    torch.testing.assert_close(gradients[1], gradients[0], rtol=0, atol=0)

@@ -368,3 +368,13 @@ def test_targets_are_not_modified(encoded, model):
             else:
                 assert value.shape == copied[name].shape
                 assert value.x_map == copied[name].x_map
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
+def test_masks_may_stay_on_the_host():
+    model = maskloss.convert(tiny_mask_rcnn()).cuda()
+    images, targets = batch()
+    there = [{**t, "boxes": t["boxes"].cuda(), "labels": t["labels"].cuda()} for t in targets]
+    losses, _ = training_pass(model, [image.cuda() for image in images], there)
+    assert all(value.isfinite() for value in losses.values())
