@@ -154,9 +154,9 @@ def _spread(
 ) -> Tensor:
     """Add each RoI's gradient to the pixels that its cells were sampled from.
 
-    A pixel's weight in a cell is that of its row times that of its column, so one product per RoI of these
-    weights, (cells, pixels), with the gradient, (channels, cells), gives its whole window. The gradient has its
-    channels last in memory, where a window's row is one stretch.
+    A pixel's weight in a cell is that of its row times that of its column, so two products per RoI give its whole
+    window: of the rows' weights with the gradient, a stripe of the window's height for each column of cells, and of
+    the columns' weights with the stripes. Channels come last in memory, where a window's row is one stretch.
 
     Args:
         gradient: (R, channels, *output_size).
@@ -170,6 +170,7 @@ def _spread(
         (N, channels, H, W).
     """
     num_images, channels, height, width = shape
+    gradient = gradient.permute(0, 2, 3, 1).contiguous()
     spread = gradient.new_zeros((num_images, height, width, channels))
     x1, y1, x2, y2 = (rois[:, 1:] * scale).unbind(1)
     rows = AxisSampling.of(y1, y2, height, output_size[0], aligned=False, sampling_ratio=sampling_ratio)
@@ -183,7 +184,7 @@ def _spread(
         for index, (image, top, bottom, left, right) in enumerate(windows[chunk].tolist()):
             down = row_weights[index, :, : bottom - top]  # (m, h)
             across = column_weights[index, :, : right - left]  # (n, w)
-            weights = (down[:, None, :, None] * across[None, :, None, :]).reshape(len(down) * len(across), -1)
-            window = weights.T @ gradient[first + index].reshape(channels, -1).T  # (h w, channels)
-            spread[image, top:bottom, left:right] += window.view(bottom - top, right - left, channels)
+            cells = gradient[first + index].flatten(1)  # (m, n channels)
+            stripes = (down.T @ cells).view(bottom - top, len(across), channels)  # (h, n, channels)
+            spread[image, top:bottom, left:right] += across.T @ stripes
     return spread.permute(0, 3, 1, 2)
