@@ -7,7 +7,9 @@ failed or a check that found errors.
 
 from __future__ import annotations
 
+import io
 import json
+import os
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -96,8 +98,7 @@ def check(images: str, annotations: str) -> None:
 
     data, problems = check_data(images, annotations)
     for problem in problems:
-        # A file's name may hold what no terminal's encoding has.
-        print(str(problem).encode("utf-8", "backslashreplace").decode())
+        print(problem)
     errors = sum(problem.error for problem in problems)
     if data is not None:
         print(f"{len(data.images)} images, {data.num_objects} objects, {len(data.categories)} categories")
@@ -205,7 +206,12 @@ def predict(
     chosen = chosen_device(device)
     model, description = load_model(checkpoint)
     folder = Path(output)
-    _refuse_to_overwrite(folder / "results.json")
+    planned: set[str] = set()
+    for path in image:
+        _free_name(Path(path).stem, planned)
+    # The folder may be where the photos are.
+    for name in ("results.json", *sorted(planned)):
+        _refuse_to_overwrite(folder / name)
     make_folder(folder)
     names = {category.id: category.name for category in description.categories}
     results: list[dict[str, Any]] = []
@@ -251,6 +257,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Args:
         arguments: of the command line, `sys.argv[1:]` where not given.
     """
+    for stream in (sys.stdout, sys.stderr):
+        # A file's name may hold what the terminal's encoding has not.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     parser = _parser()
     options = parser.parse_args([_underscored(a) for a in (sys.argv[1:] if arguments is None else arguments)])
     command: str = options.command
@@ -265,6 +275,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _fail(error, 1)
     except KeyboardInterrupt:
         _fail("interrupted", 130)
+    except BrokenPipeError:
+        # Who reads, such as `head`, has seen enough; what Python would still flush goes nowhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except Exception as error:
         if type(error).__name__ == "OutOfMemoryError":
             _fail(f"out of GPU memory; a lower --batch-size or --min-size needs less: {error}", 1)
@@ -369,6 +383,5 @@ def _hyphenated(text: str) -> str:
 
 
 def _fail(error: object, code: int) -> NoReturn:
-    line = f"maskloss: error: {' '.join(str(error).split())}"
-    print(line.encode("utf-8", "backslashreplace").decode(), file=sys.stderr)
+    print(f"maskloss: error: {' '.join(str(error).split())}", file=sys.stderr)
     sys.exit(code)

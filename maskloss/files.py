@@ -61,8 +61,10 @@ def _put_in_place(path: Path) -> Iterator[Path]:
     try:
         yield temporary
         temporary.replace(path)
-    except OSError as error:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if not isinstance(error, OSError):
+            raise
         raise RunError(f"{path}: cannot be written: {error.strerror or error}") from error
 
 

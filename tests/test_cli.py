@@ -570,6 +570,29 @@ def test_evaluate_and_predict_overwrite_nothing(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["metrics.json", "results.json"]
 
 
+def test_predict_does_not_draw_over_the_photo_itself(
+    data: Path, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photo = tmp_path / "photo.png"
+    shutil.copy(data / "val/images/000001.png", photo)
+    before = photo.read_bytes()
+    checkpoint = ["--checkpoint", trained / "model.safetensors", "--output", tmp_path]
+    code, text = failed(capsys, "predict", *checkpoint, data / "val/images/000002.png", photo)
+    assert code == 2
+    assert text == f"maskloss: error: {photo}: is there already; name another --output"
+    assert photo.read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["photo.png"]
+
+
+def test_a_reader_that_has_seen_enough_is_no_traceback(data: Path) -> None:
+    check = f"{sys.executable} -m maskloss check --images {data}/val/images --annotations {data}/val/annotations.json"
+    # The pipe is closed before anything is written to it.
+    ended = subprocess.run(
+        ["bash", "-c", f"{check} | true"], capture_output=True, text=True, cwd=Path(__file__).parents[1]
+    )
+    assert ended.stderr == ""
+
+
 def test_an_unreadable_image_is_named_even_from_a_worker(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from pycocotools import mask as coco_mask
 
 from maskloss.errors import InputError
@@ -339,6 +340,10 @@ def _checked_box(box: Any, image: ImageRecord) -> tuple[float, float, float, flo
         raise ValueError(
             f"bbox {box} lies outside the image of {image.width} x {image.height} (width x height)"
         )
+    # Targets are float32.
+    corners = np.array(clipped, dtype=np.float32)
+    if (corners[2:] <= corners[:2]).any():
+        raise ValueError(f"bbox {box} has a side that is too small to be told from 0")
     return clipped
 
 
@@ -351,7 +356,10 @@ def _mask_area(segmentation: Any) -> float:
 def _checked_segmentation(segmentation: Any, image: ImageRecord) -> tuple[Any, int]:
     """The segmentation without degenerate polygons, and how many those were."""
     if isinstance(segmentation, dict):
-        return checked_rle(segmentation, image.height, image.width, "segmentation"), 0
+        rle = checked_rle(segmentation, image.height, image.width, "segmentation")
+        if _mask_area(rle) == 0:
+            raise ValueError("segmentation: the RLE has no pixel")
+        return rle, 0
     if not isinstance(segmentation, list) or not segmentation:
         raise ValueError("segmentation must be a list of polygons or an RLE, and not empty")
     good, reasons = [], []

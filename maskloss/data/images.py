@@ -14,7 +14,8 @@ from maskloss.errors import InputError
 def read_image(path: str | os.PathLike[str], size: tuple[int, int] | None = None) -> Image.Image:
     """Read an image as RGB, upright.
 
-    Grey, palette, CMYK and 16-bit files are converted; transparency is dropped.
+    Grey, palette, CMYK and 16-bit files are converted; transparency is dropped. Pixels that are 32-bit numbers have no
+    range that is known, so they are refused.
 
     Args:
         path: of the file.
@@ -22,26 +23,40 @@ def read_image(path: str | os.PathLike[str], size: tuple[int, int] | None = None
             and only the unturned size agrees, the annotations were made on the unturned image, so it is left.
 
     Raises:
-        InputError: the file is missing, is no image or is truncated, or its size is another.
+        InputError: the file is missing, is no image or is truncated, its size is another, or its pixels are 32-bit
+            numbers.
     """
     path = Path(path)
     try:
-        with warnings.catch_warnings(), Image.open(path) as file:
-            # Of what Pillow warns, a file that cannot be read is told by an error, and the rest reads well.
+        # Of what Pillow warns, a file that cannot be read is told by an error, and the rest reads well.
+        with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            turned = _turned_size(file)
-            as_stored = size is not None and turned != size and file.size == size
-            if size is not None and turned != size and not as_stored:
-                raise InputError(
-                    f"{path}: the file is {turned[0]} x {turned[1]}, but {size[0]} x {size[1]} (width x height) "
-                    "is recorded for it"
-                )
-            file.load()
-            return _to_rgb(file if as_stored else ImageOps.exif_transpose(file))
+            with Image.open(path) as file:
+                return _to_rgb(_upright(file, path, size), file.format)
     except FileNotFoundError:
         raise InputError(f"{path}: the image does not exist") from None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise InputError(f"{path}: not a readable image: {error}") from error
+
+
+def _upright(file: Image.Image, path: Path, size: tuple[int, int] | None) -> Image.Image:
+    """Decode an image, turned as its EXIF orientation says unless the annotations were made on it unturned."""
+    turned = _turned_size(file)
+    as_stored = size is not None and turned != size and file.size == size
+    if size is not None and turned != size and not as_stored:
+        raise InputError(
+            f"{path}: the file is {turned[0]} x {turned[1]}, but {size[0]} x {size[1]} (width x height) "
+            "is recorded for it"
+        )
+    file.load()
+    image = file if as_stored else ImageOps.exif_transpose(file)
+    if size is not None and image.size != size:
+        # Pillow turns TIFFs by itself.
+        raise InputError(
+            f"{path}: {size[0]} x {size[1]} is recorded for the image before its EXIF orientation is applied; save it "
+            "without one"
+        )
+    return image
 
 
 def _turned_size(file: Image.Image) -> tuple[int, int]:
@@ -51,7 +66,9 @@ def _turned_size(file: Image.Image) -> tuple[int, int]:
     return (height, width) if orientation in (5, 6, 7, 8) else (width, height)
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def _to_rgb(image: Image.Image, file_format: str | None) -> Image.Image:
+    if image.mode == "F" or (image.mode == "I" and file_format not in ("PNG", "PPM")):
+        raise ValueError("its pixels are 32-bit numbers; save it with 8 or 16 bits")
     if image.mode.startswith("I;16") or image.mode == "I":
         # PIL clips 16-bit grey to 255 instead of scaling it.
         image = image.convert("I").point(lambda value: value / 256).convert("L")

@@ -58,12 +58,15 @@ def build_model(settings: ModelSettings) -> MaskRCNN:
     if settings.name not in MODEL_NAMES:
         raise ValueError(f"no model is named {settings.name!r}; there are {', '.join(MODEL_NAMES)}")
     small = settings.name in ("resnet18", "mobilenet_v2")
+    shorter, longer = (320, 512) if small else (800, 1333)
+    min_size = settings.min_size or (shorter,)
     common: dict[str, Any] = {
         "num_classes": settings.num_classes,
         "image_mean": list(settings.image_mean),
         "image_std": list(settings.image_std),
-        "min_size": settings.min_size or ((320,) if small else (800,)),
-        "max_size": settings.max_size or (512 if small else 1333),
+        "min_size": min_size,
+        # A longer shorter side than the default's would be cut back by the default's longest side.
+        "max_size": settings.max_size or max(longer, round(max(min_size) * longer / shorter)),
     }
     if settings.name == "maskrcnn_resnet50_fpn":
         model = maskrcnn_resnet50_fpn(weights=None, weights_backbone=None, **common)

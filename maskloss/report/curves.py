@@ -28,8 +28,14 @@ def loss_curves(history: Sequence[dict[str, Any]], evaluations: Sequence[dict[st
     keys = _terms(history[0])
     figure, axes = _panels(keys)
     for key, axis in axes.items():
+        # A line through one point shows nothing.
+        marker = "o" if len(history) == 1 else None
         axis.plot(
-            [line["step"] for line in history], [line[key] for line in history], color="#2563eb", lw=1.3
+            [line["step"] for line in history],
+            [line[key] for line in history],
+            color="#2563eb",
+            lw=1.3,
+            marker=marker,
         )
         validated = [line for line in evaluations if key in line["loss"]]
         if validated:

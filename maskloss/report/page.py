@@ -12,7 +12,8 @@ from jinja2 import Environment, PackageLoader
 
 from maskloss.data.coco import CocoData, ImageRecord
 from maskloss.data.images import read_image
-from maskloss.files import write_text
+from maskloss.errors import InputError
+from maskloss.files import read_bytes, write_text
 from maskloss.report.curves import loss_curves
 from maskloss.report.pictures import draw_results, draw_truth, jpeg
 
@@ -36,9 +37,12 @@ def write_report(
         The page's path.
 
     Raises:
+        InputError: what the run wrote is missing.
         RunError: the disk is full, or the folder does not allow it.
     """
     history, evaluations = _lines(folder / "history.jsonl"), _lines(folder / "evaluations.jsonl")
+    if not history:
+        raise InputError(f"{folder / 'history.jsonl'}: is empty, so there is nothing to report")
     metrics = json.loads((folder / "metrics.json").read_text())
     names = {category.id: category.name for category in validation.categories}
     pictures = []
@@ -82,7 +86,7 @@ def rendered(template: str, **values: Any) -> str:
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    return [json.loads(line) for line in read_bytes(path).decode().splitlines()]
 
 
 def _spread(images: Sequence[ImageRecord], count: int) -> list[ImageRecord]:

@@ -194,6 +194,9 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any]) -> None:
         RunError: the disk is full, or the folder does not allow it; older checkpoints are still there.
     """
     make_folder(folder)
+    for unfinished in folder.glob(".step-*.tmp"):
+        # Of a process that was killed as it wrote.
+        unfinished.unlink(missing_ok=True)
     buffer = io.BytesIO()
     torch.save({"step": step, **state}, buffer)
     write_bytes(folder / f"step-{step:08d}.pt", buffer.getvalue())

@@ -56,13 +56,15 @@ class TrainConfig:
         mixed_precision: "no", "fp16" or "bf16".
         min_size: shorter side in px that images are resized to; of several, training draws one per image and
             evaluation takes the last. The model's default where not given: 800, small models 320.
-        max_size: longest side in px; the model's default where not given: 1333, small models 512.
+        max_size: longest side in px; the model's default where not given: 1333, small models 512, or as much more
+            as min_size is above its own.
         image_mean: of pixels in [0, 1], per channel; from the weights' metadata, else ImageNet's.
         image_std: of pixels in [0, 1], per channel; from the weights' metadata, else ImageNet's.
         frozen_normalization: keep the backbone's batch norms constant; from the weights' metadata, else
             where weights are given.
         horizontal_flip: probability of mirroring a training image.
-        photometric_distortion: probability of each change of brightness, contrast, saturation and hue.
+        photometric_distortion: probability of each change of brightness, contrast, saturation, hue and the order of
+            the channels.
         seed: of the weights, the order of the images, their augmentation and the sampling.
         log_every: steps between lines of the history.
         checkpoint_every: steps between checkpoints.
@@ -138,6 +140,10 @@ class TrainConfig:
         sizes = self.min_sizes
         _expect(sizes is None or (sizes and min(sizes) >= 1), "min_size", "at least 1", self.min_size)
         _expect(self.max_size is None or self.max_size >= 1, "max_size", "at least 1", self.max_size)
+        if sizes is not None and self.max_size is not None:
+            _expect(
+                self.max_size >= max(sizes), "max_size", f"at least --min-size {max(sizes)}", self.max_size
+            )
 
     def make_loss(self) -> MaskRCNNLoss:
         """Make the loss that `loss` names.

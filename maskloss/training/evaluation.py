@@ -145,8 +145,22 @@ def transform_of(model: nn.Module) -> RCNNTransform:
 
 
 def average_precision(data: CocoData, results: Results) -> Metrics:
-    """Box and mask AP of COCO results, as pycocotools computes them."""
-    truth = COCO(_ground_truth(data))
+    """Box and mask AP of COCO results, as pycocotools computes them, whatever the ids in the file.
+
+    Ids are counted anew from 1: pycocotools, and what is faster, take an annotation's id of 0 for "not matched", so
+    its object never counts as found, and cannot hold ids beyond 2^53.
+    """
+    image_ids = {image.id: number for number, image in enumerate(data.images, start=1)}
+    category_ids = {category.id: number for number, category in enumerate(data.categories, start=1)}
+    results = [
+        {
+            **result,
+            "image_id": image_ids[result["image_id"]],
+            "category_id": category_ids[result["category_id"]],
+        }
+        for result in results
+    ]
+    truth = COCO(_ground_truth(data, image_ids, category_ids))
     metrics: Metrics = {}
     # A detection's size class is that of its box where it has one, so masks are evaluated without. loadRes
     # writes into the results, so it gets copies.
@@ -188,6 +202,8 @@ def batches_on(loader: Any, device: torch.device) -> Iterator[tuple[list[Tensor]
         except StopIteration:
             return
         except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
             # torch's way of saying that the system killed one, mostly for its memory.
             raise RunError(f"a data-loader worker died: {error}; fewer --workers need less memory") from error
         if isinstance(batch, InputError):
@@ -200,13 +216,13 @@ def batches_on(loader: Any, device: torch.device) -> Iterator[tuple[list[Tensor]
         yield [image.to(device, non_blocking=True) for image in images], moved
 
 
-def _ground_truth(data: CocoData) -> dict[str, Any]:
-    """The data set as COCO's JSON has it."""
+def _ground_truth(data: CocoData, image_ids: dict[int, int], category_ids: dict[int, int]) -> dict[str, Any]:
+    """The data set as COCO's JSON has it, with these ids, and annotations counted from 1."""
     annotations = [
         {
-            "id": annotation.id,
-            "image_id": image.id,
-            "category_id": annotation.category_id,
+            "id": number,
+            "image_id": image_ids[image.id],
+            "category_id": category_ids[annotation.category_id],
             "bbox": [
                 *annotation.box[:2],
                 annotation.box[2] - annotation.box[0],
@@ -216,13 +232,15 @@ def _ground_truth(data: CocoData) -> dict[str, Any]:
             "iscrowd": int(annotation.crowd),
             "segmentation": _json_segmentation(annotation.segmentation),
         }
-        for image in data.images
-        for annotation in image.annotations
+        for number, (image, annotation) in enumerate(
+            ((image, annotation) for image in data.images for annotation in image.annotations), start=1
+        )
     ]
     images = [
-        {"id": i.id, "width": i.width, "height": i.height, "file_name": i.file_name} for i in data.images
+        {"id": image_ids[i.id], "width": i.width, "height": i.height, "file_name": i.file_name}
+        for i in data.images
     ]
-    categories = [{"id": c.id, "name": c.name} for c in data.categories]
+    categories = [{"id": category_ids[c.id], "name": c.name} for c in data.categories]
     return {"images": images, "annotations": annotations, "categories": categories}
 
 

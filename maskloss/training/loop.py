@@ -74,7 +74,8 @@ def train(config: TrainConfig) -> TrainingResult:
     device = device_of(config)
     loss = config.make_loss()
     training, validation = read_data(config)
-    checkpoint = _starting_point(config)
+    categories = [[category.id, category.name] for category in training.categories]
+    checkpoint = _starting_point(config, categories)
 
     accelerator = _accelerator(config, device)
     torch.manual_seed(config.seed)
@@ -133,6 +134,11 @@ def train(config: TrainConfig) -> TrainingResult:
     with _Log(config, start, enabled=accelerator.is_main_process) as log:
         for line in [*training.warnings, *validation.warnings]:
             log.say(f"warning: {line}")
+        if config.warmup_steps > config.max_steps:
+            log.say(
+                f"warning: --warmup-steps {config.warmup_steps} are more than --max-steps {config.max_steps}: the "
+                "learning rate never gets to what was asked for"
+            )
         model.train()
         incoming = batches_on(loader, accelerator.device)
         began = time.perf_counter() - elapsed
@@ -154,7 +160,7 @@ def train(config: TrainConfig) -> TrainingResult:
             if evaluation_due:
                 log.evaluation(step, evaluated())
             if checkpoint_due and accelerator.is_main_process:
-                _save(config, step, seconds, model, loss, optimizer, accelerator)
+                _save(config, step, seconds, model, loss, optimizer, accelerator, categories)
         evaluation = evaluated()
         log.evaluation(config.max_steps, evaluation)
         if accelerator.is_main_process:
@@ -204,7 +210,21 @@ def read_data(config: TrainConfig) -> tuple[CocoData, CocoData]:
     return training, validation
 
 
-def _starting_point(config: TrainConfig) -> dict[str, Any] | None:
+def _newest_checkpoint(folder: Path) -> tuple[Path, dict[str, Any] | None]:
+    """The newest checkpoint that can be read, and its file; None where there is no file."""
+    files = checkpoint_files(folder)
+    while files:
+        file = files.pop()
+        try:
+            return file, load_checkpoint(file)
+        except InputError as error:
+            if not files:
+                raise
+            print(f"warning: {error}; going on from {files[-1].name}", file=sys.stderr)
+    return folder, None
+
+
+def _starting_point(config: TrainConfig, categories: list[list[Any]]) -> dict[str, Any] | None:
     """The newest checkpoint, or None to start anew; refuses a folder that holds another run."""
     folder = config.output_folder
     if folder.exists() and not folder.is_dir():
@@ -217,14 +237,15 @@ def _starting_point(config: TrainConfig) -> dict[str, Any] | None:
     make_folder(folder)
     if not config.resume:
         return None
-    files = checkpoint_files(folder / "checkpoints")
-    if not files:
+    file, checkpoint = _newest_checkpoint(folder / "checkpoints")
+    if checkpoint is None:
         return None
-    checkpoint = load_checkpoint(files[-1])
     different = config.differences(json.loads(checkpoint["config"]))
+    if checkpoint.get("categories", categories) != categories:
+        different.append("set of categories in --train-annotations")
     if different:
         raise InputError(
-            f"{files[-1]}: the run was started with another {', '.join(different)}; resume with the same command"
+            f"{file}: the run was started with another {', '.join(different)}; resume with the same command"
         )
     previous = json.loads(checkpoint["config"])["max_steps"]
     if previous != config.max_steps and config.schedule != "constant":
@@ -233,7 +254,7 @@ def _starting_point(config: TrainConfig) -> dict[str, Any] | None:
             file=sys.stderr,
         )
     if checkpoint["step"] > config.max_steps:
-        raise InputError(f"{files[-1]}: is past --max-steps {config.max_steps}")
+        raise InputError(f"{file}: is past --max-steps {config.max_steps}")
     return checkpoint
 
 
@@ -380,10 +401,12 @@ def _save(
     loss: nn.Module,
     optimizer: Any,
     accelerator: Accelerator,
+    categories: list[list[Any]],
 ) -> None:
     state = {
         "seconds": seconds,
         "config": json.dumps(asdict(config)),
+        "categories": categories,
         "model": model.state_dict(),
         "loss": loss.state_dict(),
         "optimizer": optimizer.state_dict(),

@@ -321,6 +321,17 @@ def test_a_recorded_size_that_is_no_positive_integer_is_refused(
 # Boxes.
 
 
+@pytest.mark.parametrize("box", [[2.1, 1, 2.8e-14, 2], [2, 1.1, 2, 1e-8]])
+def test_a_side_that_float32_takes_for_0_is_named(tmp_path: Path, box: list[float]) -> None:
+    text = refusal(tmp_path, in_annotation(bbox=box))
+    assert f"annotation 101: bbox {box} has a side that is too small to be told from 0" in text
+
+
+def test_an_rle_without_a_pixel_is_named(tmp_path: Path) -> None:
+    text = refusal(tmp_path, in_annotation(segmentation={"size": [5, 8], "counts": [40]}))
+    assert "annotation 101: segmentation: the RLE has no pixel" in text
+
+
 @pytest.mark.parametrize("box", [[2, 1, 0, 2], [2, 1, 2, 0], [2, 1, -2, 2], [2, 1, 2, -1e-9]])
 def test_a_box_with_a_zero_or_negative_side_is_named(tmp_path: Path, box: list[float]) -> None:
     text = refusal(tmp_path, in_annotation(bbox=box))

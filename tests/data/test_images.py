@@ -114,6 +114,42 @@ def test_a_16_bit_image_is_scaled_and_not_clipped(tmp_path: Path, suffix: str) -
     assert image.mode == "RGB"
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.int32])
+def test_pixels_of_32_bits_are_refused_and_not_made_black(tmp_path: Path, dtype: type) -> None:
+    Image.fromarray(np.full((2, 3), 200, dtype=dtype)).save(tmp_path / "a.tiff")
+    with pytest.raises(InputError, match=r"a\.tiff: .*its pixels are 32-bit numbers"):
+        read_image(tmp_path / "a.tiff")
+
+
+def turned_file(path: Path) -> Path:
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    Image.new("RGB", (30, 20)).save(path, exif=exif)
+    return path
+
+
+@pytest.mark.parametrize("suffix", ["png", "tiff", "jpg"])
+def test_what_is_given_has_the_recorded_turned_size(tmp_path: Path, suffix: str) -> None:
+    assert read_image(turned_file(tmp_path / f"a.{suffix}"), (20, 30)).size == (20, 30)
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg"])
+def test_what_is_given_has_the_recorded_unturned_size(tmp_path: Path, suffix: str) -> None:
+    assert read_image(turned_file(tmp_path / f"a.{suffix}"), (30, 20)).size == (30, 20)
+
+
+def test_a_tiff_that_pillow_turns_is_refused_where_its_unturned_size_is_recorded(tmp_path: Path) -> None:
+    path = turned_file(tmp_path / "a.tiff")
+    with Image.open(path) as file:
+        file.load()
+        if file.size == (30, 20):
+            pytest.skip("this Pillow leaves TIFFs as they are")
+    with pytest.raises(
+        InputError, match=r"a\.tiff: 30 x 20 is recorded for the image before its EXIF orient"
+    ):
+        read_image(path, (30, 20))
+
+
 def test_a_palette_image_has_its_palettes_colours(tmp_path: Path) -> None:
     image = Image.new("P", (2, 1))
     image.putpalette([10, 20, 30, 40, 50, 60])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 from dataclasses import replace
 from pathlib import Path
@@ -331,6 +332,24 @@ def test_only_the_newest_two_checkpoints_are_kept(tmp_path: Path) -> None:
         save_checkpoint(tmp_path, step, STATE)
     assert [path.name for path in checkpoint_files(tmp_path)] == ["step-00000010.pt", "step-00000100.pt"]
     assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_what_a_killed_process_was_writing_is_cleared_away(tmp_path: Path) -> None:
+    (tmp_path / ".step-00000001.pt.123.tmp").write_bytes(b"half")
+    save_checkpoint(tmp_path, 1, STATE)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000001.pt"]
+
+
+def test_an_interruption_while_writing_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(_: int) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "fsync", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        save_checkpoint(tmp_path, 1, STATE)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_checkpoint_that_cannot_be_written_leaves_the_earlier_ones(tmp_path: Path) -> None:

@@ -33,6 +33,8 @@ def config(**changes: Any) -> TrainConfig:
         ({"evaluate_every": -1}, "--evaluate-every must be at least 0, got -1"),
         ({"workers": -1}, "--workers must be at least 0, got -1"),
         ({"seed": -1}, "--seed must be at least 0, got -1"),
+        ({"min_size": [64, 640], "max_size": 512}, "--max-size must be at least --min-size 640, got 512"),
+        ({"seed": 2**63}, "--seed must be below 2.63"),
         ({"weight_decay": -0.1}, "--weight-decay must be a finite number >= 0, got -0.1"),
         ({"gradient_clip": INF}, "--gradient-clip must be a finite number >= 0, got inf"),
         ({"momentum": NAN}, "--momentum must be a finite number >= 0, got nan"),

@@ -6,6 +6,7 @@ import contextlib
 import copy
 import io
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -178,6 +179,35 @@ def test_perfect_detections_have_an_ap_of_1(tmp_path: Path) -> None:
         assert metrics[kind] == pytest.approx(dict.fromkeys(STATISTICS, 1.0))
 
 
+@pytest.mark.parametrize(
+    ("annotations_from", "images_from", "categories_from"),
+    [(0, 1, 1), (2**63, 1, 1), (1, -5, 1), (1, 2**53, 1), (1, 1, 2**63), (0, 0, 0)],
+)
+def test_perfect_detections_have_an_ap_of_1_whatever_the_ids(
+    tmp_path: Path, annotations_from: int, images_from: int, categories_from: int
+) -> None:
+    path = write_rectangles(tmp_path / "data", crowds=False).annotation_file
+    document = json.loads(path.read_text())
+    # By place: ids from 0 on are where an id would be taken for "none".
+    images = {image["id"]: images_from + place for place, image in enumerate(document["images"])}
+    categories = {c["id"]: categories_from + place for place, c in enumerate(document["categories"])}
+    for entry in document["images"]:
+        entry["id"] = images[entry["id"]]
+    for entry in document["categories"]:
+        entry["id"] = categories[entry["id"]]
+    for place, annotation in enumerate(document["annotations"]):
+        annotation |= {
+            "id": annotations_from + place,
+            "image_id": images[annotation["image_id"]],
+            "category_id": categories[annotation["category_id"]],
+        }
+    path.write_text(json.dumps(document))
+    data = read_coco(tmp_path / "data/images", path)
+    metrics = average_precision(data, perfect_results(data))
+    for kind in ("bbox", "segm"):
+        assert metrics[kind] == pytest.approx(dict.fromkeys(STATISTICS, 1.0))
+
+
 def test_no_detections_at_all_have_an_ap_of_0(tmp_path: Path) -> None:
     data = write_rectangles(tmp_path / "data", crowds=False)
     metrics = average_precision(data, [])
@@ -316,3 +346,12 @@ def test_a_dead_worker_is_a_run_error() -> None:
 
     with pytest.raises(RunError, match=r"a data-loader worker died: .*Killed.*fewer --workers"):
         next(batches_on(Loader(), torch.device("cpu")))
+
+
+def test_another_error_of_the_loader_is_not_called_a_dead_worker() -> None:
+    def loader() -> Iterator[None]:
+        raise RuntimeError("The size of tensor a (3) must match")
+        yield
+
+    with pytest.raises(RuntimeError, match="The size of tensor a"):
+        next(batches_on(loader(), torch.device("cpu")))

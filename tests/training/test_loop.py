@@ -402,12 +402,55 @@ def test_resuming_with_fewer_steps_than_are_done_is_refused(finished: Path, shap
         train(small_config(shapes, finished, **{**UNINTERRUPTED, "max_steps": 5}, resume=True))
 
 
-def test_a_truncated_checkpoint_is_named_on_resume(finished: Path, shapes: Path, tmp_path: Path) -> None:
+def test_a_truncated_checkpoint_is_passed_over_where_there_is_an_older_one(
+    finished: Path, shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     shutil.copytree(finished, tmp_path / "run")
-    path = tmp_path / "run/checkpoints/step-00000006.pt"
-    path.write_bytes(path.read_bytes()[:5000])
-    with pytest.raises(InputError, match=r"step-00000006\.pt: truncated"):
+    older, newest = checkpoint_files(tmp_path / "run/checkpoints")
+    newest.write_bytes(newest.read_bytes()[:5000])
+    train(small_config(shapes, tmp_path / "run", **UNINTERRUPTED, resume=True))
+    assert f"{newest}: truncated" in (shown := capsys.readouterr().err)
+    assert f"going on from {older.name}" in shown
+    assert (tmp_path / "run/metrics.json").read_bytes() == (finished / "metrics.json").read_bytes()
+
+
+def test_truncated_checkpoints_alone_are_named_on_resume(
+    finished: Path, shapes: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(finished, tmp_path / "run")
+    older, newest = checkpoint_files(tmp_path / "run/checkpoints")
+    for path in (older, newest):
+        path.write_bytes(path.read_bytes()[:5000])
+    with pytest.raises(InputError, match=rf"{older.name}: truncated"):
         train(small_config(shapes, tmp_path / "run", **UNINTERRUPTED, resume=True))
+
+
+def test_a_run_does_not_go_on_with_other_categories(finished: Path, shapes: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished, tmp_path / "run")
+    shutil.copytree(shapes, tmp_path / "data")
+    for name in ("train", "val"):
+        path = tmp_path / "data" / name / "annotations.json"
+        document = json.loads(path.read_text())
+        first, second, *_ = document["categories"]
+        first["name"], second["name"] = second["name"], first["name"]
+        path.write_text(json.dumps(document))
+    config = small_config(shapes, tmp_path / "run", **UNINTERRUPTED, resume=True)
+    # The same paths, of another file by now.
+    kept = shapes.rename(tmp_path / "kept")
+    (tmp_path / "data").rename(shapes)
+    try:
+        with pytest.raises(InputError, match="started with another set of categories in --train-annotations"):
+            train(config)
+    finally:
+        shutil.rmtree(shapes)
+        kept.rename(shapes)
+
+
+def test_a_warmup_longer_than_the_run_is_warned_of(
+    shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(small_config(shapes, tmp_path / "run", max_steps=1, warmup_steps=2))
+    assert "warning: --warmup-steps 2 are more than --max-steps 1" in capsys.readouterr().err
 
 
 def test_a_checkpoint_of_another_model_is_named_on_resume(
