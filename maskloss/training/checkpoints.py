@@ -103,6 +103,8 @@ def load_model(path: str | Path) -> tuple[nn.Module, ModelDescription]:
         InputError: the file is missing, truncated, no safetensors file, or of something else.
     """
     path = Path(path)
+    if path.suffix == ".pt":
+        raise InputError(f"{path}: is a checkpoint, to resume from; name the run's model.safetensors")
     state, metadata = _read_safetensors(path)
     try:
         description = ModelDescription.from_metadata(metadata)

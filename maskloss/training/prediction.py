@@ -56,7 +56,9 @@ def predict(
     files = [Path(path) for path in paths]
     for path in files:
         if not path.is_file():
-            raise InputError(f"{path}: the image does not exist")
+            raise InputError(
+                f"{path}: {'is a folder, name its images' if path.is_dir() else 'the image does not exist'}"
+            )
     for path, image_id in zip(files, image_ids(files), strict=True):
         image = read_image(path)
         pixels = transforms.to_dtype(transforms.pil_to_tensor(image), torch.float32, scale=True).to(device)

@@ -153,6 +153,14 @@ def test_a_truncated_model_is_refused(saved: Path, tmp_path: Path, kept: int) ->
         load_model(path)
 
 
+def test_a_checkpoint_is_no_model(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path, 1, STATE)
+    with pytest.raises(
+        InputError, match=r"step-00000001\.pt: is a checkpoint.*name the run's model\.safetensors"
+    ):
+        load_model(tmp_path / "step-00000001.pt")
+
+
 def test_a_missing_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"model\.safetensors: cannot be read: No such file"):
         load_model(tmp_path / "model.safetensors")
