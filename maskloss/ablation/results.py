@@ -174,17 +174,21 @@ def _verdict(summary: Summary) -> str:
 
 def _cost(outcomes: Mapping[int, Outcome], name: str, unit: float) -> float | None:
     """Give the median of a cost over the runs that ended well, in a unit."""
-    values = [getattr(outcome, name) for outcome in outcomes.values()]
-    values = [value for value in values if value is not None]
-    return statistics.median(values) / unit if values else None
+    values = _costs(outcomes, name, unit)
+    return statistics.median(values) if values else None
 
 
 def _cost_in_words(outcomes: Mapping[int, Outcome], name: str, unit: float) -> str:
     """Give a cost's median over the runs, and its least and most."""
-    values = [getattr(o, name) / unit for o in outcomes.values() if getattr(o, name) is not None]
+    values = _costs(outcomes, name, unit)
     if not values:
         return ""
     return f"{statistics.median(values):.0f} ({min(values):.0f} to {max(values):.0f})"
+
+
+def _costs(outcomes: Mapping[int, Outcome], name: str, unit: float) -> list[float]:
+    values = [getattr(outcome, name) for outcome in outcomes.values()]
+    return [value / unit for value in values if value is not None]
 
 
 def _row(cells: list[str]) -> str:

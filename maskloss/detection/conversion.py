@@ -23,7 +23,7 @@ from torchvision.ops import MultiScaleRoIAlign as TorchvisionMultiScaleRoIAlign
 
 from maskloss.detection.box_coder import BoxCoder
 from maskloss.detection.heads import ClassSelectedMaskPredictor
-from maskloss.detection.loss_holder import moved_to
+from maskloss.detection.loss_holder import move_to
 from maskloss.detection.pooling import MultiScaleRoIAlign
 from maskloss.detection.roi_heads import RoIHeads
 from maskloss.detection.rpn import RegionProposalNetwork
@@ -138,7 +138,7 @@ def convert(
         if type(part.box_coder) is TorchvisionBoxCoder:
             part.box_coder.__class__ = BoxCoder
     model.rpn.fixed_size = heads.fixed_size = fixed_size
-    moved_to(loss, next(model.parameters()))
+    move_to(loss, next(model.parameters()))
     model.rpn.hold(loss)
     model.roi_heads.hold(loss)
 

@@ -46,14 +46,13 @@ class LossHolder:
         return module
 
 
-def moved_to(loss: MaskRCNNLoss, parameter: Tensor) -> MaskRCNNLoss:
+def move_to(loss: MaskRCNNLoss, parameter: Tensor) -> None:
     """Move a loss to a parameter's device, and to its dtype where that is no less than float32; in place."""
 
     def to_parameter(tensor: Tensor) -> Tensor:
         return tensor.to(parameter.device, parameter.dtype if tensor.is_floating_point() else None)
 
     loss._apply(lambda tensor: _moved(tensor, to_parameter))
-    return loss
 
 
 def _moved(tensor: Tensor, fn: Callable[[Tensor], Tensor]) -> Tensor:

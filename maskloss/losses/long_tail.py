@@ -297,7 +297,7 @@ class FederatedLoss(nn.Module):
         keys = (self.class_weights.log() + noise).masked_fill(own, torch.inf)
         keys[0] = -torch.inf
         drawn = keys.topk(min(self.num_classes, len(keys) - 1)).indices
-        counted = (own.index_fill(0, drawn, True) & (keys > -torch.inf)) | own
+        counted = own.index_fill(0, drawn, True) & (keys > -torch.inf)
         return federated_loss(class_logits, labels, counted_classes=counted, reduction=self.reduction)
 
 

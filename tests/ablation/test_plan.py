@@ -244,22 +244,23 @@ def test_what_is_no_mapping_is_an_error_that_names_the_file(file, tmp_path, text
         read_plan(file, tmp_path / "out")
 
 
-def test_a_validation_set_of_other_categories_is_an_error(file, content, tmp_path, data):
+@pytest.mark.parametrize(
+    ("field", "message"),
+    [
+        ("val_annotations", r"variant mine: .*annotations\.json: .*unicorn"),
+        (
+            "train_annotations",
+            "variant mine: .*annotations.json: the training set has no object of category 99 .unicorn.",
+        ),
+    ],
+)
+def test_a_class_without_an_object_or_of_one_set_alone_is_an_error_that_names_it(
+    file, content, tmp_path, data, field, message
+):
     annotations = json.loads((data / "train/annotations.json").read_text())
     annotations["categories"].append({"id": 99, "name": "unicorn"})
     path = tmp_path / "annotations.json"
     path.write_text(json.dumps(annotations))
-    content["variants"]["mine"] = {"val_annotations": str(path)}
-    with pytest.raises(InputError, match=r"variant mine: .*annotations\.json: .*unicorn"):
-        read_plan(written(file, content), tmp_path / "out")
-
-
-def test_a_class_without_an_object_is_an_error_that_names_it(file, content, tmp_path, data):
-    annotations = json.loads((data / "train/annotations.json").read_text())
-    annotations["categories"].append({"id": 99, "name": "unicorn"})
-    path = tmp_path / "annotations.json"
-    path.write_text(json.dumps(annotations))
-    content["variants"]["mine"] = {"train_annotations": str(path)}
-    message = "variant mine: .*annotations.json: the training set has no object of category 99 .unicorn."
+    content["variants"]["mine"] = {field: str(path)}
     with pytest.raises(InputError, match=message):
         read_plan(written(file, content), tmp_path / "out")
