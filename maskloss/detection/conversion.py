@@ -3,31 +3,39 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
-from torchvision.models.detection import roi_heads as torchvision_roi_heads
-from torchvision.models.detection._utils import BalancedPositiveNegativeSampler
 from torchvision.models.detection._utils import BoxCoder as TorchvisionBoxCoder
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor
 from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 from torchvision.models.detection.mask_rcnn import MaskRCNNPredictor
-from torchvision.models.detection.roi_heads import RoIHeads as TorchvisionRoIHeads
-from torchvision.models.detection.rpn import RegionProposalNetwork as TorchvisionRPN
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops import MultiScaleRoIAlign as TorchvisionMultiScaleRoIAlign
 
 from maskloss.detection.box_coder import BoxCoder
+from maskloss.detection.compatibility import (
+    check_functions,
+    check_parts,
+    check_postprocess,
+    check_still_converted,
+    check_sync_free,
+    full_name,
+    not_a_detector,
+    replaced_functions,
+)
 from maskloss.detection.heads import ClassSelectedMaskPredictor
 from maskloss.detection.loss_holder import move_to
 from maskloss.detection.pooling import MultiScaleRoIAlign
 from maskloss.detection.roi_heads import RoIHeads
 from maskloss.detection.rpn import RegionProposalNetwork
-from maskloss.detection.targets import check_targets
+from maskloss.detection.target_checks import ModelInputs, check_inputs, with_plain_empty_fields
 from maskloss.detection.transform import Paste, RCNNTransform
 from maskloss.losses.criterion import MaskRCNNLoss
 from maskloss.masks.encoded import EncodedMasks
@@ -85,38 +93,37 @@ def convert(
     if paste not in ("torchvision", "matched", None):
         raise ValueError(f'paste must be "torchvision", "matched" or None, not {paste!r}')
     if loss is None:
-        _expect_own_losses()
+        check_functions()
     if loss is None or isinstance(loss, str):
         loss = MaskRCNNLoss.preset(loss or "torchvision")
     if not isinstance(loss, MaskRCNNLoss):
         raise TypeError(f"loss must be a MaskRCNNLoss or a preset's name, not {type(loss).__name__}")
     if not isinstance(model, GeneralizedRCNN):
-        raise TypeError(
-            f"convert takes torchvision's FasterRCNN, MaskRCNN or KeypointRCNN, not {_full_name(model)}"
-        )
-    _expect_own(model, "rpn", TorchvisionRPN, RegionProposalNetwork)
-    _expect_own(model, "roi_heads", TorchvisionRoIHeads, RoIHeads)
-    for name in ("rpn", "roi_heads"):
-        _expect_own_coder(name, getattr(model, name).box_coder)
-    own_transform = type(model.transform) in (GeneralizedRCNNTransform, RCNNTransform)
+        raise not_a_detector("convert takes torchvision's FasterRCNN, MaskRCNN or KeypointRCNN", model)
+    check_parts(model)
+    own_transform = type(model.transform) is GeneralizedRCNNTransform or isinstance(
+        model.transform, RCNNTransform
+    )
     if not own_transform and paste != "torchvision":
         raise TypeError(
             f"paste={paste!r} would replace the code of model.transform, which is not torchvision's "
-            f"GeneralizedRCNNTransform but {_full_name(model.transform)}"
+            f"GeneralizedRCNNTransform but {full_name(model.transform)}"
         )
-    if paste != "torchvision" and "postprocess" in vars(model.transform):
-        raise TypeError(
-            f"paste={paste!r} would drop model.transform.postprocess, which has been patched on the instance"
-        )
+    if paste != "torchvision":
+        check_postprocess(model.transform, paste)
     if fixed_size:
-        _expect_fixed_size_fits(model)
+        check_sync_free(model)
 
     # The instances change their class instead of being rebuilt: whatever a user has set on them, hooks and
     # custom submodules included, stays.
-    model.rpn.__class__ = RegionProposalNetwork
-    model.roi_heads.__class__ = RoIHeads
+    for part, ours in (
+        (model.rpn, RegionProposalNetwork),
+        (model.roi_heads, RoIHeads),
+        *([(model.transform, RCNNTransform)] if own_transform else []),
+    ):
+        if not isinstance(part, ours):
+            part.__class__ = ours
     if own_transform:
-        model.transform.__class__ = RCNNTransform
         model.transform.paste = paste
         model.transform.aligned_masks = loss.mask_targets.aligned
         model.transform.boxes_on_host = fixed_size
@@ -142,6 +149,7 @@ def convert(
     model.rpn.hold(loss)
     model.roi_heads.hold(loss)
 
+    model.conversion = _Conversion(paste, replaced_functions())
     if _check_inputs not in model._forward_pre_hooks.values():
         model.register_forward_pre_hook(_check_inputs, with_kwargs=True)
         model.register_forward_hook(_add_regularization)
@@ -172,9 +180,12 @@ def losses_and_detections(
 
     Source: asked of torchvision since 2019, github.com/pytorch/vision/issues/1574.
     """
-    rpn, heads = getattr(model, "rpn", None), getattr(model, "roi_heads", None)
+    needs = "losses_and_detections takes a model from maskloss.convert"
+    if not isinstance(model, GeneralizedRCNN):
+        raise not_a_detector(needs, model)
+    rpn, heads = model.rpn, model.roi_heads
     if not isinstance(rpn, RegionProposalNetwork) or not isinstance(heads, RoIHeads):
-        raise TypeError(f"losses_and_detections takes a model from maskloss.convert, not {_full_name(model)}")
+        raise TypeError(f"{needs}, not a stock {full_name(model)}: call maskloss.convert(model) first")
     losses: dict[str, Tensor] = {}
     cuda_devices = sorted({p.device.index for p in model.parameters() if p.device.type == "cuda"})
     with _evaluation_with_losses(model, rpn, heads, losses), torch.random.fork_rng(devices=cuda_devices):
@@ -209,31 +220,78 @@ def _evaluation_with_losses(
             module.training = mode
 
 
-def _check_inputs(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """Forward pre-hook: refuse bad targets before the transform."""
-    images = args[0] if args else kwargs.get("images")
-    targets = args[1] if len(args) > 1 else kwargs.get("targets")
-    heads: Any = model.roi_heads
-    if images is None or not heads.wants_losses:
-        return
-    if list(inspect.signature(type(model).forward).parameters)[1:3] != ["images", "targets"]:
-        return
-    # Of another predictor, a layer of that name may be anything.
-    own_predictor = type(heads.box_predictor) is FastRCNNPredictor
-    check_targets(
-        images,
-        targets,
-        num_classes=heads.box_predictor.cls_score.out_features if own_predictor else None,
-        has_masks=heads.has_mask(),
-        has_keypoints=heads.has_keypoint(),
+@dataclass
+class _Conversion:
+    """What the checks of each forward pass need to know of the conversion.
+
+    Attributes:
+        paste: as given to `convert`.
+        replaced_functions: torchvision's loss functions that had been replaced before, when a loss was given knowingly.
+        box_format_checks: batches whose boxes are still to be compared with their masks.
+        warned_of_border: whether boxes outside of the image have been warned of.
+    """
+
+    paste: Paste
+    replaced_functions: list[str]
+    box_format_checks: int = 10
+    warned_of_border: bool = False
+
+
+def _check_inputs(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Forward pre-hook: raise on parts that were patched since `convert`, and on bad targets, before the transform."""
+    conversion: _Conversion = model.conversion
+    check_still_converted(model, paste=conversion.paste, allowed=conversion.replaced_functions)
+    if not model.roi_heads.wants_losses or not _takes_images_and_targets(type(model).forward):
+        return None
+    given: dict[str, Any] = {**dict(zip(("images", "targets"), args, strict=False)), **kwargs}
+    if given.get("images") is None:
+        return None
+    images, targets = given["images"], given.get("targets")
+    outside = check_inputs(
+        images, targets, _expected_inputs(model), check_box_format=conversion.box_format_checks > 0
     )
-    if not isinstance(model.transform, RCNNTransform) and targets is not None:
+    if outside is not None and not conversion.warned_of_border:
+        conversion.warned_of_border = True
+        warnings.warn(outside, stacklevel=2)
+    assert targets is not None  # which `check_inputs` has seen
+    if any(len(target["boxes"]) for target in targets):
+        conversion.box_format_checks -= 1
+    if not isinstance(model.transform, RCNNTransform):
         for index, target in enumerate(targets):
             if isinstance(target.get("masks"), EncodedMasks):
                 raise TypeError(
                     f"image {index} of the batch, masks: EncodedMasks need torchvision's own transform, "
-                    f"model.transform is {_full_name(model.transform)}; give `masks.bitmaps()`"
+                    f"model.transform is {full_name(model.transform)}; give `masks.bitmaps()`"
                 )
+    targets = with_plain_empty_fields(targets, images)
+    return (images, targets, *args[2:]), {k: v for k, v in kwargs.items() if k not in ("images", "targets")}
+
+
+@cache
+def _takes_images_and_targets(forward: Callable[..., Any]) -> bool:
+    """Whether a model's `forward` begins with (images, targets), as a subclass's own need not."""
+    return list(inspect.signature(forward).parameters)[1:3] == ["images", "targets"]
+
+
+def _expected_inputs(model: GeneralizedRCNN) -> ModelInputs:
+    heads, transform = model.roi_heads, model.transform
+    # Of another predictor, a layer of that name may be anything.
+    own_predictor = type(heads.box_predictor) is FastRCNNPredictor
+    sizes: dict[str, Any] = {}
+    if isinstance(transform, RCNNTransform):
+        mean, std = transform.image_mean, transform.image_std
+        sizes = {
+            "num_channels": len(mean),
+            "unit_range": all(0 < m < 1 and 0 < s < 1 for m, s in zip(mean, std, strict=True)),
+        }
+        if transform.fixed_size is None and not transform._skip_resize:
+            sizes |= {"min_size": min(transform.min_size), "max_size": transform.max_size}
+    return ModelInputs(
+        num_classes=heads.box_predictor.cls_score.out_features if own_predictor else None,
+        has_masks=heads.has_mask(),
+        has_keypoints=heads.has_keypoint(),
+        **sizes,
+    )
 
 
 def _add_regularization(model: nn.Module, args: Any, output: Any) -> Any:
@@ -247,63 +305,4 @@ def _add_regularization(model: nn.Module, args: Any, output: Any) -> Any:
     if isinstance(output, tuple) and output and isinstance(output[0], dict):
         # A subclass that returns losses and detections, as torchvision's scripted models do.
         return ({**output[0], **penalty}, *output[1:])
-    raise TypeError(f"{_full_name(model)} returns no dict of losses that a regularization term could join")
-
-
-def _expect_own(model: nn.Module, name: str, stock: type, ours: type) -> None:
-    part = getattr(model, name, None)
-    if type(part) not in (stock, ours):
-        raise TypeError(
-            f"convert would replace the code of model.{name}, which is not torchvision's "
-            f"{stock.__name__} but {_full_name(part)}"
-        )
-    for method in ("forward", "compute_loss", "filter_proposals"):
-        if method in vars(part):
-            raise TypeError(
-                f"convert would drop model.{name}.{method}, which has been patched on the instance"
-            )
-
-
-def _expect_own_coder(name: str, coder: Any) -> None:
-    """Expect deltas that are encoded and decoded box by box, by methods of torchvision's names."""
-    for method in ("encode", "decode"):
-        if getattr(type(coder), method, None) is not getattr(TorchvisionBoxCoder, method):
-            raise TypeError(
-                f"convert would not call {method} of model.{name}.box_coder, which is not torchvision's BoxCoder but "
-                f"{_full_name(coder)}; override {method}_single instead"
-            )
-
-
-def _expect_own_losses() -> None:
-    """Expect that nobody has put a loss of his own in the place of torchvision's, where ours would not call it."""
-    for name, term in (("fastrcnn_loss", "classification and box"), ("maskrcnn_loss", "mask")):
-        function = getattr(torchvision_roi_heads, name)
-        if getattr(function, "__module__", None) != torchvision_roi_heads.__name__:
-            raise TypeError(
-                f"{torchvision_roi_heads.__name__}.{name} has been replaced, and convert would not call it; give the "
-                f"{term} term to MaskRCNNLoss, or a preset by name"
-            )
-
-
-def _expect_fixed_size_fits(model: GeneralizedRCNN) -> None:
-    for name in ("rpn", "roi_heads"):
-        sampler = getattr(model, name).fg_bg_sampler
-        if type(sampler) is not BalancedPositiveNegativeSampler:
-            raise TypeError(
-                f"fixed_size would replace the draws of model.{name}.fg_bg_sampler, which is not torchvision's "
-                f"BalancedPositiveNegativeSampler but {_full_name(sampler)}"
-            )
-    if "select_training_samples" in vars(model.roi_heads):
-        raise TypeError(
-            "fixed_size would drop model.roi_heads.select_training_samples, which has been patched on the instance"
-        )
-    for name, module in model.roi_heads.named_modules():
-        if isinstance(module, _BatchNorm):
-            raise ValueError(
-                f"fixed_size does not go with model.roi_heads.{name}, a {type(module).__name__}: its statistics "
-                "would take in rows that nothing was drawn into"
-            )
-
-
-def _full_name(thing: Any) -> str:
-    return f"{type(thing).__module__}.{type(thing).__qualname__}"
+    raise TypeError(f"{full_name(model)} returns no dict of losses that a regularization term could join")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.fx
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.detection.mask_rcnn import MaskRCNNPredictor
@@ -34,7 +35,8 @@ class ClassSelectedMaskPredictor(MaskRCNNPredictor):
             (N, C, M, M) without labels, (N, 1, M, M) with.
         """
         features = self.relu(self.conv5_mask(features))  # (N, dim_reduced, M, M)
-        if labels is None:
+        # torch.fx.symbolic_trace fills every argument; what it is to record is torchvision's function of the features.
+        if labels is None or isinstance(labels, torch.fx.Proxy):
             logits: Tensor = self.mask_fcn_logits(features)
             return logits
         layer = self.mask_fcn_logits
@@ -42,10 +44,11 @@ class ClassSelectedMaskPredictor(MaskRCNNPredictor):
             return select_class_masks(layer(features), labels)[:, None]
         # An embedding lookup, because its backward adds up rows of the same class much faster than indexing's.
         weights = F.embedding(labels, layer.weight.flatten(1))  # (N, dim_reduced)
-        selected = torch.bmm(weights[:, None, :], features.flatten(2))  # (N, 1, M * M)
-        if layer.bias is not None:
-            selected = selected + F.embedding(labels, layer.bias[:, None])[:, :, None].to(selected.dtype)
-        return selected.unflatten(2, features.shape[2:])
+        selected = torch.bmm(weights[:, None, :], features.flatten(2)).unflatten(2, features.shape[2:])
+        if layer.bias is None:
+            return selected
+        # The bias last, so that what is returned is no view: fully_shard warns of a module that returns one.
+        return selected + F.embedding(labels, layer.bias[:, None])[:, :, None, None].to(selected.dtype)
 
 
 def _is_plain_pointwise(layer: nn.Module) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -26,8 +26,16 @@ class LossHolder:
 
     @property
     def loss(self) -> MaskRCNNLoss:
-        """The criterion."""
-        loss: MaskRCNNLoss = self.__dict__["_loss"]
+        """The criterion.
+
+        Raises:
+            RuntimeError: the model has not been converted, so there is none.
+        """
+        loss: MaskRCNNLoss | None = self.__dict__.get("_loss")
+        if loss is None:
+            raise RuntimeError(
+                f"this {type(self).__name__} has no loss yet: call maskloss.convert(model) first"
+            )
         return loss
 
     def hold(self, loss: MaskRCNNLoss) -> None:
@@ -42,8 +50,20 @@ class LossHolder:
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         module = super()._apply(fn, recurse)  # type: ignore[misc]
-        self.loss._apply(lambda tensor: _moved(tensor, fn))
+        if "_loss" in self.__dict__:
+            self.loss._apply(lambda tensor: _moved(tensor, fn))
         return module
+
+    def __prepare_scriptable__(self) -> NoReturn:
+        """Refuse `torch.jit.script`, which calls this, in a sentence instead of by a type it does not know.
+
+        Raises:
+            RuntimeError: always.
+        """
+        raise RuntimeError(
+            "torch.jit.script does not take a model from maskloss.convert; load its state_dict, whose keys are "
+            "torchvision's, into a stock torchvision model and script that"
+        )
 
 
 def move_to(loss: MaskRCNNLoss, parameter: Tensor) -> None:

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
+from torchvision.models.detection import roi_heads as torchvision_roi_heads
 from torchvision.models.detection.roi_heads import RoIHeads as TorchvisionRoIHeads
-from torchvision.models.detection.roi_heads import keypointrcnn_inference, keypointrcnn_loss
 
 from maskloss.detection.heads import ClassSelectedMaskPredictor
 from maskloss.detection.loss_holder import LossHolder
@@ -39,6 +39,10 @@ class RoIHeads(LossHolder, TorchvisionRoIHeads):
     """
 
     fixed_size: bool = False
+
+    def extra_repr(self) -> str:
+        """Show the loss."""
+        return f"loss={self.loss}" if "_loss" in self.__dict__ else "no loss yet, see maskloss.convert"
 
     def forward(
         self,
@@ -103,7 +107,7 @@ class RoIHeads(LossHolder, TorchvisionRoIHeads):
         if self.has_mask():
             losses |= self._mask_losses(features, drawn, positive_labels, image_shapes, targets, counts)
         if self.has_keypoint():
-            losses["loss_keypoint"] = keypointrcnn_loss(
+            losses["loss_keypoint"] = torchvision_roi_heads.keypointrcnn_loss(
                 self._predict_keypoints(features, drawn.boxes, image_shapes),
                 drawn.boxes,
                 [target["keypoints"] for target in targets],
@@ -236,7 +240,7 @@ class RoIHeads(LossHolder, TorchvisionRoIHeads):
                 detection["masks"] = mask_probs
         if self.has_keypoint():
             keypoint_logits = self._predict_keypoints(features, boxes, image_shapes)
-            keypoints, keypoint_scores = keypointrcnn_inference(keypoint_logits, boxes)
+            keypoints, keypoint_scores = torchvision_roi_heads.keypointrcnn_inference(keypoint_logits, boxes)
             for detection, image_keypoints, image_scores in zip(
                 detections, keypoints, keypoint_scores, strict=True
             ):

@@ -18,7 +18,7 @@ from maskloss.detection.matching import match
 from maskloss.detection.sampling import Reading, draw_slots, sent
 from maskloss.losses.boxes import BoxRegression
 from maskloss.losses.conventions import at_least_float32
-from maskloss.losses.criterion import RPNBatch
+from maskloss.losses.criterion import KEYS, RPNBatch
 from maskloss.losses.weighting import BatchCounts
 
 
@@ -97,6 +97,49 @@ class RegionProposalNetwork(LossHolder, TorchvisionRPN):
             labels.append(image_labels.masked_fill(matches == self.proposal_matcher.BETWEEN_THRESHOLDS, -1.0))
             matched_boxes.append(gt_boxes[matches.clamp(min=0)])
         return labels, matched_boxes
+
+    def compute_loss(
+        self,
+        objectness: Tensor,
+        pred_bbox_deltas: Tensor,
+        labels: list[Tensor],
+        regression_targets: list[Tensor],
+    ) -> tuple[Tensor, Tensor]:
+        """Compute the criterion's two RPN losses where torchvision's code would compute its own.
+
+        `forward` does not need it; it is for code that takes torchvision's forward pass apart, as recipes for
+        validation losses do. `losses_and_detections` gives these without.
+
+        Args:
+            objectness: (N A, 1) logits of all anchors.
+            pred_bbox_deltas: (N A, 4).
+            labels: N tensors (A,), of `assign_targets_to_anchors`.
+            regression_targets: N tensors (A, 4), of `box_coder.encode`.
+
+        Returns:
+            The weighted objectness and box losses, scalars.
+
+        Raises:
+            ValueError: the rpn_box term reads decoded boxes, for which the anchors would be needed.
+        """
+        indices = (torch.where(torch.cat(chosen))[0] for chosen in self.fg_bg_sampler(labels))
+        positives, negatives = indices
+        sampled = torch.cat([positives, negatives])
+        losses = self.loss.rpn_losses(
+            RPNBatch(
+                objectness=objectness.flatten()[sampled],
+                labels=torch.cat(labels)[sampled],
+                box=BoxRegression(pred_bbox_deltas[positives], torch.cat(regression_targets)[positives]),
+                counts=BatchCounts(
+                    num_images=len(labels),
+                    sampled=sampled.numel(),
+                    positives=positives.numel(),
+                    batch_size_per_image=getattr(self.fg_bg_sampler, "batch_size_per_image", 0),
+                    locations=objectness.numel() // self.anchor_generator.num_anchors_per_location()[0],
+                ),
+            )
+        )
+        return losses[KEYS["objectness"]], losses[KEYS["rpn_box"]]
 
     def _proposals(
         self,

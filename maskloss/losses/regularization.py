@@ -152,5 +152,6 @@ class L1RegularizationLoss(nn.Module):
 
 
 def _total(penalties: Iterator[Tensor]) -> Tensor:
-    values = list(penalties)
+    # Of a parameter that fully_shard has split over processes, the penalty on the whole of it.
+    values = [value.full_tensor() if hasattr(value, "full_tensor") else value for value in penalties]
     return torch.stack(values).sum() if values else torch.zeros(())

@@ -192,6 +192,33 @@ class EncodedMasks:
         bottom = np.where(column == last[run], (stop[run] - 1) % height + 1, height)
         return Runs(column, top, bottom)
 
+    def extents(self) -> Tensor:
+        """Return the tight box of each instance, cut at the image's border.
+
+        Returns:
+            (G, 4) float64, xyxy in px of the current image; NaN for an instance of which nothing is inside.
+        """
+        boxes = torch.full((len(self), 4), torch.nan, dtype=torch.float64)
+        limit = np.array([self.width, self.height], dtype=np.float64)
+        for index, segmentation in enumerate(self.segmentations):
+            if segmentation is None:
+                continue
+            if self.is_rle(index):
+                runs = self.runs(index)
+                x = np.array([runs.column.min(), runs.column.max() + 1]) if len(runs.column) else np.empty(0)
+                y = np.array([runs.top.min(), runs.bottom.max()]) if len(runs.column) else np.empty(0)
+                points = np.stack(
+                    [x * self.x_map.scale + self.x_map.shift, y * self.y_map.scale + self.y_map.shift], 1
+                )
+            else:
+                points = np.concatenate(self.polygons(index))
+            if not len(points):
+                continue
+            low, high = points.min(axis=0).clip(min=0), np.minimum(points.max(axis=0), limit)
+            if (high > low).all():
+                boxes[index] = torch.from_numpy(np.concatenate([low, high]))
+        return boxes
+
     def bitmaps(self) -> Tensor:
         """Rasterise to (G, H, W) uint8 with pycocotools, an RLE by its nearest pixel.
 

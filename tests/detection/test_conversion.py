@@ -543,7 +543,7 @@ def test_converting_again_does_not_double_the_hooks(monkeypatch):
 
     model = maskloss.convert(tiny_mask_rcnn())
     maskloss.convert(model, MaskRCNNLoss(regularization=penalty))
-    monkeypatch.setattr("maskloss.detection.conversion.check_targets", lambda *_, **__: checked.append(1))
+    monkeypatch.setattr("maskloss.detection.conversion.check_inputs", lambda *_, **__: checked.append(1))
     training_pass(model, *batch())
     assert len(checked) == 1
     assert penalised == [model]
@@ -1004,7 +1004,9 @@ def test_a_replaced_loss_function_of_torchvisions_is_noticed(monkeypatch):
         return torch.zeros(())
 
     monkeypatch.setattr("torchvision.models.detection.roi_heads.maskrcnn_loss", mine)
-    with pytest.raises(TypeError, match="maskrcnn_loss has been replaced, and convert would not call it"):
+    with pytest.raises(
+        TypeError, match="maskrcnn_loss has been replaced, and a converted model does not call it"
+    ):
         maskloss.convert(tiny_mask_rcnn())
     maskloss.convert(tiny_mask_rcnn(), "torchvision")
 

@@ -82,5 +82,5 @@ def test_labels_and_matched_boxes_are_torchvisions(count: int) -> None:
 def test_an_instance_with_its_own_filter_is_refused() -> None:
     model = tiny_mask_rcnn()
     model.rpn.filter_proposals = lambda *_: None
-    with pytest.raises(TypeError, match=r"would drop model\.rpn\.filter_proposals"):
+    with pytest.raises(TypeError, match=r"model\.rpn\.filter_proposals has been patched"):
         maskloss.convert(model)

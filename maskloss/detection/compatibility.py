@@ -1,0 +1,210 @@
+"""What `convert` can take the place of, and what users have put where the converted model would not call it.
+
+Replacing code that somebody has written, or never calling it, is an error that says so, before the conversion and
+at every forward pass after it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any
+
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torchvision.models.detection import roi_heads as torchvision_roi_heads
+from torchvision.models.detection._utils import BalancedPositiveNegativeSampler
+from torchvision.models.detection._utils import BoxCoder as TorchvisionBoxCoder
+from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
+from torchvision.models.detection.roi_heads import RoIHeads as TorchvisionRoIHeads
+from torchvision.models.detection.rpn import RegionProposalNetwork as TorchvisionRPN
+
+from maskloss.detection.roi_heads import RoIHeads
+from maskloss.detection.rpn import RegionProposalNetwork
+from maskloss.detection.transform import RCNNTransform
+
+_PARTS: dict[str, tuple[type, type]] = {
+    "rpn": (TorchvisionRPN, RegionProposalNetwork),
+    "roi_heads": (TorchvisionRoIHeads, RoIHeads),
+}
+
+#: Methods of torchvision's parts that ours do without; what a user puts in the place of one would not be called.
+_UNCALLED_METHODS = {
+    "rpn": ("compute_loss", "filter_proposals"),
+    "roi_heads": ("fastrcnn_loss", "maskrcnn_loss", "project_masks_on_boxes", "maskrcnn_inference"),
+}
+
+#: torchvision's functions that ours stand in for, where they are defined, and what to give instead.
+_REPLACED_FUNCTIONS: dict[str, tuple[Any, str]] = {
+    "fastrcnn_loss": (torchvision_roi_heads, "the classification and box terms"),
+    "maskrcnn_loss": (torchvision_roi_heads, "the mask term"),
+    "project_masks_on_boxes": (torchvision_roi_heads, "mask_targets"),
+    "maskrcnn_inference": (torchvision_roi_heads, "a mask term with mask_probs"),
+    "compute_loss": (TorchvisionRPN, "the objectness and rpn_box terms"),
+}
+
+
+def full_name(thing: Any) -> str:
+    """Return the module and the name of an object's type."""
+    return f"{type(thing).__module__}.{type(thing).__qualname__}"
+
+
+def not_a_detector(needs: str, model: Any) -> TypeError:
+    """Return the error for what is no torchvision detector, naming the detector inside of a wrapper.
+
+    Args:
+        needs: which function takes what, the beginning of the message.
+        model: what was given.
+    """
+    inside = ""
+    if isinstance(model, nn.Module):
+        names = [name for name, module in model.named_modules() if isinstance(module, GeneralizedRCNN)]
+        if names:
+            inside = (
+                f"; the detector inside is model.{names[0]}: give that, and convert it before it is wrapped"
+            )
+    return TypeError(f"{needs}, not {full_name(model)}{inside}")
+
+
+def check_parts(model: GeneralizedRCNN) -> None:
+    """Check that the parts whose code ours replaces are torchvision's, or ours already.
+
+    Raises:
+        TypeError: a part is another's, or has methods of a user's own that would not be called.
+    """
+    for name, (stock, ours) in _PARTS.items():
+        part = getattr(model, name, None)
+        if any(base.__name__ == "FSDPModule" for base in type(part).__mro__):
+            raise TypeError(f"model.{name} is sharded already: call convert before fully_shard")
+        if type(part) is not stock and not isinstance(part, ours):
+            raise TypeError(
+                f"convert would replace the code of model.{name}, which is not torchvision's "
+                f"{stock.__name__} but {full_name(part)}; derive it from maskloss.detection.{ours.__name__} to keep it"
+            )
+        if not isinstance(part, ours) and "forward" in vars(part):
+            raise TypeError(
+                f"convert would drop model.{name}.forward, which has been patched on the instance"
+            )
+        _check_code(name, part)
+
+
+def check_sync_free(model: GeneralizedRCNN) -> None:
+    """Check that nothing of a user's stands where sampling without synchronization does the work itself.
+
+    Raises:
+        TypeError: a sampler is not torchvision's, or the selection of samples has been patched.
+        ValueError: a BatchNorm in the RoI heads would count rows that hold no sample.
+    """
+    for name in _PARTS:
+        sampler = getattr(model, name).fg_bg_sampler
+        if type(sampler) is not BalancedPositiveNegativeSampler:
+            raise TypeError(
+                f"fixed_size would replace the draws of model.{name}.fg_bg_sampler, which is not torchvision's "
+                f"BalancedPositiveNegativeSampler but {full_name(sampler)}"
+            )
+    if "select_training_samples" in vars(model.roi_heads):
+        raise TypeError(
+            "fixed_size would drop model.roi_heads.select_training_samples, which has been patched on the instance"
+        )
+    for name, module in model.roi_heads.named_modules():
+        if isinstance(module, _BatchNorm):
+            raise ValueError(
+                f"fixed_size does not go with model.roi_heads.{name}, a {type(module).__name__}: its statistics "
+                "would take in rows that hold no sample"
+            )
+
+
+def replaced_functions() -> list[str]:
+    """Return the names of torchvision's loss functions in whose place somebody has put his own."""
+    return [
+        name
+        for name, (owner, _) in _REPLACED_FUNCTIONS.items()
+        if getattr(getattr(owner, name), "__module__", None) != _home(owner)
+    ]
+
+
+def check_functions(allowed: Collection[str] = ()) -> None:
+    """Check that torchvision's loss functions are its own.
+
+    Args:
+        allowed: names of those that may be replaced, because a `MaskRCNNLoss` was given knowingly.
+
+    Raises:
+        TypeError: one has been replaced, and the converted model would not call it.
+    """
+    for name in replaced_functions():
+        if name not in allowed:
+            owner, instead = _REPLACED_FUNCTIONS[name]
+            raise TypeError(
+                f"{_home(owner)}.{name} has been replaced, and a converted model does not call it; give {instead} to "
+                "MaskRCNNLoss, or a preset by name to convert"
+            )
+
+
+def check_still_converted(model: GeneralizedRCNN, *, paste: str | None, allowed: Collection[str]) -> None:
+    """Check at a forward pass that nothing has been put where the converted model would not call it.
+
+    Args:
+        model: a converted model.
+        paste: what it was converted with.
+        allowed: see `check_functions`.
+
+    Raises:
+        TypeError: a part has been replaced or patched since.
+        ValueError: see `check_sync_free`.
+    """
+    for name, (_, ours) in _PARTS.items():
+        part = getattr(model, name)
+        if not isinstance(part, ours):
+            raise TypeError(
+                f"model.{name} has been replaced by {full_name(part)} since convert, so its losses would be others; "
+                "call maskloss.convert again"
+            )
+        _check_code(name, part)
+    check_functions(allowed)
+    if paste != "torchvision":
+        transform = model.transform
+        if not isinstance(transform, RCNNTransform):
+            raise TypeError(
+                f"model.transform has been replaced by {full_name(transform)} since convert, which drops "
+                f"paste={paste!r}; call maskloss.convert again"
+            )
+        check_postprocess(transform, paste)
+    if model.training and model.rpn.fixed_size:
+        check_sync_free(model)
+
+
+def check_postprocess(transform: nn.Module, paste: str | None) -> None:
+    """Check that no method of a user's own would be dropped by pasting another way than torchvision.
+
+    Raises:
+        TypeError: `postprocess` has been patched on the instance.
+    """
+    if "postprocess" in vars(transform):
+        raise TypeError(
+            f"paste={paste!r} would drop model.transform.postprocess, which has been patched on the instance"
+        )
+
+
+def _check_code(name: str, part: Any) -> None:
+    """Check that a part has no method of a user's own that is not called, and that its coder works box by box."""
+    for method in _UNCALLED_METHODS[name]:
+        if method in vars(part):
+            _, instead = _REPLACED_FUNCTIONS.get(method, (None, None))
+            raise TypeError(
+                f"model.{name}.{method} has been patched on the instance, and a converted model does not call it"
+                + (f"; give {instead} to MaskRCNNLoss" if instead else "")
+            )
+    coder = part.box_coder
+    for method in ("encode", "decode"):
+        own = getattr(type(coder), method, None) is getattr(TorchvisionBoxCoder, method)
+        if not own or method in getattr(coder, "__dict__", ()):
+            raise TypeError(
+                f"convert would not call {method} of model.{name}.box_coder, which is not torchvision's BoxCoder but "
+                f"{full_name(coder)}; override {method}_single instead"
+            )
+
+
+def _home(owner: Any) -> str:
+    """Return the module that a module's or a class's own functions name as theirs."""
+    home: str = owner.__module__ if isinstance(owner, type) else owner.__name__
+    return home

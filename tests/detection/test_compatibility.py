@@ -1,0 +1,356 @@
+"""What is patched is refused, never ignored; wrappers are named with the way out; torch's other tools work."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import warnings
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.fx
+from torch import Tensor, nn
+from torch.distributed.fsdp import fully_shard
+from torch.optim.swa_utils import AveragedModel
+from torchvision.models.detection import roi_heads as torchvision_roi_heads
+from torchvision.models.detection import rpn as torchvision_rpn
+from torchvision.models.detection.mask_rcnn import MaskRCNNPredictor
+from torchvision.models.detection.rpn import concat_box_prediction_layers
+from torchvision.models.detection.transform import GeneralizedRCNNTransform
+
+import maskloss
+from maskloss import LossWeights, MaskRCNNLoss
+from maskloss.detection import ClassSelectedMaskPredictor, RegionProposalNetwork, RoIHeads
+from maskloss.losses import BoxGIoULoss, L2RegularizationLoss, per_location
+
+from .small_models import CHANNELS, NUM_CLASSES, batch, tiny_mask_rcnn, training_pass
+
+
+def mine(*arguments: Any, **more: Any) -> Any:
+    raise AssertionError("was called")
+
+
+# What is patched after convert.
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("rpn.compute_loss", r"model\.rpn\.compute_loss has been patched.*objectness and rpn_box terms"),
+        ("rpn.filter_proposals", r"model\.rpn\.filter_proposals has been patched"),
+        ("roi_heads.maskrcnn_loss", r"model\.roi_heads\.maskrcnn_loss has been patched.*give the mask term"),
+        (
+            "roi_heads.fastrcnn_loss",
+            r"model\.roi_heads\.fastrcnn_loss has been patched.*classification and box",
+        ),
+        ("roi_heads.box_coder.decode", r"would not call decode of model\.roi_heads\.box_coder"),
+        ("rpn.box_coder.encode", r"would not call encode of model\.rpn\.box_coder"),
+    ],
+)
+@pytest.mark.parametrize("training", [True, False])
+def test_what_is_patched_on_a_converted_model_is_refused_at_the_next_pass(path, message, training):
+    model = maskloss.convert(tiny_mask_rcnn())
+    images, targets = batch()
+    model.train(training)(images, targets)
+    owner, _, name = path.rpartition(".")
+    setattr(model.get_submodule(owner) if "coder" not in owner else _attribute(model, owner), name, mine)
+    with pytest.raises(TypeError, match=message):
+        model(images, targets)
+    with pytest.raises(TypeError, match=message):
+        maskloss.losses_and_detections(model, images, targets)
+
+
+def _attribute(thing: Any, path: str) -> Any:
+    for name in path.split("."):
+        thing = getattr(thing, name)
+    return thing
+
+
+@pytest.mark.parametrize(
+    "name", ["maskrcnn_loss", "fastrcnn_loss", "project_masks_on_boxes", "maskrcnn_inference"]
+)
+def test_torchvisions_functions_replaced_after_convert_are_refused(name, monkeypatch):
+    model = maskloss.convert(tiny_mask_rcnn(), "aligned").train()
+    monkeypatch.setattr(torchvision_roi_heads, name, mine)
+    with pytest.raises(
+        TypeError, match=rf"roi_heads\.{name} has been replaced, and a converted model does not call"
+    ):
+        model(*batch())
+
+
+def test_a_method_of_torchvisions_class_replaced_after_convert_is_refused(monkeypatch):
+    model = maskloss.convert(tiny_mask_rcnn(), "aligned").train()
+    monkeypatch.setattr(torchvision_rpn.RegionProposalNetwork, "compute_loss", mine)
+    with pytest.raises(TypeError, match=r"rpn\.compute_loss has been replaced.*objectness and rpn_box terms"):
+        model(*batch())
+
+
+def test_a_function_replaced_before_a_loss_was_given_knowingly_stays_allowed(monkeypatch):
+    monkeypatch.setattr(torchvision_roi_heads, "maskrcnn_loss", mine)
+    model = maskloss.convert(tiny_mask_rcnn(), "torchvision").train()
+    model(*batch())
+
+
+def test_torchvisions_keypoint_functions_are_looked_up_when_they_are_called(monkeypatch):
+    from .small_models import tiny_keypoint_rcnn
+
+    model = maskloss.convert(tiny_keypoint_rcnn()).train()
+    monkeypatch.setattr(torchvision_roi_heads, "keypointrcnn_loss", lambda logits, *_: 7.0 + 0 * logits.sum())
+    assert model(*batch())["loss_keypoint"].item() == 7.0
+
+
+def stock_transform(model: nn.Module) -> GeneralizedRCNNTransform:
+    own = model.transform
+    return GeneralizedRCNNTransform(own.min_size, own.max_size, own.image_mean, own.image_std)
+
+
+@pytest.mark.parametrize("paste", ["matched", None])
+def test_another_transform_that_drops_the_paste_is_refused(paste):
+    model = maskloss.convert(tiny_mask_rcnn(), paste=paste).eval()
+    model.transform = stock_transform(model)
+    with pytest.raises(TypeError, match=r"model\.transform has been replaced by torchvision.*drops paste"):
+        model(batch()[0])
+
+
+def test_another_transform_is_fine_where_the_paste_is_torchvisions():
+    model = maskloss.convert(tiny_mask_rcnn()).eval()
+    expected = model(batch()[0])
+    model.transform = stock_transform(model).eval()
+    assert torch.equal(model(batch()[0])[0]["masks"], expected[0]["masks"])
+
+
+def test_a_postprocess_patched_after_convert_is_refused_where_it_drops_the_paste():
+    model = maskloss.convert(tiny_mask_rcnn(), paste="matched").eval()
+    model.transform.postprocess = mine
+    with pytest.raises(TypeError, match=r"would drop model\.transform\.postprocess"):
+        model(batch()[0])
+
+
+@pytest.mark.parametrize("part", ["rpn", "roi_heads"])
+def test_a_part_of_torchvisions_put_back_is_refused(part):
+    model = maskloss.convert(tiny_mask_rcnn()).train()
+    setattr(model, part, getattr(tiny_mask_rcnn(), part))
+    with pytest.raises(
+        TypeError, match=rf"model\.{part} has been replaced by torchvision.*call maskloss\.convert"
+    ):
+        model(*batch())
+    training_pass(maskloss.convert(model), *batch())
+
+
+def test_a_new_predictor_after_convert_keeps_working():
+    # The fine-tuning tutorial puts one in, and some convert before.
+    model, stock = maskloss.convert(tiny_mask_rcnn()), tiny_mask_rcnn()
+    for one in (model, stock):
+        torch.manual_seed(3)
+        one.roi_heads.mask_predictor = MaskRCNNPredictor(CHANNELS, CHANNELS, NUM_CLASSES)
+    expected, _ = training_pass(stock, *batch())
+    losses, _ = training_pass(model, *batch())
+    assert losses["loss_mask"].item() == pytest.approx(expected["loss_mask"].item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+def test_a_copy_is_checked_as_its_original(duplicate):
+    model = duplicate(maskloss.convert(tiny_mask_rcnn())).train()
+    model(*batch())
+    model.rpn.compute_loss = mine
+    with pytest.raises(TypeError, match="has been patched"):
+        model(*batch())
+
+
+# torchvision's forward pass taken apart, as a well-known recipe for validation losses does.
+
+
+def recipe(model: nn.Module) -> tuple[Tensor, Tensor]:
+    """Compute the RPN's losses by the steps of torchvision's own RegionProposalNetwork.forward."""
+    images, targets = model.transform(*batch())
+    features = {"0": model.backbone(images.tensors)}
+    maps = list(features.values())
+    objectness, deltas = model.rpn.head(maps)
+    anchors = model.rpn.anchor_generator(images, maps)
+    objectness, deltas = concat_box_prediction_layers(objectness, deltas)
+    labels, matched_boxes = model.rpn.assign_targets_to_anchors(anchors, targets)
+    encoded = model.rpn.box_coder.encode(matched_boxes, anchors)
+    torch.manual_seed(5)
+    return model.rpn.compute_loss(objectness, deltas, labels, encoded)
+
+
+def test_the_inherited_compute_loss_evaluates_the_criterion():
+    stock = recipe(tiny_mask_rcnn().train())
+    own = recipe(maskloss.convert(tiny_mask_rcnn().train()))
+    assert [value.item() for value in own] == pytest.approx([value.item() for value in stock], rel=1e-6)
+    loss = MaskRCNNLoss(weights=LossWeights(objectness=2.0, rpn_box=5.0))
+    weighted = recipe(maskloss.convert(tiny_mask_rcnn().train(), loss))
+    assert [value.item() for value in weighted] == pytest.approx(
+        [2 * stock[0].item(), 5 * stock[1].item()], rel=1e-6
+    )
+
+
+def test_the_inherited_compute_loss_knows_the_anchor_locations():
+    # 16 x 16 positions of the one map of 128 x 128 px, stride 8, 2 images; see `small_models`.
+    model = maskloss.convert(tiny_mask_rcnn().train(), MaskRCNNLoss(normalizers={"objectness": per_location}))
+    torch.manual_seed(5)
+    per_anchor = recipe(maskloss.convert(tiny_mask_rcnn().train()))[0].item()
+    images, _ = model.transform(*batch())
+    locations = 2 * (images.tensors.shape[-1] // 8) * (images.tensors.shape[-2] // 8)
+    sampled = 64
+    assert recipe(model)[0].item() == pytest.approx(per_anchor * sampled / locations, rel=1e-5)
+
+
+def test_the_inherited_compute_loss_says_that_it_has_no_boxes():
+    model = maskloss.convert(tiny_mask_rcnn().train(), MaskRCNNLoss(rpn_box=BoxGIoULoss()))
+    with pytest.raises(ValueError, match="has no boxes"):
+        recipe(model)
+
+
+# Subclasses of our own parts.
+
+
+class CountingHeads(RoIHeads):
+    """Heads of a user's own, derived from ours."""
+
+    passes = 0
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        self.passes += 1
+        return super().forward(*args, **kwargs)
+
+
+class CountingRPN(RegionProposalNetwork):
+    """An RPN of a user's own, derived from ours."""
+
+
+def test_subclasses_of_our_parts_stay_what_they_are():
+    expected, _ = training_pass(maskloss.convert(tiny_mask_rcnn()), *batch())
+    model = tiny_mask_rcnn()
+    model.roi_heads.__class__ = CountingHeads
+    model.rpn.__class__ = CountingRPN
+    model.to("cpu").double().float()
+    maskloss.convert(model)
+    assert type(model.roi_heads) is CountingHeads
+    assert type(model.rpn) is CountingRPN
+    losses, _ = training_pass(model, *batch())
+    assert {key: value.item() for key, value in losses.items()} == {k: v.item() for k, v in expected.items()}
+    assert model.roi_heads.passes == 1
+
+
+def test_our_parts_in_a_model_that_is_not_converted_say_what_to_do():
+    model = tiny_mask_rcnn().train()
+    model.roi_heads.__class__ = RoIHeads
+    assert "no loss yet" in repr(model)
+    with pytest.raises(RuntimeError, match=r"has no loss yet: call maskloss\.convert\(model\) first"):
+        model(*batch())
+
+
+def test_the_model_shows_its_loss():
+    model = maskloss.convert(tiny_mask_rcnn(), MaskRCNNLoss(regularization=L2RegularizationLoss(0.25)))
+    assert "L2RegularizationLoss(weight_decay=0.25)" in repr(model)
+
+
+# Wrappers.
+
+
+class Detector(nn.Module):
+    """A module around a detector, as Lightning's."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.detector = model
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("wrap", "inside"),
+    [
+        (nn.DataParallel, "module"),
+        (AveragedModel, "module"),
+        (torch.compile, "_orig_mod"),
+        (Detector, "detector"),
+        (lambda model: Detector(nn.DataParallel(model)), r"detector\.module"),
+    ],
+    ids=["DataParallel", "AveragedModel", "compile", "a module", "a module of a wrapper"],
+)
+def test_a_wrapper_is_named_with_the_way_out(wrap, inside):
+    wrapped = wrap(tiny_mask_rcnn())
+    with pytest.raises(
+        TypeError, match=rf"^convert takes torchvision's .*the detector inside is model\.{inside}: "
+    ):
+        maskloss.convert(wrapped)
+    converted = wrap(maskloss.convert(tiny_mask_rcnn()))
+    with pytest.raises(TypeError, match=rf"^losses_and_detections takes .* is model\.{inside}: "):
+        maskloss.losses_and_detections(converted, *batch())
+
+
+def test_a_stock_model_is_told_to_convert():
+    with pytest.raises(
+        TypeError, match=r"not a stock torchvision.*MaskRCNN: call maskloss\.convert\(model\) first"
+    ):
+        maskloss.losses_and_detections(tiny_mask_rcnn(), *batch())
+
+
+# torch's tools.
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit")
+@pytest.mark.filterwarnings("ignore:RCNN always returns")
+def test_scripting_is_refused_in_a_sentence_whose_way_out_works():
+    model = maskloss.convert(tiny_mask_rcnn()).eval()
+    with pytest.raises(RuntimeError, match=r"^torch\.jit\.script does not take .*load its state_dict"):
+        torch.jit.script(model)
+    stock = tiny_mask_rcnn(seed=1).eval()
+    stock.load_state_dict(model.state_dict(), strict=True)
+    images = batch()[0]
+    _, detections = torch.jit.script(stock)(images)
+    assert torch.equal(detections[0]["boxes"], model(images)[0]["boxes"])
+
+
+def test_the_mask_predictor_is_traced_symbolically_as_torchvisions():
+    torch.manual_seed(0)
+    stock = MaskRCNNPredictor(CHANNELS, CHANNELS, NUM_CLASSES)
+    own = ClassSelectedMaskPredictor(CHANNELS, CHANNELS, NUM_CLASSES)
+    own.load_state_dict(stock.state_dict())
+    features = torch.rand(3, CHANNELS, 4, 4)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        traced = torch.fx.symbolic_trace(own)
+    assert torch.equal(traced(features), stock(features))
+
+
+@pytest.fixture
+def one_process(tmp_path) -> Any:
+    """A process group of this process alone."""
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+def test_sharded_parameters_train_as_whole_ones_do(one_process):
+    def built() -> nn.Module:
+        return maskloss.convert(tiny_mask_rcnn(), MaskRCNNLoss(regularization=L2RegularizationLoss(1e-2)))
+
+    expected, gradients = training_pass(built(), *batch())
+    model = built()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        mesh = torch.distributed.init_device_mesh("cpu", (1,))
+        for part in (model.backbone, model.rpn.head, model.roi_heads.mask_predictor, model):
+            fully_shard(part, mesh=mesh)
+        losses, sharded = training_pass(model, *batch())
+    assert losses.keys() == expected.keys()
+    for key, value in expected.items():
+        assert losses[key].item() == pytest.approx(value.item(), rel=1e-6), key
+    for name, gradient in gradients.items():
+        assert torch.allclose(sharded[name].full_tensor(), gradient, rtol=1e-5, atol=1e-7), name
+    with torch.no_grad():
+        found, _ = maskloss.losses_and_detections(model, *batch())
+    assert found.keys() == expected.keys()
+
+
+def test_convert_comes_before_sharding(one_process):
+    model = tiny_mask_rcnn()
+    fully_shard(model.roi_heads, mesh=torch.distributed.init_device_mesh("cpu", (1,)))
+    with pytest.raises(
+        TypeError, match=r"model\.roi_heads is sharded already: call convert before fully_shard"
+    ):
+        maskloss.convert(model)

@@ -1,0 +1,357 @@
+"""What stock torchvision trains on trains here with the same numbers; what it trains on wrongly is refused.
+
+The oracle is a stock model with the same weights and the same random numbers.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from pycocotools import mask as coco_mask
+from torch import Tensor, nn
+from torchvision import tv_tensors
+from torchvision.ops import box_convert
+
+import maskloss
+from maskloss import EncodedMasks
+from maskloss.detection.target_checks import box_format_hint, mask_extents
+
+from .small_models import batch, tiny_faster_rcnn, tiny_mask_rcnn, training_pass
+
+Target = dict[str, Any]
+
+
+def changed(name: str, make: Callable[[Any], Any]) -> Callable[[Target], None]:
+    def change(target: Target) -> None:
+        target[name] = make(target[name])
+
+    return change
+
+
+def both(*changes: Callable[[Target], None]) -> Callable[[Target], None]:
+    def change(target: Target) -> None:
+        for one in changes:
+            one(target)
+
+    return change
+
+
+def over_the_border(target: Target) -> None:
+    target["boxes"][0] = torch.tensor([-7.5, -3.0, 30.0, 40.0])
+    target["boxes"][1] = torch.tensor([25.0, 20.0, 95.0, 90.0])
+
+
+STOCK_TRAINS_ON: dict[str, Callable[[Target], None]] = {
+    **{
+        f"masks {dtype}": changed("masks", lambda v, dtype=dtype: v.to(dtype))
+        for dtype in (torch.bool, torch.int8, torch.int16, torch.int32, torch.int64)
+    },
+    **{
+        f"masks {dtype}": changed("masks", lambda v, dtype=dtype: v.to(dtype))
+        for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+    },
+    "masks as tv_tensors": changed("masks", tv_tensors.Mask),
+    **{
+        f"boxes {dtype}": changed("boxes", lambda v, dtype=dtype: v.to(dtype))
+        for dtype in (torch.int16, torch.int32, torch.int64, torch.float64, torch.float16)
+    },
+    "boxes as tv_tensors": changed(
+        "boxes", lambda v: tv_tensors.BoundingBoxes(v, format="XYXY", canvas_size=(64, 80))
+    ),
+    "boxes over the border": over_the_border,
+    "more fields": lambda target: target.update(area=torch.ones(2), iscrowd=torch.zeros(2), note="x"),
+    "masks that are not contiguous": changed(
+        "masks", lambda v: v.transpose(1, 2).contiguous().transpose(1, 2)
+    ),
+}
+
+
+@pytest.mark.filterwarnings("ignore:image 0 of the batch")
+@pytest.mark.parametrize("case", STOCK_TRAINS_ON)
+def test_what_stock_trains_on_gives_the_same_losses_and_gradients(case):
+    images, targets = batch()
+    STOCK_TRAINS_ON[case](targets[0])
+    expected, gradients = training_pass(tiny_mask_rcnn(), images, targets)
+    losses, own_gradients = training_pass(maskloss.convert(tiny_mask_rcnn()), images, targets)
+    for key, value in expected.items():
+        assert losses[key].item() == pytest.approx(value.item(), rel=1e-6), key
+    for name, gradient in gradients.items():
+        assert (own_gradients[name] - gradient).norm() <= 1e-5 * gradient.norm(), name
+
+
+def test_a_batch_in_one_tensor_trains():
+    images, targets = batch(1)
+    expected, _ = training_pass(tiny_mask_rcnn(), torch.stack(images), targets)
+    losses, _ = training_pass(maskloss.convert(tiny_mask_rcnn()), torch.stack(images), targets)
+    assert losses["loss_mask"].item() == pytest.approx(expected["loss_mask"].item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(0,), (0, 4), (0, 5), (0, 1, 4), (0, 0)])
+def test_boxes_of_no_object_may_have_any_shape(shape):
+    images, targets = batch()
+    empty = {"boxes": torch.zeros((0, 4)), "labels": torch.zeros(0, dtype=torch.int64)}
+    masks = torch.zeros((0, *images[0].shape[1:]), dtype=torch.uint8)
+    expected, _ = training_pass(tiny_mask_rcnn(), images, [{**empty, "masks": masks}, targets[1]])
+    odd = {"boxes": torch.zeros(shape), "labels": torch.tensor([]), "masks": torch.tensor([])}
+    losses, _ = training_pass(maskloss.convert(tiny_mask_rcnn()), images, [odd, targets[1]])
+    for key, value in expected.items():
+        assert losses[key].item() == pytest.approx(value.item(), rel=1e-6), key
+
+
+def test_boxes_over_the_border_warn_once_and_name_the_image():
+    images, targets = batch()
+    over_the_border(targets[1])
+    model = maskloss.convert(tiny_mask_rcnn()).train()
+    with pytest.warns(
+        UserWarning, match=r"image 1 of the batch \(image_id 41\), boxes: boxes reach outside.*72 x 72"
+    ):
+        model(images, targets)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model(images, targets)
+
+
+# Images.
+
+
+BAD_IMAGES: dict[str, tuple[Callable[[Tensor], Any], type[Exception], str]] = {
+    "in 0..255": (lambda v: v * 255, ValueError, r"its pixels are not in about \[0, 1\].*divide.*by 255"),
+    "in 0..255, half": (lambda v: (v * 255).half(), ValueError, r"its pixels are not in about \[0, 1\]"),
+    "normalized before": (lambda v: (v - 0.45) / 0.225, ValueError, "do not normalize them before"),
+    "with NaN": (lambda v: v.masked_fill(v > 0.99, torch.nan), ValueError, "its pixels are not in about"),
+    "uint8": (
+        lambda v: (v * 255).byte(),
+        TypeError,
+        r"expected a float tensor in \[0, 1\], got torch\.uint8",
+    ),
+    "one channel": (lambda v: v[:1], ValueError, r"expected \(3, H, W\), got shape \(1, .*gray.*expand"),
+    "four channels": (lambda v: torch.cat([v, v[:1]]), ValueError, r"expected \(3, H, W\), got shape \(4, "),
+    "HWC": (lambda v: v.permute(1, 2, 0), ValueError, r"\(H, W, 3\), use image\.permute\(2, 0, 1\)"),
+    "two axes": (lambda v: v[0], ValueError, r"expected a tensor \(3, H, W\), got shape"),
+    "a batch of one": (lambda v: v[None], ValueError, r"expected a tensor \(3, H, W\), got shape"),
+    "no pixel": (lambda v: v[:, :0], ValueError, r"expected a tensor \(3, H, W\), got shape"),
+    "PIL": (lambda v: Image.new("RGB", (80, 64)), TypeError, r"expected a float tensor .* got PIL\.Image"),
+    "numpy": (lambda v: v.numpy(), TypeError, r"expected a float tensor .* got numpy\.ndarray"),
+    "a line": (lambda v: v[:, :1].repeat(1, 1, 30), ValueError, r"1 x 2160 px.*nothing of its shorter side"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_IMAGES)
+def test_images_that_would_train_wrongly_are_refused(case):
+    make, error, message = BAD_IMAGES[case]
+    images, targets = batch()
+    model = maskloss.convert(tiny_mask_rcnn()).train()
+    with pytest.raises(error, match=rf"^image 1 of the batch \(image_id 41\): .*{message}"):
+        model([images[0], make(images[1])], targets)
+
+
+def test_pixels_a_little_outside_of_the_range_pass():
+    images, targets = batch()
+    noisy = [
+        image + 0.2 * torch.randn(image.shape, generator=torch.Generator().manual_seed(0)) for image in images
+    ]
+    training_pass(maskloss.convert(tiny_mask_rcnn()), noisy, targets)
+
+
+def test_a_model_that_normalizes_nothing_takes_any_pixels():
+    # Users who normalize by themselves set mean 0 and standard deviation 1.
+    model = tiny_mask_rcnn()
+    model.transform.image_mean, model.transform.image_std = [0.0, 0.0, 0.0], [1.0, 1.0, 1.0]
+    images, targets = batch()
+    training_pass(maskloss.convert(model), [(image - 0.45) / 0.2 for image in images], targets)
+
+
+def test_a_model_of_images_in_0_to_255_takes_them():
+    # Caffe's weights: a mean of 103 to 123 and a standard deviation of 1.
+    model = tiny_mask_rcnn()
+    model.transform.image_mean, model.transform.image_std = [103.5, 116.3, 123.7], [57.4, 57.1, 58.4]
+    images, targets = batch()
+    training_pass(maskloss.convert(model), [image * 255 for image in images], targets)
+
+
+# The format of boxes.
+
+
+def as_format(box_format: str, *, fractions: bool) -> Callable[[Tensor, Tensor], Tensor]:
+    def convert(boxes: Tensor, size: Tensor) -> Tensor:
+        return box_convert(boxes / size if fractions else boxes, "xyxy", box_format)
+
+    return convert
+
+
+WRONG_FORMATS = {
+    "x, y, width, height in px": as_format("xywh", fractions=False),
+    "center x, center y, width, height in px": as_format("cxcywh", fractions=False),
+    "corners in fractions of the image": as_format("xyxy", fractions=True),
+    "x, y, width, height in fractions of the image": as_format("xywh", fractions=True),
+    "center x, center y, width, height in fractions of the image": as_format("cxcywh", fractions=True),
+}
+
+
+def of_objects() -> tuple[list[Tensor], list[Target]]:
+    """One image of two ellipses, whose boxes stay boxes in every format."""
+    image = torch.rand(3, 120, 160, generator=torch.Generator().manual_seed(0))
+    boxes = torch.tensor([[10.0, 12.0, 70.0, 60.0], [30.0, 40.0, 100.0, 110.0]])
+    y, x = torch.meshgrid(torch.arange(120) + 0.5, torch.arange(160) + 0.5, indexing="ij")
+    masks = []
+    for x1, y1, x2, y2 in boxes.tolist():
+        inside = ((x - (x1 + x2) / 2) / ((x2 - x1) / 2)) ** 2 + (
+            (y - (y1 + y2) / 2) / ((y2 - y1) / 2)
+        ) ** 2 <= 1
+        masks.append(inside.to(torch.uint8))
+    return [image], [
+        {"boxes": boxes, "labels": torch.tensor([1, 2]), "masks": torch.stack(masks), "image_id": 7}
+    ]
+
+
+def encoded(masks: Tensor, kind: str) -> EncodedMasks:
+    if kind == "rle":
+        rles = [coco_mask.encode(np.asfortranarray(mask.numpy())) for mask in masks]
+        return EncodedMasks(rles, *masks.shape[1:])
+    polygons = []
+    for x1, y1, x2, y2 in mask_extents(masks).tolist():
+        polygons.append([[x1, y1, x2, y1, x2, y2, x1, y2]])
+    return EncodedMasks(polygons, *masks.shape[1:])
+
+
+@pytest.mark.parametrize("kind", ["bitmaps", "rle", "polygons"])
+@pytest.mark.parametrize("words", WRONG_FORMATS)
+def test_boxes_in_another_format_are_refused_and_the_format_is_named(words, kind):
+    images, targets = of_objects()
+    masks = targets[0]["masks"]
+    targets[0]["masks"] = masks if kind == "bitmaps" else encoded(masks, kind)
+    size = torch.tensor([160.0, 120.0, 160.0, 120.0])
+    targets[0]["boxes"] = WRONG_FORMATS[words](targets[0]["boxes"], size)
+    model = maskloss.convert(tiny_mask_rcnn()).train()
+    with pytest.raises(ValueError, match=rf"^image 0 of the batch \(image_id 7\), boxes: .*{words}, not x1"):
+        model(images, targets)
+
+
+def test_the_way_out_of_another_format_is_the_right_one():
+    images, targets = of_objects()
+    right = targets[0]["boxes"]
+    targets[0]["boxes"] = box_convert(right, "xyxy", "xywh")
+    hint = box_format_hint(images[0], targets[0])
+    assert 'torchvision.ops.box_convert(boxes, "xywh", "xyxy")' in hint
+    assert torch.equal(box_convert(targets[0]["boxes"], "xywh", "xyxy"), right)
+
+
+LEGITIMATE = {
+    "tight": lambda boxes: boxes,
+    "loose": lambda boxes: boxes + torch.tensor([-10.0, -10.0, 10.0, 9.0]),
+    "amodal, higher": lambda boxes: boxes + torch.tensor([[0.0, 0.0, 0.0, 48.0], [0.0, -30.0, 0.0, 9.0]]),
+    "far off": lambda boxes: torch.tensor([[80.0, 5.0, 150.0, 30.0], [5.0, 80.0, 40.0, 118.0]]),
+    "one tight, one far off": lambda boxes: torch.stack([boxes[0], torch.tensor([110.0, 3.0, 150.0, 20.0])]),
+}
+
+
+@pytest.mark.parametrize("kind", ["bitmaps", "rle", "polygons"])
+@pytest.mark.parametrize("case", LEGITIMATE)
+def test_boxes_that_are_not_tight_pass(case, kind):
+    images, targets = of_objects()
+    masks = targets[0]["masks"]
+    targets[0]["masks"] = masks if kind == "bitmaps" else encoded(masks, kind)
+    targets[0]["boxes"] = LEGITIMATE[case](targets[0]["boxes"])
+    training_pass(maskloss.convert(tiny_mask_rcnn()), images, targets)
+
+
+def test_one_object_that_is_no_xywh_says_that_none_is():
+    # Of one object the other reading fits by chance; the second object shows that the boxes are corners.
+    images, targets = of_objects()
+    targets[0]["boxes"][0] = box_convert(targets[0]["boxes"][:1], "xyxy", "xywh")[0]
+    assert box_format_hint(images[0], targets[0]) is None
+
+
+def test_boxes_are_compared_with_masks_in_the_first_batches_only(monkeypatch):
+    compared = []
+    monkeypatch.setattr(
+        "maskloss.detection.target_checks.box_format_hint", lambda *_: compared.append(1) or None
+    )
+    model = maskloss.convert(tiny_mask_rcnn()).train()
+    images, targets = batch(1)
+    for _ in range(12):
+        model(images, targets)
+    assert len(compared) == 10
+
+
+def test_bounding_boxes_say_their_format_themselves():
+    images, targets = batch()
+    boxes = tv_tensors.BoundingBoxes(
+        box_convert(targets[1]["boxes"], "xyxy", "xywh"), format="XYWH", canvas_size=(72, 72)
+    )
+    targets[1]["boxes"] = boxes
+    model = maskloss.convert(tiny_faster_rcnn()).train()
+    with pytest.raises(
+        ValueError, match=r"boxes: are BoundingBoxes in XYWH, the model needs XYXY; .*ConvertBound"
+    ):
+        model(images, targets)
+
+
+def test_extents_of_encoded_masks_are_those_of_their_bitmaps():
+    _, targets = of_objects()
+    masks = targets[0]["masks"]
+    expected = mask_extents(masks)
+    assert torch.equal(encoded(masks, "rle").extents(), expected)
+    assert torch.equal(encoded(masks, "polygons").extents(), expected)
+    flipped = encoded(masks, "rle").horizontal_flip().crop(5, 7, 90, 120)
+    assert torch.equal(flipped.extents(), mask_extents(masks.flip(2)[:, 5:95, 7:127]))
+    empty = mask_extents(torch.zeros((1, 4, 5), dtype=torch.uint8))
+    assert empty.isnan().all()
+
+
+# Types of errors.
+
+
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [
+        (lambda images, targets: targets[0].update(boxes=[[0, 0, 1, 1]]), TypeError),
+        (lambda images, targets: targets[0].update(boxes=torch.zeros(2, 5)), ValueError),
+        (lambda images, targets: targets[0]["boxes"][0].fill_(3), ValueError),
+    ],
+    ids=["a list", "another shape", "no area"],
+)
+def test_errors_are_also_torchvisions_where_it_raises_one(change, error):
+    images, targets = batch()
+    change(images, targets)
+    with pytest.raises(AssertionError):
+        tiny_mask_rcnn().train()(images, targets)
+    model = maskloss.convert(tiny_mask_rcnn()).train()
+    with pytest.raises(error) as raised:
+        model(images, targets)
+    assert isinstance(raised.value, AssertionError)
+
+
+@pytest.mark.parametrize(
+    "targets",
+    [{"boxes": torch.zeros(0, 4)}, "ab", [1, 2], iter([])],
+    ids=["a dict", "a string", "numbers", "an iterator"],
+)
+def test_targets_that_are_no_list_of_dicts_are_refused(targets):
+    images, _ = batch()
+    model = maskloss.convert(tiny_mask_rcnn()).train()
+    with pytest.raises(TypeError, match="dict"):
+        model(images, targets)
+
+
+def test_no_targets_are_an_assertion_error_too():
+    images, _ = batch()
+    for model in (tiny_mask_rcnn(), maskloss.convert(tiny_mask_rcnn())):
+        with pytest.raises(AssertionError):
+            model.train()(images)
+
+
+def test_inference_takes_what_stock_takes():
+    # Gray images are broadcast, and nobody can be wrong about targets.
+    gray = [torch.rand(1, 64, 80, generator=torch.Generator().manual_seed(0))]
+    model: nn.Module = tiny_mask_rcnn().eval()
+    with torch.no_grad():
+        expected = model(gray)
+        found = maskloss.convert(model)(gray)
+    assert torch.equal(found[0]["boxes"], expected[0]["boxes"])
