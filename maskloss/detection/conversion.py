@@ -35,7 +35,7 @@ from maskloss.detection.loss_holder import move_to
 from maskloss.detection.pooling import MultiScaleRoIAlign
 from maskloss.detection.roi_heads import RoIHeads
 from maskloss.detection.rpn import RegionProposalNetwork
-from maskloss.detection.target_checks import ModelInputs, check_inputs, with_plain_empty_fields
+from maskloss.detection.target_checks import ModelInputs, check_inputs, in_plain_form
 from maskloss.detection.transform import Paste, RCNNTransform
 from maskloss.losses.criterion import MaskRCNNLoss
 from maskloss.masks.encoded import EncodedMasks
@@ -256,6 +256,7 @@ def _check_inputs(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
     assert targets is not None  # which `check_inputs` has seen
     if any(len(target["boxes"]) for target in targets):
         conversion.box_format_checks -= 1
+    targets = in_plain_form(targets, images)
     if not isinstance(model.transform, RCNNTransform):
         for index, target in enumerate(targets):
             if isinstance(target.get("masks"), EncodedMasks):
@@ -263,7 +264,11 @@ def _check_inputs(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
                     f"image {index} of the batch, masks: EncodedMasks need torchvision's own transform, "
                     f"model.transform is {full_name(model.transform)}; give `masks.bitmaps()`"
                 )
-    targets = with_plain_empty_fields(targets, images)
+            if "ignore_boxes" in target:
+                raise TypeError(
+                    f"image {index} of the batch, ignore_boxes: need torchvision's own transform, which resizes them "
+                    f"with the image; model.transform is {full_name(model.transform)}"
+                )
     return (images, targets, *args[2:]), {k: v for k, v in kwargs.items() if k not in ("images", "targets")}
 
 

@@ -75,6 +75,25 @@ def match(
     return _decided(values, objects, is_best, matcher)
 
 
+def mostly_inside(boxes: Tensor, regions: Tensor) -> Tensor:
+    """Say which boxes have more than half of their area inside one of the regions, without synchronizing.
+
+    Args:
+        boxes: (B, 4) xyxy.
+        regions: (I, 4) xyxy.
+
+    Returns:
+        (B,) bool.
+    """
+    area = (boxes[:, 2:] - boxes[:, :2]).clamp(min=0).prod(dim=1)
+    inside = torch.zeros_like(area, dtype=torch.bool)
+    # One by one: regions are few, and a matrix of all anchors with all of them would be large.
+    for region in regions.to(boxes.dtype):
+        sides = torch.minimum(boxes[:, 2:], region[2:]) - torch.maximum(boxes[:, :2], region[:2])
+        inside |= sides.clamp(min=0).prod(dim=1) > 0.5 * area
+    return inside
+
+
 def _decided(values: Tensor, objects: Tensor, is_best: Tensor | None, matcher: Matcher) -> Tensor:
     """Give each box (A,) its most similar object, or, by that similarity, none: `Matcher`, without waiting."""
     matches = objects.masked_fill(values < matcher.low_threshold, matcher.BELOW_LOW_THRESHOLD)

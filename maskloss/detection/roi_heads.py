@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torchvision.models.detection import roi_heads as torchvision_roi_heads
@@ -14,12 +15,14 @@ from torchvision.models.detection.roi_heads import RoIHeads as TorchvisionRoIHea
 
 from maskloss.detection.heads import ClassSelectedMaskPredictor
 from maskloss.detection.loss_holder import LossHolder
+from maskloss.detection.matching import mostly_inside
 from maskloss.detection.sampling import Reading, draw_slots, sent
 from maskloss.losses.boxes import BoxRegression
 from maskloss.losses.conventions import at_least_float32
 from maskloss.losses.criterion import KEYS, MaskBatch, RoIBatch, zero_of
 from maskloss.losses.masks import select_class_masks
 from maskloss.losses.weighting import BatchCounts
+from maskloss.masks.encoded import EncodedMasks
 from maskloss.masks.targets import mask_targets, targets_of_host_boxes
 
 Features = dict[str, Tensor]
@@ -105,7 +108,9 @@ class RoIHeads(LossHolder, TorchvisionRoIHeads):
             )
         )
         if self.has_mask():
-            losses |= self._mask_losses(features, drawn, positive_labels, image_shapes, targets, counts)
+            masked_labels, masked = _with_masks(positive_labels, drawn)
+            mask_counts = replace(counts, positives=len(masked_labels))
+            losses |= self._mask_losses(features, masked, masked_labels, image_shapes, targets, mask_counts)
         if self.has_keypoint():
             losses["loss_keypoint"] = torchvision_roi_heads.keypointrcnn_loss(
                 self._predict_keypoints(features, drawn.boxes, image_shapes),
@@ -115,19 +120,68 @@ class RoIHeads(LossHolder, TorchvisionRoIHeads):
             )
         return losses
 
+    def select_training_samples(
+        self, proposals: list[Tensor], targets: list[dict[str, Any]] | None
+    ) -> tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor]]:
+        """Match and sample as torchvision does; background in a target's `ignore_boxes` (I, 4) is not sampled."""
+        if targets is None or not any("ignore_boxes" in target for target in targets):
+            samples: tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor]] = (
+                super().select_training_samples(proposals, targets)
+            )
+            return samples
+        candidates, gt_boxes, matched_idxs, labels = self._candidates(proposals, targets)
+        sampled = self.subsample(labels)
+        candidates, matched_idxs, labels = (
+            [values[kept] for values, kept in zip(by_image, sampled, strict=True)]
+            for by_image in (candidates, matched_idxs, labels)
+        )
+        matched_boxes = [
+            boxes[idxs] if len(boxes) else torch.zeros_like(candidate)
+            for boxes, idxs, candidate in zip(gt_boxes, matched_idxs, candidates, strict=True)
+        ]
+        return candidates, matched_idxs, labels, self.box_coder.encode(matched_boxes, candidates)
+
+    def _candidates(
+        self, proposals: list[Tensor], targets: list[dict[str, Any]]
+    ) -> tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor]]:
+        """Match the proposals and the objects' own boxes to the objects.
+
+        Returns:
+            Per image: the candidates (B, 4); the objects' boxes (G, 4) on their device; the objects matched to, (B,);
+            and labels (B,), 0 of background, below 0 of what may not be sampled.
+        """
+        self.check_targets(targets)
+        device, dtype = proposals[0].device, proposals[0].dtype
+        gt_boxes = [sent(target["boxes"].to(dtype), device) for target in targets]
+        candidates = self.add_gt_proposals(proposals, gt_boxes)
+        matched_idxs, labels = self.assign_targets_to_proposals(
+            candidates, gt_boxes, [target["labels"] for target in targets]
+        )
+        for image, target in enumerate(targets):
+            if "ignore_boxes" in target:
+                ignored = mostly_inside(candidates[image], sent(target["ignore_boxes"], device))
+                labels[image] = labels[image].masked_fill(ignored & (labels[image] == 0), -1)
+        return candidates, gt_boxes, matched_idxs, labels
+
     def _select(self, proposals: list[Tensor], targets: list[dict[str, Any]]) -> _RoIs:
         """Match and sample as torchvision does."""
         proposals, matched_idxs, labels, target_deltas = self.select_training_samples(proposals, targets)
+        have_masks = _have_masks(targets, proposals[0].device) if self.has_mask() else None
 
         def drawn() -> _Drawn:
             positives = torch.where(torch.cat(labels) > 0)[0]
             by_image = [torch.where(image_labels > 0)[0] for image_labels in labels]
+            positive_idxs = [m[i] for m, i in zip(matched_idxs, by_image, strict=True)]
+            with_mask = None
+            if have_masks is not None:
+                with_mask = [torch.where(has[i])[0] for has, i in zip(have_masks, positive_idxs, strict=True)]
             return _Drawn(
                 rows=None,
                 positives=positives,
                 target_deltas=torch.cat(list(target_deltas))[positives],
                 boxes=[p[i] for p, i in zip(proposals, by_image, strict=True)],
-                matched_idxs=[m[i] for m, i in zip(matched_idxs, by_image, strict=True)],
+                matched_idxs=positive_idxs,
+                with_mask=with_mask,
             )
 
         return _RoIs(proposals, labels, drawn)
@@ -138,23 +192,24 @@ class RoIHeads(LossHolder, TorchvisionRoIHeads):
         The box branch goes over the slots. What has been drawn into them is known when it is needed, and
         rows that nothing has been drawn into get no further: no loss ever sees them.
         """
-        self.check_targets(targets)
-        device, dtype = proposals[0].device, proposals[0].dtype
-        gt_boxes = [sent(target["boxes"].to(dtype), device) for target in targets]
-        candidates = self.add_gt_proposals(proposals, gt_boxes)
-        matched_idxs, labels = self.assign_targets_to_proposals(
-            candidates, gt_boxes, [target["labels"] for target in targets]
-        )
+        device = proposals[0].device
+        candidates, gt_boxes, matched_idxs, labels = self._candidates(proposals, targets)
         slots = draw_slots(labels, self.fg_bg_sampler)
         images = torch.arange(len(labels), device=device)[:, None]
         boxes, idxs, slot_labels = (
             pad_sequence(values, batch_first=True)[images, slots.indices]
             for values in (candidates, matched_idxs, labels)
         )  # (N, B, 4), (N, B), (N, B)
-        reading = Reading(slots, boxes, idxs)
+        have_masks = _have_masks(targets, device) if self.has_mask() else None
+        with_mask = None
+        if have_masks is not None:
+            with_mask = pad_sequence(have_masks, batch_first=True)
+            with_mask = F.pad(with_mask, (0, 1))[images, idxs]  # (N, B); padded, for images without objects
+        reading = Reading(slots, boxes, idxs, *([] if with_mask is None else [with_mask]))
 
         def drawn() -> _Drawn:
-            known, (host_boxes, host_idxs) = reading.result()
+            known, (host_boxes, host_idxs, *host_with_mask) = reading.result()
+            masked = [known.positives(values) for values in host_with_mask]  # of no or one tensor
             rows = torch.arange(slot_labels.numel(), device=device).view_as(slot_labels)
             positive_boxes, positive_idxs = known.positives(boxes), known.positives(idxs)
             matched_boxes = [gt[i] for gt, i in zip(gt_boxes, positive_idxs, strict=True)]
@@ -167,6 +222,7 @@ class RoIHeads(LossHolder, TorchvisionRoIHeads):
                 boxes=positive_boxes,
                 matched_idxs=positive_idxs,
                 on_host=list(zip(known.positives(host_boxes), known.positives(host_idxs), strict=True)),
+                with_mask=[torch.where(of_image)[0] for of_image in masked[0]] if masked else None,
             )
 
         return _RoIs(list(boxes), list(slot_labels), drawn)
@@ -299,6 +355,7 @@ class _Drawn:
         boxes: per image, (P_i, 4), the positives.
         matched_idxs: per image, (P_i,) the objects that they are matched to.
         on_host: the same two where the host knows them already.
+        with_mask: per image, which of the positives are matched to an object that has a mask; None where all are.
     """
 
     rows: Tensor | None
@@ -307,3 +364,37 @@ class _Drawn:
     boxes: list[Tensor]
     matched_idxs: list[Tensor]
     on_host: list[tuple[Tensor, Tensor]] | None = None
+    with_mask: list[Tensor] | None = None
+
+
+def _have_masks(targets: list[dict[str, Any]], device: torch.device) -> list[Tensor] | None:
+    """Say per image which objects have a mask, (G,) bool on the device; None where all of them have."""
+    have_masks = []
+    some_miss = False
+    for target in targets:
+        masks = target["masks"]
+        has_mask = target.get("has_mask")
+        some_miss |= has_mask is not None
+        if has_mask is None:
+            has_mask = torch.ones(len(target["boxes"]), dtype=torch.bool)
+        if isinstance(masks, EncodedMasks) and not all(masks.known):
+            some_miss = True
+            has_mask = has_mask & torch.tensor(masks.known, device=has_mask.device)
+        have_masks.append(has_mask)
+    return [sent(has_mask, device) for has_mask in have_masks] if some_miss else None
+
+
+def _with_masks(labels: Tensor, drawn: _Drawn) -> tuple[Tensor, _Drawn]:
+    """Leave the positives of labels (P,) whose object has a mask."""
+    if drawn.with_mask is None:
+        return labels, drawn
+    kept = drawn.with_mask
+    on_device = [sent(indices, labels.device) for indices in kept]
+    boxes, matched_idxs, by_image = (
+        [values[indices] for values, indices in zip(of_images, on_device, strict=True)]
+        for of_images in (drawn.boxes, drawn.matched_idxs, labels.split([len(b) for b in drawn.boxes]))
+    )
+    on_host = None
+    if drawn.on_host is not None:
+        on_host = [(b[i], idxs[i]) for (b, idxs), i in zip(drawn.on_host, kept, strict=True)]
+    return torch.cat(by_image), replace(drawn, boxes=boxes, matched_idxs=matched_idxs, on_host=on_host)

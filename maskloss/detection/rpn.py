@@ -14,7 +14,7 @@ from torchvision.models.detection.rpn import concat_box_prediction_layers
 from torchvision.ops import batched_nms, clip_boxes_to_image, remove_small_boxes
 
 from maskloss.detection.loss_holder import LossHolder
-from maskloss.detection.matching import match
+from maskloss.detection.matching import match, mostly_inside
 from maskloss.detection.sampling import Reading, draw_slots, sent
 from maskloss.losses.boxes import BoxRegression
 from maskloss.losses.conventions import at_least_float32
@@ -79,7 +79,8 @@ class RegionProposalNetwork(LossHolder, TorchvisionRPN):
 
         Args:
             anchors: N tensors (A, 4).
-            targets: per image, boxes (G, 4).
+            targets: per image, boxes (G, 4); unmatched anchors mostly inside one of its `ignore_boxes` (I, 4) are
+                neither object nor background.
 
         Returns:
             Per image, labels (A,) float, 1 of objects, 0 of background, -1 of what is neither; and the boxes
@@ -89,13 +90,17 @@ class RegionProposalNetwork(LossHolder, TorchvisionRPN):
         for image_anchors, target in zip(anchors, targets, strict=True):
             gt_boxes = target["boxes"]
             if len(gt_boxes) == 0:
-                labels.append(torch.zeros_like(image_anchors[:, 0], dtype=torch.float32))
+                image_labels = torch.zeros_like(image_anchors[:, 0], dtype=torch.float32)
                 matched_boxes.append(torch.zeros_like(image_anchors, dtype=torch.float32))
-                continue
-            matches = match(gt_boxes, image_anchors, self.proposal_matcher, self.box_similarity)
-            image_labels = (matches >= 0).float()
-            labels.append(image_labels.masked_fill(matches == self.proposal_matcher.BETWEEN_THRESHOLDS, -1.0))
-            matched_boxes.append(gt_boxes[matches.clamp(min=0)])
+            else:
+                matches = match(gt_boxes, image_anchors, self.proposal_matcher, self.box_similarity)
+                between = matches == self.proposal_matcher.BETWEEN_THRESHOLDS
+                image_labels = (matches >= 0).float().masked_fill(between, -1.0)
+                matched_boxes.append(gt_boxes[matches.clamp(min=0)])
+            if "ignore_boxes" in target:
+                ignored = mostly_inside(image_anchors, sent(target["ignore_boxes"], image_anchors.device))
+                image_labels = image_labels.masked_fill(ignored & (image_labels == 0), -1.0)
+            labels.append(image_labels)
         return labels, matched_boxes
 
     def compute_loss(

@@ -93,8 +93,8 @@ def check_inputs(
     Args:
         images: N float tensors (3, H, W), as the model takes them.
         targets: one dict per image: boxes (G, 4), xyxy in px of the image as given, labels (G,) int64 in
-            [1, C), and masks and keypoints where the model has such branches. Without objects the fields may be
-            empty in any shape.
+            [1, C), and masks and keypoints where the model has such branches; where wanted also has_mask (G,)
+            and ignore_boxes (I, 4). Without objects the fields may be empty in any shape.
         expected: what the model needs.
         check_box_format: whether to compare boxes with the masks, to find boxes in another format than xyxy in px.
             This costs far more than the other checks.
@@ -125,6 +125,7 @@ def check_inputs(
         findings += _pixel_findings(name, index, image, expected)
         if len(target["boxes"]):
             findings += _object_findings(name, index, image, target, expected)
+        findings += _optional_findings(name, index, target, expected)
     if not findings:
         return None
     # Masks may be on the host where boxes are on a GPU.
@@ -141,28 +142,34 @@ def check_inputs(
     return f"{confirmed[0].message}; they train as they are, as in torchvision" if confirmed else None
 
 
-def with_plain_empty_fields(targets: Sequence[Target], images: Sequence[Tensor]) -> list[Target]:
-    """Return targets whose empty fields have the shapes that torchvision's code needs; the rest is left as it is.
+def in_plain_form(targets: Sequence[Target], images: Sequence[Tensor]) -> list[Target]:
+    """Return targets in the form that torchvision's code needs; what has it is left as it is.
 
-    Users write the fields of an image without objects in many shapes, such as `torch.tensor([])`.
+    Users write the fields of an image without objects in many shapes, such as `torch.tensor([])`, and leave out the
+    masks where `has_mask` says that there are none.
     """
     plain = []
     for image, target in zip(images, targets, strict=True):
-        if len(target["boxes"]) == 0:
-            boxes = target["boxes"]
+        boxes = target["boxes"]
+        height, width = image.shape[-2:]
+        changes: Target = {}
+        if len(boxes) == 0:
             dtype = boxes.dtype if boxes.is_floating_point() else torch.float32
-            empty: Target = {
-                "boxes": boxes.new_zeros((0, 4), dtype=dtype),
-                "labels": target["labels"].new_zeros(0, dtype=torch.int64),
-            }
+            changes["boxes"] = boxes.new_zeros((0, 4), dtype=dtype)
+            changes["labels"] = target["labels"].new_zeros(0, dtype=torch.int64)
             if isinstance(target.get("masks"), Tensor):
-                empty["masks"] = target["masks"].new_zeros((0, *image.shape[-2:]), dtype=torch.uint8)
+                changes["masks"] = target["masks"].new_zeros((0, height, width), dtype=torch.uint8)
             if isinstance(target.get("keypoints"), Tensor):
                 points = target["keypoints"]
                 count = points.shape[1] if points.dim() == 3 else 0
-                empty["keypoints"] = points.new_zeros((0, count, 3), dtype=torch.float32)
-            target = {**target, **empty}
-        plain.append(target)
+                changes["keypoints"] = points.new_zeros((0, count, 3), dtype=torch.float32)
+            if "has_mask" in target:
+                changes["has_mask"] = boxes.new_zeros(0, dtype=torch.bool)
+        if "has_mask" in target and "masks" not in target:
+            changes["masks"] = EncodedMasks([None] * len(boxes), height, width)
+        if "ignore_boxes" in target and target["ignore_boxes"].numel() == 0:
+            changes["ignore_boxes"] = target["ignore_boxes"].new_zeros((0, 4), dtype=torch.float32)
+        plain.append({**target, **changes} if changes else target)
     return plain
 
 
@@ -210,7 +217,8 @@ def _check_image_form(name: str, image: Any, expected: ModelInputs) -> None:
 
 def _check_form(name: str, image: Tensor, target: Target, expected: ModelInputs) -> None:
     """Check keys, types, dtypes, shapes and counts, which needs no values."""
-    needed = ["boxes", "labels"] + ["masks"] * expected.has_masks + ["keypoints"] * expected.has_keypoints
+    masks_needed = expected.has_masks and "has_mask" not in target
+    needed = ["boxes", "labels"] + ["masks"] * masks_needed + ["keypoints"] * expected.has_keypoints
     for field in needed:
         if field not in target:
             raise ValueError(f"{name}: the target has no {field}")
@@ -226,6 +234,8 @@ def _check_form(name: str, image: Tensor, target: Target, expected: ModelInputs)
             f"{name}, boxes: are BoundingBoxes in {boxes.format.value}, the model needs XYXY; "
             'torchvision.transforms.v2.ConvertBoundingBoxFormat("XYXY") converts them'
         )
+    if "ignore_boxes" in target:
+        _check_ignore_boxes_form(name, target["ignore_boxes"])
     if boxes.numel() == 0 and boxes.shape[:1] in ((), (0,)):
         # Without objects there is nothing to read, and users write the empty fields in many shapes.
         return
@@ -238,8 +248,17 @@ def _check_form(name: str, image: Tensor, target: Target, expected: ModelInputs)
         raise ValueError(
             f"{name}, labels: expected shape ({count},) for as many boxes, got {tuple(labels.shape)}"
         )
-    if expected.has_masks:
+    if expected.has_masks and "masks" in target:
         _check_masks_form(name, image, target["masks"], count)
+    if "has_mask" in target:
+        has_mask = target["has_mask"]
+        if not isinstance(has_mask, Tensor) or has_mask.dtype != torch.bool or has_mask.shape != (count,):
+            found = type(has_mask).__name__
+            if isinstance(has_mask, Tensor):
+                found = f"{has_mask.dtype} {tuple(has_mask.shape)}"
+            raise TypeError(
+                f"{name}, has_mask: expected a bool tensor ({count},) for as many boxes, got {found}"
+            )
     if expected.has_keypoints:
         keypoints = target["keypoints"]
         if not isinstance(keypoints, Tensor) or not keypoints.is_floating_point():
@@ -248,6 +267,17 @@ def _check_form(name: str, image: Tensor, target: Target, expected: ModelInputs)
             raise ValueError(
                 f"{name}, keypoints: expected shape ({count}, number of keypoints, 3), got {tuple(keypoints.shape)}"
             )
+
+
+def _check_ignore_boxes_form(name: str, boxes: Any) -> None:
+    if not isinstance(boxes, Tensor) or boxes.is_complex() or boxes.dtype == torch.bool:
+        raise TypeError(f"{name}, ignore_boxes: expected a tensor (I, 4), got {type(boxes).__name__}")
+    if isinstance(boxes, BoundingBoxes) and boxes.format != BoundingBoxFormat.XYXY:
+        raise ValueError(
+            f"{name}, ignore_boxes: are BoundingBoxes in {boxes.format.value}, the model needs XYXY"
+        )
+    if boxes.numel() and (boxes.dim() != 2 or boxes.shape[1] != 4):
+        raise ValueError(f"{name}, ignore_boxes: expected shape (I, 4), got {tuple(boxes.shape)}")
 
 
 def _check_masks_form(name: str, image: Tensor, masks: Any, count: int) -> None:
@@ -298,17 +328,34 @@ def _object_findings(
     if expected.num_classes is not None:
         message = f"{name}, labels: a label is not below num_classes, {expected.num_classes}"
         found.append(_Finding(labels >= expected.num_classes, message, index))
-    if expected.has_masks and isinstance(target["masks"], Tensor) and target["masks"].dtype != torch.bool:
-        masks = target["masks"].as_subclass(Tensor)
+    masks = target.get("masks")
+    if expected.has_masks and isinstance(masks, Tensor) and masks.dtype != torch.bool:
+        masks = masks.as_subclass(Tensor)
         if masks.dtype == torch.uint8:
             other = masks.flatten(1).amax(1) > 1
         else:
             other = ((masks != 0) & (masks != 1)).flatten(1).any(1)
+        if "has_mask" in target:
+            other = other & target["has_mask"].to(other.device)
         message = f"{name}, masks: a mask has values other than 0 and 1, use `masks > 0`"
         found.append(_Finding(other, message, index))
     outside = ((exact < -slack) | (exact > size + slack)).any(1)
     message = f"{name}, boxes: boxes reach outside of the image of {height} x {width} (H x W)"
     found.append(_Finding(outside, message, index, fatal=False))
+    return found
+
+
+def _optional_findings(name: str, index: int, target: Target, expected: ModelInputs) -> list[_Finding]:
+    """Check the values of keys that a target need not have."""
+    found = []
+    if expected.has_masks and "has_mask" in target and "masks" not in target and len(target["boxes"]):
+        message = f"{name}: the target has no masks, but has_mask says that an object has one"
+        found.append(_Finding(target["has_mask"], message, index))
+    ignored = target.get("ignore_boxes")
+    if ignored is not None and ignored.numel():
+        wrong = ~ignored.isfinite().all(1) | (ignored[:, 2:] <= ignored[:, :2]).any(1)
+        message = f"{name}, ignore_boxes: a box is not finite or has no area, x2 > x1 and y2 > y1 are needed"
+        found.append(_Finding(wrong.any(), message, index))
     return found
 
 
@@ -341,6 +388,8 @@ def box_format_hint(image: Tensor, target: Target) -> str | None:
     extents = mask_extents(masks)
     boxes = target["boxes"].detach().as_subclass(Tensor).cpu().double()
     known = extents.isfinite().all(dim=1) & boxes.isfinite().all(dim=1)
+    if "has_mask" in target:
+        known &= target["has_mask"].cpu()
     boxes, extents = boxes[known], extents[known]
     if len(boxes) == 0 or _fits(boxes, extents).any():
         return None

@@ -45,7 +45,11 @@ class RCNNTransform(GeneralizedRCNNTransform):
             target["boxes"] = target["boxes"].cpu()
         if "keypoints" in target and target["keypoints"].numel() == 0:
             target["keypoints"] = target["keypoints"].reshape(0, 0, 3)
+        own_size = (image.shape[-2], image.shape[-1])
         image, resized = super().resize(image, target)
+        if resized is not None and "ignore_boxes" in resized:
+            size = (image.shape[-2], image.shape[-1])
+            resized["ignore_boxes"] = resize_boxes(resized["ignore_boxes"].float(), own_size, size)
         if masks is not None and resized is not None:
             resized["masks"] = _resize_masks(masks, *image.shape[-2:], aligned=self.aligned_masks)
         return image, resized

@@ -60,7 +60,8 @@ class EncodedMasks:
 
     Args:
         segmentations: one per instance: a list of polygons `[x0, y0, x1, y1, ...]` in px (their union is the
-            instance), or an RLE `{"size": [H, W], "counts": str, bytes or list of int}`.
+            instance), an RLE `{"size": [H, W], "counts": str, bytes or list of int}`, or None for an instance whose
+            mask is not known.
         height: H, in px.
         width: W, in px.
 
@@ -94,7 +95,7 @@ class EncodedMasks:
         """Make masks of segmentations that `checked_polygon` and `checked_rle` have passed, without again.
 
         Args:
-            segmentations: one per instance: a list of polygons, or an RLE that `checked_rle` gave.
+            segmentations: one per instance: a list of polygons, an RLE that `checked_rle` gave, or None.
             height: H, in px.
             width: W, in px.
         """
@@ -102,7 +103,7 @@ class EncodedMasks:
         return masks._with(
             segmentations=tuple(
                 segmentation
-                if isinstance(segmentation, dict)
+                if segmentation is None or isinstance(segmentation, dict)
                 else tuple(np.array(polygon, dtype=np.float64).reshape(-1, 2) for polygon in segmentation)
                 for segmentation in segmentations
             )
@@ -170,11 +171,19 @@ class EncodedMasks:
         """Whether an instance is an RLE, which `runs` reads, or polygons, which `polygons` reads."""
         return isinstance(self.segmentations[index], dict)
 
+    @property
+    def known(self) -> list[bool]:
+        """Whether each instance has a mask."""
+        return [segmentation is not None for segmentation in self.segmentations]
+
     def polygons(self, index: int) -> list[FloatArray]:
         """Give one instance's polygons as (V, 2) xy in the current image's px."""
         scale = np.array([self.x_map.scale, self.y_map.scale])
         shift = np.array([self.x_map.shift, self.y_map.shift])
-        return [polygon * scale + shift for polygon in self.segmentations[index]]
+        segmentation = self.segmentations[index]
+        if segmentation is None:
+            raise ValueError(f"instance {index} has no mask")
+        return [polygon * scale + shift for polygon in segmentation]
 
     def runs(self, index: int) -> Runs:
         """Give one instance's RLE as runs of the image as it was annotated."""
@@ -222,10 +231,13 @@ class EncodedMasks:
     def bitmaps(self) -> Tensor:
         """Rasterise to (G, H, W) uint8 with pycocotools, an RLE by its nearest pixel.
 
-        For looking at and for comparing with; the losses never need it.
+        For looking at and for comparing with; the losses never need it. An instance whose mask is not known has no
+        pixel.
         """
         masks = torch.zeros(self.shape, dtype=torch.uint8)
-        for index in range(len(self)):
+        for index, known in enumerate(self.known):
+            if not known:
+                continue
             if not self.is_rle(index):
                 flat = [polygon.reshape(-1).tolist() for polygon in self.polygons(index)]
                 rle = coco_mask.merge(coco_mask.frPyObjects(flat, self.height, self.width))
@@ -254,6 +266,8 @@ def _nearest(axis: AxisMap, size: int, source_size: int) -> Tensor:
 
 def _checked(segmentation: Any, height: int, width: int, name: str) -> Any:
     """Give polygons as a tuple of (V, 2) arrays, or an RLE that pycocotools decodes, or raise ValueError."""
+    if segmentation is None:
+        return None
     if isinstance(segmentation, dict):
         return checked_rle(segmentation, height, width, name)
     if not isinstance(segmentation, list | tuple):

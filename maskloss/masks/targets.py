@@ -107,6 +107,10 @@ def targets_of_host_boxes(
     if low < 0 or high >= len(gt_masks):
         found = low if low < 0 else high
         raise ValueError(f"matched_idxs must lie in [0, {len(gt_masks)}) for as many masks, found {found}")
+    if isinstance(gt_masks, EncodedMasks) and not all(gt_masks.known):
+        unknown = [index for index in matched_idxs.tolist() if not gt_masks.known[index]]
+        if unknown:
+            raise ValueError(f"matched_idxs names instance {unknown[0]}, which has no mask")
     # Autocast would round matrix products to half precision.
     with torch.autocast(gt_masks.device.type if isinstance(gt_masks, Tensor) else "cpu", enabled=False):
         if isinstance(gt_masks, EncodedMasks):
