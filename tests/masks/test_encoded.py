@@ -257,7 +257,7 @@ GOOD_RLE = {"size": [2, 3], "counts": [1, 2, 3]}
     [
         ([], "the segmentation has no polygon"),
         ("1 2 3", "a list of polygons or an RLE, not str"),
-        (None, "a list of polygons or an RLE, not NoneType"),
+        (5, "a list of polygons or an RLE, not int"),
         ([[0, 0, 1, 0, 1]], r"an odd number of coordinates \(5\)"),
         ([[0, 0, 1, 0]], "has 2 points, fewer than 3"),
         ([[]], "has 0 points, fewer than 3"),
@@ -346,3 +346,19 @@ def test_masks_of_checked_segmentations_are_those_of_the_constructor(generator):
     boxes = torch.tensor([[1.0, 2.0, 33.0, 25.0], [4.5, 3.5, 36.0, 28.0]])
     index = torch.tensor([0, 1])
     assert torch.equal(mask_targets(checked, boxes, index, 14), mask_targets(made, boxes, index, 14))
+
+
+def test_an_instance_may_have_no_mask():
+    masks = EncodedMasks([None, [[1, 1, 5, 1, 5, 4, 1, 4]]], 6, 8).horizontal_flip()
+    assert masks.known == [False, True]
+    assert not masks.is_rle(0)
+    assert masks.bitmaps()[0].sum() == 0
+    assert masks.extents()[0].isnan().all()
+    assert masks.extents()[1].tolist() == [3, 1, 7, 4]
+    assert masks[:1].known == [False]
+    with pytest.raises(ValueError, match="instance 0 has no mask"):
+        masks.polygons(0)
+    boxes = torch.tensor([[1.0, 1.0, 5.0, 4.0]])
+    assert mask_targets(masks, boxes, torch.tensor([1]), 4).shape == (1, 4, 4)
+    with pytest.raises(ValueError, match="names instance 0, which has no mask"):
+        mask_targets(masks, boxes, torch.tensor([0]), 4)
