@@ -21,7 +21,7 @@ from measuring import Spread, alternating, speedup, write_results
 from torch import Tensor
 from torchvision.models.detection.mask_rcnn import MaskRCNNPredictor
 
-from maskloss.detection.heads import ClassSelectedMaskPredictor
+from maskloss.detection.mask_predictor import ClassSelectedMaskPredictor
 from maskloss.losses import mask_bce_loss, select_class_masks
 
 CHANNELS, SIDE = 256, 28

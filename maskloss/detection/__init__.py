@@ -1,7 +1,7 @@
 """The drop-in for torchvision's detection models; the only package that imports their code."""
 
 from maskloss.detection.conversion import convert, losses_and_detections
-from maskloss.detection.heads import ClassSelectedMaskPredictor
+from maskloss.detection.mask_predictor import ClassSelectedMaskPredictor
 from maskloss.detection.roi_heads import RoIHeads
 from maskloss.detection.rpn import RegionProposalNetwork
 from maskloss.detection.transform import RCNNTransform

@@ -30,8 +30,9 @@ from maskloss.detection.compatibility import (
     not_a_detector,
     replaced_functions,
 )
-from maskloss.detection.heads import ClassSelectedMaskPredictor
 from maskloss.detection.loss_holder import move_to
+from maskloss.detection.mask_branch import MaskBranch
+from maskloss.detection.mask_predictor import ClassSelectedMaskPredictor
 from maskloss.detection.pooling import MultiScaleRoIAlign
 from maskloss.detection.roi_heads import RoIHeads
 from maskloss.detection.rpn import RegionProposalNetwork
@@ -49,6 +50,7 @@ def convert(
     *,
     paste: Paste = "torchvision",
     fixed_size: bool = False,
+    mask_branch: MaskBranch | None = None,
 ) -> Model:
     """Give torchvision's model our losses, targets and heads, in place.
 
@@ -75,6 +77,9 @@ def convert(
             transform and the losses the host then waits for NMS, once per image, and for the sizes of the RoI
             sample, with the box branch's work already handed over.
 
+        mask_branch: what predicts masks and computes their losses; None takes torchvision's layers. Parameters that it
+            has become the model's. It is this model's alone.
+
     Returns:
         The same model.
 
@@ -100,6 +105,9 @@ def convert(
         raise TypeError(f"loss must be a MaskRCNNLoss or a preset's name, not {type(loss).__name__}")
     if not isinstance(model, GeneralizedRCNN):
         raise not_a_detector("convert takes torchvision's FasterRCNN, MaskRCNN or KeypointRCNN", model)
+    if mask_branch is not None and not isinstance(mask_branch, MaskBranch):
+        what = mask_branch.__name__ if isinstance(mask_branch, type) else full_name(mask_branch)
+        raise TypeError(f"mask_branch must be an instance of a MaskBranch, not {what}")
     check_parts(model)
     own_transform = type(model.transform) is GeneralizedRCNNTransform or isinstance(
         model.transform, RCNNTransform
@@ -146,8 +154,11 @@ def convert(
             part.box_coder.__class__ = BoxCoder
     model.rpn.fixed_size = heads.fixed_size = fixed_size
     move_to(loss, next(model.parameters()))
+    heads.use_mask_branch(mask_branch)
+    if mask_branch is not None:
+        mask_branch.to(next(model.parameters()))
     model.rpn.hold(loss)
-    model.roi_heads.hold(loss)
+    heads.hold(loss)
 
     model.conversion = _Conversion(paste, replaced_functions())
     if _check_inputs not in model._forward_pre_hooks.values():

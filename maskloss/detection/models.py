@@ -15,7 +15,7 @@ from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHe
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads
 from torchvision.ops import FrozenBatchNorm2d
 
-from maskloss.detection.heads import ClassSelectedMaskPredictor
+from maskloss.detection.mask_predictor import ClassSelectedMaskPredictor
 
 ModelName = Literal["maskrcnn_resnet50_fpn", "maskrcnn_resnet50_fpn_v2", "resnet18", "mobilenet_v2"]
 MODEL_NAMES: tuple[str, ...] = get_args(ModelName)

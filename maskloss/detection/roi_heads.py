@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,17 +13,15 @@ from torch.nn.utils.rnn import pad_sequence
 from torchvision.models.detection import roi_heads as torchvision_roi_heads
 from torchvision.models.detection.roi_heads import RoIHeads as TorchvisionRoIHeads
 
-from maskloss.detection.heads import ClassSelectedMaskPredictor
 from maskloss.detection.loss_holder import LossHolder
+from maskloss.detection.mask_branch import DetectedBoxes, MaskBranch, Positives, TorchvisionMaskBranch
 from maskloss.detection.matching import mostly_inside
 from maskloss.detection.sampling import Reading, draw_slots, sent
 from maskloss.losses.boxes import BoxRegression
 from maskloss.losses.conventions import at_least_float32
-from maskloss.losses.criterion import KEYS, MaskBatch, RoIBatch, zero_of
-from maskloss.losses.masks import select_class_masks
+from maskloss.losses.criterion import MaskRCNNLoss, RoIBatch
 from maskloss.losses.weighting import BatchCounts
 from maskloss.masks.encoded import EncodedMasks
-from maskloss.masks.targets import mask_targets, targets_of_host_boxes
 
 Features = dict[str, Tensor]
 Detections = list[dict[str, Tensor]]
@@ -39,9 +37,34 @@ class RoIHeads(LossHolder, TorchvisionRoIHeads):
 
     Attributes:
         fixed_size: sample in training without waiting for the device; see `convert`.
+        mask_branch: what predicts masks and computes their losses; None of a model without masks.
     """
 
     fixed_size: bool = False
+
+    # Without a value: a branch with parameters of its own is a submodule, which a value of the class would hide.
+    mask_branch: MaskBranch | None
+
+    def use_mask_branch(self, branch: MaskBranch | None) -> None:
+        """Take another mask branch, or torchvision's layers if there are any."""
+        self._modules.pop("mask_branch", None)
+        self.__dict__.pop("mask_branch", None)
+        if branch is not None:
+            self.mask_branch = branch
+        else:
+            # No submodule, since it only reads layers that are submodules already.
+            layers = TorchvisionMaskBranch(self) if super().has_mask() else None
+            self.__dict__["mask_branch"] = layers
+
+    def has_mask(self) -> bool:
+        """Whether there is a mask branch."""
+        return getattr(self, "mask_branch", None) is not None
+
+    def hold(self, loss: MaskRCNNLoss) -> None:
+        """Take this loss from now on, and so does the mask branch."""
+        super().hold(loss)
+        if self.mask_branch is not None:
+            self.mask_branch.hold(loss)
 
     def extra_repr(self) -> str:
         """Show the loss."""
@@ -107,10 +130,12 @@ class RoIHeads(LossHolder, TorchvisionRoIHeads):
                 counts=counts,
             )
         )
-        if self.has_mask():
-            masked_labels, masked = _with_masks(positive_labels, drawn)
-            mask_counts = replace(counts, positives=len(masked_labels))
-            losses |= self._mask_losses(features, masked, masked_labels, image_shapes, targets, mask_counts)
+        if self.mask_branch is not None:
+            by_image = list(positive_labels.split([len(boxes) for boxes in drawn.boxes]))
+            masked = Positives(drawn.boxes, by_image, drawn.matched_idxs, image_shapes, counts, drawn.on_host)
+            if drawn.with_mask is not None:
+                masked = masked.select(drawn.with_mask)
+            losses |= self.mask_branch.losses(features, masked, targets)
         if self.has_keypoint():
             losses["loss_keypoint"] = torchvision_roi_heads.keypointrcnn_loss(
                 self._predict_keypoints(features, drawn.boxes, image_shapes),
@@ -227,50 +252,6 @@ class RoIHeads(LossHolder, TorchvisionRoIHeads):
 
         return _RoIs(list(boxes), list(slot_labels), drawn)
 
-    def _mask_losses(
-        self,
-        features: Features,
-        drawn: _Drawn,
-        labels: Tensor,
-        image_shapes: ImageShapes,
-        targets: list[dict[str, Any]],
-        counts: BatchCounts,
-    ) -> dict[str, Tensor]:
-        """Give `loss_mask` of the positives, of labels (P,)."""
-        if self.loss.weights.mask == 0:
-            # The branch is not run, but its parameters still get a gradient, of zeros: without one,
-            # DistributedDataParallel would wait for it.
-            branch = [*self.mask_head.parameters(), *self.mask_predictor.parameters()]
-            return {KEYS["mask"]: zero_of(branch)}
-        selected = None if self.loss.needs_all_mask_classes else labels
-        mask_logits = self._predict_masks(features, drawn.boxes, image_shapes, selected)
-        grids = self._mask_targets(drawn, targets, mask_logits.shape[-1])
-        return self.loss.mask_losses(MaskBatch(mask_logits, grids, labels, counts))
-
-    def _mask_targets(self, drawn: _Drawn, targets: list[dict[str, Any]], size: int) -> Tensor:
-        """Targets (P, M, M) of the positives of all images."""
-        aligned, binary = self.loss.mask_targets.aligned, self.loss.mask_targets.binary
-        if drawn.on_host is None:
-            of_images = zip(targets, drawn.boxes, drawn.matched_idxs, strict=True)
-            return torch.cat(
-                [
-                    mask_targets(target["masks"], boxes, idxs, size, aligned=aligned, binary=binary)
-                    for target, boxes, idxs in of_images
-                ]
-            )
-        grids = []
-        for target, boxes, (host_boxes, host_idxs) in zip(targets, drawn.boxes, drawn.on_host, strict=True):
-            masks = target["masks"]
-            if isinstance(masks, Tensor) and masks.dtype == torch.uint8:
-                # `check_targets` has seen that they hold 0 and 1; bool masks are not looked at again.
-                masks = masks.view(torch.bool)
-            if len(boxes):
-                grid = targets_of_host_boxes(
-                    masks, host_boxes.double(), host_idxs, size, aligned=aligned, binary=binary
-                )
-                grids.append(sent(grid, boxes.device))
-        return torch.cat(grids) if grids else drawn.boxes[0].new_zeros((0, size, size), dtype=torch.float32)
-
     def _detect(self, features: Features, proposals: list[Tensor], image_shapes: ImageShapes) -> Detections:
         class_logits, deltas = self._predict_boxes(features, proposals, image_shapes)
         boxes, scores, labels = self.postprocess_detections(
@@ -282,18 +263,14 @@ class RoIHeads(LossHolder, TorchvisionRoIHeads):
         ]
         # Pooling needs boxes in the features' dtype, which decoding in float32 may have left.
         boxes = [b.to(p.dtype) for b, p in zip(boxes, proposals, strict=True)]
-        if self.has_mask():
-            all_labels = torch.cat(labels)
-            own_probs = self.loss.own_mask_probs
-            logits = self._predict_masks(
-                features, boxes, image_shapes, all_labels if own_probs is None else None
+        if self.mask_branch is not None:
+            masks, mask_scores = self.mask_branch.predict(
+                features, DetectedBoxes(boxes, labels, scores, image_shapes)
             )
-            if own_probs is None:
-                probs = at_least_float32(select_class_masks(logits, all_labels)).sigmoid()[:, None]
-            else:
-                probs = own_probs(logits, all_labels)[:, None]
-            for detection, mask_probs in zip(detections, probs.split([len(b) for b in boxes]), strict=True):
-                detection["masks"] = mask_probs
+            for detection, probs in zip(detections, masks, strict=True):
+                detection["masks"] = probs
+            for detection, image_scores in zip(detections, mask_scores or (), strict=False):
+                detection["mask_scores"] = image_scores
         if self.has_keypoint():
             keypoint_logits = self._predict_keypoints(features, boxes, image_shapes)
             keypoints, keypoint_scores = torchvision_roi_heads.keypointrcnn_inference(keypoint_logits, boxes)
@@ -311,15 +288,6 @@ class RoIHeads(LossHolder, TorchvisionRoIHeads):
         pooled = self.box_roi_pool(features, proposals, image_shapes)
         class_logits, deltas = self.box_predictor(self.box_head(pooled))
         return class_logits, deltas
-
-    def _predict_masks(
-        self, features: Features, boxes: list[Tensor], image_shapes: ImageShapes, labels: Tensor | None
-    ) -> Tensor:
-        """Mask logits: (P, 1, M, M) of the labels' classes where the predictor can select, else (P, C, M, M)."""
-        hidden = self.mask_head(self.mask_roi_pool(features, boxes, image_shapes))
-        if labels is not None and isinstance(self.mask_predictor, ClassSelectedMaskPredictor):
-            return self.mask_predictor(hidden, labels)
-        return self.mask_predictor(hidden)
 
     def _predict_keypoints(
         self, features: Features, boxes: list[Tensor], image_shapes: ImageShapes
@@ -382,19 +350,3 @@ def _have_masks(targets: list[dict[str, Any]], device: torch.device) -> list[Ten
             has_mask = has_mask & torch.tensor(masks.known, device=has_mask.device)
         have_masks.append(has_mask)
     return [sent(has_mask, device) for has_mask in have_masks] if some_miss else None
-
-
-def _with_masks(labels: Tensor, drawn: _Drawn) -> tuple[Tensor, _Drawn]:
-    """Leave the positives of labels (P,) whose object has a mask."""
-    if drawn.with_mask is None:
-        return labels, drawn
-    kept = drawn.with_mask
-    on_device = [sent(indices, labels.device) for indices in kept]
-    boxes, matched_idxs, by_image = (
-        [values[indices] for values, indices in zip(of_images, on_device, strict=True)]
-        for of_images in (drawn.boxes, drawn.matched_idxs, labels.split([len(b) for b in drawn.boxes]))
-    )
-    on_host = None
-    if drawn.on_host is not None:
-        on_host = [(b[i], idxs[i]) for (b, idxs), i in zip(drawn.on_host, kept, strict=True)]
-    return torch.cat(by_image), replace(drawn, boxes=boxes, matched_idxs=matched_idxs, on_host=on_host)

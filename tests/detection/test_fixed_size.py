@@ -26,7 +26,7 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops import MultiScaleRoIAlign, batched_nms
 
 from maskloss import EncodedMasks, convert, losses_and_detections
-from maskloss.detection import roi_heads, rpn
+from maskloss.detection import mask_branch, roi_heads, rpn
 from maskloss.detection.pooling import pooled_from_every_level
 from maskloss.detection.sampling import Drawn, Reading, Slots, draw_slots
 
@@ -207,18 +207,33 @@ def test_a_diverged_network_gives_a_loss_that_is_not_finite_and_no_crash():
     assert losses["loss_classifier"].isfinite()
 
 
-def test_masks_that_a_transform_has_made_floats_of_are_not_read_as_bytes():
-    class Floats(GeneralizedRCNNTransform):
-        def forward(self, images: Any, targets: Any = None) -> Any:
-            images, targets = super().forward(images, targets)
-            return images, [{**target, "masks": target["masks"].float()} for target in targets]
+class FloatMasks(GeneralizedRCNNTransform):
+    """A user's own transform, which leaves masks as floats."""
 
-    model = tiny_mask_rcnn()
-    model.transform = Floats(64, 128, [0.5] * 3, [0.2] * 3)
+    factor = 1.0
+
+    def forward(self, images: Any, targets: Any = None) -> Any:
+        images, targets = super().forward(images, targets)
+        return images, [{**target, "masks": self.factor * target["masks"].float()} for target in targets]
+
+
+@pytest.mark.parametrize("fixed_size", [False, True])
+def test_masks_that_a_transform_has_made_floats_of_are_read_as_what_they_hold(fixed_size):
+    def built() -> nn.Module:
+        model = tiny_mask_rcnn()
+        model.transform = FloatMasks(64, 128, [0.5] * 3, [0.2] * 3)
+        return model
+
+    losses, _ = training_pass(convert(built(), fixed_size=fixed_size), *batch())
+    if not fixed_size:
+        expected, _ = training_pass(built(), *batch())
+        assert losses["loss_mask"].item() == pytest.approx(expected["loss_mask"].item(), rel=1e-6)
+    model = built()
+    model.transform.factor = 0.5
     with pytest.raises(
-        TypeError, match=r"masks must be bool or uint8 tensors of 0 and 1, not torch\.float32"
+        ValueError, match=r"masks of torch\.float32 must hold 0 and 1 only when the transform returns"
     ):
-        training_pass(convert(model, fixed_size=True), *batch())
+        training_pass(convert(model, fixed_size=fixed_size), *batch())
 
 
 def test_a_patched_selection_is_refused_and_nothing_changed():
@@ -299,7 +314,7 @@ def without_values(fixed_size: bool, make: Any = tiny_mask_rcnn) -> Iterator[tup
         for module in (rpn, roi_heads):
             stack.enter_context(patch.object(module, "Reading", ReadElsewhere))
         stack.enter_context(patch.object(rpn, "batched_nms", nms))
-        stack.enter_context(patch.object(roi_heads, "targets_of_host_boxes", grids))
+        stack.enter_context(patch.object(mask_branch, "targets_of_host_boxes", grids))
         stack.enter_context(patch.object(Tensor, "pin_memory", lambda tensor: tensor))
         images = torch.rand(2, 3, 64, 96, device="cuda")
         targets = [

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 from torchvision.models.detection.mask_rcnn import MaskRCNNPredictor
 
-from maskloss.detection.heads import ClassSelectedMaskPredictor
+from maskloss.detection.mask_predictor import ClassSelectedMaskPredictor
 
 IN_CHANNELS, HIDDEN, NUM_CLASSES, SIDE = 5, 7, 6, 3
 #: Class 4 twice, so that its gradient is a sum; 0, 1 and 5 (and 3) never.
