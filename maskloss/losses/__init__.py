@@ -1,8 +1,8 @@
 """The losses of Mask R-CNN: pure functions on tensors, each with a thin Module beside it.
 
 By what they compare: `classification` and `long_tail` classes, `boxes` boxes, `masks` the pixels of masks, `regions`
-their areas, `regularization` weights with 0. `criterion` puts them together as `MaskRCNNLoss`; `presets` has the
-conventions of the libraries.
+their areas, `mask_weak` masks with points and boxes, `regularization` weights with 0. `criterion` puts them together as
+`MaskRCNNLoss`; `presets` has the conventions of the libraries.
 """
 
 from maskloss.losses.boxes import (
@@ -50,6 +50,14 @@ from maskloss.losses.long_tail import (
     equalized_loss,
     federated_loss,
     seesaw_loss,
+)
+from maskloss.losses.mask_weak import (
+    MaskPairwiseLoss,
+    MaskPointLoss,
+    MaskProjectionLoss,
+    mask_pairwise_loss,
+    mask_point_loss,
+    mask_projection_loss,
 )
 from maskloss.losses.masks import (
     ClassAgnosticMaskLoss,
@@ -124,6 +132,9 @@ __all__ = [
     "MaskGeneralizedDiceLoss",
     "MaskInverseDiceLoss",
     "MaskLovaszLoss",
+    "MaskPairwiseLoss",
+    "MaskPointLoss",
+    "MaskProjectionLoss",
     "MaskRCNNLoss",
     "MaskSoftmaxLoss",
     "MaskTverskyLoss",
@@ -156,6 +167,9 @@ __all__ = [
     "mask_generalized_dice_loss",
     "mask_inverse_dice_loss",
     "mask_lovasz_loss",
+    "mask_pairwise_loss",
+    "mask_point_loss",
+    "mask_projection_loss",
     "mask_softmax_loss",
     "mask_tversky_loss",
     "mask_weighted_bce_loss",

@@ -1,0 +1,299 @@
+"""Mask losses for labels that are less than a mask: some labelled points, or a box alone.
+
+They stand beside the losses of whole masks in one training run: each object is supervised by what it has.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from maskloss.losses.conventions import Reduction, at_least_float32, in_range, known, reduced, same_shape
+
+#: Under the sums of squares of a projection's Dice, as in BoxInst.
+_DICE_EPSILON = 1e-5
+
+
+def sample_at_points(values: Tensor, point_coords: Tensor) -> Tensor:
+    """Sample maps bilinearly at points.
+
+    Args:
+        values: (P, C, H, W).
+        point_coords: (P, K, 2), x and y in [0, 1] of the map, 0 and 1 being its outer edges.
+
+    Returns:
+        (P, C, K) in the dtype of `values`; beyond half a cell from the edges, values fade to 0.
+
+    Source: Kirillov et al., PointRend, 2019, arXiv:1912.08193; Detectron2's `point_sample`.
+    """
+    grid = 2 * point_coords.to(values.dtype)[:, :, None] - 1  # (P, K, 1, 2)
+    return F.grid_sample(values, grid, align_corners=False)[..., 0]
+
+
+def mask_point_loss(
+    mask_logits: Tensor, point_coords: Tensor, point_labels: Tensor, *, reduction: Reduction = "none"
+) -> Tensor:
+    r"""Return the binary cross-entropy at labelled points, instead of over a whole mask.
+
+    With x_k the logits sampled bilinearly at point k, y_k its label and w_k = 1 where it has one, else 0,
+    loss = (1/K) Σ_k w_k BCE(sigmoid(x_k), y_k). Points without a label count in K, so that each point weighs the
+    same in every object.
+
+    Args:
+        mask_logits: (P, M, M), pre-sigmoid.
+        point_coords: (P, K, 2), x and y in [0, 1] of the RoI.
+        point_labels: (P, K): 1 inside the object, 0 outside, -1 for no label, such as of points that the RoI does not
+            hold.
+        reduction: "none" gives (P,); "sum" and "mean" give a scalar.
+
+    Returns:
+        At least float32, >= 0. P = 0 or K = 0 gives zeros that still backpropagate.
+
+    Raises:
+        ValueError: shapes differ from the above.
+
+    Example:
+        >>> mask_point_loss(torch.zeros(1, 2, 2), torch.tensor([[[0.5, 0.5], [0.9, 0.9]]]), torch.tensor([[1, -1]]))
+        tensor([0.3466])
+
+    Source: Cheng et al., Pointly-supervised instance segmentation, 2021, arXiv:2104.06404, section 3.
+    """
+    if mask_logits.dim() != 3 or point_coords.shape != (len(mask_logits), point_coords.shape[1], 2):
+        raise ValueError(
+            f"mask_logits must be (P, M, M) and point_coords (P, K, 2), not {tuple(mask_logits.shape)} and "
+            f"{tuple(point_coords.shape)}"
+        )
+    same_shape(point_labels=point_labels, x_of_point_coords=point_coords[..., 0])
+    logits = sample_at_points(at_least_float32(mask_logits)[:, None], point_coords)[:, 0]  # (P, K)
+    labels = point_labels.to(logits.dtype)
+    per_point = F.binary_cross_entropy_with_logits(logits, labels.clamp(min=0), reduction="none")
+    per_point = torch.where(labels >= 0, per_point, 0.0)
+    return reduced(per_point.sum(dim=1) / max(per_point.shape[1], 1), reduction)
+
+
+class MaskPointLoss(nn.Module):
+    """`mask_point_loss` as a module."""
+
+    def __init__(self, reduction: Reduction = "none") -> None:
+        super().__init__()
+        self.reduction = known(reduction)
+
+    def forward(self, mask_logits: Tensor, point_coords: Tensor, point_labels: Tensor) -> Tensor:
+        """See `mask_point_loss`."""
+        return mask_point_loss(mask_logits, point_coords, point_labels, reduction=self.reduction)
+
+
+def mask_projection_loss(
+    mask_logits: Tensor, gt_box_grids: Tensor, *, reduction: Reduction = "none"
+) -> Tensor:
+    r"""Compare the shadows of a mask on both axes with those of its object's box.
+
+    With p = sigmoid(mask_logits), m_x and m_y its maxima over the rows and over the columns, b_x and b_y those of the
+    box, and D(m, b) = 1 - 2 Σ m b / (Σ m² + Σ b² + ε), loss = D(m_x, b_x) + D(m_y, b_y). A mask that touches all four
+    sides of the box and does not leave it has the best value, whatever its shape.
+
+    Args:
+        mask_logits: (P, M, M), or (..., H, W), pre-sigmoid.
+        gt_box_grids: of the same shape, in [0, 1]: the matched ground-truth box in the grid of the RoI.
+        reduction: "none" gives (P,), or (...); "sum" and "mean" give a scalar.
+
+    Returns:
+        At least float32, in [0, 2]. Empty input gives an empty tensor, or 0 when reduced.
+
+    Raises:
+        ValueError: shapes differ.
+
+    Example:
+        >>> box = torch.tensor([[[0., 1.], [0., 1.]]])
+        >>> mask_projection_loss(40 * box - 20, box).round(decimals=4)
+        tensor([0.])
+
+    Source: Tian et al., BoxInst, 2020, arXiv:2012.02310, equation 3, with the Dice of squares of its code, ε = 1e-5.
+    """
+    same_shape(mask_logits=mask_logits, gt_box_grids=gt_box_grids)
+    p = at_least_float32(mask_logits).sigmoid()
+    boxes = gt_box_grids.to(p.dtype)
+    loss = _squared_dice(p.amax(dim=-2), boxes.amax(dim=-2)) + _squared_dice(
+        p.amax(dim=-1), boxes.amax(dim=-1)
+    )
+    return reduced(loss, reduction)
+
+
+class MaskProjectionLoss(nn.Module):
+    """`mask_projection_loss` as a module."""
+
+    def __init__(self, reduction: Reduction = "none") -> None:
+        super().__init__()
+        self.reduction = known(reduction)
+
+    def forward(self, mask_logits: Tensor, gt_box_grids: Tensor) -> Tensor:
+        """See `mask_projection_loss`."""
+        return mask_projection_loss(mask_logits, gt_box_grids, reduction=self.reduction)
+
+
+def _squared_dice(p: Tensor, t: Tensor) -> Tensor:
+    overlap = 2 * (p * t).sum(dim=-1)
+    return 1 - overlap / (p.square().sum(dim=-1) + t.square().sum(dim=-1) + _DICE_EPSILON)
+
+
+def mask_pairwise_loss(
+    mask_logits: Tensor,
+    image_crops: Tensor,
+    gt_box_grids: Tensor,
+    *,
+    color_threshold: float = 0.3,
+    dilation: int = 2,
+    reduction: Reduction = "none",
+) -> Tensor:
+    r"""Ask that neighboring pixels of like color belong to the mask together, or do not together.
+
+    An edge e joins a pixel with one of its eight neighbors at a distance of `dilation`. With P_e = p_i p_j +
+    (1 - p_i)(1 - p_j) the probability that both agree, and E the edges from pixels inside the box whose color
+    similarity is at least τ, loss = -(1 / max(|E|, 1)) Σ_{e in E} log P_e. Together with `mask_projection_loss` it
+    teaches masks from boxes alone.
+
+    Args:
+        mask_logits: (P, M, M), pre-sigmoid.
+        image_crops: (P, 3, M, M), RGB in [0, 1], the image in the grid of the RoI.
+        gt_box_grids: (P, M, M), in [0, 1]; at least 0.5 inside of the matched ground-truth box.
+        color_threshold: τ in [0, 1].
+        dilation: distance of neighbors in pixels, at least 1.
+        reduction: "none" gives (P,); "sum" and "mean" give a scalar.
+
+    Returns:
+        At least float32, >= 0; 0 where no edge counts. P = 0 gives shape (0,), or 0 when reduced.
+
+    Raises:
+        ValueError: shapes differ from the above, or a knob is out of its range.
+
+    Source: Tian et al., BoxInst, 2020, arXiv:2012.02310, equations 5 to 7; τ = 0.3 and dilation 2 are its defaults.
+    BoxInst divides by the edges of all objects of the batch; here each object is divided by its own.
+    """
+    same_shape(mask_logits=mask_logits, gt_box_grids=gt_box_grids)
+    same_shape(mask_logits=mask_logits, a_channel_of_image_crops=image_crops[:, 0])
+    _check_pairwise(color_threshold, dilation)
+    similarity = color_similarity(
+        rgb_to_lab(at_least_float32(image_crops)), dilation=dilation
+    )  # (P, 8, M, M)
+    counted = (similarity >= color_threshold) & (gt_box_grids >= 0.5)[:, None]
+    disagreement = pairwise_disagreement(mask_logits, dilation=dilation)  # (P, 8, M, M)
+    values = torch.where(counted, disagreement, 0.0).sum(dim=(1, 2, 3))
+    return reduced(values / counted.sum(dim=(1, 2, 3)).clamp(min=1), reduction)
+
+
+class MaskPairwiseLoss(nn.Module):
+    """`mask_pairwise_loss` with its threshold and dilation."""
+
+    def __init__(
+        self, color_threshold: float = 0.3, dilation: int = 2, reduction: Reduction = "none"
+    ) -> None:
+        super().__init__()
+        _check_pairwise(color_threshold, dilation)
+        self.color_threshold = color_threshold
+        self.dilation = dilation
+        self.reduction = known(reduction)
+
+    def extra_repr(self) -> str:
+        """Show the threshold and the dilation."""
+        return f"color_threshold={self.color_threshold:g}, dilation={self.dilation}"
+
+    def forward(self, mask_logits: Tensor, image_crops: Tensor, gt_box_grids: Tensor) -> Tensor:
+        """See `mask_pairwise_loss`."""
+        return mask_pairwise_loss(
+            mask_logits,
+            image_crops,
+            gt_box_grids,
+            color_threshold=self.color_threshold,
+            dilation=self.dilation,
+            reduction=self.reduction,
+        )
+
+
+def _check_pairwise(color_threshold: float, dilation: int) -> None:
+    in_range(0, 1, color_threshold=color_threshold)
+    if dilation < 1:
+        raise ValueError(f"dilation must be at least 1, got {dilation}")
+
+
+def pairwise_disagreement(mask_logits: Tensor, *, dilation: int = 2) -> Tensor:
+    """Return -log of the probability that a pixel and each of its neighbors are both inside or both outside.
+
+    Args:
+        mask_logits: (P, M, M), pre-sigmoid.
+        dilation: distance of the neighbors in pixels.
+
+    Returns:
+        (P, 8, M, M), at least float32, >= 0. Where there is no neighbor, beyond the border of the grid, its two log
+        probabilities are taken as 0, as BoxInst does.
+    """
+    logits = at_least_float32(mask_logits)
+    log_in, log_out = F.logsigmoid(logits), F.logsigmoid(-logits)
+    both_in = log_in[:, None] + neighbors(log_in[:, None], dilation=dilation)[:, 0]
+    both_out = log_out[:, None] + neighbors(log_out[:, None], dilation=dilation)[:, 0]
+    return -torch.logaddexp(both_in, both_out)
+
+
+def color_similarity(image_crops: Tensor, *, dilation: int = 2) -> Tensor:
+    """Return how alike in color a pixel and each of its neighbors are, exp(-‖c_i - c_j‖ / 2).
+
+    Args:
+        image_crops: (P, 3, M, M), in Lab, of L in [0, 100]: see `rgb_to_lab`.
+        dilation: distance of the neighbors in pixels.
+
+    Returns:
+        (P, 8, M, M) in [0, 1], 0 where there is no neighbor, beyond the border.
+
+    Source: Tian et al., BoxInst, 2020, arXiv:2012.02310, equation 6, with θ = 2.
+    """
+    difference = image_crops[:, :, None] - neighbors(image_crops, dilation=dilation)  # (P, 3, 8, M, M)
+    there = neighbors(torch.ones_like(image_crops[:, :1]), dilation=dilation)[:, 0]
+    return torch.exp(-0.5 * difference.norm(dim=1)) * there
+
+
+def neighbors(values: Tensor, *, dilation: int) -> Tensor:
+    """Return each pixel's eight neighbors at a distance, row by row, and 0 beyond the border.
+
+    Args:
+        values: (P, C, M, M).
+        dilation: the distance in pixels along each axis.
+
+    Returns:
+        (P, C, 8, M, M).
+    """
+    height, width = values.shape[-2:]
+    padded = F.pad(values, (dilation,) * 4)
+    shifts = [(y, x) for y in (0, 1, 2) for x in (0, 1, 2) if (y, x) != (1, 1)]
+    return torch.stack(
+        [
+            padded[..., y * dilation : y * dilation + height, x * dilation : x * dilation + width]
+            for y, x in shifts
+        ],
+        dim=2,
+    )
+
+
+def rgb_to_lab(images: Tensor) -> Tensor:
+    """Convert sRGB to CIE Lab under the D65 illuminant.
+
+    Args:
+        images: (P, 3, H, W), RGB in [0, 1].
+
+    Returns:
+        (P, 3, H, W): L in [0, 100], a and b in about [-128, 127].
+
+    Source: IEC 61966-2-1 (sRGB) and CIE 15 (Lab), with the D65 white point of the 2° observer.
+    """
+    linear = torch.where(images > 0.04045, ((images + 0.055) / 1.055).clamp(min=0) ** 2.4, images / 12.92)
+    to_xyz = images.new_tensor(
+        [
+            [0.412453, 0.357580, 0.180423],
+            [0.212671, 0.715160, 0.072169],
+            [0.019334, 0.119193, 0.950227],
+        ]
+    )
+    white = images.new_tensor([0.95047, 1.0, 1.08883])[:, None, None]
+    xyz = torch.einsum("ij,pjhw->pihw", to_xyz, linear) / white
+    cube_root = xyz.clamp(min=0.008856) ** (1 / 3)
+    x, y, z = torch.where(xyz > 0.008856, cube_root, 7.787 * xyz + 16 / 116).unbind(dim=1)
+    return torch.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], dim=1)
