@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torchvision.models.detection import roi_heads as torchvision_roi_heads
 from torchvision.models.detection.roi_heads import RoIHeads as TorchvisionRoIHeads
+from torchvision.ops import batched_nms, clip_boxes_to_image, remove_small_boxes
 
 from maskloss.detection.loss_holder import LossHolder
 from maskloss.detection.mask_branch import DetectedBoxes, MaskBranch, Positives, TorchvisionMaskBranch
@@ -32,8 +33,7 @@ class RoIHeads(LossHolder, TorchvisionRoIHeads):
     """torchvision's `RoIHeads` whose losses are the criterion's.
 
     `forward` is rewritten, because torchvision's calls its loss functions by name and mixes training with
-    inference. Matching, sampling, decoding and NMS are inherited, and the random numbers are drawn in the
-    same order.
+    inference. Matching and sampling are inherited, and the random numbers are drawn in the same order.
 
     Attributes:
         fixed_size: sample in training without waiting for the device; see `convert`.
@@ -280,6 +280,47 @@ class RoIHeads(LossHolder, TorchvisionRoIHeads):
                 detection["keypoints"] = image_keypoints
                 detection["keypoints_scores"] = image_scores
         return detections
+
+    def postprocess_detections(
+        self,
+        class_logits: Tensor,
+        box_regression: Tensor,
+        proposals: list[Tensor],
+        image_shapes: ImageShapes,
+    ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+        """Turn the box branch's output into detections as torchvision does, bit for bit.
+
+        torchvision decodes and clips the boxes of every class before it drops nearly all of them for their scores; here
+        only those that stay are decoded.
+
+        Args:
+            class_logits: (R, C).
+            box_regression: (R, 4 C).
+            proposals: per image, (R_i, 4), xyxy in px.
+            image_shapes: N sizes (H, W).
+
+        Returns:
+            Per image: boxes (D, 4), scores (D,) and labels (D,), by falling score.
+        """
+        counts = [len(boxes) for boxes in proposals]
+        all_scores = class_logits.softmax(dim=-1).split(counts)
+        all_deltas = box_regression.unflatten(1, (-1, 4)).split(counts)
+        found = []
+        for scores, deltas, image_proposals, size in zip(
+            all_scores, all_deltas, proposals, image_shapes, strict=True
+        ):
+            # Of the background no detection is made.
+            roi, label = torch.where(scores[:, 1:] > self.score_thresh)
+            label = label + 1
+            scores = scores[roi, label]
+            boxes = self.box_coder.decode_single(deltas[roi, label], image_proposals[roi])
+            boxes = clip_boxes_to_image(boxes, size)
+            kept = remove_small_boxes(boxes, min_size=1e-2)
+            boxes, scores, label = boxes[kept], scores[kept], label[kept]
+            kept = batched_nms(boxes, scores, label, self.nms_thresh)[: self.detections_per_img]
+            found.append((boxes[kept], scores[kept], label[kept]))
+        all_boxes, all_found_scores, all_labels = (list(values) for values in zip(*found, strict=True))
+        return all_boxes, all_found_scores, all_labels
 
     def _predict_boxes(
         self, features: Features, proposals: list[Tensor], image_shapes: ImageShapes
