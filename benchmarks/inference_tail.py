@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torchvision.models.detection import maskrcnn_resnet50_fpn
 
 from maskloss import convert
-from maskloss.masks.paste import paste_masks_at_offset
+from maskloss.masks.paste import paste_masks
 
 DETECTIONS, CANDIDATES, PROPOSALS = 100, 1000, 1000
 SIZE = (HEIGHT, WIDTH)
@@ -74,9 +74,7 @@ def main() -> None:
     def matched() -> Any:
         detection = detections(ours)
         offset = ours.transform.mask_offset(SIZE)
-        return paste_masks_at_offset(
-            detection["masks"][:, 0], detection["boxes"], SIZE, offset=offset, output="rle"
-        )
+        return paste_masks(detection["masks"][:, 0], detection["boxes"], SIZE, offset=offset, output="rle")
 
     assert torch.equal(detections(stock)["boxes"], detections(ours)["boxes"])
     assert len(torchvisions()) == len(matched()) == DETECTIONS

@@ -34,7 +34,7 @@ from tqdm import tqdm
 from trained_masks import ap_of, quietly, trained_networks
 
 from maskloss import EncodedMasks, mask_targets, paste_masks
-from maskloss.masks.paste import paste_masks_at_offset, unaligned_offset
+from maskloss.masks.paste import unaligned_offset
 
 RADII = (6, 8, 16, 32, 64, 110)
 SHAPES_PER_RADIUS = 40
@@ -100,7 +100,8 @@ def _round_trip(aligned: bool, binary: bool) -> RoundTrip:
     def come_back(masks: Tensor, boxes: Tensor) -> Tensor:
         idxs = torch.arange(len(masks))
         targets = mask_targets(masks, boxes, idxs, 28, aligned=aligned, binary=binary)
-        return paste_masks(targets, boxes, (masks.shape[1], masks.shape[2]), aligned=aligned)
+        offset = (0.0, 0.0) if aligned else (0.5, 0.5)
+        return paste_masks(targets, boxes, (masks.shape[1], masks.shape[2]), offset=offset)
 
     return come_back
 
@@ -112,7 +113,7 @@ ROUND_TRIPS: dict[str, RoundTrip] = {
     "Detectron2: aligned binary targets, grid paste": _round_trip(aligned=True, binary=True),
     "ours: aligned soft targets, grid paste": _round_trip(aligned=True, binary=False),
     "torchvision's targets, matched paste": lambda masks, boxes: paste_masks(
-        _torchvision_targets(masks, boxes), boxes, (masks.shape[1], masks.shape[2]), aligned=False
+        _torchvision_targets(masks, boxes), boxes, (masks.shape[1], masks.shape[2]), offset=(0.5, 0.5)
     ),
 }
 
@@ -204,7 +205,7 @@ def _gridded(offset_of: Callable[[Scene], tuple[float, float]]) -> Callable[[Sce
         idxs = torch.arange(len(scene.boxes))
         targets = project_masks_on_boxes(scene.bitmaps, scene.resized_boxes, idxs, side)
         offset = offset_of(scene)
-        rles: RLEs = paste_masks_at_offset(targets, scene.boxes, scene.size, offset=offset, output="rle")
+        rles: RLEs = paste_masks(targets, scene.boxes, scene.size, offset=offset, output="rle")
         return rles
 
     return give

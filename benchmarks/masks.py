@@ -106,7 +106,9 @@ def paste(repeats: int, device: torch.device) -> dict[str, Any]:
 
     functions: dict[str, Callable[[], Any]] = {
         "torchvision": torchvision_rles,
-        "matched, to RLE": lambda: paste_masks(probs, boxes, (HEIGHT, WIDTH), aligned=False, output="rle"),
+        "matched, to RLE": lambda: paste_masks(
+            probs, boxes, (HEIGHT, WIDTH), offset=(0.5, 0.5), output="rle"
+        ),
         "aligned, to RLE": lambda: paste_masks(probs, boxes, (HEIGHT, WIDTH), output="rle"),
         "aligned, to bool": lambda: paste_masks(probs, boxes, (HEIGHT, WIDTH)),
     }

@@ -37,7 +37,7 @@ from maskloss.data.coco import read_coco
 from maskloss.data.dataset import CocoDataset, collate
 from maskloss.detection import roi_heads as our_roi_heads
 from maskloss.detection.transform import RCNNTransform
-from maskloss.masks.paste import paste_masks_at_offset
+from maskloss.masks.paste import paste_masks
 
 OBJECTS = 20
 Batch = tuple[list[Tensor], list[dict[str, Any]]]
@@ -213,9 +213,7 @@ def inference_to_coco(model: nn.Module, batch: Batch, phases: Phases | None = No
             size = (image.shape[-2], image.shape[-1])
             if converted:
                 offset = model.transform.mask_offset(size)
-                paste_masks_at_offset(
-                    detection["masks"][:, 0], detection["boxes"], size, offset=offset, output="rle"
-                )
+                paste_masks(detection["masks"][:, 0], detection["boxes"], size, offset=offset, output="rle")
             else:
                 pasted = (detection["masks"][:, 0] > 0.5).permute(1, 2, 0).cpu().numpy()
                 coco_mask.encode(np.asfortranarray(pasted.view(np.uint8)))

@@ -46,12 +46,12 @@ def torchvision_paste(probs: Tensor, boxes: Tensor, size: tuple[int, int]) -> li
 
 def aligned_paste(probs: Tensor, boxes: Tensor, size: tuple[int, int]) -> list[dict[str, Any]]:
     """Paste at pixel centres, for aligned targets; Detectron2's rule."""
-    return paste_masks(probs, boxes, size, aligned=True, output="rle")
+    return paste_masks(probs, boxes, size, output="rle")
 
 
 def unaligned_paste(probs: Tensor, boxes: Tensor, size: tuple[int, int]) -> list[dict[str, Any]]:
     """Paste at pixel centres, for torchvision's targets."""
-    return paste_masks(probs, boxes, size, aligned=False, output="rle")
+    return paste_masks(probs, boxes, size, offset=(0.5, 0.5), output="rle")
 
 
 PASTES: dict[str, Paste] = {

@@ -8,6 +8,7 @@
 """
 
 from maskloss.detection.conversion import convert, losses_and_detections
+from maskloss.detection.results import coco_results, mask_offset
 from maskloss.losses.boxes import BoxRegression
 from maskloss.losses.criterion import MaskRCNNLoss
 from maskloss.losses.weighting import LossWeights
@@ -21,8 +22,10 @@ __all__ = [
     "LossWeights",
     "MaskRCNNLoss",
     "MaskTargets",
+    "coco_results",
     "convert",
     "losses_and_detections",
+    "mask_offset",
     "mask_targets",
     "paste_masks",
 ]

@@ -27,6 +27,8 @@ PUBLIC = {
     "EncodedMasks",
     "mask_targets",
     "paste_masks",
+    "mask_offset",
+    "coco_results",
 }
 REQUIRED = inspect.Parameter.empty
 
@@ -81,7 +83,7 @@ def test_mask_targets_is_called_as_the_contract_says():
 def test_paste_masks_is_called_as_the_contract_says():
     expected = (
         ["mask_probs", "boxes", "image_size"],
-        {"aligned": True, "threshold": 0.5, "output": "bool"},
+        {"offset": (0.0, 0.0), "threshold": 0.5, "output": "bool"},
     )
     assert parameters(maskloss.paste_masks) == expected
 

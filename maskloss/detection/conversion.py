@@ -68,9 +68,12 @@ def convert(
         loss: a `MaskRCNNLoss`, the name of a preset, or None for "torchvision". It becomes this model's: it moves
             with it, so two models need two. Parameters that it has are not among the model's; the optimizer needs
             to be given them.
-        paste: how detections' masks get into the image: "torchvision" gives torchvision's masks; "matched"
-            samples at pixel centres on the side of the half pixel that the loss's targets train; None leaves
-            the probabilities (D, 1, M, M), for `paste_masks(output="rle")`.
+        paste: how detections' masks get into the image. "torchvision" gives torchvision's masks. "matched" samples at
+            the pixels' centers and undoes what masks are off by that were learned from this loss's targets: right for a
+            network that was trained with this loss, as torchvision's published weights were with the preset
+            "torchvision". "aligned" undoes nothing: right for weights from elsewhere, such as Detectron2's and
+            mmdetection's; to undo half a pixel that such a network never had cost .4 mask AP on 131 COCO photographs.
+            None leaves the probabilities (D, 1, M, M), for `paste_masks` with `mask_offset`, and for `coco_results`.
         fixed_size: in training, sample anchors and RoIs without asking the GPU how many positives there are, so
             that it need not run dry while the host waits for the answer. The samples are as large as torchvision's
             and as random, but others, so losses agree in expectation, not number by number. Between the
@@ -95,8 +98,8 @@ def convert(
         >>> model = torchvision.models.detection.maskrcnn_resnet50_fpn(weights=None, weights_backbone=None)
         >>> model = convert(model, "aligned", paste="matched")
     """
-    if paste not in ("torchvision", "matched", None):
-        raise ValueError(f'paste must be "torchvision", "matched" or None, not {paste!r}')
+    if paste not in ("torchvision", "matched", "aligned", None):
+        raise ValueError(f'paste must be "torchvision", "matched", "aligned" or None, not {paste!r}')
     if loss is None:
         check_functions()
     if loss is None or isinstance(loss, str):

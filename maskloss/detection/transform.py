@@ -10,17 +10,18 @@ from torch import Tensor
 from torchvision.models.detection.transform import GeneralizedRCNNTransform, resize_boxes, resize_keypoints
 
 from maskloss.masks.encoded import EncodedMasks
-from maskloss.masks.paste import paste_masks_at_offset, unaligned_offset
+from maskloss.masks.paste import paste_masks, unaligned_offset
 
-Paste = Literal["torchvision", "matched"] | None
+Paste = Literal["torchvision", "matched", "aligned"] | None
 
 
 class RCNNTransform(GeneralizedRCNNTransform):
     """`GeneralizedRCNNTransform` that never makes a float copy of the ground-truth masks.
 
     Attributes:
-        paste: "torchvision" pastes as torchvision does; "matched" samples at pixel centres, less what the targets
-            were off by; None leaves the probabilities (D, 1, M, M).
+        paste: "torchvision" pastes as torchvision does; "matched" samples at pixel centers and undoes what the
+            loss's targets are off by; "aligned" samples there and undoes nothing; None leaves the probabilities
+            (D, 1, M, M).
         aligned_masks: whether they were off, `MaskTargets.aligned`.
         boxes_on_host: leave the boxes of training targets on the host, where torchvision's look at each image's
             boxes, after this transform, waits for nothing.
@@ -29,6 +30,11 @@ class RCNNTransform(GeneralizedRCNNTransform):
     paste: Paste = "torchvision"
     aligned_masks: bool = False
     boxes_on_host: bool = False
+
+    def __repr__(self) -> str:
+        """Show torchvision's lines and the paste."""
+        lines = super().__repr__().splitlines()
+        return "\n".join([*lines[:-1], f"    Paste(paste={self.paste!r})", lines[-1]])
 
     def resize(
         self, image: Tensor, target: dict[str, Any] | None = None
@@ -55,13 +61,13 @@ class RCNNTransform(GeneralizedRCNNTransform):
         return image, resized
 
     def mask_offset(self, image_size: tuple[int, int]) -> tuple[float, float]:
-        """What a network that was trained behind this transform has its masks off by.
+        """Return by how much a network that was trained behind this transform has its masks too far up and to the left.
 
         Args:
             image_size: (H, W) of an image, in px, as it comes in for inference.
 
         Returns:
-            (y, x) in px of the image, for `paste_masks_at_offset`; none with aligned targets.
+            (y, x) in px of the image, for `paste_masks`; zeros with aligned targets.
         """
         if self.aligned_masks:
             return 0.0, 0.0
@@ -86,9 +92,10 @@ class RCNNTransform(GeneralizedRCNNTransform):
             detection["boxes"] = boxes
             if "keypoints" in detection:
                 detection["keypoints"] = resize_keypoints(detection["keypoints"], size, original_size)
-            if "masks" in detection and self.paste == "matched":
-                offset = (0.0, 0.0) if self.aligned_masks else unaligned_offset(original_size, size)
-                pasted = paste_masks_at_offset(
+            if "masks" in detection and self.paste is not None:
+                undone = self.paste == "matched" and not self.aligned_masks
+                offset = unaligned_offset(original_size, size) if undone else (0.0, 0.0)
+                pasted = paste_masks(
                     detection["masks"][:, 0], boxes, original_size, offset=offset, output="float"
                 )
                 detection["masks"] = pasted[:, None]

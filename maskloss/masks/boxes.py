@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 
-def expect_finite(boxes: Tensor) -> None:
+def check_finite(boxes: Tensor) -> None:
     """Raise ValueError, naming the first box (B, 4) that has a coordinate which is not finite."""
     finite = boxes.isfinite().all(dim=1)
     if not finite.all():

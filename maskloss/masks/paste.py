@@ -17,7 +17,8 @@ import torch.nn.functional as F
 from pycocotools import mask as coco_mask
 from torch import Tensor
 
-from maskloss.masks.boxes import expect_finite
+from maskloss.masks.boxes import check_finite
+from maskloss.masks.encoded import IntArray
 
 RLE = dict[str, Any]
 Output = Literal["bool", "float", "rle"]
@@ -26,9 +27,10 @@ Output = Literal["bool", "float", "rle"]
 #: Of 0, 0.1, 0.25 and 1, the value with the best oracle IoU on smooth blobs of 6 to 110 px radius.
 _EDGE_SHARE = 0.1
 
-#: Detections whose interpolation weights are held at once.
+#: Detections whose interpolation weights are held at once, if these have no more numbers than this.
 _DETECTIONS_AT_ONCE = 8
-#: Pixels of the boxes whose runs are found at once.
+_WEIGHTS_AT_ONCE = 2**19
+#: Pixels of the boxes that are computed at once.
 _PIXELS_AT_ONCE = 2**21
 
 
@@ -38,7 +40,7 @@ def paste_masks(
     boxes: Tensor,
     image_size: tuple[int, int],
     *,
-    aligned: bool = ...,
+    offset: tuple[float, float] = ...,
     threshold: float = ...,
     output: Literal["bool", "float"] = ...,
 ) -> Tensor: ...
@@ -48,7 +50,7 @@ def paste_masks(
     boxes: Tensor,
     image_size: tuple[int, int],
     *,
-    aligned: bool = ...,
+    offset: tuple[float, float] = ...,
     threshold: float = ...,
     output: Literal["rle"],
 ) -> list[RLE]: ...
@@ -57,65 +59,39 @@ def paste_masks(
     boxes: Tensor,
     image_size: tuple[int, int],
     *,
-    aligned: bool = True,
+    offset: tuple[float, float] = (0.0, 0.0),
     threshold: float = 0.5,
     output: Output = "bool",
 ) -> Tensor | list[RLE]:
-    """Paste each detection's mask into its box.
+    """Paste each detection's mask into its box, by bilinear sampling at the centers of the image's pixels.
 
     Args:
         mask_probs: (D, M, M) probabilities in [0, 1].
         boxes: (D, 4), xyxy in px of the image; parts outside the image are cut off.
         image_size: (H, W) in px.
-        aligned: the targets that the network learned, `MaskTargets.aligned`. False undoes torchvision's half
-            pixel: the probability of pixel k is read at k instead of at its centre k + 0.5. That is right for
-            images that the network sees in their own size. Where images are resized for it, unaligned masks
-            are off by less; see `unaligned_offset` and `paste_masks_at_offset`.
-        threshold: a pixel is set where p >= threshold; not used by "float".
+        offset: (y, x) in px of the image by which the network's masks are too far up and to the left, which is undone.
+            `maskloss.mask_offset(model, image_size)` gives it for a network that was trained with a converted model's
+            loss. (0, 0) is right for networks that were trained on aligned targets: the preset "aligned",
+            Detectron2's, mmdetection's.
+        threshold: in [0, 1]; a pixel of the box is set where p >= threshold. Not used by "float".
         output: "bool" and "float" give (D, H, W), "rle" COCO RLEs without ever making an image.
 
     Returns:
-        (D, H, W) bool, or float32 probabilities that are 0 outside the boxes, on the boxes' device; or a list
+        (D, H, W) bool, or float32 probabilities, unset or 0 outside the boxes, on the boxes' device; or a list
         of D dicts `{"size": [H, W], "counts": str}`, which pycocotools loads and JSON writes. RLEs are made on
         the host, where they are the encoded "bool" output bit for bit.
 
     Raises:
-        ValueError: shapes differ from the above, a box is not finite, or another output is asked for.
+        ValueError: shapes differ from the above, a box is not finite, or an argument is out of its range.
 
-    Source: Detectron2 02b5c4e, `paste_masks_in_image`, samples at pixel centres with zeros around the grid;
-    the unaligned shift and its edge are this library's.
-    """
-    offset = (0.0, 0.0) if aligned else (0.5, 0.5)
-    masks: Tensor | list[RLE] = paste_masks_at_offset(
-        mask_probs, boxes, image_size, offset=offset, threshold=threshold, output=output
-    )
-    return masks
+    Example:
+        >>> box = torch.tensor([[0.0, 0.0, 4.0, 2.0]])
+        >>> paste_masks(torch.tensor([[[0.9, 0.1], [0.9, 0.1]]]), box, (2, 5)).int()
+        tensor([[[1, 1, 0, 0, 0],
+                 [1, 1, 0, 0, 0]]], dtype=torch.int32)
 
-
-def paste_masks_at_offset(
-    mask_probs: Tensor,
-    boxes: Tensor,
-    image_size: tuple[int, int],
-    *,
-    offset: tuple[float, float],
-    threshold: float = 0.5,
-    output: Output = "bool",
-) -> Any:
-    """Paste as `paste_masks` does, with masks that are off by any part of a pixel.
-
-    Args:
-        mask_probs: (D, M, M) probabilities in [0, 1].
-        boxes: (D, 4), xyxy in px of the image.
-        image_size: (H, W) in px.
-        offset: (y, x) in px of the image that the network's masks are too far up and to the left.
-        threshold: a pixel is set where p >= threshold; not used by "float".
-        output: "bool", "float" or "rle".
-
-    Returns:
-        As `paste_masks`.
-
-    Raises:
-        ValueError: as `paste_masks`.
+    Source: Detectron2 02b5c4e, `paste_masks_in_image`, samples at pixel centers with zeros around the grid;
+    the offset and its edge are this library's.
     """
     if mask_probs.dim() != 3 or mask_probs.shape[1] != mask_probs.shape[2]:
         raise ValueError(f"mask_probs must have shape (D, M, M), not {tuple(mask_probs.shape)}")
@@ -125,22 +101,31 @@ def paste_masks_at_offset(
         )
     if output not in ("bool", "float", "rle"):
         raise ValueError(f'output must be "bool", "float" or "rle", not {output!r}')
+    if not 0 <= threshold <= 1:
+        raise ValueError(f"threshold must be in [0, 1], got {threshold}")
+    if len(offset) != 2 or not all(math.isfinite(part) for part in offset):
+        raise ValueError(f"offset must be two finite numbers of pixels, y and x, got {offset}")
     device = boxes.device
-    grids, boxes = mask_probs.detach().float(), boxes.detach().double()
+    grids, boxes = mask_probs.detach().float(), boxes.detach()
     if output == "rle":
         grids, boxes = grids.cpu(), boxes.cpu()
-    expect_finite(boxes)
+    # To the host before to float64, which not every device has.
+    boxes = boxes.cpu().double() if boxes.device.type in ("cpu", "mps") else boxes.double()
+    check_finite(boxes)
     # Autocast would round the matrix products to half precision.
     with torch.autocast(grids.device.type, enabled=False):
         if output == "rle":
-            return _rles(_windows(grids, boxes, image_size, offset), threshold, image_size)
+            return _rles(_windows(grids, boxes, image_size, offset), len(boxes), threshold, image_size)
         dtype = torch.bool if output == "bool" else torch.float32
         masks = torch.zeros((len(boxes), *image_size), dtype=dtype, device=device)
         pasted = (_windows if device.type == "cpu" else _whole_images)(grids, boxes, image_size, offset)
-        for detection, (probs, top, left) in enumerate(pasted):
+        for detection, probs, inside, top, left in pasted:
             # The encoding goes down the columns, so windows do.
             window = masks[detection, top : top + probs.shape[1], left : left + probs.shape[0]].T
-            window.copy_(probs >= threshold if output == "bool" else probs)
+            if output == "float":
+                window.copy_(probs)
+            else:
+                window.copy_(probs >= threshold if inside is None else (probs >= threshold) & inside)
     return masks
 
 
@@ -167,44 +152,62 @@ def unaligned_offset(image_size: tuple[int, int], network_size: tuple[int, int])
     return y, x
 
 
+#: A part of a detection's mask: which detection, its probabilities (w, h), which of these lie in the box (None for all
+#: of them), and the row and the column of the first.
+_Window = tuple[int, Tensor, Tensor | None, int, int]
+
+
 def _windows(
     grids: Tensor, boxes: Tensor, image_size: tuple[int, int], offset: tuple[float, float]
-) -> Iterator[tuple[Tensor, int, int]]:
-    """Yield per detection the (w, h) probabilities of the pixels in its box, and their top and left."""
-    height, width = image_size
+) -> Iterator[_Window]:
+    """Yield the pixels in each detection's box, some columns at a time where they are many."""
     size = grids.shape[1]
     padded = _padded(grids, offset)
-    for first in range(0, len(boxes), _DETECTIONS_AT_ONCE):
-        x1, y1, x2, y2 = boxes[first : first + _DETECTIONS_AT_ONCE].unbind(1)
-        (top, bottom), (left, right) = _pixels(y1, y2, height), _pixels(x1, x2, width)
+    for chunk in _chunks(len(boxes), image_size, size):
+        x1, y1, x2, y2 = boxes[chunk].unbind(1)
+        (top, bottom), (left, right) = _pixels(y1, y2, image_size[0]), _pixels(x1, x2, image_size[1])
         rows = _interpolation(y1, y2, top, int((bottom - top).max()), size, offset[0])
         columns = _interpolation(x1, x2, left, int((right - left).max()), size, offset[1])
         windows = torch.stack([top, bottom - top, left, right - left], dim=1).tolist()
         for index, (y, h, x, w) in enumerate(windows):
-            yield columns[index, :w] @ padded[first + index].T @ rows[index, :h].T, y, x
+            detection = chunk.start + index
+            across = columns[index, :w] @ padded[detection].T  # (w, M + 2)
+            stripe = max(_PIXELS_AT_ONCE // max(h, 1), 1)
+            for first in range(0, w, stripe):
+                yield detection, across[first : first + stripe] @ rows[index, :h].T, None, y, x + first
 
 
 def _whole_images(
     grids: Tensor, boxes: Tensor, image_size: tuple[int, int], offset: tuple[float, float]
-) -> Iterator[tuple[Tensor, int, int]]:
-    """Yield per detection the (W, H) probabilities of all pixels, 0 outside its box, as 0, 0 the rest.
+) -> Iterator[_Window]:
+    """Yield all pixels of the image for each detection.
 
     More arithmetic than the windows, in a few kernels and without asking the device for their sizes.
     """
     height, width = image_size
     padded = _padded(grids, offset)
-    for first in range(0, len(boxes), _DETECTIONS_AT_ONCE):
-        chunk = slice(first, first + _DETECTIONS_AT_ONCE)
+    for chunk in _chunks(len(boxes), image_size, grids.shape[1]):
         x1, y1, x2, y2 = boxes[chunk].unbind(1)
-        weights = []
+        weights, inside = [], []
         for low, high, length, off in ((x1, x2, width, offset[1]), (y1, y2, height, offset[0])):
             start, stop = _pixels(low, high, length)
             pixel = torch.arange(length, device=boxes.device)
-            inside = (pixel >= start[:, None]) & (pixel < stop[:, None])
+            inside.append((pixel >= start[:, None]) & (pixel < stop[:, None]))
             zero = torch.zeros_like(start)
-            weights.append(_interpolation(low, high, zero, length, grids.shape[1], off) * inside[..., None])
-        for probs in weights[0] @ padded[chunk].transpose(1, 2) @ weights[1].transpose(1, 2):
-            yield probs, 0, 0
+            interpolation = _interpolation(low, high, zero, length, grids.shape[1], off)
+            weights.append((interpolation * inside[-1][..., None]).to(grids.device))
+        in_box = (inside[0][:, :, None] & inside[1][:, None, :]).to(grids.device)  # (D, W, H)
+        images = weights[0] @ padded[chunk].transpose(1, 2) @ weights[1].transpose(1, 2)
+        for index, (probs, inside_box) in enumerate(zip(images, in_box, strict=True)):
+            yield chunk.start + index, probs, inside_box, 0, 0
+
+
+def _chunks(count: int, image_size: tuple[int, int], size: int) -> Iterator[slice]:
+    """Yield slices of detections whose interpolation weights are held at once."""
+    at_once = _WEIGHTS_AT_ONCE // (max(*image_size, 1) * (size + 2))
+    at_once = min(max(at_once, 1), _DETECTIONS_AT_ONCE)
+    for first in range(0, count, at_once):
+        yield slice(first, first + at_once)
 
 
 def _padded(grids: Tensor, offset: tuple[float, float]) -> Tensor:
@@ -234,52 +237,57 @@ def _interpolation(low: Tensor, high: Tensor, start: Tensor, count: int, size: i
     return (1 - (position[:, :, None] - cells).abs()).clamp(min=0).float()
 
 
-def _rles(
-    windows: Iterator[tuple[Tensor, int, int]], threshold: float, image_size: tuple[int, int]
-) -> list[RLE]:
-    """Encode windows of otherwise empty images, many at once."""
-    rles: list[RLE] = []
-    gathered: list[tuple[Tensor, int, int]] = []
+def _rles(windows: Iterator[_Window], count: int, threshold: float, image_size: tuple[int, int]) -> list[RLE]:
+    """Encode the masks of so many detections, whose windows come by rising detection and column."""
+    height, width = image_size
+    ends: list[list[IntArray]] = [[] for _ in range(count)]
+    gathered: list[tuple[int, Tensor, int, int]] = []
     pixels = 0
-    for probs, top, left in windows:
-        gathered.append((probs >= threshold, top, left))
+
+    def encode() -> None:
+        for (detection, *_), positions in zip(gathered, _run_ends(gathered, height), strict=True):
+            ends[detection].append(positions)
+        gathered.clear()
+
+    for detection, probs, _, top, left in windows:
+        gathered.append((detection, probs >= threshold, top, left))
         pixels += probs.numel()
         if pixels > _PIXELS_AT_ONCE:
-            rles += _encoded(gathered, image_size)
-            gathered, pixels = [], 0
-    return rles + _encoded(gathered, image_size)
+            encode()
+            pixels = 0
+    encode()
+    return [_rle(np.concatenate([np.empty(0, np.int64), *parts]), height, width) for parts in ends]
 
 
-def _encoded(windows: list[tuple[Tensor, int, int]], image_size: tuple[int, int]) -> list[RLE]:
-    """Encode (w, h) bool windows column by column, as COCO does.
+def _run_ends(windows: list[tuple[int, Tensor, int, int]], height: int) -> list[IntArray]:
+    """Find where runs start and, by turns, stop in (w, h) bool windows, as places down the image's columns.
 
     All windows' columns stand in one row of bytes, each behind a zero, so that every run starts and stops
     within its column.
     """
-    height, width = image_size
-    sizes = [(window.shape[0], window.shape[1] + 1) for window, _, _ in windows]
+    sizes = [(window.shape[0], window.shape[1] + 1) for _, window, _, _ in windows]
     offsets = np.cumsum([0] + [w * h for w, h in sizes])
     framed = np.zeros(offsets[-1] + 1, dtype=np.int8)
-    for (window, _, _), (w, h), offset in zip(windows, sizes, offsets[:-1], strict=True):
+    for (_, window, _, _), (w, h), offset in zip(windows, sizes, offsets[:-1], strict=True):
         framed[offset : offset + w * h].reshape(w, h)[:, 1:] = window.numpy()
-    # By turns where a run starts and, exclusive, where it stops. That there is a zero before each column makes up
-    # for an edge being one place before the pixel that it belongs to.
+    # That there is a zero before each column makes up for an edge being one place before the pixel that it belongs to.
     edges = np.flatnonzero(framed[1:] != framed[:-1])
     counts = np.diff(np.searchsorted(edges, offsets))
     column_height = np.repeat([h for _, h in sizes], counts)
     column, row = np.divmod(edges - np.repeat(offsets[:-1], counts), column_height)
-    top = np.repeat([top for _, top, _ in windows], counts)
-    left = np.repeat([left for _, _, left in windows], counts)
+    top = np.repeat([top for _, _, top, _ in windows], counts)
+    left = np.repeat([left for _, _, _, left in windows], counts)
     position = (column + left) * height + row + top
-    rles = []
-    for first, last in pairwise(np.cumsum([0, *counts])):
-        ends = position[first:last]
-        # A run down to the last row that goes on at the top of the next column is one run.
-        joined = np.flatnonzero(ends[1:-1:2] == ends[2::2])
-        ends = np.delete(ends, np.concatenate([2 * joined + 1, 2 * joined + 2]))
-        runs = np.diff(ends, prepend=0, append=height * width).tolist()
-        if runs[-1] == 0:
-            runs.pop()
-        encoded: RLE = coco_mask.frPyObjects({"size": [height, width], "counts": runs}, height, width)
-        rles.append({"size": [height, width], "counts": encoded["counts"].decode("ascii")})
-    return rles
+    return [position[first:last] for first, last in pairwise(np.cumsum([0, *counts]))]
+
+
+def _rle(ends: IntArray, height: int, width: int) -> RLE:
+    """Encode a mask by where its runs start and stop."""
+    # A run down to the last row that goes on at the top of the next column is one run.
+    joined = np.flatnonzero(ends[1:-1:2] == ends[2::2])
+    ends = np.delete(ends, np.concatenate([2 * joined + 1, 2 * joined + 2]))
+    runs = np.diff(ends, prepend=0, append=height * width).tolist()
+    if runs[-1] == 0:
+        runs.pop()
+    encoded: RLE = coco_mask.frPyObjects({"size": [height, width], "counts": runs}, height, width)
+    return {"size": [height, width], "counts": encoded["counts"].decode("ascii")}

@@ -166,7 +166,7 @@ def roi_align_bitmaps(
     targets, largest = make(masks, rows, columns, matched_idxs)
     if masks.dtype == torch.uint8 and largest > 1:
         raise ValueError("masks must hold 0 and 1 only, found larger values; use `masks > 0`")
-    return targets
+    return _as_shares(targets)
 
 
 def roi_align_runs(runs: Sequence[Runs], rows: AxisSampling, columns: AxisSampling) -> Tensor:
@@ -203,7 +203,12 @@ def roi_align_runs(runs: Sequence[Runs], rows: AxisSampling, columns: AxisSampli
             height = up_to[box][:, ends[0]] - up_to[box][:, ends[1]]  # (M, R)
             target = height @ across[box][:, mask.column[read] - left].T
             targets[boxes.start + box] = torch.from_numpy(target)
-    return targets
+    return _as_shares(targets)
+
+
+def _as_shares(targets: Tensor) -> Tensor:
+    """Clamp targets to [0, 1], which sums of rounded weights may leave by some 1e-7; in place."""
+    return targets.clamp_(0, 1)
 
 
 def _one_by_one(
@@ -280,7 +285,7 @@ def align_crops(
     crops = masks[instances[:, None, None], y[:, :, None], x[:, None, :]]  # (B, h, w)
     down, across = rows.weights(*row_sizes), columns.weights(*column_sizes)
     largest = crops.amax() if masks.dtype == torch.uint8 else masks.new_ones(())
-    return down @ crops.float() @ across.transpose(1, 2), largest
+    return _as_shares(down @ crops.float() @ across.transpose(1, 2)), largest
 
 
 def _group_ends(sizes: list[list[int]]) -> Iterator[int]:

@@ -13,7 +13,7 @@ import torch
 from pycocotools import mask as coco_mask
 from torch import Tensor
 
-from maskloss.masks.boxes import expect_finite
+from maskloss.masks.boxes import check_finite
 from maskloss.masks.coverage import coverage, outlines
 from maskloss.masks.encoded import EncodedMasks, FloatArray
 from maskloss.masks.roi_align import AxisSampling, roi_align_bitmaps, roi_align_runs
@@ -79,10 +79,14 @@ def mask_targets(
         _check_form(gt_masks)
         return boxes.new_zeros((0, size, size), dtype=torch.float32)
     # One transfer, so one wait for the device.
-    on_host = torch.cat([boxes.detach().double(), matched_idxs[:, None].double()], dim=1).cpu()
-    targets = targets_of_host_boxes(
-        gt_masks, on_host[:, :4], on_host[:, 4].long(), size, aligned=aligned, binary=binary
-    )
+    if boxes.device.type == "cpu":
+        host_boxes, host_idxs = boxes.detach().cpu().double(), matched_idxs.cpu()
+    else:
+        # One copy for both, in float32, which holds indices below 2**24: not every device has float64.
+        dtype = torch.promote_types(boxes.dtype, torch.float32)
+        on_host = torch.cat([boxes.detach().to(dtype), matched_idxs[:, None].to(dtype)], dim=1).cpu()
+        host_boxes, host_idxs = on_host[:, :4].double(), on_host[:, 4].long()
+    targets = targets_of_host_boxes(gt_masks, host_boxes, host_idxs, size, aligned=aligned, binary=binary)
     return targets.to(boxes.device)
 
 
@@ -102,7 +106,7 @@ def targets_of_host_boxes(
         not waited for.
     """
     _check_form(gt_masks)
-    expect_finite(boxes)
+    check_finite(boxes)
     low, high = int(matched_idxs.min()), int(matched_idxs.max())
     if low < 0 or high >= len(gt_masks):
         found = low if low < 0 else high

@@ -19,13 +19,12 @@ from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
 from maskloss.data.batches import mixed_seed
-from maskloss.data.coco import Category, CocoData
+from maskloss.data.coco import CocoData
 from maskloss.data.dataset import CocoDataset, collate
 from maskloss.detection.conversion import losses_and_detections
-from maskloss.detection.transform import RCNNTransform
+from maskloss.detection.results import coco_results
 from maskloss.errors import InputError, RunError
 from maskloss.files import write_text
-from maskloss.masks.paste import paste_masks_at_offset
 
 Results = list[dict[str, Any]]
 Metrics = dict[str, dict[str, float | None]]
@@ -87,10 +86,13 @@ def evaluate(
             losses, detections = losses_and_detections(model, images, targets)
         for key, value in losses.items():
             sums[key] = sums.get(key, 0.0) + float(value) * len(images)
-        for image, target, detection in zip(images, targets, detections, strict=True):
-            size = (image.shape[-2], image.shape[-1])
-            offset = transform_of(model).mask_offset(size)
-            results += coco_results(detection, target["image_id"], size, data.categories, offset)
+        results += coco_results(
+            model,
+            detections,
+            [(image.shape[-2], image.shape[-1]) for image in images],
+            [target["image_id"] for target in targets],
+            [category.id for category in data.categories],
+        )
     if world_size > 1:
         results = gather_object(results)
         sums = _summed(gather_object([sums]))
@@ -100,48 +102,6 @@ def evaluate(
     means: dict[str, float | None] = {key: total / len(data.images) for key, total in sums.items()}
     means["loss"] = math.fsum(sums.values()) / len(data.images)
     return Evaluation({**average_precision(data, results), "loss": means}, results)
-
-
-def coco_results(
-    detection: dict[str, Tensor],
-    image_id: int,
-    size: tuple[int, int],
-    categories: tuple[Category, ...],
-    mask_offset: tuple[float, float],
-) -> Results:
-    """Turn one image's detections, with masks as probabilities, into COCO results with RLE masks.
-
-    Args:
-        detection: boxes, labels, scores and masks (D, 1, M, M).
-        image_id: for the results.
-        size: (H, W) of the image, in px.
-        categories: of the labels from 1 on.
-        mask_offset: (y, x) in px of the image that masks are off by, `RCNNTransform.mask_offset`.
-    """
-    rles = paste_masks_at_offset(
-        detection["masks"][:, 0], detection["boxes"], size, offset=mask_offset, output="rle"
-    )
-    boxes = detection["boxes"].double().cpu()
-    boxes[:, 2:] -= boxes[:, :2]
-    return [
-        {
-            "image_id": image_id,
-            "category_id": categories[label - 1].id,
-            "bbox": [round(value, 3) for value in box],
-            "score": score,
-            "segmentation": rle,
-        }
-        for box, label, score, rle in zip(
-            boxes.tolist(), detection["labels"].tolist(), detection["scores"].tolist(), rles, strict=True
-        )
-    ]
-
-
-def transform_of(model: nn.Module) -> RCNNTransform:
-    """Give a converted model's input transform, which knows what its masks are off by."""
-    transform = model.transform
-    assert isinstance(transform, RCNNTransform)
-    return transform
 
 
 def average_precision(data: CocoData, results: Results) -> Metrics:
@@ -165,7 +125,12 @@ def average_precision(data: CocoData, results: Results) -> Metrics:
     # A detection's size class is that of its box where it has one, so masks are evaluated without. loadRes
     # writes into the results, so it gets copies.
     for kind, left_out in (("bbox", "segmentation"), ("segm", "bbox")):
-        found = truth.loadRes([{k: v for k, v in result.items() if k != left_out} for result in results])
+        of_kind = [{k: v for k, v in result.items() if k != left_out} for result in results]
+        if kind == "segm":
+            # How good a mask is, where the mask branch says so, and not how sure its class is.
+            for result in of_kind:
+                result["score"] = result.get("mask_score", result["score"])
+        found = truth.loadRes(of_kind)
         evaluation = COCOeval_faster(truth, found, kind, print_function=lambda *_: None)
         evaluation.evaluate()
         evaluation.accumulate()

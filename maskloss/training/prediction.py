@@ -13,9 +13,9 @@ from torch import nn
 from torchvision.transforms.v2 import functional as transforms
 
 from maskloss.data.images import read_image
+from maskloss.detection.results import coco_results
 from maskloss.errors import InputError
 from maskloss.training.checkpoints import ModelDescription
-from maskloss.training.evaluation import coco_results, transform_of
 
 
 @dataclass(frozen=True)
@@ -66,9 +66,9 @@ def predict(
             detection = model([pixels])[0]
         kept = detection["scores"] >= score_threshold
         detection = {key: value[kept] for key, value in detection.items()}
-        size = (image.height, image.width)
-        offset = transform_of(model).mask_offset(size)
-        yield Prediction(path, image, coco_results(detection, image_id, size, description.categories, offset))
+        category_ids = [category.id for category in description.categories]
+        results = coco_results(model, [detection], [(image.height, image.width)], [image_id], category_ids)
+        yield Prediction(path, image, results)
 
 
 def image_ids(files: Sequence[Path]) -> list[int]:

@@ -28,7 +28,7 @@ from maskloss.losses import (
     MaskSoftmaxLoss,
     select_class_masks,
 )
-from maskloss.masks.paste import paste_masks_at_offset
+from maskloss.masks.paste import paste_masks
 
 from .small_models import (
     CHANNELS,
@@ -426,7 +426,7 @@ def test_matched_paste_is_on_the_side_that_the_losss_targets_train(preset, own_s
         if preset == "torchvision":
             offset = raw.transform.mask_offset(size)
             assert (offset == (0.5, 0.5)) == own_size
-        expected = paste_masks_at_offset(
+        expected = paste_masks(
             probabilities["masks"][:, 0], probabilities["boxes"], size, offset=offset, output="float"
         )
         assert len(expected) > 0

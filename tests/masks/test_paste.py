@@ -14,7 +14,7 @@ from torchvision.ops import masks_to_boxes
 
 from maskloss import mask_targets, paste_masks
 from maskloss.masks import paste as paste_module
-from maskloss.masks.paste import paste_masks_at_offset, unaligned_offset
+from maskloss.masks.paste import unaligned_offset
 from tests import reference
 
 both_alignments = pytest.mark.parametrize("aligned", [True, False])
@@ -46,6 +46,11 @@ def decode(rles: list[dict], height: int = HEIGHT, width: int = WIDTH) -> torch.
     return torch.stack(masks) if masks else torch.zeros(0, height, width, dtype=torch.bool)
 
 
+def offset_of(aligned):
+    """What a network's masks are off by in an image that it sees in its own size."""
+    return (0.0, 0.0) if aligned else (0.5, 0.5)
+
+
 def paste_one(grid, box, size=(HEIGHT, WIDTH), **settings_):
     return paste_masks(grid[None], torch.tensor([box]), size, **settings_)[0]
 
@@ -59,7 +64,7 @@ def test_probabilities_are_a_bilinear_reading_of_the_grid(generator, name, align
     grid = torch.rand(5, 5, generator=generator)
     box = torch.tensor(BOXES[name]).tolist()  # as float32 holds it
     expected = reference.pasted(grid, box, HEIGHT, WIDTH, aligned=aligned)
-    pasted = paste_one(grid, box, output="float", aligned=aligned)
+    pasted = paste_one(grid, box, output="float", offset=offset_of(aligned))
     torch.testing.assert_close(pasted.double(), expected, rtol=0, atol=1e-6)
 
 
@@ -67,9 +72,9 @@ def test_probabilities_are_a_bilinear_reading_of_the_grid(generator, name, align
 def test_detections_do_not_disturb_each_other(generator, aligned):
     grids = torch.rand(len(BOXES), 4, 4, generator=generator)
     boxes = torch.tensor(list(BOXES.values()))
-    together = paste_masks(grids, boxes, (HEIGHT, WIDTH), output="float", aligned=aligned)
+    together = paste_masks(grids, boxes, (HEIGHT, WIDTH), output="float", offset=offset_of(aligned))
     alone = [
-        paste_one(grid, box.tolist(), output="float", aligned=aligned)
+        paste_one(grid, box.tolist(), output="float", offset=offset_of(aligned))
         for grid, box in zip(grids, boxes, strict=True)
     ]
     torch.testing.assert_close(together, torch.stack(alone), rtol=0, atol=0)
@@ -86,7 +91,7 @@ def test_unaligned_probabilities_are_read_half_a_pixel_lower():
     # A grid of the rows 0 0 1 1 on whole pixels. Half a pixel lower, the columns read between their cells.
     grid = torch.tensor([0.0, 0.0, 1.0, 1.0]).expand(4, 4)
     aligned = paste_one(grid, [0.0, 0.0, 4.0, 4.0], (4, 4), output="float")
-    unaligned = paste_one(grid, [0.0, 0.0, 4.0, 4.0], (4, 4), output="float", aligned=False)
+    unaligned = paste_one(grid, [0.0, 0.0, 4.0, 4.0], (4, 4), output="float", offset=(0.5, 0.5))
     assert aligned[1].tolist() == [0, 0, 1, 1]
     assert unaligned[1].tolist() == [0, 0, 0.5, 1]
 
@@ -97,7 +102,7 @@ def test_unaligned_paste_undoes_unaligned_targets():
     masks[:, :, 8:] = True
     boxes, matched_idxs = torch.tensor([[0.0, 0.0, 16.0, 16.0]]), torch.tensor([0])
     targets = mask_targets(masks, boxes, matched_idxs, 16, aligned=False)
-    pasted = paste_masks(targets, boxes, (16, 16), aligned=False)
+    pasted = paste_masks(targets, boxes, (16, 16), offset=(0.5, 0.5))
     assert torch.equal(pasted[0, 8], masks[0, 8])
     # Pasted as if it were aligned, the edge comes a pixel early.
     assert paste_masks(targets, boxes, (16, 16))[0, 8, 7]
@@ -107,7 +112,7 @@ def test_aligned_is_the_default(generator):
     grid = torch.rand(4, 4, generator=generator)
     assert torch.equal(
         paste_one(grid, BOXES["inside"], output="float"),
-        paste_one(grid, BOXES["inside"], output="float", aligned=True),
+        paste_one(grid, BOXES["inside"], output="float", offset=(0.0, 0.0)),
     )
 
 
@@ -143,7 +148,7 @@ def paste_scene(scene, output):
         grids,
         boxes,
         scene["image_size"],
-        aligned=scene["aligned"],
+        offset=offset_of(scene["aligned"]),
         threshold=scene["threshold"],
         output=output,
     )
@@ -175,8 +180,10 @@ def test_many_detections_are_byte_for_byte_pycocotools_encoding(
     boxes = torch.tensor(list(BOXES.values())).repeat(3, 1)
     grids = torch.rand(len(boxes), 5, 5, generator=generator)
     grids[0], grids[1] = 0, 1
-    rles = paste_masks(grids, boxes, (HEIGHT, WIDTH), aligned=aligned, output="rle")
-    assert rles == [encode(mask) for mask in paste_masks(grids, boxes, (HEIGHT, WIDTH), aligned=aligned)]
+    rles = paste_masks(grids, boxes, (HEIGHT, WIDTH), offset=offset_of(aligned), output="rle")
+    assert rles == [
+        encode(mask) for mask in paste_masks(grids, boxes, (HEIGHT, WIDTH), offset=offset_of(aligned))
+    ]
 
 
 @both_alignments
@@ -184,11 +191,11 @@ def test_whole_images_at_once_give_what_windows_do(monkeypatch, generator, align
     # What a GPU does, on a CPU.
     boxes = torch.tensor(list(BOXES.values()))
     grids = torch.rand(len(boxes), 5, 5, generator=generator)
-    expected = paste_masks(grids, boxes, (HEIGHT, WIDTH), aligned=aligned, output="float")
+    expected = paste_masks(grids, boxes, (HEIGHT, WIDTH), offset=offset_of(aligned), output="float")
     monkeypatch.setattr(paste_module, "_windows", paste_module._whole_images)
-    pasted = paste_masks(grids, boxes, (HEIGHT, WIDTH), aligned=aligned, output="float")
+    pasted = paste_masks(grids, boxes, (HEIGHT, WIDTH), offset=offset_of(aligned), output="float")
     torch.testing.assert_close(pasted, expected, rtol=0, atol=1e-6)
-    assert torch.equal(paste_masks(grids, boxes, (HEIGHT, WIDTH), aligned=aligned), pasted >= 0.5)
+    assert torch.equal(paste_masks(grids, boxes, (HEIGHT, WIDTH), offset=offset_of(aligned)), pasted >= 0.5)
 
 
 WINDOWS = {
@@ -252,10 +259,12 @@ def test_a_pixel_at_the_threshold_is_set():
 def test_a_box_without_a_pixel_gives_an_empty_mask(name, aligned):
     box = torch.tensor([BOXES[name]])
     for output in ("bool", "float"):
-        pasted = paste_masks(torch.ones(1, 4, 4), box, (HEIGHT, WIDTH), output=output, aligned=aligned)
+        pasted = paste_masks(
+            torch.ones(1, 4, 4), box, (HEIGHT, WIDTH), output=output, offset=offset_of(aligned)
+        )
         assert pasted.shape == (1, HEIGHT, WIDTH)
         assert pasted.count_nonzero() == 0
-    rles = paste_masks(torch.ones(1, 4, 4), box, (HEIGHT, WIDTH), output="rle", aligned=aligned)
+    rles = paste_masks(torch.ones(1, 4, 4), box, (HEIGHT, WIDTH), output="rle", offset=offset_of(aligned))
     assert rles == [encode(torch.zeros(HEIGHT, WIDTH))]
 
 
@@ -334,7 +343,7 @@ def test_images_of_one_pixel_width(image_size, size):
 @both_alignments
 def test_a_box_without_area_gives_an_empty_mask(side, aligned):
     box = torch.tensor([[5.0, 5.0, 5.0 + side, 9.0]])
-    assert not paste_masks(torch.ones(1, 4, 4), box, (HEIGHT, WIDTH), aligned=aligned).any()
+    assert not paste_masks(torch.ones(1, 4, 4), box, (HEIGHT, WIDTH), offset=offset_of(aligned)).any()
 
 
 @settings(deadline=None, max_examples=60, derandomize=True)
@@ -347,13 +356,13 @@ def test_moving_a_box_by_whole_pixels_moves_its_mask(scene, dx, dy):
     (x, y), (w, h) = scene["corner"], scene["extent"]
     box = torch.tensor([[round(8 * v) / 8 for v in (x, y, x + w, y + h)]])
     height, width = scene["image_size"]
-    pasted = paste_masks(probs, box, (height, width), output="float", aligned=scene["aligned"])
+    pasted = paste_masks(probs, box, (height, width), output="float", offset=offset_of(scene["aligned"]))
     moved = paste_masks(
         probs,
         box + torch.tensor([dx, dy, dx, dy]),
         (height + dy, width + dx),
         output="float",
-        aligned=scene["aligned"],
+        offset=offset_of(scene["aligned"]),
     )
     torch.testing.assert_close(moved[:, dy:, dx:], pasted, rtol=0, atol=1e-6)
 
@@ -400,7 +409,7 @@ def test_a_pixel_reads_the_grid_at_its_centre_less_the_offset(generator, offset)
     # Moving the mask and the box by the offset, in an image of ten times the size, is the same.
     grid = torch.rand(1, 5, 5, generator=generator)
     box = torch.tensor([[2.0, 3.0, 12.0, 11.0]])
-    pasted = paste_masks_at_offset(grid, box, (HEIGHT, WIDTH), offset=offset, output="float")[0]
+    pasted = paste_masks(grid, box, (HEIGHT, WIDTH), offset=offset, output="float")[0]
     y, x = offset
     fine_box = 10 * (box + torch.tensor([x, y, x, y]))
     fine = paste_masks(grid, fine_box, (10 * HEIGHT, 10 * WIDTH), output="float")[0]
@@ -450,7 +459,7 @@ def test_targets_pasted_on_their_own_side_of_the_half_pixel_give_the_mask_back(g
     masks = blobs(radius, 12, generator)
     boxes = tight_boxes(masks)
     targets = mask_targets(masks, boxes, torch.arange(len(masks)), 28, aligned=aligned)
-    matched = mean_iou(masks, paste_masks(targets, boxes, masks.shape[1:], aligned=aligned))
+    matched = mean_iou(masks, paste_masks(targets, boxes, masks.shape[1:], offset=offset_of(aligned)))
     assert matched >= 0.97
     assert matched > torchvision_iou(masks)
 
@@ -461,8 +470,8 @@ def test_pasting_on_the_other_side_of_the_half_pixel_is_worse(generator, radius,
     masks = blobs(radius, 12, generator)
     boxes = tight_boxes(masks)
     targets = mask_targets(masks, boxes, torch.arange(len(masks)), 28, aligned=aligned)
-    matched = mean_iou(masks, paste_masks(targets, boxes, masks.shape[1:], aligned=aligned))
-    other = mean_iou(masks, paste_masks(targets, boxes, masks.shape[1:], aligned=not aligned))
+    matched = mean_iou(masks, paste_masks(targets, boxes, masks.shape[1:], offset=offset_of(aligned)))
+    other = mean_iou(masks, paste_masks(targets, boxes, masks.shape[1:], offset=offset_of(not aligned)))
     assert other < matched
 
 
@@ -471,9 +480,11 @@ def test_pasting_on_the_other_side_of_the_half_pixel_is_worse(generator, radius,
 @both_alignments
 def test_masks_pasted_on_a_device_are_those_of_the_cpu(generator, aligned):
     grids, boxes = torch.rand(len(BOXES), 5, 5, generator=generator), torch.tensor(list(BOXES.values()))
-    pasted = paste_masks(grids.cuda(), boxes.cuda(), (HEIGHT, WIDTH), output="float", aligned=aligned)
+    pasted = paste_masks(
+        grids.cuda(), boxes.cuda(), (HEIGHT, WIDTH), output="float", offset=offset_of(aligned)
+    )
     assert pasted.device.type == "cuda"
-    expected = paste_masks(grids, boxes, (HEIGHT, WIDTH), output="float", aligned=aligned)
+    expected = paste_masks(grids, boxes, (HEIGHT, WIDTH), output="float", offset=offset_of(aligned))
     torch.testing.assert_close(pasted.cpu(), expected, rtol=0, atol=1e-6)
-    rles = paste_masks(grids.cuda(), boxes.cuda(), (HEIGHT, WIDTH), output="rle", aligned=aligned)
+    rles = paste_masks(grids.cuda(), boxes.cuda(), (HEIGHT, WIDTH), output="rle", offset=offset_of(aligned))
     assert torch.equal(decode(rles), pasted.cpu() >= 0.5)

@@ -19,12 +19,11 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from torch import nn
 
-from maskloss.data.coco import Category, CocoData, read_coco
+from maskloss.data.coco import CocoData, read_coco
 from maskloss.detection.transform import RCNNTransform
 from maskloss.errors import InputError, RunError
-from maskloss.masks.paste import paste_masks_at_offset
 from maskloss.training import evaluation
-from maskloss.training.evaluation import average_precision, batches_on, coco_results, evaluate
+from maskloss.training.evaluation import average_precision, batches_on, evaluate
 from tests.training.small_runs import STATISTICS
 
 SIZE = 160
@@ -257,43 +256,6 @@ def test_a_detection_in_a_crowd_is_no_false_alarm(tmp_path: Path) -> None:
     assert average_precision(data, inside)["segm"]["AP"] == pytest.approx(1.0)
     # A surer false alarm before the only hit halves the precision.
     assert average_precision(data, outside)["segm"]["AP"] == pytest.approx(0.5)
-
-
-def test_results_have_xywh_boxes_category_ids_and_rle_masks() -> None:
-    detection = {
-        "boxes": torch.tensor([[2.0, 1.0, 6.0, 9.0]]),
-        "labels": torch.tensor([2]),
-        "scores": torch.tensor([0.75]),
-        "masks": torch.ones(1, 1, 28, 28),
-    }
-    categories = (Category(3, "cat"), Category(7, "dog"))
-    (found,) = coco_results(detection, 42, (10, 12), categories, (0.0, 0.0))
-    assert found["image_id"] == 42
-    assert found["category_id"] == 7
-    assert found["bbox"] == [2, 1, 4, 8]
-    assert found["score"] == 0.75
-    assert found["segmentation"]["size"] == [10, 12]
-    mask = coco_mask.decode(found["segmentation"])
-    # Probability 1 everywhere in the box, so every pixel of the box.
-    expected = np.zeros((10, 12), dtype=np.uint8)
-    expected[1:9, 2:6] = 1
-    assert np.array_equal(mask, expected)
-    json.dumps(found)
-
-
-@pytest.mark.parametrize("offset", [(0.0, 0.0), (0.5, 0.25)])
-def test_results_are_pasted_where_the_network_means_them(offset: tuple[float, float]) -> None:
-    detection = {
-        "boxes": torch.tensor([[2.0, 1.0, 6.0, 9.0]]),
-        "labels": torch.tensor([1]),
-        "scores": torch.tensor([0.75]),
-        "masks": torch.rand(1, 1, 7, 7, generator=torch.Generator().manual_seed(0)),
-    }
-    (found,) = coco_results(detection, 42, (10, 12), (Category(3, "cat"),), offset)
-    (expected,) = paste_masks_at_offset(
-        detection["masks"][0], detection["boxes"], (10, 12), offset=offset, output="rle"
-    )
-    assert found["segmentation"] == expected
 
 
 def bare_model() -> nn.Module:
