@@ -1,13 +1,15 @@
 """Exact coverage: which fraction of each cell of a grid lies inside polygons.
 
 Two steps, both over all boxes at once: `outlines` turns an instance's polygons into the directed edges of the
-region that they cover together, and `coverage` integrates these edges over the cells.
+region that they cover together, and `coverage` integrates these edges over the cells. Polygons that cross themselves
+so often that their outline would not fit in memory are integrated along scan lines instead (`scanned_coverage`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -17,6 +19,15 @@ from maskloss.masks.encoded import AxisMap, FloatArray, IntArray, expanded
 
 #: Rounds of cutting edges where they cross, each of which parts every crossing pair that is adjacent.
 _MOST_ROUNDS = 100
+#: Pieces of one instance's edges. A simple polygon of a thousand points has some thousand, one whose points are
+#: shuffled would have a third of its points cubed.
+_MOST_PIECES = 2**18
+#: Edges of all boxes that are integrated at once.
+_EDGES_AT_ONCE = 2**16
+#: Scan lines in a row of cells, for polygons beyond that.
+_SCAN_LINES = 64
+#: Crossings of scan lines with edges that are held at once.
+_CROSSINGS_AT_ONCE = 2**21
 
 
 @dataclass(frozen=True)
@@ -40,7 +51,64 @@ class Edges:
         return Edges(end, start, self.instance) if scale.prod() < 0 else Edges(start, end, self.instance)
 
 
-def outlines(instances: Sequence[Sequence[FloatArray]]) -> Edges:
+def polygon_coverage(
+    instances: Sequence[Sequence[FloatArray]],
+    of_box: IntArray,
+    boxes: FloatArray,
+    size: int,
+    x_map: AxisMap,
+    y_map: AxisMap,
+) -> Tensor:
+    """Return the fraction of each cell of boxes that lies inside of an instance.
+
+    Args:
+        instances: each instance's polygons, (V, 2) xy; at least one.
+        of_box: (P,) the instance of each box.
+        boxes: (P, 4), xyxy, x2 > x1 and y2 > y1.
+        size: M.
+        x_map: from the polygons' x to the boxes'.
+        y_map: from the polygons' y to the boxes'.
+
+    Returns:
+        (P, M, M) float32 in [0, 1]. Exact but for rounding; of polygons that cross themselves some hundred thousand
+        times, off by some 1e-3 where a boundary runs.
+    """
+    edges, crowded = outlines(instances)
+    covered = coverage(edges.mapped(x_map, y_map), of_box, boxes, size)
+    for instance in crowded:
+        scale, shift = np.array([[x_map.scale, y_map.scale], [x_map.shift, y_map.shift]])
+        polygons = [polygon * scale + shift for polygon in instances[instance]]
+        for box in np.nonzero(of_box == instance)[0]:
+            covered[box] = scanned_coverage(polygons, boxes[box], size)
+    return covered
+
+
+def union_area(polygons: Sequence[FloatArray]) -> float:
+    """Return the area of the region that polygons cover together.
+
+    Args:
+        polygons: (V, 2) xy each, in px; of one that crosses itself what it surrounds an odd number of times counts.
+
+    Returns:
+        In px², to the accuracy of `polygon_coverage`.
+
+    Example:
+        >>> square = np.array([[0.0, 0.0], [2.0, 0.0], [2.0, 2.0], [0.0, 2.0]])
+        >>> union_area([square, square + 1])
+        7.0
+    """
+    edges, crowded = outlines([list(polygons)])
+    if crowded:
+        points = np.concatenate(list(polygons))
+        low, high = points.min(axis=0), points.max(axis=0)
+        size = 64
+        covered = scanned_coverage(polygons, np.concatenate([low, high]), size)
+        return float(covered.double().mean()) * float((high - low).prod())
+    height = edges.end[:, 1] - edges.start[:, 1]
+    return abs(float((height * (edges.start[:, 0] + edges.end[:, 0])).sum())) / 2
+
+
+def outlines(instances: Sequence[Sequence[FloatArray]]) -> tuple[Edges, list[int]]:
     """Find the outline of each instance, the union of its polygons.
 
     A point is inside a polygon that crosses itself when it is surrounded an odd number of times, as
@@ -52,6 +120,9 @@ def outlines(instances: Sequence[Sequence[FloatArray]]) -> Edges:
 
     Args:
         instances: each instance's polygons, (V, 2) xy; at least one.
+
+    Returns:
+        The edges; and which instances were left out of them, because cutting their edges gives too many pieces.
     """
     polygons = [polygon for instance in instances for polygon in instance]
     points = np.concatenate(polygons)
@@ -65,17 +136,53 @@ def outlines(instances: Sequence[Sequence[FloatArray]]) -> Edges:
     bottom = np.where(upward[:, None], points[following], points)
     kept = bottom[:, 1] > top[:, 1]
     top, bottom, polygon, instance = top[kept], bottom[kept], polygon[kept], instance[kept]
-    if not len(top):
-        return Edges(top, bottom, instance)
 
     heights, owners = np.concatenate([top[:, 1], bottom[:, 1]]), np.tile(instance, 2)
+    crowded: list[int] = []
     for _ in range(_MOST_ROUNDS):
-        pieces = _Pieces.of(top, bottom, polygon, instance, heights, owners)
+        if not len(top):
+            return Edges(top, bottom, instance), crowded
+        levels = _Levels.of(len(top), heights, owners)
+        pieces_by_instance = np.bincount(instance, levels.last - levels.first, len(instances))
+        if (pieces_by_instance > _MOST_PIECES).any():
+            too_many = np.nonzero(pieces_by_instance > _MOST_PIECES)[0]
+            crowded += too_many.tolist()
+            kept = ~np.isin(instance, too_many)
+            top, bottom, polygon, instance = top[kept], bottom[kept], polygon[kept], instance[kept]
+            kept = ~np.isin(owners, too_many)
+            heights, owners = heights[kept], owners[kept]
+            continue
+        pieces = _Pieces.of(top, bottom, polygon, instance, levels)
         crossings, of_instance = pieces.crossings()
         if not len(crossings):
             break
         heights, owners = np.concatenate([heights, crossings]), np.concatenate([owners, of_instance])
-    return pieces.outline(top, bottom, instance)
+    return pieces.outline(top, bottom, instance), crowded
+
+
+@dataclass(frozen=True)
+class _Levels:
+    """Heights at which the plane is cut, of all instances one after another.
+
+    Attributes:
+        heights: (L,) rising within an instance; strip s lies between levels s and s + 1.
+        first: (E,) the level at which each edge begins.
+        last: (E,) the level at which it ends.
+    """
+
+    heights: FloatArray
+    first: IntArray
+    last: IntArray
+
+    @classmethod
+    def of(cls, num_edges: int, heights: FloatArray, owners: IntArray) -> _Levels:
+        """Sort heights, of which the first are the edges' tops and the next their bottoms, by instance."""
+        order = np.lexsort((heights, owners))
+        heights, owners = heights[order], owners[order]
+        new = np.concatenate([[True], (np.diff(heights) > 0) | (np.diff(owners) > 0)])
+        rank = np.empty(len(order), np.int64)
+        rank[order] = new.cumsum() - 1
+        return cls(heights[new], rank[:num_edges], rank[num_edges : 2 * num_edges])
 
 
 @dataclass(frozen=True)
@@ -105,20 +212,12 @@ class _Pieces:
         bottom: FloatArray,
         polygon: IntArray,
         instance: IntArray,
-        heights: FloatArray,
-        owners: IntArray,
+        levels: _Levels,
     ) -> _Pieces:
-        order = np.lexsort((heights, owners))
-        heights, owners = heights[order], owners[order]
-        new = np.concatenate([[True], (np.diff(heights) > 0) | (np.diff(owners) > 0)])
-        levels = heights[new]  # strip s lies between levels s and s + 1
-        rank = np.empty(len(order), np.int64)
-        rank[order] = new.cumsum() - 1
-        first, last = rank[: len(top)], rank[len(top) : 2 * len(top)]
-        edge, step = expanded(last - first)
-        strip = first[edge] + step
+        edge, step = expanded(levels.last - levels.first)
+        strip = levels.first[edge] + step
         ends = []
-        for level in (levels[strip], levels[strip + 1]):
+        for level in (levels.heights[strip], levels.heights[strip + 1]):
             share = (level - top[edge, 1]) / (bottom[edge, 1] - top[edge, 1])
             x = top[edge, 0] + share * (bottom[edge, 0] - top[edge, 0])
             ends.append(np.stack([x, level], axis=1))
@@ -181,6 +280,25 @@ def coverage(edges: Edges, instances: IntArray, boxes: FloatArray, size: int) ->
     """
     first = np.searchsorted(edges.instance, instances, side="left")
     counts = np.searchsorted(edges.instance, instances, side="right") - first
+    covered = torch.empty((len(boxes), size, size), dtype=torch.float32)
+    for begin, end in pairwise([0, *_group_ends(counts)]):
+        covered[begin:end] = _coverage(edges, first[begin:end], counts[begin:end], boxes[begin:end], size)
+    return covered
+
+
+def _group_ends(counts: IntArray) -> Iterator[int]:
+    """Yield the end of each group of boxes whose edges are integrated together."""
+    total = 0
+    for box, count in enumerate(counts.tolist()):
+        if total and total + count > _EDGES_AT_ONCE:
+            yield box
+            total = 0
+        total += count
+    yield len(counts)
+
+
+def _coverage(edges: Edges, first: IntArray, counts: IntArray, boxes: FloatArray, size: int) -> Tensor:
+    """Do what `coverage` does for boxes that have so many edges each from a first one on."""
     box, step = expanded(counts)
     edge = first[box] + step
     low, scale = boxes[:, :2], size / (boxes[:, 2:] - boxes[:, :2])
@@ -213,3 +331,69 @@ def coverage(edges: Edges, instances: IntArray, boxes: FloatArray, size: int) ->
     left_of.index_add_(0, torch.from_numpy(box[piece] * size + row), torch.from_numpy(area))
     covered = left_of.diff(dim=1).reshape(len(boxes), size, size)
     return covered.clamp(0, 1).float()
+
+
+def scanned_coverage(polygons: Sequence[FloatArray], box: FloatArray, size: int) -> Tensor:
+    """Integrate polygons over the cells of one box along scan lines, in memory that does not grow with crossings.
+
+    Along a line the covered stretches are exact; across lines it is the midpoint rule.
+
+    Args:
+        polygons: one instance's, (V, 2) xy.
+        box: (4,), xyxy, x2 > x1 and y2 > y1.
+        size: M.
+
+    Returns:
+        (M, M) float32 in [0, 1].
+    """
+    scale = size / (box[2:] - box[:2])
+    starts, ends, owners = [], [], []
+    for number, polygon in enumerate(polygons):
+        points = (polygon - box[:2]) * scale
+        starts.append(points)
+        ends.append(np.roll(points, -1, axis=0))
+        owners.append(np.full(len(points), number))
+    start, end, owner = np.concatenate(starts), np.concatenate(ends), np.concatenate(owners)
+    y_low, y_high = np.minimum(start[:, 1], end[:, 1]), np.maximum(start[:, 1], end[:, 1])
+    kept = (y_high > y_low) & (y_high > 0) & (y_low < size)
+    start, end, owner, y_low, y_high = start[kept], end[kept], owner[kept], y_low[kept], y_high[kept]
+    slope = (end[:, 0] - start[:, 0]) / (end[:, 1] - start[:, 1])
+    lines = (np.arange(size * _SCAN_LINES) + 0.5) / _SCAN_LINES
+    # Of each cell, the part of it to the right of the crossings in it, and how many crossings it has.
+    right_of, crossings = np.zeros(size * size), np.zeros(size * size)
+    at_once = max(_CROSSINGS_AT_ONCE // max(len(start), 1), 1)
+    for chunk in range(0, len(lines), at_once):
+        y = lines[chunk : chunk + at_once, None]
+        line, edge = np.nonzero((y_low <= y) & (y < y_high))
+        x = start[edge, 0] + (y[line, 0] - start[edge, 1]) * slope[edge]
+        # By turns a polygon is entered and left; inside is where at least one has been entered.
+        order = np.lexsort((x, owner[edge], line))
+        turn = np.empty(len(order), np.int64)
+        turn[order] = _turns(line[order], owner[edge][order])
+        order = np.lexsort((x, line))
+        around = turn[order].cumsum()
+        entered = (around == 1) & (turn[order] == 1)
+        left = (around == 0) & (turn[order] == -1)
+        bound = order[(entered | left) & (x[order] < size)]
+        position = np.maximum(x[bound], 0)
+        column = position.astype(np.int64)
+        cell = (line[bound] + chunk) // _SCAN_LINES * size + column
+        right_of += np.bincount(cell, turn[bound] * (column + 1 - position), size * size)
+        crossings += np.bincount(cell, turn[bound], size * size)
+    # Cells further to the right lie behind the crossing wholly.
+    before = crossings.reshape(size, size).cumsum(axis=1) - crossings.reshape(size, size)
+    covered = (right_of.reshape(size, size) + before) / _SCAN_LINES
+    return torch.from_numpy(covered).clamp(0, 1).float()
+
+
+def _turns(line: IntArray, owner: IntArray) -> IntArray:
+    """Give 1 and -1 by turns to what is sorted by line and owner, beginning with 1 in each."""
+    new = (
+        np.concatenate([[True], (np.diff(line) != 0) | (np.diff(owner) != 0)])
+        if len(line)
+        else np.empty(0, bool)
+    )
+    begun = np.nonzero(new)[0]
+    place = np.arange(len(line)) - np.repeat(begun, np.diff([*begun, len(line)]))
+    turns: IntArray = 1 - 2 * (place % 2)
+    return turns

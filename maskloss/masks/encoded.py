@@ -15,6 +15,11 @@ import torch.nn.functional as F
 from pycocotools import mask as coco_mask
 from torch import Tensor
 
+from maskloss.masks.coco_format import rasterize_polygons
+
+#: Beyond this many px, float64 has no fractions of a pixel left that would count.
+_FARTHEST = 1e10
+
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
 
@@ -53,8 +58,8 @@ class AxisMap:
 class EncodedMasks:
     """Instance masks as COCO polygons and RLEs, in the place of a `(G, H, W)` tensor of bitmaps.
 
-    `resize`, `horizontal_flip`, `translate` and `crop` only compose two axis maps, so they cost nothing and
-    lose nothing: polygons stay exact, and an RLE keeps its own resolution. Stands in `target["masks"]`, and
+    `resize`, `translate`, `crop` and the two flips only compose two axis maps, so they cost nothing and lose
+    nothing: polygons stay exact, and an RLE keeps its own resolution. Stands in `target["masks"]`, and
     `maskloss.mask_targets` reads it. Immutable; `to` is there so that a loop that moves every value of a
     target to a device needs no exception for it.
 
@@ -75,8 +80,8 @@ class EncodedMasks:
 
     Raises:
         ValueError: a segmentation is empty, a polygon has an odd number of coordinates, fewer than three
-            points or one that is not finite, or an RLE is not of this size or does not decode. The message
-            names the instance.
+            points, or one that is not finite or beyond 1e10 px, or an RLE is not of this size or does not decode.
+            The message names the instance.
     """
 
     def __init__(self, segmentations: Sequence[Any], height: int, width: int) -> None:
@@ -143,6 +148,10 @@ class EncodedMasks:
     def horizontal_flip(self) -> EncodedMasks:
         """Mirror left and right."""
         return self._with(x_map=self.x_map.then(-1.0, self.width))
+
+    def vertical_flip(self) -> EncodedMasks:
+        """Mirror top and bottom."""
+        return self._with(y_map=self.y_map.then(-1.0, self.height))
 
     def translate(self, y: float, x: float) -> EncodedMasks:
         """Move down and to the right, in px and parts of them, behind the same window."""
@@ -239,9 +248,8 @@ class EncodedMasks:
             if not known:
                 continue
             if not self.is_rle(index):
-                flat = [polygon.reshape(-1).tolist() for polygon in self.polygons(index)]
-                rle = coco_mask.merge(coco_mask.frPyObjects(flat, self.height, self.width))
-                masks[index] = torch.from_numpy(coco_mask.decode(rle))
+                mask = rasterize_polygons(self.polygons(index), self.height, self.width)
+                masks[index] = torch.from_numpy(mask)
                 continue
             bitmap = torch.from_numpy(coco_mask.decode(self.segmentations[index]))
             # A frame of zeros, for what lies beside the image that was annotated.
@@ -299,6 +307,8 @@ def checked_polygon(polygon: Any, name: str) -> FloatArray:
         raise ValueError(f"{name}: a polygon has {len(coordinates) // 2} points, fewer than 3")
     if not np.isfinite(coordinates).all():
         raise ValueError(f"{name}: a polygon has a coordinate that is not finite")
+    if (farthest := np.abs(coordinates).max()) > _FARTHEST:
+        raise ValueError(f"{name}: a polygon has a coordinate of {farthest:g} px, more than {_FARTHEST:g}")
     return coordinates.reshape(-1, 2)
 
 

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from pycocotools import mask as coco_mask
 from torch import Tensor
 
 from maskloss.masks.boxes import check_finite
-from maskloss.masks.coverage import coverage, outlines
+from maskloss.masks.coco_format import rasterize_polygons
+from maskloss.masks.coverage import polygon_coverage
 from maskloss.masks.encoded import EncodedMasks, FloatArray
 from maskloss.masks.roi_align import AxisSampling, roi_align_bitmaps, roi_align_runs
 
@@ -155,16 +155,22 @@ def _from_polygons(
     corners: FloatArray = boxes.numpy()
     if binary:
         polygons = [masks.polygons(instance) for instance in instances]
-        return _rasterised([polygons[instance] for instance in of_box], corners, size)
-    edges = outlines([masks.segmentations[instance] for instance in instances])
+        return _rasterized([polygons[instance] for instance in of_box], corners, size)
     low, high = corners[:, :2], np.maximum(corners[:, 2:], corners[:, :2] + _LEAST_SIDE)
-    return coverage(edges.mapped(masks.x_map, masks.y_map), of_box, np.concatenate([low, high], axis=1), size)
+    return polygon_coverage(
+        [masks.segmentations[instance] for instance in instances],
+        of_box,
+        np.concatenate([low, high], axis=1),
+        size,
+        masks.x_map,
+        masks.y_map,
+    )
 
 
 def _from_rles(masks: EncodedMasks, boxes: Tensor, matched_idxs: Tensor, size: int, binary: bool) -> Tensor:
     """Aligned targets of RLEs, sampled at the resolution that they were annotated in."""
     x = masks.x_map.inverse(boxes[:, 0::2]).float().sort(dim=1).values
-    y = masks.y_map.inverse(boxes[:, 1::2]).float()
+    y = masks.y_map.inverse(boxes[:, 1::2]).float().sort(dim=1).values
     height, width = masks.source_size
     rows = AxisSampling.of(y[:, 0], y[:, 1], height, size, aligned=True)
     columns = AxisSampling.of(x[:, 0], x[:, 1], width, size, aligned=True)
@@ -172,6 +178,8 @@ def _from_rles(masks: EncodedMasks, boxes: Tensor, matched_idxs: Tensor, size: i
     targets = roi_align_runs([runs[index] for index in matched_idxs.tolist()], rows, columns)
     if masks.x_map.scale < 0:
         targets = targets.flip(2)
+    if masks.y_map.scale < 0:
+        targets = targets.flip(1)
     return _thresholded(targets) if binary else targets
 
 
@@ -179,12 +187,12 @@ def _thresholded(targets: Tensor) -> Tensor:
     return (targets >= 0.5).float()
 
 
-def _rasterised(polygon_sets: list[list[FloatArray]], boxes: FloatArray, size: int) -> Tensor:
+def _rasterized(polygon_sets: list[list[FloatArray]], boxes: FloatArray, size: int) -> Tensor:
     """Binary targets by pycocotools' rasteriser on the grid of the box, (P, M, M)."""
     targets = np.zeros((len(polygon_sets), size, size), dtype=np.float32)
     for roi, (polygons, (x1, y1, x2, y2)) in enumerate(zip(polygon_sets, boxes, strict=True)):
         # The floor of 0.1 px under a box's sides is Detectron2's.
         scale = np.array([size / max(x2 - x1, 0.1), size / max(y2 - y1, 0.1)])
-        flat = [((polygon - (x1, y1)) * scale).reshape(-1).tolist() for polygon in polygons]
-        targets[roi] = coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects(flat, size, size)))
+        in_box = [(polygon - (x1, y1)) * scale for polygon in polygons]
+        targets[roi] = rasterize_polygons(in_box, size, size)
     return torch.from_numpy(targets)

@@ -488,3 +488,64 @@ def test_masks_pasted_on_a_device_are_those_of_the_cpu(generator, aligned):
     torch.testing.assert_close(pasted.cpu(), expected, rtol=0, atol=1e-6)
     rles = paste_masks(grids.cuda(), boxes.cuda(), (HEIGHT, WIDTH), output="rle", offset=offset_of(aligned))
     assert torch.equal(decode(rles), pasted.cpu() >= 0.5)
+
+
+# One answer wherever it is asked
+
+
+@pytest.mark.parametrize("threshold", [0.0, 0.3, 1.0])
+def test_pixels_outside_the_box_are_never_set_on_any_device(monkeypatch, generator, threshold):
+    grids = torch.rand(3, 5, 5, generator=generator)
+    grids[0, 2, 2] = 1
+    boxes = torch.tensor([BOXES["inside"], BOXES["partly left and above"], BOXES["narrow"]])
+    expected = paste_masks(grids, boxes, (HEIGHT, WIDTH), threshold=threshold)
+    monkeypatch.setattr(paste_module, "_windows", paste_module._whole_images)
+    assert torch.equal(paste_masks(grids, boxes, (HEIGHT, WIDTH), threshold=threshold), expected)
+    if threshold == 0:
+        # All pixels whose centers lie in the box, and no other.
+        inside = torch.zeros(HEIGHT, WIDTH, dtype=torch.bool)
+        inside[2:11, 2:14] = True
+        assert torch.equal(expected[0], inside)
+
+
+@pytest.mark.parametrize("threshold", [-0.1, 1.1, math.nan])
+def test_a_threshold_that_is_no_probability_raises(threshold):
+    with pytest.raises(ValueError, match=r"threshold must be in \[0, 1\]"):
+        paste_masks(
+            torch.ones(1, 4, 4), torch.tensor([BOXES["inside"]]), (HEIGHT, WIDTH), threshold=threshold
+        )
+
+
+@pytest.mark.parametrize("offset", [(math.nan, 0.0), (0.0,), (0.0, math.inf)])
+def test_an_offset_that_is_none_raises(offset):
+    with pytest.raises(ValueError, match="offset must be two finite numbers"):
+        paste_masks(torch.ones(1, 4, 4), torch.tensor([BOXES["inside"]]), (HEIGHT, WIDTH), offset=offset)
+
+
+@pytest.mark.parametrize("pixels_at_once", [1, 40, 2**21])
+@pytest.mark.parametrize("output", ["bool", "float", "rle"])
+def test_large_boxes_are_pasted_in_parts(monkeypatch, generator, pixels_at_once, output):
+    grids = torch.rand(4, 6, 6, generator=generator)
+    boxes = torch.tensor(
+        [BOXES[name] for name in ("the image", "inside", "around the image", "outside, right")]
+    )
+    expected = paste_masks(grids, boxes, (HEIGHT, WIDTH), output="float")
+    monkeypatch.setattr(paste_module, "_PIXELS_AT_ONCE", pixels_at_once)
+    monkeypatch.setattr(paste_module, "_WEIGHTS_AT_ONCE", 1)
+    found = paste_masks(grids, boxes, (HEIGHT, WIDTH), output=output)
+    if output == "rle":
+        assert found == [encode(mask) for mask in paste_masks(grids, boxes, (HEIGHT, WIDTH))]
+        found = decode(found).float()
+        expected = (expected >= 0.5).float()
+    torch.testing.assert_close(found.float(), (expected >= 0.5).float() if output == "bool" else expected)
+
+
+def test_nothing_on_a_device_becomes_float64(generator):
+    from .test_targets import WithoutFloat64
+
+    grids, boxes = torch.rand(2, 5, 5, generator=generator), torch.tensor([BOXES["inside"], BOXES["narrow"]])
+    there = [value.as_subclass(WithoutFloat64) for value in (grids, boxes)]
+    for output in ("bool", "float", "rle"):
+        expected = paste_masks(grids, boxes, (HEIGHT, WIDTH), output=output)
+        found = paste_masks(*there, (HEIGHT, WIDTH), output=output)
+        assert found == expected if output == "rle" else torch.equal(found, expected)

@@ -743,3 +743,87 @@ def test_targets_on_a_device_are_those_on_the_cpu(generator, aligned):
     torch.testing.assert_close(
         targets.cpu(), mask_targets(masks, boxes, matched_idxs, 7, aligned=aligned), **EXACT
     )
+
+
+# Ranges, and devices without float64.
+
+
+@pytest.mark.parametrize("kind", ["bool", "uint8", "in groups", "rle", "polygon"])
+@pytest.mark.parametrize("size", [7, 28])
+@both_alignments
+def test_targets_of_boxes_inside_an_object_never_leave_the_unit_interval(kind, size, aligned, generator):
+    # By hand: a box wholly inside an object is covered wholly. Sums of rounded weights go up to 1 + 3.6e-7.
+    height, width = 200, 300
+    low = torch.rand(400, 2, generator=generator) * torch.tensor([width - 61.0, height - 61.0])
+    boxes = torch.cat([low, low + 1 + torch.rand(400, 2, generator=generator) * 58], dim=1)
+    whole = torch.ones(1, height, width, dtype=torch.bool)
+    masks = {
+        "bool": whole,
+        "uint8": whole.to(torch.uint8),
+        "rle": EncodedMasks([encode(whole[0])], height, width),
+        "polygon": EncodedMasks([[[0, 0, width, 0, width, height, 0, height]]], height, width),
+    }.get(kind, whole)
+    idxs = torch.zeros(400, dtype=torch.int64)
+    if kind == "in groups":
+        rows = roi_align_of_masks.AxisSampling.of(boxes[:, 1], boxes[:, 3], height, size, aligned=aligned)
+        columns = roi_align_of_masks.AxisSampling.of(boxes[:, 0], boxes[:, 2], width, size, aligned=aligned)
+        targets, _ = roi_align_of_masks._in_groups(masks, rows, columns, idxs)
+    else:
+        targets = mask_targets(masks, boxes, idxs, size, aligned=aligned)
+    assert targets.max() <= 1
+    assert targets.min() >= 1 - 1e-6
+    torch.nn.functional.binary_cross_entropy(targets, targets)
+
+
+class WithoutFloat64(torch.Tensor):
+    """A tensor of a device that has no float64, such as Apple's, until it is copied to the host."""
+
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        asked = [*args[1:], *kwargs.values()]
+        if func is torch.Tensor.double or any(a is torch.float64 for a in asked):
+            raise TypeError("Cannot convert a MPS Tensor to float64 dtype")
+        if func is torch.Tensor.cpu or any(
+            isinstance(a, str | torch.device) and str(a) == "cpu" for a in asked
+        ):
+            return args[0].as_subclass(torch.Tensor)
+        return super().__torch_function__(func, types, args, kwargs)
+
+
+def test_nothing_on_a_device_becomes_float64(generator):
+    masks = random_masks(2, 20, 24, generator)
+    boxes, idxs = torch.tensor([BOXES["inside"], BOXES["the image"]]), torch.tensor([0, 1])
+    expected = mask_targets(masks, boxes, idxs, 7)
+    there = [value.as_subclass(WithoutFloat64) for value in (masks, boxes, idxs)]
+    assert torch.equal(mask_targets(*there, 7).as_subclass(torch.Tensor), expected)
+    encoded = EncodedMasks([encode(mask) for mask in masks], 20, 24)
+    assert torch.equal(mask_targets(encoded, *there[1:], 7), mask_targets(encoded, boxes, idxs, 7))
+
+
+@pytest.mark.parametrize("binary", [False, True])
+@pytest.mark.parametrize("rle", [False, True])
+@both_alignments
+def test_a_vertical_flip_mirrors_the_targets(generator, binary, rle, aligned):
+    height, width = 40, 50
+    polygon = star(generator, (24.0, 17.0), 14.0)
+    masks = of_polygons([polygon], height, width)
+    if rle:
+        masks = EncodedMasks([encode(masks.bitmaps()[0])], height, width)
+    x1, y1, x2, y2 = 12.3, 6.2, 37.8, 29.1
+    expected = targets_of(masks, [x1, y1, x2, y2], 9, binary=binary)
+    flipped = targets_of(masks.vertical_flip(), [x1, height - y2, x2, height - y1], 9, binary=binary)
+    if rle or not binary:
+        torch.testing.assert_close(flipped.flip(0), expected, rtol=0, atol=1e-5)
+    if rle:
+        assert torch.equal(masks.vertical_flip().bitmaps(), masks.bitmaps().flip(1))
+    else:
+        # pycocotools' own rounding of a mirrored polygon is not the mirrored rounding.
+        assert (masks.vertical_flip().bitmaps() != masks.bitmaps().flip(1)).float().mean() < 0.02
+        assert (flipped.flip(0) - expected).abs().mean() < 0.1
+    twice = masks.vertical_flip().resize(80, 100).vertical_flip()
+    large = [2 * x1, 2 * y1, 2 * x2, 2 * y2]
+    torch.testing.assert_close(
+        targets_of(twice, large, 9, aligned=aligned),
+        targets_of(masks.resize(80, 100), large, 9, aligned=aligned),
+    )
