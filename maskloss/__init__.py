@@ -7,6 +7,7 @@
 >>> model = maskloss.convert(model, loss, paste="matched")  # masks where the objects are
 """
 
+from maskloss import losses as losses
 from maskloss.detection.conversion import convert, losses_and_detections
 from maskloss.detection.results import coco_results, mask_offset
 from maskloss.losses.boxes import BoxRegression

@@ -39,6 +39,7 @@ from maskloss.detection.rpn import RegionProposalNetwork
 from maskloss.detection.target_checks import ModelInputs, check_inputs, in_plain_form
 from maskloss.detection.transform import Paste, RCNNTransform
 from maskloss.losses.criterion import MaskRCNNLoss
+from maskloss.losses.presets import PresetName
 from maskloss.masks.encoded import EncodedMasks
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -46,7 +47,7 @@ Model = TypeVar("Model", bound=nn.Module)
 
 def convert(
     model: Model,
-    loss: MaskRCNNLoss | str | None = None,
+    loss: MaskRCNNLoss | PresetName | None = None,
     *,
     paste: Paste = "torchvision",
     fixed_size: bool = False,

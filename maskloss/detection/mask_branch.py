@@ -157,8 +157,8 @@ class TorchvisionMaskBranch(MaskBranch):
                 KEYS["mask"]: zero_of([*heads.mask_head.parameters(), *heads.mask_predictor.parameters()])
             }
         labels = torch.cat(positives.labels)
-        selected = None if self.loss.needs_all_mask_classes else labels
-        mask_logits = self._logits(features, positives.boxes, positives.image_sizes, selected)
+        channels = self.loss.mask_channels(labels)
+        mask_logits = self._logits(features, positives.boxes, positives.image_sizes, channels)
         grids = grids_of(
             positives,
             targets,
@@ -174,8 +174,8 @@ class TorchvisionMaskBranch(MaskBranch):
         """Return the sigmoid of each detection's own channel, or what the mask term makes of the logits."""
         labels = torch.cat(detections.labels)
         own_probs = self.loss.own_mask_probs
-        selected = labels if own_probs is None else None
-        logits = self._logits(features, detections.boxes, detections.image_sizes, selected)
+        channels = labels if own_probs is None else self.loss.mask_channels(labels)
+        logits = self._logits(features, detections.boxes, detections.image_sizes, channels)
         if own_probs is None:
             probs = at_least_float32(select_class_masks(logits, labels)).sigmoid()[:, None]
         else:
@@ -187,13 +187,13 @@ class TorchvisionMaskBranch(MaskBranch):
         features: Features,
         boxes: list[Tensor],
         image_sizes: list[tuple[int, int]],
-        labels: Tensor | None,
+        channels: Tensor | None,
     ) -> Tensor:
-        """Compute (P, 1, M, M) logits of the labels' classes if the predictor can select, else (P, C, M, M)."""
+        """Compute (P, 1, M, M) logits of these channels if the predictor can select, else (P, C, M, M)."""
         heads: Any = self.heads
         hidden = heads.mask_head(heads.mask_roi_pool(features, boxes, image_sizes))
-        if labels is not None and isinstance(heads.mask_predictor, ClassSelectedMaskPredictor):
-            return heads.mask_predictor(hidden, labels)
+        if channels is not None and isinstance(heads.mask_predictor, ClassSelectedMaskPredictor):
+            return heads.mask_predictor(hidden, channels)
         logits: Tensor = heads.mask_predictor(hidden)
         return logits
 

@@ -40,6 +40,10 @@ class ClassSelectedMaskPredictor(MaskRCNNPredictor):
             logits: Tensor = self.mask_fcn_logits(features)
             return logits
         layer = self.mask_fcn_logits
+        if getattr(layer, "out_channels", None) == 1:
+            # A class-agnostic head, whose channel serves all.
+            agnostic: Tensor = layer(features)
+            return agnostic
         if not _is_plain_pointwise(layer):
             return select_class_masks(layer(features), labels)[:, None]
         # An embedding lookup, because its backward adds up rows of the same class much faster than indexing's.

@@ -9,7 +9,6 @@ from typing import cast
 
 import torch
 import torch.nn.functional as F
-import torchvision.ops
 from torch import Tensor, nn
 
 from maskloss.losses.conventions import (
@@ -214,11 +213,26 @@ def box_iou_loss(regression: BoxRegression, *, reduction: Reduction = "none") ->
     Rezatofighi et al., 2019, arXiv:1902.09630.
     """
     boxes, targets = _decoded(regression)
+    return reduced(1 - _iou(boxes, targets)[0], reduction)
+
+
+def _iou(boxes: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Return IoU and union (P,) in px² of boxes (P, 4) pair by pair, without an index that a device would wait for."""
     low = torch.maximum(boxes[:, :2], targets[:, :2])
     high = torch.minimum(boxes[:, 2:], targets[:, 2:])
     intersection = (high - low).clamp(min=0).prod(dim=1)
-    areas = (boxes[:, 2:] - boxes[:, :2]).prod(dim=1) + (targets[:, 2:] - targets[:, :2]).prod(dim=1)
-    return reduced(1 - intersection / (areas - intersection).clamp(min=_LEAST_UNION), reduction)
+    union = _areas(boxes) + _areas(targets) - intersection
+    return intersection / union.clamp(min=_LEAST_UNION), union
+
+
+def _hull_sides(boxes: Tensor, targets: Tensor) -> Tensor:
+    """Return width and height (P, 2) in px of the smallest box around both."""
+    low = torch.minimum(boxes[:, :2], targets[:, :2])
+    return torch.maximum(boxes[:, 2:], targets[:, 2:]) - low
+
+
+def _areas(boxes: Tensor) -> Tensor:
+    return (boxes[:, 2:] - boxes[:, :2]).prod(dim=1)
 
 
 class BoxIoULoss(nn.Module):
@@ -246,11 +260,13 @@ def box_giou_loss(regression: BoxRegression, *, reduction: Reduction = "none") -
     Raises:
         ValueError: the regression has no `decode`.
 
-    Source: Rezatofighi et al., Generalized Intersection over Union, 2019, arXiv:1902.09630; computed by
-    `torchvision.ops.generalized_box_iou_loss`.
+    Source: Rezatofighi et al., Generalized Intersection over Union, 2019, arXiv:1902.09630, algorithm 1. As
+    `torchvision.ops.generalized_box_iou_loss`, which indexes by what overlaps, for which a device is waited for.
     """
     boxes, targets = _decoded(regression)
-    return reduced(torchvision.ops.generalized_box_iou_loss(boxes, targets, reduction="none"), reduction)
+    iou, union = _iou(boxes, targets)
+    hull = _hull_sides(boxes, targets).prod(dim=1)
+    return reduced(1 - iou + (hull - union) / hull.clamp(min=_LEAST_UNION), reduction)
 
 
 class BoxGIoULoss(nn.Module):
@@ -278,11 +294,20 @@ def box_diou_loss(regression: BoxRegression, *, reduction: Reduction = "none") -
     Raises:
         ValueError: the regression has no `decode`.
 
-    Source: Zheng et al., Distance-IoU loss, 2019, arXiv:1911.08287, equation 7; computed by
-    `torchvision.ops.distance_box_iou_loss`.
+    Source: Zheng et al., Distance-IoU loss, 2019, arXiv:1911.08287, equation 7. As
+    `torchvision.ops.distance_box_iou_loss`, without its index by what overlaps.
     """
-    boxes, targets = _decoded(regression)
-    return reduced(torchvision.ops.distance_box_iou_loss(boxes, targets, reduction="none"), reduction)
+    return reduced(_distance_iou_loss(*_decoded(regression)), reduction)
+
+
+def _distance_iou_loss(boxes: Tensor, targets: Tensor) -> Tensor:
+    """Return 1 - IoU + d² / c², (P,)."""
+    iou, _ = _iou(boxes, targets)
+    diagonal = _hull_sides(boxes, targets).square().sum(dim=1)
+    between_centers = (
+        ((boxes[:, :2] + boxes[:, 2:] - targets[:, :2] - targets[:, 2:]) / 2).square().sum(dim=1)
+    )
+    return 1 - iou + between_centers / diagonal.clamp(min=_LEAST_UNION)
 
 
 class BoxDIoULoss(nn.Module):
@@ -317,7 +342,7 @@ def box_ciou_loss(regression: BoxRegression, *, reduction: Reduction = "none") -
     `torchvision.ops.complete_box_iou_loss`, and finite where a side has shrunk to nothing, which that is not.
     """
     boxes, targets = _decoded(regression)
-    distance = torchvision.ops.distance_box_iou_loss(boxes, targets, reduction="none")
+    distance = _distance_iou_loss(boxes, targets)
     aspect = 4 / math.pi**2 * (_aspect_angle(targets) - _aspect_angle(boxes)).square()
     with torch.no_grad():
         # Of boxes that agree all three are 0, and 1 - IoU may be rounded to less.

@@ -162,7 +162,7 @@ def class_focal_loss(
     in_range(0, gamma=gamma)
     cross_entropy = F.cross_entropy(at_least_float32(class_logits), labels, reduction="none")
     # 1 - p, which p itself would round to 0.
-    return reduced(power(-torch.expm1(-cross_entropy), gamma) * cross_entropy, reduction)
+    return reduced(power((-torch.expm1(-cross_entropy)).clamp(min=0), gamma) * cross_entropy, reduction)
 
 
 class ClassFocalLoss(nn.Module):

@@ -63,7 +63,10 @@ def sigmoid_focal(logits: Tensor, targets: Tensor, alpha: float | None, gamma: f
     """
     p = logits.sigmoid()
     missed = 1 - (p * targets + (1 - p) * (1 - targets))
-    values = power(missed, gamma) * F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
+    # Rounding may take it below 0, which has no power.
+    values = power(missed.clamp(min=0), gamma) * F.binary_cross_entropy_with_logits(
+        logits, targets, reduction="none"
+    )
     return values if alpha is None else (alpha * targets + (1 - alpha) * (1 - targets)) * values
 
 

@@ -16,7 +16,16 @@ from torch import Tensor, nn
 from maskloss.losses.boxes import BoxRegression, BoxSmoothL1Loss
 from maskloss.losses.conventions import at_least_float32
 from maskloss.losses.masks import MaskBCELoss, select_class_masks
-from maskloss.losses.presets import PRESETS, matterport
+from maskloss.losses.presets import PRESETS, PresetName, matterport
+from maskloss.losses.terms import (
+    AllClassesMaskTerm,
+    BoxTerm,
+    ClassificationTerm,
+    MaskTerm,
+    ObjectnessTerm,
+    RegularizationTerm,
+    check_term,
+)
 from maskloss.losses.weighting import (
     BatchCounts,
     LossWeights,
@@ -30,8 +39,6 @@ from maskloss.masks.targets import MaskTargets
 
 if TYPE_CHECKING:
     from typing_extensions import Self
-
-Term = Callable[..., Any]
 
 #: The keys of torchvision's loss dict, by term.
 KEYS = {
@@ -112,7 +119,8 @@ class MaskRCNNLoss(nn.Module):
             A term with the attribute `all_classes = True` is called with
             (mask_logits (P, C, M, M), mask_targets (P, M, M), labels (P,)). If it also has a method
             `mask_probs(mask_logits (D, C, M, M), labels (D,)) -> (D, M, M)`, inference takes the masks from it
-            instead of the sigmoid of the own class's channel.
+            instead of the sigmoid of the own class's channel; and if it has an attribute `channel`, only that one
+            is computed and C is 1.
         regularization: (model) -> scalar; None for no such term and no such key.
         weights: what each term is multiplied by.
         normalizers: per term ("objectness", "rpn_box", "classification", "box", "mask") a callable on
@@ -125,7 +133,10 @@ class MaskRCNNLoss(nn.Module):
     under half-precision inputs, with autocast off.
 
     Raises:
-        ValueError: an unknown name in `normalizers`, or `per_location` for a term of the detector, which has none.
+        TypeError: a term is a class, a name or a mapping, or takes other arguments than its own; weights, mask_targets
+            or a normalizer are of another type.
+        ValueError: a term reduces its values; an unknown name in `normalizers`, or `per_location` for a term of the
+            detector, which has none.
 
     Example:
         >>> def mask_l1(mask_logits, mask_targets):
@@ -141,25 +152,45 @@ class MaskRCNNLoss(nn.Module):
     def __init__(
         self,
         *,
-        objectness: Term | None = None,
-        rpn_box: Term | None = None,
-        classification: Term | None = None,
-        box: Term | None = None,
-        mask: Term | None = None,
-        regularization: Term | None = None,
+        objectness: ObjectnessTerm | None = None,
+        rpn_box: BoxTerm | None = None,
+        classification: ClassificationTerm | None = None,
+        box: BoxTerm | None = None,
+        mask: MaskTerm | AllClassesMaskTerm | None = None,
+        regularization: RegularizationTerm | None = None,
         weights: LossWeights | None = None,
         normalizers: Mapping[str, Normalizer] | None = None,
         mask_targets: MaskTargets | None = None,
     ) -> None:
         super().__init__()
-        self.objectness = objectness or nn.BCEWithLogitsLoss(reduction="none")
-        self.rpn_box = rpn_box or BoxSmoothL1Loss(beta=1 / 9)
-        self.classification = classification or nn.CrossEntropyLoss(reduction="none")
-        self.box = box or BoxSmoothL1Loss(beta=1 / 9)
-        self.mask = mask or MaskBCELoss()
+        given = {
+            "objectness": objectness,
+            "rpn_box": rpn_box,
+            "classification": classification,
+            "box": box,
+            "mask": mask,
+            "regularization": regularization,
+        }
+        for name, term in given.items():
+            if term is not None:
+                check_term(name, term)
+        for argument, kind, value in (
+            ("weights", LossWeights, weights),
+            ("mask_targets", MaskTargets, mask_targets),
+        ):
+            if value is not None and not isinstance(value, kind):
+                raise TypeError(f"{argument} must be a maskloss.{kind.__name__}, not {type(value).__name__}")
+        # Not by `or`: a module may be falsy, such as one that has a length.
+        self.objectness = nn.BCEWithLogitsLoss(reduction="none") if objectness is None else objectness
+        self.rpn_box = BoxSmoothL1Loss(beta=1 / 9) if rpn_box is None else rpn_box
+        self.classification = (
+            nn.CrossEntropyLoss(reduction="none") if classification is None else classification
+        )
+        self.box = BoxSmoothL1Loss(beta=1 / 9) if box is None else box
+        self.mask = MaskBCELoss() if mask is None else mask
         self.regularization = regularization
-        self.weights = weights or LossWeights()
-        self.mask_targets = mask_targets or MaskTargets(aligned=False, binary=False)
+        self.weights = LossWeights() if weights is None else weights
+        self.mask_targets = MaskTargets(aligned=False, binary=False) if mask_targets is None else mask_targets
         self.normalizers: dict[str, Normalizer] = {
             "objectness": per_sampled,
             "rpn_box": per_sampled,
@@ -172,6 +203,12 @@ class MaskRCNNLoss(nn.Module):
         unknown = set(normalizers or ()) - set(self.normalizers)
         if unknown:
             raise ValueError(f"no term is named {', '.join(sorted(unknown))}; {list(self.normalizers)} are")
+        for name, normalizer in (normalizers or {}).items():
+            if not callable(normalizer):
+                raise TypeError(
+                    f"the normalizer of {name} must be a callable on BatchCounts such as "
+                    f"maskloss.losses.per_positive, not {type(normalizer).__name__}"
+                )
         self.normalizers.update(normalizers or {})
         for name in ("classification", "box", "mask"):
             if self.normalizers[name] is per_location:
@@ -180,7 +217,7 @@ class MaskRCNNLoss(nn.Module):
                 )
 
     @classmethod
-    def preset(cls, name: str, *, active_classes: Tensor | None = None) -> Self:
+    def preset(cls, name: PresetName, *, active_classes: Tensor | None = None) -> Self:
         """Give the loss of a library, or of the paper.
 
         Args:
@@ -204,6 +241,16 @@ class MaskRCNNLoss(nn.Module):
     def needs_all_mask_classes(self) -> bool:
         """Whether the mask term asks for the logits of every class."""
         return bool(getattr(self.mask, "all_classes", False))
+
+    def mask_channels(self, labels: Tensor) -> Tensor | None:
+        """Return which channel of the mask head the term reads for labels (P,), or None if it reads all of them.
+
+        That is the label's own, unless the term has an attribute `channel`, the one that serves all classes.
+        """
+        if not self.needs_all_mask_classes:
+            return labels
+        channel: int | None = getattr(self.mask, "channel", None)
+        return None if channel is None else torch.full_like(labels, channel)
 
     @property
     def own_mask_probs(self) -> Callable[[Tensor, Tensor], Tensor] | None:
@@ -239,10 +286,11 @@ class MaskRCNNLoss(nn.Module):
         """Give `loss_mask`, a weighted scalar."""
 
         def evaluate(mask_logits: Tensor) -> Tensor:
+            mask: Any = self.mask
             if self.needs_all_mask_classes:
-                values: Tensor = self.mask(mask_logits, batch.mask_targets, batch.labels)
+                values: Tensor = mask(mask_logits, batch.mask_targets, batch.labels)
             else:
-                values = self.mask(select_class_masks(mask_logits, batch.labels), batch.mask_targets)
+                values = mask(select_class_masks(mask_logits, batch.labels), batch.mask_targets)
             per_pixel = getattr(values, "shape", None) == batch.mask_targets.shape
             return values.mean(dim=(1, 2)) if per_pixel else values
 
@@ -260,7 +308,7 @@ class MaskRCNNLoss(nn.Module):
         return {KEYS["regularization"]: self.weights.regularization * value}
 
     def _box_term(self, name: str, box: BoxRegression, counts: BatchCounts) -> Tensor:
-        term: Term = getattr(self, name)
+        term: BoxTerm = getattr(self, name)
 
         def evaluate(deltas: Tensor) -> Tensor:
             targets = at_least_float32(box.target_deltas)

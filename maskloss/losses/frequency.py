@@ -61,7 +61,7 @@ def inverse_frequency_weights(
 
 def _pixels_by_class(item: Any, index: int, num_classes: int) -> Tensor:
     if not isinstance(item, tuple | list):
-        class_map = item if isinstance(item, Tensor) else torch.tensor(np.asarray(item))
+        class_map = _tensor_of(item)
         if class_map.is_floating_point():
             raise TypeError(f"mask {index}: a class map is of integers, this is of {class_map.dtype}")
         classes = class_map.reshape(-1).long()
@@ -72,8 +72,8 @@ def _pixels_by_class(item: Any, index: int, num_classes: int) -> Tensor:
         return torch.bincount(classes, minlength=num_classes).double().cpu()
     _, target = item
     masks = target["masks"]
-    masks = (masks if isinstance(masks, Tensor) else masks.bitmaps()) > 0
-    labels = target["labels"]
+    masks = (masks.bitmaps() if hasattr(masks, "bitmaps") else _tensor_of(masks)) > 0
+    labels = _tensor_of(target["labels"]).long()
     if len(labels) and not (labels.min() >= 0 and labels.max() < num_classes):
         raise ValueError(
             f"item {index}: labels {int(labels.min())} to {int(labels.max())} are not in [0, {num_classes})"
@@ -82,3 +82,14 @@ def _pixels_by_class(item: Any, index: int, num_classes: int) -> Tensor:
     pixels.index_add_(0, labels.cpu(), masks.flatten(1).sum(dim=1).double().cpu())
     pixels[0] += int((~masks.any(dim=0)).sum())
     return pixels
+
+
+def _tensor_of(values: Any) -> Tensor:
+    """Return a tensor of what numpy reads: images, lists, arrays that are flipped, read-only or unsigned."""
+    if isinstance(values, Tensor):
+        return values
+    array = np.asarray(values)
+    # torch has no uint16 to uint64 that it computes with.
+    if array.dtype.kind == "u":
+        array = array.astype(np.int64)
+    return torch.from_numpy(np.array(array))

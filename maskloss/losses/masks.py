@@ -366,6 +366,8 @@ class ClassAgnosticMaskLoss(nn.Module):
     """
 
     all_classes = True
+    #: The only one that is read, so that a head need not compute the others.
+    channel = 0
 
     def __init__(self, mask: Callable[[Tensor, Tensor], Tensor]) -> None:
         super().__init__()

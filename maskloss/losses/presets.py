@@ -6,7 +6,8 @@ converted torchvision model with the preset "detectron2" is Detectron2's loss on
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -68,7 +69,10 @@ def aligned() -> dict[str, Any]:
     return {"mask_targets": MaskTargets(aligned=True, binary=False)}
 
 
-PRESETS = {
+#: The names of the presets.
+PresetName = Literal["torchvision", "detectron2", "matterport", "paper", "aligned"]
+
+PRESETS: dict[str, Callable[[], dict[str, Any]]] = {
     "torchvision": torchvision,
     "detectron2": detectron2,
     "matterport": matterport,

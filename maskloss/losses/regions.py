@@ -340,13 +340,18 @@ def mask_lovasz_loss(mask_logits: Tensor, mask_targets: Tensor, *, reduction: Re
     logits = at_least_float32(mask_logits).flatten(-2)
     wanted = at_least_float32(mask_targets).flatten(-2) >= 0.5
     errors, order = (1 - torch.where(wanted, logits, -logits)).sort(dim=-1, descending=True)
-    wanted = wanted.gather(-1, order).to(logits.dtype)
-    # Wrong in its k worst pixels, a mask has lost the objects' pixels among them, and won the others.
-    area = wanted.sum(dim=-1, keepdim=True)
-    intersection = area - wanted.cumsum(dim=-1)
-    union = area + (1 - wanted).cumsum(dim=-1)
-    jaccard = 1 - intersection / union
-    steps = jaccard.diff(dim=-1, prepend=torch.zeros_like(jaccard[..., :1]))
+    wanted = wanted.gather(-1, order)
+    # Wrong in its k worst pixels, a mask has lost the objects' pixels among them, and won the others. The steps of
+    # Δ(k) = 1 - I / U are written out, because at a million pixels float32 cannot tell neighboring Δ apart: a pixel of
+    # the object more that is missed costs 1 / U, another false positive I / (U (U - 1)), with I and U after the step.
+    hits = wanted.cumsum(dim=-1)  # int64, which counts exactly
+    area = hits[..., -1:]
+    intersection, union = area - hits, area + (~wanted).cumsum(dim=-1)
+    intersection, union = intersection.to(errors.dtype), union.to(errors.dtype)
+    false_positive = intersection / (union * (union - 1).clamp(min=1))
+    # Without an object, the first false positive takes the IoU from 1 to 0.
+    false_positive = torch.where(union == 1, 1.0, false_positive)
+    steps = torch.where(wanted, 1 / union.clamp(min=1), false_positive)
     return reduced((F.relu(errors) * steps).sum(dim=-1), reduction)
 
 

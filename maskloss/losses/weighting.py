@@ -23,6 +23,8 @@ class LossWeights:
     def __post_init__(self) -> None:
         for field in fields(self):
             weight = getattr(self, field.name)
+            if not isinstance(weight, int | float) or isinstance(weight, bool):
+                raise TypeError(f"the weight of {field.name} must be a number, got {type(weight).__name__}")
             if not (math.isfinite(weight) and weight >= 0):
                 raise ValueError(f"the weight of {field.name} must be a finite number >= 0, got {weight}")
 

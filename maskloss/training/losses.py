@@ -55,7 +55,7 @@ def make_loss(config: LossConfig) -> MaskRCNNLoss:
     if not isinstance(config, str):
         raise InputError(f"--loss: expected a preset, an import path or a mapping, got {config!r}")
     if config in PRESETS:
-        return MaskRCNNLoss.preset(config)
+        return MaskRCNNLoss(**PRESETS[config]())
     if "." not in config:
         raise InputError(
             f"--loss {config!r}: no such preset; there are {', '.join(PRESETS)}, or give an import path "

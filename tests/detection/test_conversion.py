@@ -636,13 +636,14 @@ def test_a_mask_term_that_asks_for_all_classes_gets_them_with_the_labels():
 
 
 @pytest.mark.parametrize(
-    ("term", "probs"),
+    ("term", "probs", "channels"),
     [
-        (MaskSoftmaxLoss(), MaskSoftmaxLoss().mask_probs),
-        (ClassAgnosticMaskLoss(MaskBCELoss()), lambda logits, labels: logits[:, 0].sigmoid()),
+        (MaskSoftmaxLoss(), MaskSoftmaxLoss().mask_probs, NUM_CLASSES),
+        # Of the class-agnostic one only the channel that it reads is computed.
+        (ClassAgnosticMaskLoss(MaskBCELoss()), lambda logits, labels: logits[:, 0].sigmoid(), 1),
     ],
 )
-def test_a_mask_term_with_probabilities_of_its_own_gives_the_detections_masks(term, probs):
+def test_a_mask_term_with_probabilities_of_its_own_gives_the_detections_masks(term, probs, channels):
     model = maskloss.convert(tiny_mask_rcnn(), MaskRCNNLoss(mask=term), paste=None)
     seen: list[Tensor] = []
     model.roi_heads.mask_predictor.register_forward_hook(lambda module, args, output: seen.append(output))
@@ -650,7 +651,7 @@ def test_a_mask_term_with_probabilities_of_its_own_gives_the_detections_masks(te
     model.eval()
     detections = model(images)
     (logits,) = seen
-    assert logits.shape[1] == NUM_CLASSES
+    assert logits.shape[1] == channels
     labels = torch.cat([detection["labels"] for detection in detections])
     masks = torch.cat([detection["masks"] for detection in detections])
     torch.testing.assert_close(masks[:, 0], probs(logits, labels))
@@ -840,9 +841,9 @@ def test_a_users_own_module_is_called_with_what_the_contract_says():
 @pytest.mark.parametrize(
     ("term", "loss"),
     [
-        ("objectness", nn.BCEWithLogitsLoss()),
-        ("classification", nn.CrossEntropyLoss()),
-        ("mask", nn.BCEWithLogitsLoss()),
+        ("objectness", lambda logits, labels: nn.functional.binary_cross_entropy_with_logits(logits, labels)),
+        ("classification", lambda logits, labels: nn.functional.cross_entropy(logits, labels)),
+        ("mask", lambda logits, targets: nn.functional.binary_cross_entropy_with_logits(logits, targets)),
         ("box", lambda regression: regression.deltas.sum()),
         ("rpn_box", lambda regression: regression.deltas[:, 0:2]),
     ],

@@ -6,11 +6,15 @@ import copy
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 from torchvision.models.detection.mask_rcnn import MaskRCNNPredictor
 
+import maskloss
 from maskloss.detection.mask_predictor import ClassSelectedMaskPredictor
+from maskloss.losses import ClassAgnosticMaskLoss, MaskBCELoss, MaskSoftmaxLoss
+
+from .small_models import CHANNELS, batch, tiny_mask_rcnn, training_pass
 
 IN_CHANNELS, HIDDEN, NUM_CLASSES, SIDE = 5, 7, 6, 3
 #: Class 4 twice, so that its gradient is a sum; 0, 1 and 5 (and 3) never.
@@ -133,3 +137,62 @@ def test_it_compiles_once_without_a_break_for_any_number_of_rois(stock, ours):
         compiled(features, labels).sum().backward()
     assert counter.frame_count == 1
     torch._dynamo.reset()
+
+
+# Heads of one channel, which serves all classes.
+
+
+def class_agnostic(plain: bool) -> nn.Module:
+    model = tiny_mask_rcnn()
+    torch.manual_seed(4)
+    predictor = MaskRCNNPredictor(CHANNELS, CHANNELS, 1)
+    model.roi_heads.mask_predictor = nn.Sequential(*predictor.children()) if plain else predictor
+    return model
+
+
+@pytest.mark.parametrize("plain", [False, True])
+@pytest.mark.parametrize("preset", ["torchvision", "detectron2"])
+def test_a_head_of_one_channel_trains_and_detects(plain, preset):
+    # Labels go up to NUM_CLASSES - 1, channels to 0.
+    model = maskloss.convert(class_agnostic(plain), preset, paste=None)
+    losses, gradients = training_pass(model, *batch())
+    assert losses["loss_mask"].isfinite()
+    weight = next(
+        name for name in gradients if name.endswith(("mask_fcn_logits.weight", "mask_predictor.2.weight"))
+    )
+    assert gradients[weight].abs().max() > 0
+    detections = model.eval()(batch()[0])
+    assert all(detection["masks"].shape[1:] == (1, 8, 8) for detection in detections)
+    assert {label for detection in detections for label in detection["labels"].tolist()} - {1}
+
+
+def test_one_channel_gives_one_loss_however_it_is_computed():
+    values = [
+        training_pass(maskloss.convert(class_agnostic(plain)), *batch())[0]["loss_mask"]
+        for plain in (False, True)
+    ]
+    assert values[0].item() == pytest.approx(values[1].item(), rel=1e-6)
+
+
+def test_a_softmax_over_one_channel_is_refused():
+    model = maskloss.convert(class_agnostic(False), maskloss.MaskRCNNLoss(mask=MaskSoftmaxLoss())).train()
+    with pytest.raises(ValueError, match="a softmax over classes needs a mask head with a channel per class"):
+        model(*batch())
+
+
+def test_a_class_agnostic_term_has_one_channel_computed_and_the_same_value():
+    loss = maskloss.MaskRCNNLoss(mask=ClassAgnosticMaskLoss(MaskBCELoss()))
+    model = maskloss.convert(tiny_mask_rcnn(), loss)
+    shapes: list[torch.Size] = []
+    model.roi_heads.mask_predictor.register_forward_hook(lambda _, __, output: shapes.append(output.shape))
+    losses, gradients = training_pass(model, *batch())
+    model.eval()(batch()[0])
+    assert [shape[1] for shape in shapes] == [1, 1]
+    # A predictor of a user's own computes all channels; the term reads the first.
+    other = tiny_mask_rcnn()
+    other.roi_heads.mask_predictor = nn.Sequential(*other.roi_heads.mask_predictor.children())
+    expected, _ = training_pass(maskloss.convert(other, loss), *batch())
+    assert losses["loss_mask"].item() == pytest.approx(expected["loss_mask"].item(), rel=1e-6)
+    weight = gradients["roi_heads.mask_predictor.mask_fcn_logits.weight"]
+    assert weight[0].abs().max() > 0
+    assert weight[1:].abs().max() == 0

@@ -3,16 +3,10 @@
 from __future__ import annotations
 
 import copy
-import json
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
-from pycocotools import mask as coco_mask
 from torch import Tensor, nn
 from torchvision.models.detection import FasterRCNN, KeypointRCNN, MaskRCNN, maskrcnn_resnet50_fpn_v2
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
@@ -21,14 +15,13 @@ from torchvision.models.detection.keypoint_rcnn import KeypointRCNNHeads, Keypoi
 import maskloss
 from maskloss import MaskRCNNLoss
 from maskloss.losses import L2RegularizationLoss, SeesawLoss, l2_regularization_loss
+from tests.photos import CROWDED, FEW, UPRIGHT, WITHOUT, read_photos
 
 from .small_models import batch, tiny_keypoint_rcnn, tiny_mask_rcnn, training_pass, without_objects
 
 Batch = tuple[list[Tensor], list[dict[str, Any]]]
 
 NUM_CLASSES, NUM_KEYPOINTS = 91, 17
-#: Places in `photos`: many objects and crowds, two objects, five in an upright image, and none at all.
-CROWDED, FEW, UPRIGHT, WITHOUT = 0, 1, 2, 3
 
 
 # Models: torchvision's, small, and scaled up where an untrained model would give one answer for everything.
@@ -106,53 +99,21 @@ def mask_rcnn_v2() -> nn.Module:
 
 
 @pytest.fixture(scope="module")
-def photos(shared: Path) -> list[tuple[Tensor, dict[str, Tensor]]]:
-    """Real images, by the names above, their crowds left out as in torchvision's own training."""
-    folder = shared / "coco_mini"
-    data = json.loads((folder / "annotations.json").read_text())
-    by_image: dict[int, list[dict[str, Any]]] = {image["id"]: [] for image in data["images"]}
-    for annotation in data["annotations"]:
-        by_image[annotation["image_id"]].append(annotation)
-
-    def first(condition: Callable[[dict[str, Any], list[dict[str, Any]]], bool]) -> dict[str, Any]:
-        return next(image for image in data["images"] if condition(image, by_image[image["id"]]))
-
-    chosen = [
-        first(lambda _, objects: len(objects) > 12 and any(one["iscrowd"] for one in objects)),
-        first(lambda image, objects: len(objects) == 2 and image["width"] > image["height"]),
-        first(lambda image, objects: len(objects) == 5 and image["height"] > image["width"]),
-        first(lambda _, objects: not objects),
-    ]
-    photos = [_photo(folder, image, by_image[image["id"]]) for image in chosen]
+def photos() -> list[tuple[Tensor, dict[str, Tensor]]]:
+    """Real photographs, by the names of `tests.photos`, with keypoints."""
+    photos = read_photos()
     assert len(photos[CROWDED][1]["boxes"]) > 10
     assert len(photos[WITHOUT][1]["boxes"]) == 0
-    return photos
-
-
-def _photo(
-    folder: Path, image: dict[str, Any], objects: list[dict[str, Any]]
-) -> tuple[Tensor, dict[str, Tensor]]:
-    with Image.open(folder / "images" / image["file_name"]) as file:
-        pixels = torch.from_numpy(np.array(file.convert("RGB"))).permute(2, 0, 1) / 255
-    height, width = pixels.shape[1:]
-    objects = [one for one in objects if not one["iscrowd"]]
-    boxes = torch.tensor([one["bbox"] for one in objects]).reshape(-1, 4)
-    boxes[:, 2:] += boxes[:, :2]
-    masks = np.zeros((len(objects), height, width), dtype=np.uint8)
-    for mask, one in zip(masks, objects, strict=True):
-        mask[:] = coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects(one["segmentation"], height, width)))
-    generator = torch.Generator().manual_seed(image["id"])
-    places = torch.rand((len(objects), NUM_KEYPOINTS, 2), generator=generator)
-    visible = torch.randint(0, 3, (len(objects), NUM_KEYPOINTS, 1), generator=generator)
-    return pixels, {
-        "boxes": boxes,
-        "labels": torch.tensor([one["category_id"] for one in objects], dtype=torch.int64),
-        "masks": torch.from_numpy(masks),
-        # COCO's instances have no keypoints, so these are drawn inside the boxes, a third of them unlabelled.
-        "keypoints": torch.cat(
+    for _, target in photos:
+        boxes = target["boxes"]
+        generator = torch.Generator().manual_seed(target["image_id"])
+        places = torch.rand((len(boxes), NUM_KEYPOINTS, 2), generator=generator)
+        visible = torch.randint(0, 3, (len(boxes), NUM_KEYPOINTS, 1), generator=generator)
+        # COCO's instances have no keypoints, so these are drawn inside the boxes, a third of them unlabeled.
+        target["keypoints"] = torch.cat(
             [boxes[:, None, :2] + places * (boxes[:, None, 2:] - boxes[:, None, :2]), visible.float()], dim=2
-        ),
-    }
+        )
+    return photos
 
 
 def choose(photos: list[tuple[Tensor, dict[str, Tensor]]], *names: int) -> Batch:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import PIL.Image
 import pytest
 import torch
@@ -103,3 +104,30 @@ def test_class_maps_of_floats_raise():
 def test_what_cannot_be_counted_raises(masks, arguments, message):
     with pytest.raises(ValueError, match=message):
         inverse_frequency_weights(masks, **arguments)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        lambda array: array[:, ::-1],
+        lambda array: np.rot90(array),
+        lambda array: array.astype(np.uint16),
+        lambda array: array.astype(np.uint32),
+        lambda array: array.astype(bool),
+        lambda array: np.broadcast_to(array, array.shape),
+        lambda array: PIL.Image.fromarray(array),
+        lambda array: torch.from_numpy(array),
+    ],
+    ids=["flipped", "turned", "uint16", "uint32", "bool", "read-only", "PIL", "tensor"],
+)
+def test_class_maps_of_any_kind_count_alike(given):
+    # Of 6 pixels 2 are class 1 and 4 class 0, flipped or not.
+    array = np.array([[0, 1, 0], [0, 0, 1]], dtype=np.uint8)
+    weights = inverse_frequency_weights([given(array)], num_classes=2)
+    assert weights.tolist() == pytest.approx([1 / 4, 1 / 2])
+
+
+def test_masks_and_labels_of_a_target_may_be_arrays():
+    target = {"masks": np.array([[[1, 1, 0], [0, 0, 0]]], np.uint16)[:, ::-1], "labels": np.array([1])}
+    weights = inverse_frequency_weights([(None, target)], num_classes=2)
+    assert weights.tolist() == pytest.approx([1 / 4, 1 / 2])

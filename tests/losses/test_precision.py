@@ -1,0 +1,174 @@
+"""Gradients of large masks in float32, and no index or wait that depends on values."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torchvision.ops
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from maskloss import losses
+from maskloss.losses import BoxRegression, mask_lovasz_loss
+
+from .test_contract import ALL, OF_BOXES, OF_MASKS, each, inputs
+
+
+def square_in(size: int, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Random logits and a square of half the side, as dense masks have them."""
+    generator = torch.Generator().manual_seed(seed)
+    target = torch.zeros(1, size, size)
+    target[:, size // 4 : 3 * size // 4, size // 4 : 3 * size // 4] = 1
+    return torch.randn(1, size, size, generator=generator), target
+
+
+def gradient(function: Any, logits: Tensor, target: Tensor, **knobs: Any) -> Tensor:
+    logits = logits.detach().clone().requires_grad_()
+    (found,) = torch.autograd.grad(function(logits, target, **knobs).sum(), logits)
+    return found.double()
+
+
+@each(OF_MASKS)
+@pytest.mark.parametrize("sure", [0.0, 8.0])
+def test_the_gradient_of_a_large_mask_in_float32_is_that_of_float64(case, sure):
+    logits, target = square_in(1024)
+    logits = logits + sure * (2 * target - 1)
+    found = gradient(case.function, logits, target, **case.knobs)
+    expected = gradient(case.function, logits.double(), target.double(), **case.knobs)
+    assert (found - expected).norm() <= 1e-4 * expected.norm()
+    assert not ((found == 0) & (expected != 0)).any()
+
+
+def brute_force_lovasz(logits: Tensor, target: Tensor) -> float:
+    """Algorithm 1 of the paper with Δ as a set function: 1 - IoU of the mask that is wrong in these pixels."""
+    wanted = target.flatten().bool().tolist()
+    errors = [1 - (x if t else -x) for x, t in zip(logits.flatten().tolist(), wanted, strict=True)]
+    order = sorted(range(len(errors)), key=lambda i: -errors[i])
+
+    def jaccard(wrong: set[int]) -> float:
+        mask = {i for i, t in enumerate(wanted) if t != (i in wrong)}
+        truth = {i for i, t in enumerate(wanted) if t}
+        union = mask | truth
+        return 1 - len(mask & truth) / len(union) if union else 0.0
+
+    total, before, wrong = 0.0, 0.0, set()
+    for i in order:
+        wrong.add(i)
+        after = jaccard(wrong)
+        total += max(errors[i], 0.0) * (after - before)
+        before = after
+    return total
+
+
+@pytest.mark.parametrize("objects", ["some", "none", "all", "one"])
+def test_lovasz_is_the_papers_set_function(objects, generator):
+    logits = torch.randn(3, 5, 5, generator=generator, dtype=torch.float64)
+    target = (torch.rand(3, 5, 5, generator=generator) > 0.6).double()
+    if objects == "none":
+        target = torch.zeros_like(target)
+    elif objects == "all":
+        target = torch.ones_like(target)
+    elif objects == "one":
+        target = torch.zeros_like(target)
+        target[:, 2, 3] = 1
+    expected = [brute_force_lovasz(x, t) for x, t in zip(logits, target, strict=True)]
+    torch.testing.assert_close(mask_lovasz_loss(logits, target), torch.tensor(expected, dtype=torch.float64))
+
+
+# Boxes.
+
+
+class IndexesByValues(TorchDispatchMode):
+    """Counts operations whose result's size, or a branch, depends on values: on a device the host waits for them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.name()
+        if "index" in name:
+            for argument in args:
+                if isinstance(argument, list | tuple):
+                    by_bool = [
+                        i for i in argument if isinstance(i, Tensor) and i.dtype in (torch.bool, torch.uint8)
+                    ]
+                    self.found += [name] * len(by_bool)
+        if any(part in name for part in ("nonzero", "_local_scalar_dense", "masked_select", "unique")):
+            self.found.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+@each(ALL)
+def test_no_loss_waits_for_a_device(case, generator):
+    predictions, arguments = inputs(case, generator)
+    predictions.requires_grad_()
+    given = arguments(predictions)
+    with IndexesByValues() as counted:
+        case.function(*given, **case.knobs).sum().backward()
+    assert counted.found == []
+
+
+def test_waiting_would_be_seen():
+    with IndexesByValues() as counted:
+        torchvision.ops.generalized_box_iou_loss(torch.rand(2, 4), torch.rand(2, 4))
+        torch.ones(1).item()
+    assert len(counted.found) >= 2
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [
+        (losses.box_giou_loss, torchvision.ops.generalized_box_iou_loss),
+        (losses.box_diou_loss, torchvision.ops.distance_box_iou_loss),
+        (losses.box_ciou_loss, torchvision.ops.complete_box_iou_loss),
+    ],
+)
+def test_boxes_and_gradients_are_torchvisions(ours, theirs, generator):
+    low = 40 * torch.rand(200, 2, generator=generator, dtype=torch.float64)
+    targets = torch.cat(
+        [low, low + 5 + 20 * torch.rand(200, 2, generator=generator, dtype=torch.float64)], dim=1
+    )
+    shift = 12 * torch.randn(200, 2, generator=generator, dtype=torch.float64)
+    # Some apart, some inside each other, some equal.
+    boxes = (targets + shift.repeat(1, 2)).clone()
+    boxes[:20] = targets[:20]
+    boxes[20:40, 2:] -= 2
+    boxes.requires_grad_()
+    found = ours(BoxRegression(boxes, targets, lambda deltas: deltas))
+    expected = theirs(boxes, targets, reduction="none")
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-7)
+    one, other = (torch.autograd.grad(values[20:].sum(), boxes)[0] for values in (found, expected))
+    torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-7)
+
+
+@each([*OF_BOXES, *OF_MASKS])
+def test_a_loss_of_each_roi_by_vmap_is_the_loss_of_all(case, generator):
+    predictions, arguments = inputs(case, generator)
+    expected = case.function(*arguments(predictions), **case.knobs)
+    if case in OF_BOXES:
+        wanted = arguments(predictions)[0].target_deltas
+
+        def of_one(boxes: Tensor, target: Tensor) -> Tensor:
+            regression = BoxRegression(boxes[None], target[None], lambda deltas: deltas)
+            return case.function(regression, **case.knobs)[0]
+    else:
+        wanted = arguments(predictions)[1]
+
+        def of_one(logits: Tensor, target: Tensor) -> Tensor:
+            return case.function(logits[None], target[None], **case.knobs)[0]
+
+    torch.testing.assert_close(torch.func.vmap(of_one)(predictions, wanted), expected)
+
+
+@pytest.mark.parametrize("gamma", [0.5, 1.5, 2.0, 3.7])
+def test_focal_losses_of_what_is_right_and_sure_are_zero(gamma):
+    logits, ones = torch.full((3, 4, 4), 40.0), torch.ones(3, 4, 4)
+    # Targets that rounding has taken above 1 have 1 - p_t < 0.
+    for targets in (ones, ones + 2e-7):
+        assert torch.equal(losses.mask_focal_loss(logits, targets, gamma=gamma), torch.zeros(3))
+    assert torch.equal(losses.objectness_focal_loss(logits[0, 0], ones[0, 0], gamma=gamma), torch.zeros(4))
+    classes = torch.tensor([[60.0, 0.0, 0.0]])
+    assert losses.class_focal_loss(classes, torch.tensor([0]), gamma=gamma) == 0
