@@ -8,7 +8,7 @@
 """
 
 from maskloss import losses as losses
-from maskloss.detection.conversion import convert, losses_and_detections
+from maskloss.detection.conversion import convert, loss_parameters, losses_and_detections
 from maskloss.detection.results import coco_results, mask_offset
 from maskloss.losses.boxes import BoxRegression
 from maskloss.losses.criterion import MaskRCNNLoss
@@ -25,6 +25,7 @@ __all__ = [
     "MaskTargets",
     "coco_results",
     "convert",
+    "loss_parameters",
     "losses_and_detections",
     "mask_offset",
     "mask_targets",

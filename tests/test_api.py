@@ -29,6 +29,7 @@ PUBLIC = {
     "paste_masks",
     "mask_offset",
     "coco_results",
+    "loss_parameters",
 }
 REQUIRED = inspect.Parameter.empty
 

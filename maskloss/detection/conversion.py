@@ -30,7 +30,7 @@ from maskloss.detection.compatibility import (
     not_a_detector,
     replaced_functions,
 )
-from maskloss.detection.loss_holder import move_to
+from maskloss.detection.loss_holder import ImageRandomStates, move_to
 from maskloss.detection.mask_branch import MaskBranch
 from maskloss.detection.mask_predictor import ClassSelectedMaskPredictor
 from maskloss.detection.pooling import MultiScaleRoIAlign
@@ -67,8 +67,8 @@ def convert(
             resized and pasted by it. What a subclass is given whose `forward` does not begin with (images, targets) is
             not checked.
         loss: a `MaskRCNNLoss`, the name of a preset, or None for "torchvision". It becomes this model's: it moves
-            with it, so two models need two. Parameters that it has are not among the model's; the optimizer needs
-            to be given them.
+            with it, so two models need two. Parameters that it has are not among the model's; an optimizer needs
+            to be given them: `loss_parameters(model)`.
         paste: how detections' masks get into the image. "torchvision" gives torchvision's masks. "matched" samples at
             the pixels' centers and undoes what masks are off by that were learned from this loss's targets: right for a
             network that was trained with this loss, as torchvision's published weights were with the preset
@@ -171,15 +171,45 @@ def convert(
     return model
 
 
+def loss_parameters(model: nn.Module) -> Iterator[nn.Parameter]:
+    """Yield the parameters that a converted model's loss has of its own, such as learned weights of its terms.
+
+    They are not among `model.parameters()`, so that checkpoints stay torchvision's: an optimizer, gradient clipping and
+    the averaging of gradients over processes need to be given them.
+
+    Args:
+        model: a converted model.
+
+    Raises:
+        TypeError: the model is not a converted one.
+
+    Example:
+        >>> import torch, torchvision
+        >>> model = torchvision.models.detection.maskrcnn_resnet50_fpn(weights=None, weights_backbone=None)
+        >>> model = convert(model)
+        >>> parameters = [*model.parameters(), *loss_parameters(model)]
+        >>> optimizer = torch.optim.SGD(parameters, lr=0.01)
+    """
+    heads = getattr(model, "roi_heads", None)
+    if not isinstance(heads, RoIHeads):
+        raise not_a_detector("loss_parameters takes a model from maskloss.convert", model)
+    yield from heads.loss.parameters()
+
+
 def losses_and_detections(
     model: nn.Module, images: list[Tensor], targets: list[dict[str, Any]]
 ) -> tuple[dict[str, Tensor], list[dict[str, Tensor]]]:
-    """Compute losses and detections in evaluation mode, with one pass through the backbone.
+    """Compute losses and detections in evaluation mode.
 
     The model runs as in evaluation: no running statistics are touched, and the detections are those of
     `model.eval()(images)`. The losses are those of test-time proposals and the ground truth, so they differ
-    from training's, which sees more proposals. Random draws come from a fork of the generators, which the
-    caller finds as they were; gradients are as the caller's context has them. Each module's mode is restored.
+    from training's, which sees more proposals. They are the means over the images of what each gives by itself, without
+    the padding that a larger image beside it would bring, and with random draws that begin for each image with the
+    generators' present state: so they do not depend on how images are grouped into batches. Images of one size share
+    one pass through the backbone with the detections.
+
+    Random draws come from a fork of the generators, which the caller finds as they were; gradients are as the caller's
+    context has them. Each module's mode is restored.
 
     Args:
         model: a converted model.
@@ -193,6 +223,13 @@ def losses_and_detections(
         TypeError: the model is not a converted one.
         ValueError: as in training, on bad targets.
 
+    Example:
+        >>> import torch, torchvision
+        >>> model = torchvision.models.detection.maskrcnn_resnet50_fpn(weights=None, weights_backbone=None)
+        >>> target = {"boxes": torch.tensor([[8.0, 8, 40, 50]]), "labels": torch.tensor([1]),
+        ...           "masks": torch.ones(1, 64, 64, dtype=torch.bool)}
+        >>> losses, detections = losses_and_detections(convert(model), [torch.rand(3, 64, 64)], [target])
+
     Source: asked of torchvision since 2019, github.com/pytorch/vision/issues/1574.
     """
     needs = "losses_and_detections takes a model from maskloss.convert"
@@ -201,38 +238,56 @@ def losses_and_detections(
     rpn, heads = model.rpn, model.roi_heads
     if not isinstance(rpn, RegionProposalNetwork) or not isinstance(heads, RoIHeads):
         raise TypeError(f"{needs}, not a stock {full_name(model)}: call maskloss.convert(model) first")
-    losses: dict[str, Tensor] = {}
+    by_size: dict[tuple[int, ...], list[int]] = {}
+    for index, image in enumerate(images):
+        by_size.setdefault(tuple(getattr(image, "shape", ())[-2:]), []).append(index)
     cuda_devices = sorted({p.device.index for p in model.parameters() if p.device.type == "cuda"})
-    with _evaluation_with_losses(model, rpn, heads, losses), torch.random.fork_rng(devices=cuda_devices):
-        detections = model(images, targets)
-    losses |= heads.loss.regularization_losses(model)
-    return losses, detections
+    totals: dict[str, Tensor] = {}
+    with _evaluation_mode(model, rpn.loss), torch.random.fork_rng(devices=cuda_devices):
+        states = ImageRandomStates(cuda_devices)
+        for indices in by_size.values():
+            losses: dict[str, Tensor] = {}
+            with _losses_in_eval(rpn, heads, states.anew(), losses):
+                detections = model([images[i] for i in indices], [targets[i] for i in indices])
+            for key, value in losses.items():
+                totals[key] = totals.get(key, 0.0) + value * (len(indices) / len(images))
+        if len(by_size) > 1:
+            # Padded to one size, as a batch is.
+            detections = model(images)
+    return totals | heads.loss.regularization_losses(model), detections
 
 
 @contextmanager
-def _evaluation_with_losses(
-    model: nn.Module, rpn: RegionProposalNetwork, heads: RoIHeads, losses: dict[str, Tensor]
+def _evaluation_mode(model: nn.Module, loss: nn.Module) -> Iterator[None]:
+    """Put a model and its loss into evaluation mode, and each module back into the mode that it had."""
+    # The loss is no submodule of the model: terms that gather something as they train must not do so now either.
+    modes = {module: module.training for part in (model, loss) for module in part.modules()}
+    model.eval()
+    loss.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+@contextmanager
+def _losses_in_eval(
+    rpn: RegionProposalNetwork, heads: RoIHeads, states: ImageRandomStates, losses: dict[str, Tensor]
 ) -> Iterator[None]:
-    """Evaluation mode in which the RPN and the heads compute losses too, gathered into `losses`."""
+    """Let the RPN and the heads compute losses in evaluation mode too, gathered into `losses`."""
 
     def gather(module: nn.Module, args: Any, output: tuple[Any, dict[str, Tensor]]) -> None:
         losses.update(output[1])
 
-    # The loss is no submodule of the model: terms that gather something as they train must not do so now either.
-    parts = [model, rpn.loss, heads.loss]
-    modes = {module: module.training for part in parts for module in part.modules()}
     handles = [module.register_forward_hook(gather) for module in (heads, rpn)]
-    for part in parts:
-        part.eval()
-    rpn.losses_in_eval = heads.losses_in_eval = True
+    rpn.eval_states = heads.eval_states = states
     try:
         yield
     finally:
-        del rpn.losses_in_eval, heads.losses_in_eval
+        del rpn.eval_states, heads.eval_states
         for handle in handles:
             handle.remove()
-        for module, mode in modes.items():
-            module.training = mode
 
 
 @dataclass

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NoReturn
 
 import torch
@@ -18,11 +19,12 @@ class LossHolder:
     still follows the module to another device, and is copied and pickled with it.
 
     Attributes:
-        losses_in_eval: compute losses in evaluation mode too; set by `losses_and_detections` alone.
+        eval_states: set by `losses_and_detections` alone: losses are computed in evaluation mode too, image by image,
+            with these random states.
     """
 
     training: bool
-    losses_in_eval: bool = False
+    eval_states: ImageRandomStates | None = None
 
     @property
     def loss(self) -> MaskRCNNLoss:
@@ -46,7 +48,7 @@ class LossHolder:
     @property
     def wants_losses(self) -> bool:
         """Whether this pass computes losses."""
-        return self.training or self.losses_in_eval
+        return self.training or self.eval_states is not None
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         module = super()._apply(fn, recurse)  # type: ignore[misc]
@@ -64,6 +66,45 @@ class LossHolder:
             "torch.jit.script does not take a model from maskloss.convert; load its state_dict, whose keys are "
             "torchvision's, into a stock torchvision model and script that"
         )
+
+
+class ImageRandomStates:
+    """The state of torch's random generators at each image, whatever images stand beside it.
+
+    Each image begins with the state that the generators had when this object was made, and goes on with its own.
+
+    Args:
+        devices: indices of the CUDA devices whose generators count beside the CPU's.
+    """
+
+    def __init__(self, devices: Sequence[int]) -> None:
+        self._devices = list(devices)
+        self._first = self._now()
+        self._by_image: dict[int, list[Tensor]] = {}
+
+    def anew(self) -> ImageRandomStates:
+        """Return states for other images, which begin as these did."""
+        other = ImageRandomStates(self._devices)
+        other._first = self._first
+        return other
+
+    def _now(self) -> list[Tensor]:
+        return [torch.get_rng_state(), *(torch.cuda.get_rng_state(device) for device in self._devices)]
+
+    @contextmanager
+    def of_image(self, image: int) -> Iterator[None]:
+        """Draw from an image's own state, and keep where it got to."""
+        on_cpu, *on_devices = self._by_image.get(image, self._first)
+        torch.set_rng_state(on_cpu)
+        for device, state in zip(self._devices, on_devices, strict=True):
+            torch.cuda.set_rng_state(state, device)
+        yield
+        self._by_image[image] = self._now()
+
+
+def mean_losses(by_image: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Return the mean of each term over images, each of which has all of them."""
+    return {key: torch.stack([losses[key] for losses in by_image]).mean() for key in by_image[0]}
 
 
 def move_to(loss: MaskRCNNLoss, parameter: Tensor) -> None:

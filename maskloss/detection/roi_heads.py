@@ -14,7 +14,7 @@ from torchvision.models.detection import roi_heads as torchvision_roi_heads
 from torchvision.models.detection.roi_heads import RoIHeads as TorchvisionRoIHeads
 from torchvision.ops import batched_nms, clip_boxes_to_image, remove_small_boxes
 
-from maskloss.detection.loss_holder import LossHolder
+from maskloss.detection.loss_holder import LossHolder, mean_losses
 from maskloss.detection.mask_branch import DetectedBoxes, MaskBranch, Positives, TorchvisionMaskBranch
 from maskloss.detection.matching import mostly_inside
 from maskloss.detection.sampling import Reading, draw_slots, sent
@@ -89,19 +89,28 @@ class RoIHeads(LossHolder, TorchvisionRoIHeads):
             Detections per image with boxes, labels, scores, masks (D, 1, M, M) and keypoints, an empty list in
             training; and the losses under torchvision's keys, an empty dict where none are wanted.
         """
-        detections = [] if self.training else self._detect(features, proposals, image_shapes)
-        losses = self._losses(features, proposals, image_shapes, targets) if self.wants_losses else {}
-        return detections, losses
+        if self.wants_losses and targets is None:
+            raise ValueError("targets are needed to compute losses, got None")
+        if self.training and targets is not None:
+            return [], self._losses(features, proposals, image_shapes, targets)
+        detections = self._detect(features, proposals, image_shapes)
+        if self.eval_states is None or targets is None:
+            return detections, {}
+        by_image = []
+        for image, target in enumerate(targets):
+            here = slice(image, image + 1)
+            with self.eval_states.of_image(image):
+                own_features = {level: maps[here] for level, maps in features.items()}
+                by_image.append(self._losses(own_features, proposals[here], image_shapes[here], [target]))
+        return detections, mean_losses(by_image)
 
     def _losses(
         self,
         features: Features,
         proposals: list[Tensor],
         image_shapes: ImageShapes,
-        targets: list[dict[str, Any]] | None,
+        targets: list[dict[str, Any]],
     ) -> dict[str, Tensor]:
-        if targets is None:
-            raise ValueError("targets are needed to compute losses, got None")
         select = self._select_slots if self.training and self.fixed_size else self._select
         rois = select(proposals, targets)
         class_logits, deltas = self._predict_boxes(features, rois.proposals, image_shapes)

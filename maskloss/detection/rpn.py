@@ -13,7 +13,7 @@ from torchvision.models.detection.rpn import RegionProposalNetwork as Torchvisio
 from torchvision.models.detection.rpn import concat_box_prediction_layers
 from torchvision.ops import batched_nms, clip_boxes_to_image, remove_small_boxes
 
-from maskloss.detection.loss_holder import LossHolder
+from maskloss.detection.loss_holder import LossHolder, mean_losses
 from maskloss.detection.matching import match, mostly_inside
 from maskloss.detection.sampling import Reading, draw_slots, sent
 from maskloss.losses.boxes import BoxRegression
@@ -60,17 +60,28 @@ class RegionProposalNetwork(LossHolder, TorchvisionRPN):
         locations = sum(o.shape[0] * o.shape[2] * o.shape[3] for o in objectness_maps)
         objectness, deltas = concat_box_prediction_layers(objectness_maps, delta_maps)
 
-        sample = None
-        if self.wants_losses:
-            if targets is None:
-                raise ValueError("targets are needed to compute losses, got None")
-            # Before the proposals: NMS waits for the device, which by then has counted the sample too.
-            sample = self._sample(anchors, targets)
+        if self.wants_losses and targets is None:
+            raise ValueError("targets are needed to compute losses, got None")
+        # Before the proposals: NMS waits for the device, which by then has counted the sample too.
+        sample = self._sample(anchors, targets) if self.training and targets is not None else None
         boxes = self._proposals(objectness, deltas, anchors, images.image_sizes, anchors_per_level)
         boxes = [box.to(images.tensors.dtype) for box in boxes]
-        if sample is None:
+        if sample is not None:
+            return boxes, self.loss.rpn_losses(self._batch(objectness, deltas, anchors, sample, locations))
+        if self.eval_states is None or targets is None:
             return boxes, {}
-        return boxes, self.loss.rpn_losses(self._batch(objectness, deltas, anchors, sample, locations))
+        by_image = []
+        of_images = zip(
+            objectness.chunk(len(anchors)), deltas.chunk(len(anchors)), anchors, targets, strict=True
+        )
+        for image, (image_objectness, image_deltas, image_anchors, target) in enumerate(of_images):
+            with self.eval_states.of_image(image):
+                sample = self._sample([image_anchors], [target])
+                batch = self._batch(
+                    image_objectness, image_deltas, [image_anchors], sample, locations // len(anchors)
+                )
+                by_image.append(self.loss.rpn_losses(batch))
+        return boxes, mean_losses(by_image)
 
     def assign_targets_to_anchors(
         self, anchors: list[Tensor], targets: list[dict[str, Any]]

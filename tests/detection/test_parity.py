@@ -295,16 +295,46 @@ def test_losses_with_detections_are_torchvisions_on_the_proposals_of_evaluation(
     # as in evaluation.
     stock.rpn._pre_nms_top_n["training"] = stock.rpn._pre_nms_top_n["testing"]
     stock.rpn._post_nms_top_n["training"] = stock.rpn._post_nms_top_n["testing"]
-    torch.manual_seed(3)
-    resized, resized_targets = stock.transform(images, targets)
-    features = {"0": stock.backbone(resized.tensors)}
-    stock.rpn.train()
-    stock.roi_heads.train()
-    proposals, expected = stock.rpn(resized, features, resized_targets)
-    expected |= stock.roi_heads(features, proposals, resized.image_sizes, resized_targets)[1]
-    assert losses.keys() == expected.keys()
-    for key in expected:
-        assert float(losses[key].detach()) == pytest.approx(float(expected[key].detach()), rel=1e-6), key
+    by_image = []
+    for image, target in zip(images, targets, strict=True):
+        torch.manual_seed(3)
+        resized, resized_targets = stock.transform([image], [target])
+        features = {"0": stock.backbone(resized.tensors)}
+        stock.rpn.train()
+        proposals, rpn_losses = stock.rpn(resized, features, resized_targets)
+        stock.roi_heads.train()
+        _, roi_losses = stock.roi_heads(features, proposals, resized.image_sizes, resized_targets)
+        by_image.append({**rpn_losses, **roi_losses})
+    assert losses.keys() == by_image[0].keys()
+    for key in losses:
+        expected = sum(float(of_image[key].detach()) for of_image in by_image) / len(by_image)
+        assert float(losses[key].detach()) == pytest.approx(expected, rel=1e-6), key
+
+
+def test_losses_do_not_depend_on_how_images_are_grouped(photos):
+    model = maskloss.convert(mask_rcnn(), MaskRCNNLoss(regularization=L2RegularizationLoss()))
+    images, targets = choose(photos, CROWDED, FEW, UPRIGHT, WITHOUT)
+    images, targets = [*images, images[1].flip(2)], [*targets, targets[1]]
+
+    def mean_over(groups: list[list[int]]) -> dict[str, float]:
+        totals: dict[str, float] = {}
+        for group in groups:
+            torch.manual_seed(5)
+            with torch.no_grad():
+                losses, detections = maskloss.losses_and_detections(
+                    model, [images[i] for i in group], [targets[i] for i in group]
+                )
+            assert len(detections) == len(group)
+            for key, value in losses.items():
+                totals[key] = totals.get(key, 0.0) + float(value) * len(group) / len(images)
+        return totals
+
+    expected = mean_over([[0], [1], [2], [3], [4]])
+    assert len({round(value, 6) for value in expected.values()}) == len(expected)
+    for groups in ([[0, 1, 2, 3, 4]], [[4, 2], [1, 0], [3]], [[1, 4], [3, 0, 2]]):
+        found = mean_over(groups)
+        for key, value in expected.items():
+            assert found[key] == pytest.approx(value, rel=1e-6), (groups, key)
 
 
 def test_the_mode_of_each_module_is_restored(trained_mode_mix):
