@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -52,12 +53,10 @@ class CocoDataset(Dataset[Sample | InputError]):
         return v2.functional.to_dtype(pixels, torch.float32, scale=True), target
 
     def _target(self, record: ImageRecord) -> Target:
-        objects = record.objects
-        labels = [self._labels[annotation.category_id] for annotation in objects]
+        records, rows = record.records, record.object_rows
+        labels = [self._labels[identity] for identity in records.category_ids[rows].tolist()]
         return {
-            "boxes": torch.tensor([annotation.box for annotation in objects], dtype=torch.float32).reshape(
-                -1, 4
-            ),
+            "boxes": torch.from_numpy(records.boxes[rows].astype(np.float32)),
             "labels": torch.tensor(labels, dtype=torch.int64),
             "masks": record.object_masks(),
             "image_id": record.id,

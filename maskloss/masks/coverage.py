@@ -213,3 +213,10 @@ def coverage(edges: Edges, instances: IntArray, boxes: FloatArray, size: int) ->
     left_of.index_add_(0, torch.from_numpy(box[piece] * size + row), torch.from_numpy(area))
     covered = left_of.diff(dim=1).reshape(len(boxes), size, size)
     return covered.clamp(0, 1).float()
+
+
+def union_area(polygons: Sequence[FloatArray]) -> float:
+    """Area in px² of the union of polygons, (V, 2) xy each; even-odd inside a polygon that crosses itself."""
+    edges = outlines([list(polygons)])
+    height = edges.end[:, 1] - edges.start[:, 1]
+    return abs(float((height * (edges.start[:, 0] + edges.end[:, 0])).sum())) / 2

@@ -102,7 +102,7 @@ class EncodedMasks:
         return masks._with(
             segmentations=tuple(
                 segmentation
-                if isinstance(segmentation, dict)
+                if segmentation is None or isinstance(segmentation, dict)
                 else tuple(np.array(polygon, dtype=np.float64).reshape(-1, 2) for polygon in segmentation)
                 for segmentation in segmentations
             )
