@@ -87,21 +87,25 @@ def shapes(output: str, images: int, size: int = 128, seed: int = 0) -> None:
     print(f"{output}: {images} images of {size} x {size} px")
 
 
-def check(images: str, annotations: str) -> None:
+def check(images: str, annotations: str, all: bool = False) -> None:
     """Find what would break or distort training; exits with 1 if there are errors.
 
     Args:
         images: folder of the images.
         annotations: COCO-format JSON.
+        all: list every case of each kind of fault, not three of them.
     """
     from maskloss.data.check import check_data
 
-    data, problems = check_data(images, annotations)
+    data, problems = check_data(images, annotations, progress=True)
     for problem in problems:
         print(problem)
+        if all and len(problem.examples) > 1:
+            for example in problem.examples:
+                print(f"  {example}")
     errors = sum(problem.error for problem in problems)
     if data is not None:
-        print(f"{len(data.images)} images, {data.num_objects} objects, {len(data.categories)} categories")
+        _print_contents(data)
     print(f"{errors} errors, {len(problems) - errors} warnings")
     if errors:
         sys.exit(1)
@@ -329,6 +333,9 @@ def _parser() -> _Parser:
             )
             command.add_class_arguments(TrainConfig, None, skip={"resume"})
             command.add_argument("--resume", action="store_true", help="go on from the newest checkpoint")
+        elif name == "check":
+            command.add_function_arguments(function, None, skip={"all"})
+            command.add_argument("--all", action="store_true", help="list every case of each kind of fault")
         elif name == "predict":
             command.add_function_arguments(function, None, skip={"image"})
             command.add_argument("image", nargs="+", help="files to predict")
@@ -347,6 +354,14 @@ def _train_and_report(config: Any) -> None:
         page = write_report(config.output_folder, result.validation, result.evaluation.results)
         _print_metrics(result.evaluation.metrics)
         print(f"report: {page}")
+
+
+def _print_contents(data: Any) -> None:
+    masks = "" if data.num_masks == data.num_objects else f" ({data.num_masks} with a mask)"
+    print(
+        f"{len(data.images)} images, {data.num_objects} objects{masks}, {len(data.categories)} categories, "
+        f"{data.num_crowds} crowds"
+    )
 
 
 def _print_metrics(metrics: dict[str, Any]) -> None:

@@ -120,7 +120,7 @@ def test_check_of_good_data_counts_them_and_ends_with_0(
     run("check", "--images", data / "train/images", "--annotations", data / "train/annotations.json")
     objects = len(json.loads((data / "train/annotations.json").read_text())["annotations"])
     out = capsys.readouterr().out.splitlines()
-    assert out[-2:][0] == f"4 images, {objects} objects, 3 categories"
+    assert out[-2:][0] == f"4 images, {objects} objects, 3 categories, 0 crowds"
     assert out[-1].startswith("0 errors, ")
 
 
@@ -137,11 +137,11 @@ def test_check_of_bad_data_lists_every_problem_and_ends_with_1(
     assert caught.value.code == 1
     captured = capsys.readouterr()
     out = captured.out.splitlines()
-    assert out[0].startswith(f"error: {annotations}: annotation 101: bbox has a side")
-    assert out[1].startswith(f"error: {annotations}: annotation 102: category_id 99")
-    # Only the crowd is left.
-    assert out[2] == f"error: {annotations}: there is no usable object in it"
-    assert out[-1].startswith("3 errors, ")
+    assert out[0].startswith(f"error: {annotations}: annotation 102: category_id 99")
+    assert out[1].startswith(f"warning: {annotations}: annotation 101: bbox has a side")
+    # Only the crowd is left, which follows from the others.
+    assert out[2].startswith(f"warning: {annotations}: 1 of 1 annotations")
+    assert out[-1] == "1 errors, 2 warnings"
     assert captured.err == ""
 
 
@@ -345,7 +345,7 @@ def test_evaluate_repairs_with_one_warning_on_stderr(
         "--annotations", tmp_path / "spoilt.json", "--output", tmp_path / "out", "--device", "cpu")  # fmt: skip
     warnings = [line for line in capsys.readouterr().err.splitlines() if "warning" in line]
     assert len(warnings) == 1
-    assert f"left out {len(spoilt)} degenerate polygons" in warnings[0]
+    assert f"{len(spoilt)} annotations lose degenerate polygons beside good ones" in warnings[0]
 
 
 # predict

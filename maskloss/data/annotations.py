@@ -675,7 +675,7 @@ def _tell_crowds(table: _Table) -> None:
         "never a positive, and ignored in evaluation; annotation tools write brush masks so: if each is one object, "
         "`maskloss repair --crowds objects` makes them objects"
     )
-    if crowds == total:
+    if table.crowds.all():
         table.findings.add(ALL_CROWDS, -1, "", f"all {total} annotations are crowds (iscrowd 1): {text}")
     else:
         are = "is a crowd" if crowds == 1 else "are crowds"

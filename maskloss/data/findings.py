@@ -128,4 +128,4 @@ def _line(head: str, examples: list[str], count: int, tail: str) -> str:
     if count == 1:
         return head + examples[0] + tail
     more = ["..."] if count > len(examples) else []
-    return f"{head} ({'; '.join(examples + more)}){tail}"
+    return f"{head}: {'; '.join(examples + more)}{tail}"

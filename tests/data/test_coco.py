@@ -314,9 +314,9 @@ def test_errors_of_a_kind_are_one_with_their_number_and_three_examples(tmp_path:
     images, annotations = write_coco(tmp_path, change)
     _, problems = check_data(images, annotations)
     assert [problem.text for problem in problems if problem.error] == [
-        f"{annotations}: 1136 annotations of categories that are not in the file (annotation 0: category_id 99 is not "
+        f"{annotations}: 1136 annotations of categories that are not in the file: annotation 0: category_id 99 is not "
         "in the file (image 10, a.png); annotation 1: category_id 99 is not in the file (image 10, a.png); "
-        "annotation 2: category_id 99 is not in the file (image 10, a.png); ...); `maskloss repair` leaves them out"
+        "annotation 2: category_id 99 is not in the file (image 10, a.png); ...; `maskloss repair` leaves them out"
     ]
     assert len(problems[0].examples) == 1136
 
@@ -638,7 +638,7 @@ def test_areas_that_are_those_of_the_boxes_are_told(tmp_path: Path) -> None:
 def test_a_polygon_up_to_a_pixel_outside_is_kept(tmp_path: Path) -> None:
     data = read_coco(*write_coco(tmp_path, in_annotation(segmentation=[[-1, 0, 9, 0, 9, 6]])))
     assert data.images[0].annotations[0].segmentation == [[-1, 0, 9, 0, 9, 6]]
-    assert len(data.warnings) == 1
+    assert not any("beyond the border" in warning for warning in data.warnings)
 
 
 @pytest.mark.parametrize(
@@ -675,9 +675,9 @@ def test_degenerate_polygons_give_one_warning_that_counts_them(tmp_path: Path) -
     images, annotations = write_coco(tmp_path, spoil_three_polygons)
     warnings = read_coco(images, annotations).warnings
     assert warnings[0] == (
-        f"{annotations}: 2 annotations lose degenerate polygons beside good ones (annotation 101: segmentation: 2 "
+        f"{annotations}: 2 annotations lose degenerate polygons beside good ones: annotation 101: segmentation: 2 "
         "degenerate polygons are left out (image 10, a.png); annotation 102: segmentation: a degenerate polygon is "
-        "left out (image 10, a.png))"
+        "left out (image 10, a.png)"
     )
 
 
