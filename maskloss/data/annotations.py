@@ -145,7 +145,7 @@ def check_annotations(
     faulty_categories: set[Any] | None,
     different_sizes: Callable[[Iterable[int]], set[int]],
     findings: Findings,
-) -> Records:
+) -> tuple[Records, IntArray]:
     """Compare annotations with their images and categories, and join both in arrays.
 
     Args:
@@ -157,12 +157,12 @@ def check_annotations(
         findings: what is noted.
 
     Returns:
-        The images, and the annotations without errors.
+        The images and the annotations without errors, and where in the file's list each of these annotations is.
     """
     table = _table(columns, images, findings)
     _match_images(table, faulty_ids=images.faulty)
     _match_categories(table, categories, faulty_categories)
-    owners = _measure_polygons(table)
+    _measure_polygons(table)
     _measure_rles(table)
     _check_sizes(table, different_sizes)
     _tell_faults(table)
@@ -175,10 +175,9 @@ def check_annotations(
     for row in rows[(table.form[rows] == NO_MASK) & ~table.crowds[rows]]:
         table.tell(BOX_ONLY, int(row), "has a box and no mask; it trains the boxes and no mask")
     rows = rows[np.argsort(table.image[rows], kind="stable")]
-    del owners
     counts = np.bincount(table.image[rows], minlength=len(images.ids))
     is_rle = table.form[rows] == RLE
-    return Records(
+    records = Records(
         **images.arrays(),
         first=np.concatenate([[0], counts.cumsum()]).astype(np.int64),
         ids=table.ids[rows],
@@ -194,6 +193,7 @@ def check_annotations(
         coordinates=table.coordinates,
         rles=Texts.of(columns.rles),
     )
+    return records, table.positions[rows]
 
 
 def _table(columns: Columns, images: ImageColumns, findings: Findings) -> _Table:
@@ -262,8 +262,8 @@ def _match_categories(table: _Table, categories: set[int], faulty: set[Any] | No
     table.kept &= good
 
 
-def _measure_polygons(table: _Table) -> IntArray:
-    """Find extents and areas, and take degenerate polygons out; give each polygon's row."""
+def _measure_polygons(table: _Table) -> None:
+    """Find extents and areas, and take degenerate polygons out."""
     is_polygons = table.form == POLYGONS
     rows = np.nonzero(is_polygons)[0]
     owner = np.repeat(rows, table.part_count[rows])
@@ -317,7 +317,6 @@ def _measure_polygons(table: _Table) -> IntArray:
         function.at(ends, owner, corners)
         table.extents[is_polygons, side : side + 2] = ends[is_polygons]
     table.shoelace[is_polygons] = np.bincount(owner, area, len(is_polygons))[is_polygons]
-    return owner
 
 
 def _degenerate_text(parts: int) -> str:
@@ -496,7 +495,9 @@ def _check_boxes(table: _Table) -> FloatArray:
         np.nonzero(table.kept & ~readable & ~has_mask)[0],
         lambda row: f"bbox must be four finite numbers x, y, width, height, not {given(row)}",
     )
-    comparable = table.kept & readable & has_mask & ~table.crowds
+    with np.errstate(invalid="ignore"):
+        flat = (boxes[:, 2] <= 0) | (boxes[:, 3] <= 0)
+    comparable = table.kept & readable & has_mask & ~table.crowds & ~flat
     convention = suspected_convention(boxes[comparable], table.extents[comparable], sizes[comparable])
     if convention is not None:
         name, fitting = convention
@@ -506,12 +507,10 @@ def _check_boxes(table: _Table) -> FloatArray:
             if name
             else f"{fitting} of {int(comparable.sum())} boxes are nowhere near their masks"
         )
-        table.findings.add(BOX_CONVENTION, -1, "", text)
+        table.findings.add(BOX_CONVENTION, -1, "", text, name)
     from_mask = table.kept & has_mask & (~readable | (convention is not None))
     corners[from_mask] = extents[from_mask]
     checked = table.kept & ~from_mask
-    with np.errstate(invalid="ignore"):
-        flat = (boxes[:, 2] <= 0) | (boxes[:, 3] <= 0)
     table.drop(
         FLAT_BOX,
         np.nonzero(checked & flat)[0],
@@ -553,6 +552,34 @@ def _short(value: Any) -> int | float:
     return int(value) if float(value).is_integer() and abs(value) < 1e15 else float(value)
 
 
+def box_readings(boxes: FloatArray, sizes: FloatArray) -> dict[str, tuple[FloatArray, ...]]:
+    """Read boxes in the conventions of other formats.
+
+    Args:
+        boxes: (R, 4) as in the file.
+        sizes: (R, 2) width and height of the images.
+
+    Returns:
+        By the convention's name x1, y1, x2 and y2, (R,) each.
+    """
+    a, b, c, d = boxes.T
+    width, height = sizes.T
+    return {
+        "x1, y1, x2, y2": (a, b, c, d),
+        "center x, center y, width, height": (a - c / 2, b - d / 2, a + c / 2, b + d / 2),
+        "y1, x1, y2, x2": (b, a, d, c),
+        "y, x, height, width": (b, a, b + d, a + c),
+        "fractions x, y, width, height": (a * width, b * height, (a + c) * width, (b + d) * height),
+        "fractions x1, y1, x2, y2": (a * width, b * height, c * width, d * height),
+        "fractions of center x, center y, width, height": (
+            (a - c / 2) * width,
+            (b - d / 2) * height,
+            (a + c / 2) * width,
+            (b + d / 2) * height,
+        ),
+    }
+
+
 def suspected_convention(boxes: FloatArray, extents: FloatArray, sizes: FloatArray) -> tuple[str, int] | None:
     """Tell which other convention boxes follow, if they contradict their masks throughout.
 
@@ -568,21 +595,7 @@ def suspected_convention(boxes: FloatArray, extents: FloatArray, sizes: FloatArr
     if not len(boxes):
         return None
     a, b, c, d = boxes.T
-    width, height = sizes.T
-    readings = {
-        "x1, y1, x2, y2": (a, b, c, d),
-        "center x, center y, width, height": (a - c / 2, b - d / 2, a + c / 2, b + d / 2),
-        "y1, x1, y2, x2": (b, a, d, c),
-        "y, x, height, width": (b, a, b + d, a + c),
-        "fractions x, y, width, height": (a * width, b * height, (a + c) * width, (b + d) * height),
-        "fractions x1, y1, x2, y2": (a * width, b * height, c * width, d * height),
-        "fractions of center x, center y, width, height": (
-            (a - c / 2) * width,
-            (b - d / 2) * height,
-            (a + c / 2) * width,
-            (b + d / 2) * height,
-        ),
-    }
+    readings = box_readings(boxes, sizes)
     # As the mask is, or as it is clipped.
     inside = np.clip(extents, 0, np.tile(sizes, 2))
     longest = (extents[:, 2:] - extents[:, :2]).max(axis=1)
@@ -614,7 +627,7 @@ def suspected_convention(boxes: FloatArray, extents: FloatArray, sizes: FloatArr
     # A few loose boxes of a small set say nothing; throughout is nearly all.
     inside_box = overlap >= 0.9 * (extents[:, 2:] - extents[:, :2]).prod(axis=1)
     strangers = int(((overlap < 0.1 * union) & ~inside_box).sum())
-    return ("", strangers) if strangers >= 0.8 * len(boxes) else None
+    return ("", strangers) if len(boxes) > 1 and strangers >= 0.8 * len(boxes) else None
 
 
 def _check_areas(table: _Table) -> FloatArray:

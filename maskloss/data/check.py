@@ -74,7 +74,7 @@ def check_data(
     content = decode_file(path, findings)
     if content is None:
         return None, findings.problems(str(path))
-    data = read_content(content, path, folder, None, findings)
+    data, _ = read_content(content, path, folder, None, findings)
     del content
     data.warnings.extend(problem.text for problem in findings.problems(str(path)) if not problem.error)
     check_images(data, findings, progress=progress)

@@ -30,6 +30,7 @@ from maskloss.data.records import (
 )
 from maskloss.errors import InputError
 from maskloss.files import existing_folder, read_bytes
+from maskloss.masks.encoded import IntArray
 
 __all__ = [
     "Annotation",
@@ -195,7 +196,7 @@ def _read(
     content = decode_file(path, findings)
     data = None
     if content is not None:
-        data = read_content(content, path, image_folder, categories, findings)
+        data, _ = read_content(content, path, image_folder, categories, findings)
     problems = findings.problems(str(path))
     if data is not None:
         data.warnings.extend(problem.text for problem in problems if not problem.error)
@@ -284,8 +285,8 @@ def read_content(
     image_folder: Path,
     categories: Sequence[Category] | None,
     findings: Findings,
-) -> CocoData:
-    """Check a decoded file; the data set is without what has errors."""
+) -> tuple[CocoData, IntArray]:
+    """Check a decoded file; give what has no errors, and where in the file's list each annotation of it is."""
     own, faulty = _read_categories(content.categories, content.annotations, findings)
     kept = _reconciled(own, categories, findings)
     folder = ImageFolder(image_folder)
@@ -296,7 +297,7 @@ def read_content(
     def different_sizes(indices: Iterable[int]) -> set[int]:
         return _different_sizes(images, sorted(indices)[:_MOST_OPENED], image_folder, findings)
 
-    records = check_annotations(
+    records, positions = check_annotations(
         content.annotations,
         images,
         {category.id for category in own},
@@ -304,7 +305,7 @@ def read_content(
         different_sizes,
         findings,
     )
-    return CocoData(path, image_folder, records, kept, [])
+    return CocoData(path, image_folder, records, kept, []), positions
 
 
 def _read_categories(
