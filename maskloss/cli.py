@@ -111,6 +111,33 @@ def check(images: str, annotations: str, all: bool = False) -> None:
         sys.exit(1)
 
 
+def repair(
+    images: str,
+    annotations: str,
+    output: str,
+    crowds: Literal["keep", "objects"] = "keep",
+    boxes: Literal["keep", "from-masks"] = "keep",
+) -> None:
+    """Write an annotation file without errors, and list what was changed and left out.
+
+    Args:
+        images: folder of the images.
+        annotations: COCO-format JSON; it stays as it is.
+        output: the new file; the list is written beside it as OUTPUT.repairs.json, without ".json" in between.
+        crowds: "objects" makes each crowd an object, for annotation tools that write brush masks as crowds.
+        boxes: "from-masks" takes the boxes from the masks.
+    """
+    from maskloss.data import repair as repairing
+
+    data, repairs = repairing.repair(images, annotations, output, crowds=crowds, boxes=boxes)
+    for made in repairs:
+        print(made)
+    if not repairs:
+        print("nothing to repair")
+    _print_contents(data)
+    print(output)
+
+
 def subset(
     images: str,
     annotations: str,
@@ -293,6 +320,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "demo": demo,
     "shapes": shapes,
     "check": check,
+    "repair": repair,
     "subset": subset,
     "train": train,
     "evaluate": evaluate,

@@ -25,7 +25,7 @@ _SMALLEST_INSIDE = 0.05
 #: An area above this is taken by COCO's evaluation as of no size class, so that the object is ignored.
 _LARGEST_AREA = 1e10
 #: px², below which a polygon bounds nothing.
-_NO_AREA = 1e-9
+NO_AREA = 1e-9
 
 _LEFT_OUT = "`maskloss repair` leaves them out"
 _FROM_MASKS = "`maskloss repair --boxes from-masks` takes the masks' extents"
@@ -286,12 +286,12 @@ def _measure_polygons(table: _Table) -> None:
     # A figure of eight has a signed area of zero, and covers something.
     extent = (high - low).prod(axis=1)
     with np.errstate(invalid="ignore"):
-        small = finite & table.kept[owner] & (area <= 1e-6 * extent + _NO_AREA)
+        small = finite & table.kept[owner] & (area <= 1e-6 * extent + NO_AREA)
     good = np.ones(len(owner), dtype=bool)
     for part in np.nonzero(small)[0]:
         first, count = table.point_first[part], table.point_count[part]
         area[part] = union_area([table.coordinates[first : first + count].reshape(-1, 2)])
-        good[part] = area[part] > _NO_AREA
+        good[part] = area[part] > NO_AREA
     total = np.bincount(owner, minlength=len(is_polygons))
     left = np.bincount(owner[good], minlength=len(is_polygons))
     lost = total - left

@@ -147,6 +147,10 @@ class Records:
         """Give an annotation's area in px²: as the file has it, or the mask's, or without a mask the box's."""
         if not np.isnan(self.areas[row]):
             return float(self.areas[row])
+        return self.mask_area(row)
+
+    def mask_area(self, row: int) -> float:
+        """Compute an annotation's area in px² from its mask, or without one from its box."""
         if self.form[row] == NO_MASK:
             x1, y1, x2, y2 = self.boxes[row].tolist()
             return float((x2 - x1) * (y2 - y1))

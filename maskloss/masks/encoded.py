@@ -60,7 +60,8 @@ class EncodedMasks:
 
     Args:
         segmentations: one per instance: a list of polygons `[x0, y0, x1, y1, ...]` in px (their union is the
-            instance), or an RLE `{"size": [H, W], "counts": str, bytes or list of int}`.
+            instance), an RLE `{"size": [H, W], "counts": str, bytes or list of int}`, or None for an instance without
+            a mask, which has no mask targets.
         height: H, in px.
         width: W, in px.
 
@@ -170,8 +171,18 @@ class EncodedMasks:
         """Whether an instance is an RLE, which `runs` reads, or polygons, which `polygons` reads."""
         return isinstance(self.segmentations[index], dict)
 
+    def has_mask(self, index: int) -> bool:
+        """Whether an instance has a mask, or a box only."""
+        return self.segmentations[index] is not None
+
     def polygons(self, index: int) -> list[FloatArray]:
-        """Give one instance's polygons as (V, 2) xy in the current image's px."""
+        """Return one instance's polygons as (V, 2) xy in the current image's px.
+
+        Raises:
+            ValueError: the instance has no mask.
+        """
+        if not self.has_mask(index):
+            raise ValueError(f"instance {index} has no mask")
         scale = np.array([self.x_map.scale, self.y_map.scale])
         shift = np.array([self.x_map.shift, self.y_map.shift])
         return [polygon * scale + shift for polygon in self.segmentations[index]]
@@ -193,12 +204,14 @@ class EncodedMasks:
         return Runs(column, top, bottom)
 
     def bitmaps(self) -> Tensor:
-        """Rasterise to (G, H, W) uint8 with pycocotools, an RLE by its nearest pixel.
+        """Rasterize to (G, H, W) uint8 with pycocotools, an RLE by its nearest pixel; no mask gives zeros.
 
         For looking at and for comparing with; the losses never need it.
         """
         masks = torch.zeros(self.shape, dtype=torch.uint8)
         for index in range(len(self)):
+            if not self.has_mask(index):
+                continue
             if not self.is_rle(index):
                 flat = [polygon.reshape(-1).tolist() for polygon in self.polygons(index)]
                 rle = coco_mask.merge(coco_mask.frPyObjects(flat, self.height, self.width))
@@ -226,7 +239,9 @@ def _nearest(axis: AxisMap, size: int, source_size: int) -> Tensor:
 
 
 def _checked(segmentation: Any, height: int, width: int, name: str) -> Any:
-    """Give polygons as a tuple of (V, 2) arrays, or an RLE that pycocotools decodes, or raise ValueError."""
+    """Return polygons as a tuple of (V, 2) arrays, an RLE that pycocotools decodes, or None; or raise ValueError."""
+    if segmentation is None:
+        return None
     if isinstance(segmentation, dict):
         return checked_rle(segmentation, height, width, name)
     if not isinstance(segmentation, list | tuple):

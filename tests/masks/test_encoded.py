@@ -257,7 +257,6 @@ GOOD_RLE = {"size": [2, 3], "counts": [1, 2, 3]}
     [
         ([], "the segmentation has no polygon"),
         ("1 2 3", "a list of polygons or an RLE, not str"),
-        (None, "a list of polygons or an RLE, not NoneType"),
         ([[0, 0, 1, 0, 1]], r"an odd number of coordinates \(5\)"),
         ([[0, 0, 1, 0]], "has 2 points, fewer than 3"),
         ([[]], "has 0 points, fewer than 3"),
@@ -346,3 +345,24 @@ def test_masks_of_checked_segmentations_are_those_of_the_constructor(generator):
     boxes = torch.tensor([[1.0, 2.0, 33.0, 25.0], [4.5, 3.5, 36.0, 28.0]])
     index = torch.tensor([0, 1])
     assert torch.equal(mask_targets(checked, boxes, index, 14), mask_targets(made, boxes, index, 14))
+
+
+def test_an_instance_without_a_mask_keeps_its_place_through_every_change() -> None:
+    square = [[1, 1, 3, 1, 3, 3, 1, 3]]
+    masks = EncodedMasks([square, None, square], 4, 6)
+    for changed in (masks, masks.resize(8, 12), masks.horizontal_flip(), masks.crop(0, 0, 4, 5)):
+        assert len(changed) == 3
+        assert [changed.has_mask(index) for index in range(3)] == [True, False, True]
+        assert not changed.is_rle(1)
+        assert changed.bitmaps().sum(dim=(1, 2)).gt(0).tolist() == [True, False, True]
+    assert masks[[1]].segmentations == (None,)
+    with pytest.raises(ValueError, match="instance 1 has no mask"):
+        masks.polygons(1)
+
+
+def test_mask_targets_of_an_instance_without_a_mask_are_refused() -> None:
+    masks = EncodedMasks([[[1, 1, 3, 1, 3, 3, 1, 3]], None], 4, 6)
+    boxes = torch.tensor([[1.0, 1, 3, 3], [0, 0, 2, 2]])
+    assert mask_targets(masks, boxes, torch.tensor([0, 0]), 2).shape == (2, 2, 2)
+    with pytest.raises(ValueError, match="instance 1 has no mask"):
+        mask_targets(masks, boxes, torch.tensor([0, 1]), 2)
