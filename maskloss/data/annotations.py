@@ -33,10 +33,18 @@ DOUBLED_ID = Kind(
     "doubled_id", "annotation", False, "annotations with the id of another one are given a new one"
 )
 UNKNOWN_IMAGE = Kind(
-    "unknown_image", "annotation", True, "annotations of images that are not in the file", _LEFT_OUT
+    "unknown_image",
+    "annotation",
+    True,
+    "annotations of images that are not in the file",
+    "`maskloss repair` takes texts that spell an id, and leaves out the others",
 )
 UNKNOWN_CATEGORY = Kind(
-    "unknown_category", "annotation", True, "annotations of categories that are not in the file", _LEFT_OUT
+    "unknown_category",
+    "annotation",
+    True,
+    "annotations of categories that are not in the file",
+    "`maskloss repair` takes texts that spell an id or a name, and leaves out the others",
 )
 DEGENERATE = Kind("degenerate", "annotation", False, "annotations whose mask has no area are left out")
 DEGENERATE_PART = Kind(
@@ -68,12 +76,16 @@ FLAT_BOX = Kind(
     "annotation",
     False,
     "annotations with a box of no area are left out",
+    "`maskloss repair --boxes from-masks` keeps those that have a mask",
 )
 BOX_OUTSIDE = Kind("box_outside", "annotation", True, "boxes that lie outside their image", _LEFT_OUT)
 CLIPPED_BOX = Kind(
     "clipped_box", "annotation", False, "boxes that reach beyond the image's border are clipped there"
 )
 BOX_CONVENTION = Kind("box_convention", "annotation", True, "", _FROM_MASKS)
+FRACTIONS = Kind(
+    "fractions", "annotation", True, "", "`maskloss repair` multiplies them by the images' width and height"
+)
 BOX_ONLY = Kind(
     "box_only", "annotation", False, "objects have a box and no mask; they train the boxes and no mask"
 )
@@ -166,6 +178,7 @@ def check_annotations(
     _measure_rles(table)
     _check_sizes(table, different_sizes)
     _tell_faults(table)
+    _check_fractions(table)
     _check_masks_inside(table)
     boxes = _check_boxes(table)
     areas = _check_areas(table)
@@ -241,10 +254,15 @@ def _match_images(table: _Table, faulty_ids: set[Any]) -> None:
     for row in np.nonzero(found < 0)[0].tolist():
         value = odd.get(row, int(wanted[row]))
         if value is ABSENT:
-            table.findings.add(UNKNOWN_IMAGE, int(table.positions[row]), table.name(row), "missing image_id")
+            if ABSENT not in faulty_ids:
+                table.findings.add(
+                    UNKNOWN_IMAGE, int(table.positions[row]), table.name(row), "missing image_id"
+                )
             continue
         # Of an image with an error it is a consequence.
-        if not (isinstance(value, str | int | float | None) and value in faulty_ids):
+        if ABSENT not in faulty_ids and not (
+            isinstance(value, str | int | float | None) and value in faulty_ids
+        ):
             text = f"image_id {shown(value)} is no image of the file"
             table.findings.add(UNKNOWN_IMAGE, int(table.positions[row]), table.name(row), text)
 
@@ -436,6 +454,23 @@ def _tell_faults(table: _Table) -> None:
         table.findings.add(fault.kind, fault.position, fault.name, text)
 
 
+def _check_fractions(table: _Table) -> None:
+    """Refuse coordinates that are all in [0, 1]: fractions of the image, not pixels."""
+    drawn = table.kept & (table.form == POLYGONS)
+    boxed = table.kept & (table.form == NO_MASK)
+    large = _sizes(table).min(axis=1) >= 8
+    for rows, extents, what in ((drawn, table.extents, "polygons"), (boxed, table.boxes, "boxes")):
+        with np.errstate(invalid="ignore"):
+            small = (extents >= -0.01).all(axis=1) & (extents <= 1.01).all(axis=1) & large
+        if rows.any() and small[rows].all() and (what == "polygons" or not drawn.any()):
+            count = int(rows.sum())
+            text = (
+                f"the {what} look like fractions of the image instead of px: all {count} lie between 0 and 1"
+            )
+            table.findings.add(FRACTIONS, -1, "", text, what)
+            table.kept &= ~rows
+
+
 def _check_masks_inside(table: _Table) -> None:
     """Warn of masks that reach beyond the border, and refuse those with next to nothing inside."""
     sizes = _sizes(table)
@@ -499,7 +534,12 @@ def _check_boxes(table: _Table) -> FloatArray:
         flat = (boxes[:, 2] <= 0) | (boxes[:, 3] <= 0)
     comparable = table.kept & readable & has_mask & ~table.crowds & ~flat
     convention = suspected_convention(boxes[comparable], table.extents[comparable], sizes[comparable])
-    if convention is not None:
+    without = table.kept & readable & ~has_mask & ~flat
+    if not comparable.any() and _are_corners(boxes[without], corners[without], sizes[without]):
+        text = "the boxes look like x1, y1, x2, y2 instead of x, y, width, height: else most reach beyond their images"
+        table.findings.add(BOX_CONVENTION, -1, "", text, "x1, y1, x2, y2")
+        table.kept &= ~without
+    elif convention is not None:
         name, fitting = convention
         text = (
             f"the boxes look like {name} instead of x, y, width, height: {fitting} of {int(comparable.sum())} are then "
@@ -508,6 +548,9 @@ def _check_boxes(table: _Table) -> FloatArray:
             else f"{fitting} of {int(comparable.sum())} boxes are nowhere near their masks"
         )
         table.findings.add(BOX_CONVENTION, -1, "", text, name)
+    if convention is not None:
+        # What boxes without a mask are is told by the others.
+        table.kept &= has_mask
     from_mask = table.kept & has_mask & (~readable | (convention is not None))
     corners[from_mask] = extents[from_mask]
     checked = table.kept & ~from_mask
@@ -546,6 +589,14 @@ def _check_boxes(table: _Table) -> FloatArray:
             f"bbox {given(row)} reaches {beyond[row]:.1f} px beyond the border, and is clipped there",
         )
     return clipped
+
+
+def _are_corners(boxes: FloatArray, corners: FloatArray, sizes: FloatArray) -> bool:
+    """Whether boxes without masks are x1, y1, x2, y2: so all lie in their images, and not so most reach beyond."""
+    inside = _beyond(boxes, sizes) <= BORDER_TOLERANCE
+    ordered = (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
+    reaching = _beyond(corners, sizes) > BORDER_TOLERANCE
+    return len(boxes) > 1 and bool((inside & ordered).all()) and reaching.mean() >= 0.5
 
 
 def _short(value: Any) -> int | float:

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from maskloss.data.annotations import check_annotations
-from maskloss.data.columns import Columns, ImageColumns
-from maskloss.data.entries import whole_number
+from maskloss.data.columns import ABSENT, Columns, ImageColumns
+from maskloss.data.entries import is_absent, whole_number
 from maskloss.data.file_names import ImageFolder, is_absolute, stays_inside
 from maskloss.data.findings import Findings, Kind, Problem, shown
 from maskloss.data.images import read_image_size
@@ -49,6 +49,8 @@ _LONGEST = 300
 _LARGEST_SIDE = 1_000_000
 #: Images whose files are opened because annotations reach beyond their recorded size.
 _MOST_OPENED = 2_000
+#: Images whose files are opened to compare their size, spread over all.
+_SAMPLE = 64
 
 _LEFT_OUT = "`maskloss repair` leaves them out"
 NOT_JSON = Kind("not_json", "file", True)
@@ -79,6 +81,7 @@ IMAGE_ID = Kind(
     "images whose id is no integer",
     "`maskloss repair` numbers them",
 )
+IMAGE_NO_ID = Kind("image_no_id", "image", True, "images without an id", _LEFT_OUT)
 IMAGE_TWICE = Kind("image_twice", "image", True, "images with the id of another one", _LEFT_OUT)
 IMAGE_FLOAT = Kind(
     "float_id_image", "image", False, "ids and sizes that are whole floats, such as 1.0, are read as integers"
@@ -295,7 +298,10 @@ def read_content(
         findings.add(NO_IMAGE, -1, "", "there is no image in it")
 
     def different_sizes(indices: Iterable[int]) -> set[int]:
-        return _different_sizes(images, sorted(indices)[:_MOST_OPENED], image_folder, findings)
+        # Those whose annotations reach beyond their size, and some of all: mostly it is wrong throughout.
+        some = range(0, len(images.ids), max(len(images.ids) // _SAMPLE, 1))
+        chosen = sorted({*sorted(indices)[:_MOST_OPENED], *some})
+        return _different_sizes(images, chosen, image_folder, findings)
 
     records, positions = check_annotations(
         content.annotations,
@@ -332,6 +338,7 @@ def _read_categories(
         if not isinstance(item, dict):
             text = f"expected an object, got {type(item).__name__}"
             findings.add(CATEGORY_ENTRY, position, f"category number {position}", text)
+            faulty.add(ABSENT)
             continue
         given = item.get("id")
         name = f"category {shown(given)}" if "id" in item else f"category number {position}"
@@ -353,7 +360,8 @@ def _read_categories(
             if isinstance(given, float):
                 findings.add(CATEGORY_FLOAT, position, name, f"id {given} is read as an integer")
             categories[identity] = Category(identity, str(item["name"])), item
-    return sorted((category for category, _ in categories.values()), key=lambda category: category.id), faulty
+    own = sorted((category for category, _ in categories.values()), key=lambda category: category.id)
+    return own, None if ABSENT in faulty else faulty
 
 
 def _hashable(value: Any) -> Any:
@@ -386,14 +394,20 @@ def _read_images(items: list[Any], folder: ImageFolder, findings: Findings) -> I
         if not isinstance(item, dict):
             text = f"expected an object, got {type(item).__name__}"
             findings.add(IMAGE_ENTRY, position, f"image number {position}", text)
+            images.faulty.add(ABSENT)
             continue
         given = item.get("id")
         identity = whole_number(given)
         name = f"image {shown(given)}" if "id" in item else f"image number {position}"
         if identity is None:
-            text = f"id must be an integer, not {shown(given)}" if "id" in item else "missing id"
-            findings.add(IMAGE_ID, position, name, text)
-            images.faulty.add(_hashable(given))
+            if is_absent(given):
+                findings.add(
+                    IMAGE_NO_ID, position, name, "missing id" if "id" not in item else f"id {shown(given)}"
+                )
+                images.faulty.add(ABSENT)
+            else:
+                findings.add(IMAGE_ID, position, name, f"id must be an integer, not {shown(given)}")
+                images.faulty.add(_hashable(given))
             continue
         if identity in seen:
             findings.add(IMAGE_TWICE, position, name, "the id is there twice", seen[identity])
@@ -472,7 +486,11 @@ def _tell_missing_files(
     if not missing:
         return
     other = folder.other_folder(missing[0][2])
-    hint = f"; it is in {other}: give --images {other}" if other is not None else ""
+    if other is not None:
+        hint = f"; it is in {other}: give --images {other}"
+    else:
+        found = folder.other_extension(missing[0][2])
+        hint = f"; {shown(found)} is there" if found is not None else ""
     if "\\" in missing[0][2]:
         hint += "; its name has backslashes: a Windows path"
     for number, (position, name, file_name, text) in enumerate(missing):
@@ -491,7 +509,7 @@ def _recorded_size(
         and 0 < height <= _LARGEST_SIDE
     ):
         return width, height
-    if width is None or height is None:
+    if is_absent(width) or is_absent(height):
         try:
             size = read_image_size(folder.path / file_name)
         except InputError as error:
@@ -520,14 +538,18 @@ def _recorded_size(
 def _different_sizes(
     images: ImageColumns, indices: Sequence[int], folder: Path, findings: Findings
 ) -> set[int]:
-    """Which images' files have another size than is recorded: opened, since annotations reach beyond that."""
+    """Which images' files have another size than is recorded, or are not there but for a Git LFS pointer."""
     different = set()
     for index in indices:
         recorded = images.widths[index], images.heights[index]
         try:
             size = read_image_size(folder / images.names[index], recorded)
-        except InputError:
-            continue  # told by what decodes it
+        except InputError as error:
+            # Others are told by what decodes them.
+            if "Git LFS pointer" in str(error):
+                different.add(index)
+                findings.add(LFS_POINTER, images.positions[index], f"image {images.ids[index]}", str(error))
+            continue
         if size != recorded:
             different.add(index)
             text = size_text(images.names[index], size, recorded)

@@ -15,6 +15,7 @@ from maskloss.data.entries import (
     RLE_IN_LIST,
     BadEntry,
     Segmentation,
+    is_absent,
     is_number,
     read_box,
     read_crowd,
@@ -226,17 +227,17 @@ class Columns:
             return
         given = item.get("id")
         identity = whole_number(given)
-        if given is not None:
+        if not is_absent(given):
             name = f"annotation {shown(given)}"
         image_id = item.get("image_id")
 
         def fault(kind: Kind, detail: str) -> None:
             self.faults.append(Fault(kind, position, name, detail, image_id))
 
-        if given is not None and identity is None:
+        if identity is None and not is_absent(given):
             fault(TEXT_ID, f"id must be an integer, not {shown(given)}")
             return
-        if given is None:
+        if identity is None:
             fault(MISSING_ID, "missing id; it is given one")
         crowd = read_crowd(item.get("iscrowd", 0))
         if crowd is None:
@@ -265,7 +266,7 @@ class Columns:
         row = len(self)
         numbers: list[int] = []
         floats = []
-        if isinstance(item.get("id"), float):
+        if identity is not None and isinstance(item["id"], float):
             floats.append("id")
         for key, odd in (("image_id", self.odd_image_ids), ("category_id", self.odd_category_ids)):
             number = whole_number(item.get(key))

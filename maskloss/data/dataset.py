@@ -23,8 +23,9 @@ class CocoDataset(Dataset[Sample | InputError]):
     """Images and targets of a COCO-format file.
 
     A target has boxes (G, 4) float32, xyxy in px, labels (G,) int64 from 1, masks and image_id; where an object of the
-    image has a box and no mask, also has_mask (G,) bool. Crowds are never positives. An image that cannot be read is returned as the `InputError`
-    instead of being raised, because a worker process would bury its message in a traceback.
+    image has a box and no mask, also has_mask (G,) bool. Crowds are never positives. An image that cannot be read is
+    returned as the `InputError` instead of being raised, because a worker process would bury its message in a
+    traceback.
 
     Args:
         data: the checked file.

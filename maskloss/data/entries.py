@@ -84,6 +84,11 @@ def is_number(value: Any) -> bool:
         return False
 
 
+def is_absent(value: Any) -> bool:
+    """Whether a field is null, or NaN, which pandas writes for it."""
+    return value is None or (isinstance(value, float) and math.isnan(value))
+
+
 def whole_number(value: Any) -> int | None:
     """Give an integer that fits 64 bits, also of a float such as 3.0, as pandas writes it; None for all else."""
     if isinstance(value, float) and value.is_integer():
@@ -95,7 +100,7 @@ def whole_number(value: Any) -> int | None:
 
 def read_crowd(value: Any) -> int | None:
     """Give 0 or 1 for what can mean but one of them; None for all else."""
-    if value is None or value == "":
+    if is_absent(value) or value == "":
         return 0
     if value in (0, 1):
         return int(value)
@@ -117,7 +122,7 @@ def read_segmentation(value: Any) -> Segmentation:
         BadEntry: it cannot.
     """
     result = Segmentation()
-    if value is None or value == {} or (isinstance(value, list) and not value):
+    if is_absent(value) or value == {} or (isinstance(value, list) and not value):
         return result
     if isinstance(value, dict):
         result.rle = _read_rle(value)

@@ -52,7 +52,7 @@ class ImageFolder:
         return None
 
     def elsewhere(self, name: str) -> str | None:
-        """Find the one file that a name can mean: without leading folders, in another case, or in a subfolder."""
+        """Find the one file that a name can mean without leading folders of it, or in another letter case."""
         for spelling in (name, *_spellings(name)):
             parts = [part for part in re.split(r"[/\\]", spelling) if part not in ("", ".", "..")]
             for first in range(len(parts)):
@@ -63,9 +63,6 @@ class ImageFolder:
                 found = self._by_lower_case.get("/".join(parts[first:]).casefold(), [])
                 if len(found) == 1:
                     return found[0]
-            found = self._by_base_name.get(parts[-1].casefold(), []) if parts else []
-            if len(found) == 1:
-                return found[0]
         return None
 
     def other_folder(self, name: str) -> Path | None:
@@ -96,8 +93,12 @@ class ImageFolder:
         return _grouped((name.casefold(), name) for name in self._files)
 
     @cached_property
-    def _by_base_name(self) -> dict[str, list[str]]:
-        return _grouped((name.rsplit("/", 1)[-1].casefold(), name) for name in self._files)
+    def _by_stem(self) -> dict[str, list[str]]:
+        return _grouped((os.path.splitext(name)[0], name) for name in self._files)
+
+    def other_extension(self, name: str) -> str | None:
+        """Find a file that has a name but for its extension, which may hold the same picture or its mask."""
+        return next(iter(self._by_stem.get(os.path.splitext(name)[0], [])), None)
 
 
 def stays_inside(name: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -183,7 +184,7 @@ def _repaired(
             coco.Content(document["images"], document["categories"], content), path, folder, None, findings
         )
         errors = [problem for problem in findings.problems(str(path)) if problem.error]
-        first = first or (errors[0].shortened(200) if errors else None)
+        first = first or next((p.shortened(200) for p in findings.problems(str(path))), None)
         fixes = _Fixes(document, folder, data, positions, crowds, boxes, log)
         log.count = 0
         fixes.apply(findings)
@@ -192,7 +193,6 @@ def _repaired(
             fixes.apply(findings)
         if not log.count:
             break
-        first = first or next((p.shortened(200) for p in findings.problems(str(path)) if p.error), None)
     problems = findings.problems(str(path))
     errors = [problem for problem in problems if problem.error]
     if not data.images or not data.num_objects:
@@ -200,7 +200,8 @@ def _repaired(
         if not errors or errors[0].kind in ("no_image", "no_categories"):
             raise InputError(f"{path}: no usable object is left after the repair{cause}"[:300])
     if errors:
-        raise InputError(errors[0].shortened(260) + " (`repair` cannot decide this)")
+        cannot = "" if "repair --" in errors[0].text else " (`repair` cannot decide this)"
+        raise InputError(errors[0].shortened(300 - len(cannot)) + cannot)
     data.warnings.extend(problem.text for problem in problems)
     return data
 
@@ -236,12 +237,14 @@ class _Fixes:
                 fix(kind, finding)
         if self.crowds == "objects":
             self._make_objects()
-        for finding in findings.of(rows_of.BOX_CONVENTION):
-            self._convert_boxes(finding)
+        for finding in findings.of(rows_of.FRACTIONS):
+            self._multiply(finding)
         if findings.of(rows_of.AREA_OF_BOX):
             self._replace_areas()
-        # Ids first: another round then knows which box belongs to which image.
+        # When all else is done, for each box to have its image, and all boxes at once.
         if self.boxes == "from-masks" and self.log.count == before:
+            for finding in findings.of(rows_of.BOX_CONVENTION):
+                self._convert_boxes(finding)
             self._take_boxes_from_masks()
         for section, left_out in self.left_out.items():
             key = {"category": "categories"}.get(section, f"{section}s")
@@ -262,6 +265,7 @@ class _Fixes:
             coco.CATEGORY_FLOAT: whole,
             coco.IMAGE_ENTRY: leave_out,
             coco.IMAGE_TWICE: self._untangle_images,
+            coco.IMAGE_NO_ID: leave_out,
             coco.IMAGE_ID: self._number_image,
             coco.IMAGE_FLOAT: whole,
             coco.FILE_NAME: leave_out,
@@ -414,10 +418,7 @@ class _Fixes:
             for p, other in enumerate(self.images)
             if isinstance(other, dict) and _same(other.get("id"), old)
         ]
-        if old is None:
-            # No annotation can refer to it, and it is not to train as background.
-            self._leave_out(kind, finding)
-        elif len(twins) > 1:
+        if len(twins) > 1:
             for position in twins:
                 self._leave_out(kind, Finding(position, finding.name, "the id is there twice"))
         else:
@@ -513,19 +514,29 @@ class _Fixes:
         """Keep the polygons that can be read, with numbers that are written as text; or the box alone."""
         _, item = self._entry(kind, finding)
         given = item["segmentation"]
-        polygons = []
+        if isinstance(given, str):
+            with contextlib.suppress(ValueError, RecursionError):
+                item["segmentation"] = given = json.loads(given)
+            if not isinstance(given, str):
+                self.log.add(
+                    kind, "segmentation written as a list, not as text", finding.name, finding.detail
+                )
+                return
+        polygons, lost = [], 0
         for polygon in given if isinstance(given, list) else []:
             try:
                 numbers = [float(v) if isinstance(v, str) else v for v in polygon]
                 segmentation = read_segmentation([numbers])
             except (ValueError, TypeError):
+                lost += 1
                 continue
             polygons += segmentation.polygons
         if not polygons:
             self._leave_mask_out(kind, finding)
             return
         item["segmentation"] = polygons
-        self.log.add(kind, "kept without the polygons that cannot be read", finding.name, finding.detail)
+        change = "kept without the polygons that cannot be read" if lost else "coordinates written as numbers"
+        self.log.add(kind, change, finding.name, finding.detail)
 
     def _leave_mask_out(self, kind: Kind, finding: Finding) -> None:
         position, item = self._entry(kind, finding)
@@ -585,6 +596,18 @@ class _Fixes:
                 item[key] = number
                 self.log.add(kind, f"{key} written as a number", finding.name, finding.detail)
                 return
+        named = [
+            other["id"]
+            for other in items
+            if key == "category_id"
+            and isinstance(other, dict)
+            and isinstance(text, str)
+            and other.get("name") == text
+        ]
+        if len(named) == 1:
+            item[key] = named[0]
+            self.log.add(kind, "category_id taken from the name", finding.name, finding.detail)
+            return
         self._leave_out(kind, finding)
 
     def _drop_degenerate(self, kind: Kind, finding: Finding) -> None:
@@ -662,11 +685,9 @@ class _Fixes:
         if self.boxes != "from-masks" or not finding.value:
             return
         for position, item in enumerate(self.annotations):
-            if (
-                not isinstance(item, dict)
-                or position in self.left_out["annotation"]
-                or self._box_of_mask(item)
-            ):
+            if not isinstance(item, dict) or position in self.left_out["annotation"]:
+                continue
+            if self._box_of_mask(item) is not None:
                 continue
             size, box = self.sizes.get(_key(item.get("image_id"))), read_box(item.get("bbox"))
             if size is None or box is None:
@@ -676,6 +697,29 @@ class _Fixes:
             item["bbox"] = [x1, y1, x2 - x1, y2 - y1]
             name = f"annotation {shown(item.get('id', position))}"
             self.log.add(rows_of.BOX_CONVENTION, f"box read as {finding.value}", name, "no mask")
+
+    def _multiply(self, finding: Finding) -> None:
+        """Turn fractions of the image into px: polygons, and boxes where all of them are fractions, too."""
+        items = [item for item in self.annotations if isinstance(item, dict)]
+        boxes = [box for box in (read_box(item.get("bbox")) for item in items) if box is not None]
+        boxes_too = all(-0.01 <= value <= 1.01 for box in boxes for value in box)
+        for item in items:
+            size = self.sizes.get(_key(item.get("image_id")))
+            if size is None:
+                continue
+            try:
+                polygons = read_segmentation(item.get("segmentation")).polygons
+            except BadEntry:
+                continue
+            if polygons:
+                item["segmentation"] = [
+                    [v * size[i % 2] for i, v in enumerate(polygon)] for polygon in polygons
+                ]
+            box = read_box(item.get("bbox"))
+            if boxes_too and box is not None:
+                item["bbox"] = [value * size[i % 2] for i, value in enumerate(box)]
+            name = f"annotation {shown(item.get('id'))}"
+            self.log.add(rows_of.FRACTIONS, "fractions multiplied by the image's size", name, finding.detail)
 
     def _take_boxes_from_masks(self) -> None:
         for position, item in enumerate(self.annotations):

@@ -133,7 +133,7 @@ def _from_encoded(
         low = boxes[:, :2] + 0.5
         boxes = torch.cat([low, low + (boxes[:, 2:] - boxes[:, :2]).clamp(min=1.0)], dim=1)
     targets = torch.empty((len(boxes), size, size), dtype=torch.float32)
-    for index in matched_idxs.unique().tolist():
+    for index in sorted(set(matched_idxs.tolist())):
         if not masks.has_mask(index):
             raise ValueError(f"instance {index} has no mask, so there are no mask targets of it")
     rle = torch.tensor([masks.is_rle(index) for index in matched_idxs.tolist()])
