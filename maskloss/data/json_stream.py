@@ -19,6 +19,11 @@ def decoded(content: bytes) -> str:
     return content.decode(json.detect_encoding(content), "surrogatepass")
 
 
+def without_trailing_commas(text: str) -> str:
+    """Remove commas before a closing bracket, which JSON has no place for, outside of strings."""
+    return re.sub(r'("(?:[^"\\]|\\.)*")|,(?=\s*[\]}])', lambda match: match[1] or "", text)
+
+
 def decode_object(text: str, streamed: Mapping[str, Callable[[], Callable[[Any], None]]]) -> Any:
     """Decode JSON as `json.loads` does, without ever holding a streamed list.
 

@@ -21,7 +21,7 @@ from maskloss.data.columns import Columns
 from maskloss.data.entries import BadEntry, box_of_mask, read_box, read_crowd, read_segmentation, whole_number
 from maskloss.data.findings import Finding, Findings, Kind, shown
 from maskloss.data.images import read_image_size
-from maskloss.data.json_stream import decoded
+from maskloss.data.json_stream import decoded, without_trailing_commas
 from maskloss.data.records import CocoData
 from maskloss.errors import InputError
 from maskloss.files import existing_folder, read_bytes, write_text
@@ -155,9 +155,8 @@ def _document(path: Path, log: _Log) -> dict[str, Any]:
     try:
         document = json.loads(text)
     except (ValueError, RecursionError) as error:
-        without = re.sub(r'("(?:[^"\\]|\\.)*")|,(?=\s*[\]}])', lambda match: match[1] or "", text)
         try:
-            document = json.loads(without)
+            document = json.loads(without_trailing_commas(text))
         except (ValueError, RecursionError):
             raise InputError(
                 f"{path}: not valid JSON, broken or truncated: {error}; it cannot be repaired"
