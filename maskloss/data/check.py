@@ -20,6 +20,7 @@ from maskloss.data.coco import (
     decode_file,
     read_content,
     size_text,
+    unreadable_text,
 )
 from maskloss.data.findings import Findings, Kind, Problem, shown
 from maskloss.data.images import read_image, read_image_size
@@ -96,10 +97,10 @@ def check_images(data: CocoData, findings: Findings, *, progress: bool = False) 
                     text = "is turned as its EXIF orientation says, which its size cannot confirm"
                     findings.add(TURNED, index, name, f"{image.file_name[:80]} {text}")
         except InputError as error:
-            _tell_unreadable(image, path, str(error), findings)
+            _tell_unreadable(image, path, error, findings)
 
 
-def _tell_unreadable(image: ImageRecord, path: Path, error: str, findings: Findings) -> None:
+def _tell_unreadable(image: ImageRecord, path: Path, error: InputError, findings: Findings) -> None:
     name, recorded = f"image {image.id}", (image.width, image.height)
     try:
         size = read_image_size(path, recorded)
@@ -108,8 +109,8 @@ def _tell_unreadable(image: ImageRecord, path: Path, error: str, findings: Findi
     if size != recorded:
         findings.add(SIZE_DIFFERS, -1, name, size_text(image.file_name, size, recorded), (image.id, size))
         return
-    kind = LFS_POINTER if "Git LFS pointer" in error else UNREADABLE_IMAGE
-    findings.add(kind, -1, name, error, image.id)
+    kind = LFS_POINTER if "Git LFS pointer" in str(error) else UNREADABLE_IMAGE
+    findings.add(kind, -1, name, unreadable_text(image.file_name, error), image.id)
 
 
 def _is_turned_unseen(path: Path) -> bool:

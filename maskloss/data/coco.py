@@ -7,7 +7,9 @@ command that takes it. `read_coco` refuses a file with the first cause; `find_pr
 
 from __future__ import annotations
 
+import contextlib
 import gc
+import json
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -20,7 +22,7 @@ from maskloss.data.entries import is_absent, whole_number
 from maskloss.data.file_names import ImageFolder, is_absolute, stays_inside
 from maskloss.data.findings import Findings, Kind, Problem, shown
 from maskloss.data.images import read_image_size
-from maskloss.data.json_stream import decode_object, decoded
+from maskloss.data.json_stream import decode_object, decoded, without_trailing_commas
 from maskloss.data.records import (
     Annotation,
     Category,
@@ -227,9 +229,8 @@ def decode_file(path: Path, findings: Findings) -> Content | None:
         findings.add(NOT_JSON, -1, "", undecodable(error))
         return None
     except (ValueError, RecursionError) as error:
-        findings.add(
-            NOT_JSON, -1, "", f"not valid JSON, broken or truncated: {error}{_likely_cause(beginning)}"
-        )
+        cause = _likely_cause(beginning, text)
+        findings.add(NOT_JSON, -1, "", f"not valid JSON, broken or truncated: {str(error)[:200]}{cause}")
         return None
     finally:
         if collecting:
@@ -254,13 +255,16 @@ def undecodable(error: UnicodeDecodeError) -> str:
     return f"not valid JSON, broken or truncated: {error}"
 
 
-def _likely_cause(beginning: bytes) -> str:
+def _likely_cause(beginning: bytes, text: str) -> str:
     if beginning.startswith(b"version https://git-lfs"):
         return "; it is a Git LFS pointer: run `git lfs pull`"
     if beginning.startswith((b"\x1f\x8b", b"PK\x03\x04")):
         return "; it is compressed: unpack it"
     if beginning.lstrip().startswith(b"<"):
         return "; it is XML or HTML"
+    with contextlib.suppress(ValueError, RecursionError):
+        json.loads(without_trailing_commas(text))
+        return "; `maskloss repair` removes trailing commas"
     return ""
 
 
@@ -514,7 +518,7 @@ def _recorded_size(
             size = read_image_size(folder.path / file_name)
         except InputError as error:
             kind = LFS_POINTER if "Git LFS pointer" in str(error) else UNREADABLE_IMAGE
-            findings.add(kind, position, name, str(error))
+            findings.add(kind, position, name, unreadable_text(file_name, error))
             return None
         findings.add(
             MISSING_SIZE,
@@ -548,13 +552,24 @@ def _different_sizes(
             # Others are told by what decodes them.
             if "Git LFS pointer" in str(error):
                 different.add(index)
-                findings.add(LFS_POINTER, images.positions[index], f"image {images.ids[index]}", str(error))
+                findings.add(
+                    LFS_POINTER,
+                    images.positions[index],
+                    f"image {images.ids[index]}",
+                    unreadable_text(images.names[index], error),
+                )
             continue
         if size != recorded:
             different.add(index)
             text = size_text(images.names[index], size, recorded)
             findings.add(SIZE_DIFFERS, images.positions[index], f"image {images.ids[index]}", text, size)
     return different
+
+
+def unreadable_text(file_name: str, error: InputError) -> str:
+    """Say why an image cannot be read, with the name that the file has in the annotations."""
+    _, found, reason = str(error).partition(": not a readable image")
+    return f"{file_name[:80]}: not a readable image{reason}" if found else str(error)
 
 
 def size_text(file_name: str, size: tuple[int, int], recorded: tuple[int, int]) -> str:

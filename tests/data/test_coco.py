@@ -316,8 +316,8 @@ def test_errors_of_a_kind_are_one_with_their_number_and_three_examples(tmp_path:
     assert [problem.text for problem in problems if problem.error] == [
         f"{annotations}: 1136 annotations of categories that are not in the file: annotation 0: category_id 99 is not "
         "in the file (image 10, a.png); annotation 1: category_id 99 is not in the file (image 10, a.png); "
-        "annotation 2: category_id 99 is not in the file (image 10, a.png); ...; `maskloss repair` takes texts that spell an "
-        "id or a name, and leaves out the others"
+        "annotation 2: category_id 99 is not in the file (image 10, a.png); ...; `maskloss repair` takes texts that "
+        "spell an id or a name, and leaves out the others"
     ]
     assert len(problems[0].examples) == 1136
 
@@ -791,7 +791,7 @@ def test_check_finds_an_unreadable_image(tmp_path: Path) -> None:
     _, problems = check_data(images, annotations)
     errors = [problem.text for problem in problems if problem.error]
     assert len(errors) == 1
-    assert errors[0].startswith(f"{annotations}: image 10: {images / 'a.png'}: not a readable image")
+    assert errors[0].startswith(f"{annotations}: image 10: a.png: not a readable image")
 
 
 def test_check_names_a_git_lfs_pointer(tmp_path: Path) -> None:
