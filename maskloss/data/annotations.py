@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from maskloss.data.columns import ABSENT, AREA_GIVEN, AREA_ODD, Columns, ImageColumns
+from maskloss.data.columns import ABSENT, AREA_GIVEN, AREA_ODD, Columns, ImageColumns, integers
 from maskloss.data.entries import RLE_SIZE
 from maskloss.data.findings import Findings, Kind, shown
 from maskloss.data.records import NO_MASK, POLYGONS, RLE, BoolArray, Records, Texts
@@ -185,7 +185,12 @@ def check_annotations(
     _number(table)
     _tell_crowds(table)
     rows = np.nonzero(table.kept)[0]
-    for row in rows[(table.form[rows] == NO_MASK) & ~table.crowds[rows]]:
+    without = rows[(table.form[rows] == NO_MASK) & ~table.crowds[rows]]
+    if len(without) and len(without) == (~table.crowds[rows]).sum():
+        text = f"none of the {len(without)} objects has a mask: the boxes are trained, and no mask"
+        table.findings.add(BOX_ONLY, -1, "", text)
+        without = without[:0]
+    for row in without:
         table.tell(BOX_ONLY, int(row), "has a box and no mask; it trains the boxes and no mask")
     rows = rows[np.argsort(table.image[rows], kind="stable")]
     counts = np.bincount(table.image[rows], minlength=len(images.ids))
@@ -194,7 +199,7 @@ def check_annotations(
         **images.arrays(),
         first=np.concatenate([[0], counts.cumsum()]).astype(np.int64),
         ids=table.ids[rows],
-        category_ids=np.array(columns.category_ids, dtype=np.int64)[rows],
+        category_ids=_with_large(columns.category_ids, columns.odd_category_ids)[rows],
         boxes=boxes[rows],
         crowds=table.crowds[rows],
         areas=areas[rows],
@@ -218,7 +223,7 @@ def _table(columns: Columns, images: ImageColumns, findings: Findings) -> _Table
     return _Table(
         columns=columns,
         positions=np.array(columns.positions, dtype=np.int64),
-        ids=np.array(columns.ids, dtype=np.int64),
+        ids=_with_large(columns.ids, columns.odd_ids),
         image=np.full(rows, -1),
         form=form,
         crowds=np.array(columns.crowds, dtype=bool),
@@ -239,20 +244,35 @@ def _table(columns: Columns, images: ImageColumns, findings: Findings) -> _Table
     )
 
 
+def _with_large(column: Any, odd: dict[int, Any]) -> IntArray:
+    """A column of ids with those of more than 64 bits in their places."""
+    large = {
+        row: value for row, value in odd.items() if isinstance(value, int) and not isinstance(value, bool)
+    }
+    if not large:
+        return np.array(column, dtype=np.int64)
+    ids = np.array(column, dtype=object)
+    for row, value in large.items():
+        ids[row] = value
+    return ids
+
+
 def _match_images(table: _Table, faulty_ids: set[Any]) -> None:
-    known = np.array(table.images.ids, dtype=np.int64)
-    wanted = np.array(table.columns.image_ids, dtype=np.int64)
+    known = integers(table.images.ids)
+    wanted = np.array(table.columns.image_ids, dtype=known.dtype)
     odd = table.columns.odd_image_ids
     found = np.full(len(wanted), -1)
     if len(known):
         order = np.argsort(known)
         place = np.minimum(np.searchsorted(known[order], wanted), len(known) - 1)
         found = np.where(known[order][place] == wanted, order[place], -1)
-    found[list(odd)] = -1
+    index = {identity: number for number, identity in enumerate(table.images.ids)} if odd else {}
+    for row, value in odd.items():
+        found[row] = index.get(value, -1) if isinstance(value, int) else -1
     table.image[:] = found
     table.kept &= found >= 0
     for row in np.nonzero(found < 0)[0].tolist():
-        value = odd.get(row, int(wanted[row]))
+        value = odd[row] if row in odd else int(wanted[row])
         if value is ABSENT:
             if ABSENT not in faulty_ids:
                 table.findings.add(
@@ -269,8 +289,9 @@ def _match_images(table: _Table, faulty_ids: set[Any]) -> None:
 
 def _match_categories(table: _Table, categories: set[int], faulty: set[Any] | None) -> None:
     wanted = np.array(table.columns.category_ids, dtype=np.int64)
-    good = np.isin(wanted, np.array(sorted(categories), dtype=np.int64))
-    good[list(table.columns.odd_category_ids)] = False
+    good = np.isin(wanted, integers(sorted(categories)))
+    for row, value in table.columns.odd_category_ids.items():
+        good[row] = isinstance(value, int) and value in categories
     for row in np.nonzero(table.kept & ~good)[0].tolist():
         value = table.columns.odd_category_ids.get(row, int(wanted[row]))
         if value is ABSENT and faulty is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from array import array
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,6 +25,7 @@ from maskloss.data.entries import (
 )
 from maskloss.data.findings import Kind, shown
 from maskloss.data.records import NO_MASK, POLYGONS, RLE, Texts
+from maskloss.masks.encoded import IntArray
 
 FLOAT_ID = Kind(
     "float_id", "annotation", False, "ids that are whole floats, such as 1.0, are read as integers"
@@ -87,7 +89,7 @@ class ImageColumns:
     def arrays(self) -> dict[str, Any]:
         """The images' part of `Records`."""
         return {
-            "image_ids": np.array(self.ids, dtype=np.int64),
+            "image_ids": integers(self.ids),
             "widths": np.array(self.widths, dtype=np.int64),
             "heights": np.array(self.heights, dtype=np.int64),
             "file_names": Texts.of([name.encode("utf-8", "surrogatepass") for name in self.names]),
@@ -110,8 +112,9 @@ class Columns:
 
     Attributes:
         faults: what is odd about single ones.
-        odd_image_ids: by row, where it is no integer.
-        odd_category_ids: by row, where it is no integer.
+        odd_ids: by row, where it is an integer of more than 64 bits.
+        odd_image_ids: by row, where it is no integer, or one of more than 64 bits.
+        odd_category_ids: by row, where it is no integer, or one of more than 64 bits.
         odd_boxes: by row, as the file has it, where it is not four finite numbers.
         odd_areas: by row, as the file has it, where it is no number.
         degenerate: polygons of fewer than three points, by row.
@@ -134,6 +137,7 @@ class Columns:
         self.rles: list[bytes] = []
         self.rle_sizes = array("q")  # height, width of each
         self.faults: list[Fault] = []
+        self.odd_ids: dict[int, int] = {}
         self.odd_image_ids: dict[int, Any] = {}
         self.odd_category_ids: dict[int, Any] = {}
         self.odd_boxes: dict[int, Any] = {}
@@ -274,7 +278,11 @@ class Columns:
                 odd[row] = item.get(key, ABSENT)
             elif isinstance(item[key], float):
                 floats.append(key)
+            if number is not None and not _fits(number):
+                odd[row], number = number, 0
             numbers.append(number or 0)
+        if identity is not None and not _fits(identity):
+            self.odd_ids[row] = identity
         if floats:
             fault(FLOAT_ID, f"{', '.join(floats)} {shown(item[floats[0]])} is read as an integer")
         box = read_box(item.get("bbox"))
@@ -298,8 +306,17 @@ class Columns:
             if segmentation.degenerate:
                 self.degenerate[row] = segmentation.degenerate
         self._add_row(
-            position, identity or 0, numbers[0], numbers[1], box or itertools.repeat(_NAN, 4), crowd,
-            float(area) if usable else _NAN, form, parts,
+            position, 0 if row in self.odd_ids else identity or 0, numbers[0], numbers[1],
+            box or itertools.repeat(_NAN, 4), crowd, float(area) if usable else _NAN, form, parts,
         )  # fmt: skip
         self.has_id.append(identity is not None)
         self.area_states.append(AREA_GIVEN if usable else AREA_MISSING if area is None else AREA_ODD)
+
+
+def _fits(number: int) -> bool:
+    return -(2**63) <= number < 2**63
+
+
+def integers(numbers: Sequence[int]) -> IntArray:
+    """Make an array of integers: int64, or Python's own where one has more bits."""
+    return np.array(numbers, dtype=np.int64 if all(map(_fits, numbers)) else object)

@@ -41,6 +41,10 @@ RLE_SIZE = Kind(
 )
 
 
+#: Hashes of 64 bits and UUIDs of 128 are ids.
+_LARGEST_ID = 2**128
+
+
 class BadEntry(ValueError):
     """A field that cannot be read.
 
@@ -90,10 +94,10 @@ def is_absent(value: Any) -> bool:
 
 
 def whole_number(value: Any) -> int | None:
-    """Give an integer that fits 64 bits, also of a float such as 3.0, as pandas writes it; None for all else."""
+    """Give an integer of an id's size, also of a float such as 3.0, as pandas writes it; None for all else."""
     if isinstance(value, float) and value.is_integer():
         value = int(value)
-    if isinstance(value, int) and not isinstance(value, bool) and -(2**63) <= value < 2**63:
+    if isinstance(value, int) and not isinstance(value, bool) and abs(value) < _LARGEST_ID:
         return value
     return None
 
