@@ -246,9 +246,7 @@ def _table(columns: Columns, images: ImageColumns, findings: Findings) -> _Table
 
 def _with_large(column: Any, odd: dict[int, Any]) -> IntArray:
     """A column of ids with those of more than 64 bits in their places."""
-    large = {
-        row: value for row, value in odd.items() if isinstance(value, int) and not isinstance(value, bool)
-    }
+    large = {row: value for row, value in odd.items() if type(value) is int}
     if not large:
         return np.array(column, dtype=np.int64)
     ids = np.array(column, dtype=object)
@@ -268,7 +266,7 @@ def _match_images(table: _Table, faulty_ids: set[Any]) -> None:
         found = np.where(known[order][place] == wanted, order[place], -1)
     index = {identity: number for number, identity in enumerate(table.images.ids)} if odd else {}
     for row, value in odd.items():
-        found[row] = index.get(value, -1) if isinstance(value, int) else -1
+        found[row] = index.get(value, -1) if type(value) is int else -1
     table.image[:] = found
     table.kept &= found >= 0
     for row in np.nonzero(found < 0)[0].tolist():
@@ -291,7 +289,7 @@ def _match_categories(table: _Table, categories: set[int], faulty: set[Any] | No
     wanted = np.array(table.columns.category_ids, dtype=np.int64)
     good = np.isin(wanted, integers(sorted(categories)))
     for row, value in table.columns.odd_category_ids.items():
-        good[row] = isinstance(value, int) and value in categories
+        good[row] = type(value) is int and value in categories
     for row in np.nonzero(table.kept & ~good)[0].tolist():
         value = table.columns.odd_category_ids.get(row, int(wanted[row]))
         if value is ABSENT and faulty is not None:

@@ -881,3 +881,15 @@ def test_ids_of_more_than_64_bits_are_read(tmp_path: Path) -> None:
     assert [image.id for image in data.images] == [2**100, 20]
     assert [annotation.id for annotation in data.images[0].annotations] == [2**70, 102, 103]
     assert CocoDataset(data)[0][1]["labels"].tolist() == [2, 1]
+
+
+@pytest.mark.parametrize("field", ["image_id", "category_id"])
+def test_true_is_not_the_id_1(tmp_path: Path, field: str) -> None:
+    def change(document: dict[str, Any]) -> None:
+        for entry in (document["images"][0], document["categories"][0]):
+            entry["id"] = 1
+        for annotation in document["annotations"]:
+            annotation.update(image_id=1, category_id=1)
+        document["annotations"][0][field] = True
+
+    assert f"annotation 101: {field} True is n" in refusal(tmp_path, change)
