@@ -25,7 +25,7 @@ from maskloss.cli import main
 from tests.data.coco_files import write_coco
 from tests.training.small_runs import STATISTICS, TERMS, files, history, largest_file, narrow_models
 
-COMMANDS = ("demo", "shapes", "check", "subset", "train", "evaluate", "predict", "ablate")
+COMMANDS = ("demo", "shapes", "check", "repair", "subset", "train", "evaluate", "predict", "ablate")
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -143,6 +143,36 @@ def test_check_of_bad_data_lists_every_problem_and_ends_with_1(
     assert out[2].startswith(f"warning: {annotations}: 1 of 1 annotations")
     assert out[-1] == "1 errors, 2 warnings"
     assert captured.err == ""
+
+
+def test_check_all_lists_every_case(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def change(document: dict[str, Any]) -> None:
+        first = document["annotations"][0]
+        document["annotations"] += [{**first, "id": 200 + i, "category_id": 99} for i in range(5)]
+
+    images, annotations = write_coco(tmp_path, change)
+    for option, listed in ((), 3), (("--all",), 5):
+        with pytest.raises(SystemExit):
+            run("check", "--images", images, "--annotations", annotations, *option)
+        out = capsys.readouterr().out
+        assert sum(f"annotation {200 + i}: category_id 99" in out for i in range(5)) == listed
+
+
+def test_repair_says_what_it_did_and_check_passes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    images, annotations = write_coco(tmp_path, lambda d: d["annotations"][1].update(category_id=99))
+    source = ["--images", images, "--annotations", annotations]
+    run("repair", *source, "--output", tmp_path / "fixed.json", "--boxes", "from-masks", "--crowds", "keep")
+    out = capsys.readouterr().out.splitlines()
+    assert out[0] == (
+        "1 annotation: left out (annotation 102: category_id 99 is not in the file (image 10, a.png))"
+    )
+    assert out[-1] == str(tmp_path / "fixed.json")
+    run("check", "--images", images, "--annotations", tmp_path / "fixed.json")
+    assert capsys.readouterr().out.splitlines()[-1].startswith("0 errors, ")
+    with pytest.raises(SystemExit) as caught:
+        run("repair", *source, "--output", tmp_path / "fixed.json")
+    assert caught.value.code == 2
+    assert "fixed.json: is there already; name another --output" in capsys.readouterr().err
 
 
 def test_check_of_a_file_that_is_not_coco_ends_with_1(

@@ -150,6 +150,8 @@ class _Table:
         ]
 
 
+# Files hold numbers of any size, and NaN stands for what is missing.
+@np.errstate(invalid="ignore", over="ignore")
 def check_annotations(
     columns: Columns,
     images: ImageColumns,
@@ -322,8 +324,7 @@ def _measure_polygons(table: _Table) -> None:
         table.kept[row] = False
     # A figure of eight has a signed area of zero, and covers something.
     extent = (high - low).prod(axis=1)
-    with np.errstate(invalid="ignore"):
-        small = finite & table.kept[owner] & (area <= 1e-6 * extent + NO_AREA)
+    small = finite & table.kept[owner] & (area <= 1e-6 * extent + NO_AREA)
     good = np.ones(len(owner), dtype=bool)
     for part in np.nonzero(small)[0]:
         first, count = table.point_first[part], table.point_count[part]
@@ -375,19 +376,18 @@ def _polygon_extents(
     """Find each polygon's least and largest x and y, (P, 2), and its area by the shoelace formula, (P,)."""
     low, high, area = np.empty((len(first), 2)), np.empty((len(first), 2)), np.empty(len(first))
     chunk = 50_000
-    with np.errstate(invalid="ignore", over="ignore"):
-        for start in range(0, len(first), chunk):
-            part = slice(start, min(start + chunk, len(first)))
-            begin, end = first[part][0], first[part][-1] + count[part][-1]
-            points = coordinates[begin:end].reshape(-1, 2)
-            heads, lengths = (first[part] - begin) // 2, count[part] // 2
-            low[part] = np.minimum.reduceat(points, heads)
-            high[part] = np.maximum.reduceat(points, heads)
-            # Relative to its first point, for the sum to keep its digits.
-            x, y = (points - np.repeat(points[heads], lengths, axis=0)).T
-            following = np.arange(1, len(points) + 1)
-            following[heads + lengths - 1] = heads
-            area[part] = np.abs(np.add.reduceat(x * y[following] - x[following] * y, heads)) / 2
+    for start in range(0, len(first), chunk):
+        part = slice(start, min(start + chunk, len(first)))
+        begin, end = first[part][0], first[part][-1] + count[part][-1]
+        points = coordinates[begin:end].reshape(-1, 2)
+        heads, lengths = (first[part] - begin) // 2, count[part] // 2
+        low[part] = np.minimum.reduceat(points, heads)
+        high[part] = np.maximum.reduceat(points, heads)
+        # Relative to its first point, for the sum to keep its digits.
+        x, y = (points - np.repeat(points[heads], lengths, axis=0)).T
+        following = np.arange(1, len(points) + 1)
+        following[heads + lengths - 1] = heads
+        area[part] = np.abs(np.add.reduceat(x * y[following] - x[following] * y, heads)) / 2
     return low, high, area
 
 
@@ -423,18 +423,14 @@ def _sizes(table: _Table) -> FloatArray:
 
 def _beyond(corners: FloatArray, sizes: FloatArray) -> FloatArray:
     """How far xyxy reach beyond the image, in px, (R,)."""
-    with np.errstate(invalid="ignore"):
-        return np.maximum(-corners[:, :2], corners[:, 2:] - sizes).max(axis=1, initial=-np.inf)
+    return np.maximum(-corners[:, :2], corners[:, 2:] - sizes).max(axis=1, initial=-np.inf)
 
 
 def _check_sizes(table: _Table, different_sizes: Callable[[Iterable[int]], set[int]]) -> None:
     """Ask whether images have their recorded size where annotations reach beyond it: then that is the cause."""
     sizes = _sizes(table)
     corners = np.concatenate([table.boxes[:, :2], table.boxes[:, :2] + table.boxes[:, 2:]], axis=1)
-    with np.errstate(invalid="ignore"):
-        beyond = (_beyond(table.extents, sizes) > BORDER_TOLERANCE) | (
-            _beyond(corners, sizes) > BORDER_TOLERANCE
-        )
+    beyond = (_beyond(table.extents, sizes) > BORDER_TOLERANCE) | (_beyond(corners, sizes) > BORDER_TOLERANCE)
     positions = {f.position for f in table.findings.of(OUTSIDE) + table.findings.of(RLE_SIZE)}
     beyond = (beyond & table.kept) | np.isin(table.positions, sorted(positions))
     different = different_sizes(np.unique(table.image[beyond & (table.image >= 0)]).tolist())
@@ -479,8 +475,7 @@ def _check_fractions(table: _Table) -> None:
     boxed = table.kept & (table.form == NO_MASK)
     large = _sizes(table).min(axis=1) >= 8
     for rows, extents, what in ((drawn, table.extents, "polygons"), (boxed, table.boxes, "boxes")):
-        with np.errstate(invalid="ignore"):
-            small = (extents >= -0.01).all(axis=1) & (extents <= 1.01).all(axis=1) & large
+        small = (extents >= -0.01).all(axis=1) & (extents <= 1.01).all(axis=1) & large
         if rows.any() and small[rows].all() and (what == "polygons" or not drawn.any()):
             count = int(rows.sum())
             text = (
@@ -494,8 +489,7 @@ def _check_masks_inside(table: _Table) -> None:
     """Warn of masks that reach beyond the border, and refuse those with next to nothing inside."""
     sizes = _sizes(table)
     beyond = _beyond(table.extents, sizes)
-    with np.errstate(invalid="ignore"):
-        rows = np.nonzero(table.kept & (table.form == POLYGONS) & (beyond > 0))[0]
+    rows = np.nonzero(table.kept & (table.form == POLYGONS) & (beyond > 0))[0]
     for row in rows.tolist():
         width, height = table.size(row)
         x1, y1, x2, y2 = table.extents[row]
@@ -527,9 +521,8 @@ def _check_boxes(table: _Table) -> FloatArray:
     sizes = _sizes(table)
     boxes = table.boxes
     has_mask = table.form != NO_MASK
-    with np.errstate(invalid="ignore", over="ignore"):
-        corners = np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)
-        readable = (np.abs(corners) < 1e9).all(axis=1)
+    corners = np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)
+    readable = (np.abs(corners) < 1e9).all(axis=1)
     extents = np.concatenate(
         [np.maximum(table.extents[:, :2], 0), np.minimum(table.extents[:, 2:], sizes)], axis=1
     )
@@ -549,8 +542,7 @@ def _check_boxes(table: _Table) -> FloatArray:
         np.nonzero(table.kept & ~readable & ~has_mask)[0],
         lambda row: f"bbox must be four finite numbers x, y, width, height, not {given(row)}",
     )
-    with np.errstate(invalid="ignore"):
-        flat = (boxes[:, 2] <= 0) | (boxes[:, 3] <= 0)
+    flat = (boxes[:, 2] <= 0) | (boxes[:, 3] <= 0)
     comparable = table.kept & readable & has_mask & ~table.crowds & ~flat
     convention = suspected_convention(boxes[comparable], table.extents[comparable], sizes[comparable])
     without = table.kept & readable & ~has_mask & ~flat
@@ -580,11 +572,10 @@ def _check_boxes(table: _Table) -> FloatArray:
     )
     beyond = _beyond(corners, sizes)
     clipped = np.concatenate([np.clip(corners[:, :2], 0, None), np.minimum(corners[:, 2:], sizes)], axis=1)
-    with np.errstate(invalid="ignore"):
-        nothing = (clipped[:, 2:] <= clipped[:, :2]).any(axis=1)
-        # Targets are float32.
-        single = clipped.astype(np.float32)
-        thin = (single[:, 2:] <= single[:, :2]).any(axis=1)
+    nothing = (clipped[:, 2:] <= clipped[:, :2]).any(axis=1)
+    # Targets are float32.
+    single = clipped.astype(np.float32)
+    thin = (single[:, 2:] <= single[:, :2]).any(axis=1)
     table.drop(
         BOX_OUTSIDE,
         np.nonzero(checked & table.kept & nothing)[0],
@@ -599,8 +590,7 @@ def _check_boxes(table: _Table) -> FloatArray:
             f"bbox {given(row)} has a side that is too small to be told from 0; the annotation is left out"
         ),
     )
-    with np.errstate(invalid="ignore"):
-        reaching = np.nonzero(checked & table.kept & (beyond > BORDER_TOLERANCE))[0]
+    reaching = np.nonzero(checked & table.kept & (beyond > BORDER_TOLERANCE))[0]
     for row in reaching.tolist():
         table.tell(
             CLIPPED_BOX,
@@ -705,8 +695,7 @@ def _check_areas(table: _Table) -> FloatArray:
     areas = np.array(table.columns.areas, dtype=np.float64)
     state = np.array(table.columns.area_states, dtype=np.uint8)
     has_mask = table.form != NO_MASK
-    with np.errstate(invalid="ignore"):
-        usable = (state == AREA_GIVEN) & (areas > 0) & (areas <= _LARGEST_AREA)
+    usable = (state == AREA_GIVEN) & (areas > 0) & (areas <= _LARGEST_AREA)
     odd = table.kept & ~usable & ((state == AREA_GIVEN) | (state == AREA_ODD))
     # Tools write 0 where there is no mask to measure.
     odd &= has_mask | (areas != 0)
@@ -715,16 +704,15 @@ def _check_areas(table: _Table) -> FloatArray:
         instead = "mask" if has_mask[row] else "box"
         table.tell(ODD_AREA, row, f"area {shown(value)} is replaced by the {instead}'s")
     areas[~usable] = np.nan
-    with np.errstate(invalid="ignore"):
-        box_areas = table.boxes[:, 2] * table.boxes[:, 3]
-        telling = (
-            table.kept
-            & usable
-            & has_mask
-            & ~table.crowds
-            & (np.abs(table.shoelace - box_areas) > 0.1 * box_areas)
-        )
-        of_box = telling & (np.abs(areas - box_areas) <= 0.01 * box_areas)
+    box_areas = table.boxes[:, 2] * table.boxes[:, 3]
+    telling = (
+        table.kept
+        & usable
+        & has_mask
+        & ~table.crowds
+        & (np.abs(table.shoelace - box_areas) > 0.1 * box_areas)
+    )
+    of_box = telling & (np.abs(areas - box_areas) <= 0.01 * box_areas)
     if of_box.sum() and of_box.sum() >= 0.9 * telling.sum():
         table.findings.add(
             AREA_OF_BOX,

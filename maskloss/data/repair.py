@@ -9,6 +9,7 @@ import re
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -227,9 +228,13 @@ class _Fixes:
         self.left_out: dict[str, set[int]] = {"image": set(), "annotation": set(), "category": set()}
         self.sizes = {image.id: (image.width, image.height) for image in data.images}
         self.by_image: dict[Any, list[int]] = {}
+        self._items = {"image": self.images, "annotation": self.annotations, "category": self.categories}
+        self._referring: dict[str, dict[Any, list[Any]]] = {}
+        self.findings = Findings()
 
     def apply(self, findings: Findings) -> None:
         """Repair each kind that can be."""
+        self.findings = findings
         before = self.log.count
         for kind, fix in self._fixes().items():
             for finding in findings.of(kind):
@@ -307,14 +312,17 @@ class _Fixes:
     # What all sections have.
 
     def _entry(self, kind: Kind, finding: Finding) -> tuple[int, Any]:
-        items = {"image": self.images, "annotation": self.annotations, "category": self.categories}[
-            kind.section
-        ]
+        items = self._items[kind.section]
         position = finding.position
         if position < 0:  # an image that was only found to be unreadable when it was decoded
-            identity = finding.value[0] if isinstance(finding.value, tuple) else finding.value
-            position = next(p for p, i in enumerate(items) if isinstance(i, dict) and i.get("id") == identity)
+            position = self._image_positions[
+                finding.value[0] if isinstance(finding.value, tuple) else finding.value
+            ]
         return position, items[position]
+
+    @cached_property
+    def _image_positions(self) -> dict[Any, int]:
+        return {_key(item.get("id")): p for p, item in enumerate(self.images) if isinstance(item, dict)}
 
     def _leave_out(self, kind: Kind, finding: Finding) -> None:
         position, item = self._entry(kind, finding)
@@ -344,15 +352,43 @@ class _Fixes:
                 item[key] = number
         self.log.add(kind, "whole floats written as integers", finding.name, finding.detail)
 
-    def _free_id(self, items: list[Any], wanted: Any = None) -> int:
-        """The number that a text spells, where that is free, or the next one after the highest."""
-        taken = {whole_number(item.get("id")) for item in items if isinstance(item, dict)} - {None}
+    def _free_id(self, section: str, wanted: Any) -> int:
+        """Return the number that a text spells, where that is free, or the next one after the highest."""
+        taken = self._taken[section]
         if isinstance(wanted, str) and re.fullmatch(r"\d{1,15}", wanted) and int(wanted) not in taken:
-            return int(wanted)
+            number = int(wanted)
+        else:
+            self._highest[section] += 1
+            number = self._highest[section]
+        taken.add(number)
+        return number
+
+    @cached_property
+    def _taken(self) -> dict[str, set[int | None]]:
+        return {
+            section: {whole_number(item.get("id")) for item in items if isinstance(item, dict)}
+            for section, items in self._items.items()
+        }
+
+    @cached_property
+    def _highest(self) -> dict[str, int]:
         # Texts that spell numbers are to find theirs free.
-        spelled = {int(i) for i in (_spelled(item) for item in items) if i is not None}
-        usual = {number for number in taken | spelled if number is not None and number < 2**53}
-        return max(usual, default=0) + 1
+        highest = {}
+        for section, items in self._items.items():
+            spelled = {int(item["id"]) for item in items if _spells_a_number(item)}
+            usual = {n for n in self._taken[section] | spelled if n is not None and n < 2**53}
+            highest[section] = max(usual, default=0)
+        return highest
+
+    def _references(self, key: str) -> dict[Any, list[Any]]:
+        """The annotations by what their image_id or category_id is as it stands."""
+        if key not in self._referring:
+            referring: dict[Any, list[Any]] = {}
+            self._referring[key] = referring
+            for item in self.annotations:
+                if isinstance(item, dict):
+                    referring.setdefault(_exact(item.get(key)), []).append(item)
+        return self._referring[key]
 
     # Categories.
 
@@ -390,7 +426,7 @@ class _Fixes:
 
     def _number_category(self, kind: Kind, finding: Finding) -> None:
         _, item = self._entry(kind, finding)
-        self._renumber(kind, finding, item, self.categories, "category_id")
+        self._renumber(kind, finding, item, "category_id")
 
     def _name_category(self, kind: Kind, finding: Finding) -> None:
         _, item = self._entry(kind, finding)
@@ -399,29 +435,25 @@ class _Fixes:
 
     # Images.
 
-    def _renumber(self, kind: Kind, finding: Finding, item: Any, items: list[Any], reference: str) -> None:
+    def _renumber(self, kind: Kind, finding: Finding, item: Any, reference: str) -> None:
         old = item.get("id")
-        item["id"] = new = self._free_id(items, old)
+        item["id"] = new = self._free_id(kind.section, old)
         self.log.add(kind, "given a new id", finding.name, f"{shown(old)} is now {new}")
-        if old is None:
-            return
-        for annotation in self.annotations:
-            if isinstance(annotation, dict) and _same(annotation.get(reference), old):
+        if old is not None:
+            for annotation in self._references(reference).get(_exact(old), []):
                 annotation[reference] = new
 
     def _number_image(self, kind: Kind, finding: Finding) -> None:
         _, item = self._entry(kind, finding)
-        old = item.get("id")
-        twins = [
-            p
-            for p, other in enumerate(self.images)
-            if isinstance(other, dict) and _same(other.get("id"), old)
-        ]
-        if len(twins) > 1:
-            for position in twins:
-                self._leave_out(kind, Finding(position, finding.name, "the id is there twice"))
+        if self._twins[_exact(item.get("id"))] > 1:
+            # Nobody can tell whose the annotations are.
+            self._leave_out(kind, Finding(finding.position, finding.name, "the id is there twice"))
         else:
-            self._renumber(kind, finding, item, self.images, "image_id")
+            self._renumber(kind, finding, item, "image_id")
+
+    @cached_property
+    def _twins(self) -> Counter[Any]:
+        return Counter(_exact(item.get("id")) for item in self.images if isinstance(item, dict))
 
     def _untangle_images(self, kind: Kind, finding: Finding) -> None:
         position, item = self._entry(kind, finding)
@@ -440,20 +472,27 @@ class _Fixes:
         if found is None:
             self._leave_out(kind, finding)
             return
-        claims = Counter(
-            image.get("file_name") for image in self.images if isinstance(image, dict) and image is not item
-        )
-        others = {
-            name for name in claims if isinstance(name, str) and _base(name) == _base(item["file_name"])
-        }
-        if kind is not coco.FILE_SPELLING and others - {item["file_name"]}:
-            detail = f"{shown(item['file_name'])}: {shown(found)} may also be {shown(sorted(others)[0])}"
+        rivals = self._claims.get(found, set()) - {item["file_name"]}
+        if kind is not coco.FILE_SPELLING and rivals:
+            detail = f"{shown(item['file_name'])}: {shown(found)} may also be {shown(min(rivals))}"
             self._leave_out(kind, Finding(finding.position, finding.name, detail))
             return
         self.log.add(
             kind, "file_name corrected", finding.name, f"{shown(item['file_name'])} is now {shown(found)}"
         )
         item["file_name"] = found
+
+    @cached_property
+    def _claims(self) -> dict[str, set[str]]:
+        """By the name of a file the names that images have for it."""
+        claims: dict[str, set[str]] = {}
+        for kind in (coco.FILE_OUTSIDE, coco.FILE_ELSEWHERE):
+            for finding in self.findings.of(kind):
+                if finding.value is not None:
+                    claims.setdefault(finding.value, set()).add(self.images[finding.position]["file_name"])
+        for image in self.data.images:
+            claims.setdefault(image.file_name, set()).add(image.file_name)
+        return claims
 
     def _measure(self, kind: Kind, finding: Finding) -> None:
         _, item = self._entry(kind, finding)
@@ -480,15 +519,7 @@ class _Fixes:
     def _number_annotation(self, kind: Kind, finding: Finding) -> None:
         _, item = self._entry(kind, finding)
         old = item.get("id")
-        if not hasattr(self, "_next_id"):
-            self._next_id = self._free_id(self.annotations)
-            self._ids = {whole_number(a.get("id")) for a in self.annotations if isinstance(a, dict)}
-        new = self._next_id
-        if isinstance(old, str) and re.fullmatch(r"\d{1,15}", old) and int(old) not in self._ids:
-            new = int(old)
-        else:
-            self._next_id += 1
-        self._ids.add(new)
+        new = self._free_id("annotation", old)
         item["id"] = new
         self.log.add(kind, "given a new id", finding.name, f"is now {new}")
 
@@ -580,34 +611,34 @@ class _Fixes:
         self.log.add(kind, "RLE turned to the image's size", finding.name, finding.detail)
 
     def _find_image(self, kind: Kind, finding: Finding) -> None:
-        self._find(kind, finding, "image_id", self.images)
+        self._find(kind, finding, "image_id")
 
     def _find_category(self, kind: Kind, finding: Finding) -> None:
-        self._find(kind, finding, "category_id", self.categories)
+        self._find(kind, finding, "category_id")
 
-    def _find(self, kind: Kind, finding: Finding, key: str, items: list[Any]) -> None:
+    def _find(self, kind: Kind, finding: Finding, key: str) -> None:
         """Take a text as the number that it spells, if an entry has that for its id."""
         _, item = self._entry(kind, finding)
         text = item.get(key)
         if isinstance(text, str) and re.fullmatch(r"\s*\d{1,15}(\.0+)?\s*", text):
             number = int(float(text))
-            if any(isinstance(other, dict) and _same(other.get("id"), number) for other in items):
+            if number in self._taken[key.removesuffix("_id")]:
                 item[key] = number
                 self.log.add(kind, f"{key} written as a number", finding.name, finding.detail)
                 return
-        named = [
-            other["id"]
-            for other in items
-            if key == "category_id"
-            and isinstance(other, dict)
-            and isinstance(text, str)
-            and other.get("name") == text
-        ]
+        named = self._named.get(text, []) if key == "category_id" and isinstance(text, str) else []
         if len(named) == 1:
             item[key] = named[0]
             self.log.add(kind, "category_id taken from the name", finding.name, finding.detail)
             return
         self._leave_out(kind, finding)
+
+    @cached_property
+    def _named(self) -> dict[str, list[int]]:
+        named: dict[str, list[int]] = {}
+        for category in self.data.categories:
+            named.setdefault(category.name, []).append(category.id)
+        return named
 
     def _drop_degenerate(self, kind: Kind, finding: Finding) -> None:
         _, item = self._entry(kind, finding)
@@ -742,17 +773,14 @@ def _key(value: Any) -> Any:
     return value if isinstance(value, str | float) or value is None else repr(value)
 
 
-def _same(value: Any, identity: Any) -> bool:
-    return type(value) is type(identity) and bool(value == identity)
+def _exact(value: Any) -> tuple[type, Any]:
+    """A value to look up by, which tells 1 from "1", True and 1.0."""
+    return type(value), value if isinstance(value, str | int | float) else repr(value)
 
 
-def _spelled(item: Any) -> int | None:
+def _spells_a_number(item: Any) -> bool:
     text = item.get("id") if isinstance(item, dict) else None
-    return int(text) if isinstance(text, str) and re.fullmatch(r"\d{1,15}", text) else None
-
-
-def _base(name: str) -> str:
-    return re.split(r"[/\\]", name)[-1].casefold()
+    return isinstance(text, str) and bool(re.fullmatch(r"\d{1,15}", text))
 
 
 def _json_rle(rle: dict[str, Any]) -> dict[str, Any]:
