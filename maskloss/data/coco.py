@@ -222,14 +222,13 @@ def decode_file(path: Path, findings: Findings) -> Content | None:
     gc.disable()
     try:
         text = decoded(content)
-        beginning = content[:100]
         del content
         document = decode_object(text, {"annotations": restarted})
     except UnicodeDecodeError as error:
         findings.add(NOT_JSON, -1, "", undecodable(error))
         return None
     except (ValueError, RecursionError) as error:
-        cause = _likely_cause(beginning, text)
+        cause = _likely_cause(text[:100].encode("utf-8", "surrogatepass")) or _commas(text)
         findings.add(NOT_JSON, -1, "", f"not valid JSON, broken or truncated: {str(error)[:200]}{cause}")
         return None
     finally:
@@ -252,19 +251,23 @@ def undecodable(error: UnicodeDecodeError) -> str:
             f"not valid JSON: the text is not UTF-8, but probably Latin-1 or Windows-1252 (byte 0x{byte:02x} in line "
             f"{line}); save it as UTF-8, or `maskloss repair` reads it so"
         )
-    return f"not valid JSON, broken or truncated: {error}"
+    return f"not valid JSON, broken or truncated: {error}{_likely_cause(content[:100])}"
 
 
-def _likely_cause(beginning: bytes, text: str) -> str:
+def _commas(text: str) -> str:
+    with contextlib.suppress(ValueError, RecursionError):
+        json.loads(without_trailing_commas(text))
+        return "; `maskloss repair` removes trailing commas"
+    return ""
+
+
+def _likely_cause(beginning: bytes) -> str:
     if beginning.startswith(b"version https://git-lfs"):
         return "; it is a Git LFS pointer: run `git lfs pull`"
     if beginning.startswith((b"\x1f\x8b", b"PK\x03\x04")):
         return "; it is compressed: unpack it"
     if beginning.lstrip().startswith(b"<"):
         return "; it is XML or HTML"
-    with contextlib.suppress(ValueError, RecursionError):
-        json.loads(without_trailing_commas(text))
-        return "; `maskloss repair` removes trailing commas"
     return ""
 
 

@@ -25,7 +25,7 @@ from maskloss.data.images import read_image_size
 from maskloss.data.json_stream import decoded, without_trailing_commas
 from maskloss.data.records import CocoData
 from maskloss.errors import InputError
-from maskloss.files import existing_folder, read_bytes, write_text
+from maskloss.files import existing_folder, make_folder, read_bytes, write_text
 from maskloss.masks.coverage import union_area
 from maskloss.masks.encoded import decode_counts
 
@@ -136,8 +136,13 @@ def repair(
             for repair in repairs
         ],
     }
+    make_folder(target.parent)
     write_text(listing, json.dumps(summary, indent=1) + "\n")
-    write_text(target, json.dumps(document))
+    try:
+        write_text(target, json.dumps(document))
+    except BaseException:
+        listing.unlink()
+        raise
     return CocoData(target, data.image_folder, data.records, data.categories, data.warnings), repairs
 
 
