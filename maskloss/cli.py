@@ -87,24 +87,55 @@ def shapes(output: str, images: int, size: int = 128, seed: int = 0) -> None:
     print(f"{output}: {images} images of {size} x {size} px")
 
 
-def check(images: str, annotations: str) -> None:
+def check(images: str, annotations: str, all: bool = False) -> None:
     """Find what would break or distort training; exits with 1 if there are errors.
 
     Args:
         images: folder of the images.
         annotations: COCO-format JSON.
+        all: list every case of each kind of fault, not three of them.
     """
     from maskloss.data.check import check_data
 
-    data, problems = check_data(images, annotations)
+    data, problems = check_data(images, annotations, progress=True)
     for problem in problems:
         print(problem)
+        if all and len(problem.examples) > 1:
+            for example in problem.examples:
+                print(f"  {example}")
     errors = sum(problem.error for problem in problems)
     if data is not None:
-        print(f"{len(data.images)} images, {data.num_objects} objects, {len(data.categories)} categories")
+        _print_contents(data)
     print(f"{errors} errors, {len(problems) - errors} warnings")
     if errors:
         sys.exit(1)
+
+
+def repair(
+    images: str,
+    annotations: str,
+    output: str,
+    crowds: Literal["keep", "objects"] = "keep",
+    boxes: Literal["keep", "from-masks"] = "keep",
+) -> None:
+    """Write an annotation file without errors, and list what was changed and left out.
+
+    Args:
+        images: folder of the images.
+        annotations: COCO-format JSON; it stays as it is.
+        output: the new file; the list is written beside it as OUTPUT.repairs.json, without ".json" in between.
+        crowds: "objects" makes each crowd an object, for annotation tools that write brush masks as crowds.
+        boxes: "from-masks" takes the boxes from the masks.
+    """
+    from maskloss.data import repair as repairing
+
+    data, repairs = repairing.repair(images, annotations, output, crowds=crowds, boxes=boxes)
+    for made in repairs:
+        print(made)
+    if not repairs:
+        print("nothing to repair")
+    _print_contents(data)
+    print(output)
 
 
 def subset(
@@ -289,6 +320,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "demo": demo,
     "shapes": shapes,
     "check": check,
+    "repair": repair,
     "subset": subset,
     "train": train,
     "evaluate": evaluate,
@@ -329,6 +361,9 @@ def _parser() -> _Parser:
             )
             command.add_class_arguments(TrainConfig, None, skip={"resume"})
             command.add_argument("--resume", action="store_true", help="go on from the newest checkpoint")
+        elif name == "check":
+            command.add_function_arguments(function, None, skip={"all"})
+            command.add_argument("--all", action="store_true", help="list every case of each kind of fault")
         elif name == "predict":
             command.add_function_arguments(function, None, skip={"image"})
             command.add_argument("image", nargs="+", help="files to predict")
@@ -347,6 +382,14 @@ def _train_and_report(config: Any) -> None:
         page = write_report(config.output_folder, result.validation, result.evaluation.results)
         _print_metrics(result.evaluation.metrics)
         print(f"report: {page}")
+
+
+def _print_contents(data: Any) -> None:
+    masks = "" if data.num_masks == data.num_objects else f" ({data.num_masks} with a mask)"
+    print(
+        f"{len(data.images)} images, {data.num_objects} objects{masks}, {len(data.categories)} categories, "
+        f"{data.num_crowds} crowds"
+    )
 
 
 def _print_metrics(metrics: dict[str, Any]) -> None:

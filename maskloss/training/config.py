@@ -62,6 +62,8 @@ class TrainConfig:
         image_std: of pixels in [0, 1], per channel; from the weights' metadata, else ImageNet's.
         frozen_normalization: keep the backbone's batch norms constant; from the weights' metadata, else
             where weights are given.
+        crowds: "leave_out" trains what lies inside a crowd's box as background; "ignore" as neither positive nor
+            negative.
         horizontal_flip: probability of mirroring a training image.
         photometric_distortion: probability of each change of brightness, contrast, saturation, hue and the order of
             the channels.
@@ -98,6 +100,7 @@ class TrainConfig:
     image_mean: list[float] | None = None
     image_std: list[float] | None = None
     frozen_normalization: bool | None = None
+    crowds: Literal["leave_out", "ignore"] = "leave_out"
     horizontal_flip: float = 0.5
     photometric_distortion: float = 0.0
     seed: int = 0

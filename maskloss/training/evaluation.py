@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
 from maskloss.data.batches import mixed_seed
-from maskloss.data.coco import CocoData
+from maskloss.data.coco import Annotation, CocoData
 from maskloss.data.dataset import CocoDataset, collate
 from maskloss.detection.conversion import losses_and_detections
 from maskloss.detection.results import coco_results
@@ -120,11 +120,11 @@ def average_precision(data: CocoData, results: Results) -> Metrics:
         }
         for result in results
     ]
-    truth = COCO(_ground_truth(data, image_ids, category_ids))
     metrics: Metrics = {}
     # A detection's size class is that of its box where it has one, so masks are evaluated without. loadRes
     # writes into the results, so it gets copies.
     for kind, left_out in (("bbox", "segmentation"), ("segm", "bbox")):
+        truth = COCO(_ground_truth(data, image_ids, category_ids, masks=kind == "segm"))
         of_kind = [{k: v for k, v in result.items() if k != left_out} for result in results]
         if kind == "segm":
             # How good a mask is, where the mask branch says so, and not how sure its class is.
@@ -181,8 +181,14 @@ def batches_on(loader: Any, device: torch.device) -> Iterator[tuple[list[Tensor]
         yield [image.to(device, non_blocking=True) for image in images], moved
 
 
-def _ground_truth(data: CocoData, image_ids: dict[int, int], category_ids: dict[int, int]) -> dict[str, Any]:
-    """The data set as COCO's JSON has it, with these ids, and annotations counted from 1."""
+def _ground_truth(
+    data: CocoData, image_ids: dict[int, int], category_ids: dict[int, int], *, masks: bool
+) -> dict[str, Any]:
+    """Return the data set as COCO's JSON has it, with these ids, and annotations counted from 1.
+
+    For masks, an object that has none is a region to ignore, as crowds are: it is not missed, and detections that lie
+    mostly inside its box are neither right nor wrong.
+    """
     annotations = [
         {
             "id": number,
@@ -194,8 +200,8 @@ def _ground_truth(data: CocoData, image_ids: dict[int, int], category_ids: dict[
                 annotation.box[3] - annotation.box[1],
             ],
             "area": annotation.area,
-            "iscrowd": int(annotation.crowd),
-            "segmentation": _json_segmentation(annotation.segmentation),
+            "iscrowd": int(annotation.crowd or (masks and not annotation.has_mask)),
+            "segmentation": _json_segmentation(annotation),
         }
         for number, (image, annotation) in enumerate(
             ((image, annotation) for image in data.images for annotation in image.annotations), start=1
@@ -209,7 +215,11 @@ def _ground_truth(data: CocoData, image_ids: dict[int, int], category_ids: dict[
     return {"images": images, "annotations": annotations, "categories": categories}
 
 
-def _json_segmentation(segmentation: Any) -> Any:
+def _json_segmentation(annotation: Annotation) -> Any:
+    segmentation = annotation.segmentation
+    if segmentation is None:
+        x1, y1, x2, y2 = annotation.box
+        return [[x1, y1, x2, y1, x2, y2, x1, y2]]
     if isinstance(segmentation, dict) and isinstance(segmentation["counts"], bytes):
         return {**segmentation, "counts": segmentation["counts"].decode("ascii")}
     return segmentation

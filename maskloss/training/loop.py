@@ -108,7 +108,7 @@ def train(config: TrainConfig) -> TrainingResult:
         horizontal_flip=config.horizontal_flip, photometric_distortion=config.photometric_distortion
     )
     loader = DataLoader(
-        CocoDataset(training, transforms),
+        CocoDataset(training, transforms, crowds=config.crowds),
         batch_sampler=batches,
         num_workers=config.workers,
         collate_fn=collate,
