@@ -180,42 +180,73 @@ def train(**options: Any) -> None:
 
 
 def evaluate(
-    checkpoint: str, images: str, annotations: str, output: str, batch_size: int = 2, device: Device = "auto"
+    checkpoint: str,
+    images: str,
+    annotations: str,
+    output: str,
+    loss: str | None = None,
+    batch_size: int = 2,
+    device: Device = "auto",
 ) -> None:
     """Compute losses and box and mask AP of a trained model.
+
+    The losses are those of the model's own training, from its file. Where that names a user's code, which is not
+    imported because a file says so, the losses are computed only if it is given again.
 
     Args:
         checkpoint: model.safetensors of a run.
         images: folder of the images.
         annotations: COCO-format JSON.
         output: folder that gets metrics.json.
-        batch_size: images per pass.
+        loss: a preset or the import path of a loss, where the file's own cannot be used or another is wanted.
+        batch_size: images that are loaded together.
         device: where to run.
     """
     from maskloss.data.coco import read_coco
     from maskloss.files import make_folder
     from maskloss.training import evaluation
-    from maskloss.training.checkpoints import load_model
     from maskloss.training.loop import chosen_device
+    from maskloss.training.metrics import write_metrics
+    from maskloss.training.model_file import load_model
 
     if batch_size < 1:
         raise InputError(f"--batch-size must be at least 1, got {batch_size}")
     chosen = chosen_device(device)
-    model, description = load_model(checkpoint)
-    data = read_coco(images, annotations, categories=description.categories)
+    loaded = load_model(checkpoint, loss=loss)
+    data = read_coco(images, annotations, categories=loaded.description.categories)
     folder = Path(output)
     _refuse_to_overwrite(folder / "metrics.json")
     make_folder(folder)
     for warning in data.warnings:
         print(f"warning: {warning}", file=sys.stderr)
-    found = evaluation.evaluate(model.to(chosen), data, batch_size=batch_size, device=chosen)
-    evaluation.write_metrics(folder / "metrics.json", found.metrics)
+    if loaded.loss_config is None:
+        own = loaded.description.loss
+        print(
+            "no losses: the model's file does not say with which loss it was trained; give --loss"
+            if own is None
+            else f"no losses: the model was trained with {own if isinstance(own, str) else 'code of a user'}, which is "
+            "imported only if it is given by --loss",
+            file=sys.stderr,
+        )
+    found = evaluation.evaluate(
+        loaded.model.to(chosen),
+        data,
+        batch_size=batch_size,
+        device=chosen,
+        losses=loaded.loss_config is not None,
+    )
+    write_metrics(folder / "metrics.json", found.metrics)
     _print_metrics(found.metrics)
     print(folder / "metrics.json")
 
 
 def predict(
-    image: list[str], checkpoint: str, output: str, score_threshold: float = 0.5, device: Device = "auto"
+    image: list[str],
+    checkpoint: str,
+    output: str,
+    score_threshold: float = 0.5,
+    loss: str | None = None,
+    device: Device = "auto",
 ) -> None:
     """Draw a trained model's masks over images.
 
@@ -224,18 +255,20 @@ def predict(
         checkpoint: model.safetensors of a run.
         output: folder that gets a PNG per image and results.json in COCO's results format.
         score_threshold: leave out detections of lower scores.
+        loss: the import path of the model's loss, where masks come from a mask term of a user's own.
         device: where to run.
     """
     from maskloss.files import make_folder, write_bytes, write_text
     from maskloss.report.pictures import draw_results, png
     from maskloss.training import prediction
-    from maskloss.training.checkpoints import load_model
     from maskloss.training.loop import chosen_device
+    from maskloss.training.model_file import load_model
 
     if not 0 <= score_threshold <= 1:
         raise InputError(f"--score-threshold must be in [0, 1], got {score_threshold}")
     chosen = chosen_device(device)
-    model, description = load_model(checkpoint)
+    loaded = load_model(checkpoint, loss=loss)
+    model, description = loaded.model, loaded.description
     folder = Path(output)
     planned: set[str] = set()
     for path in image:

@@ -23,7 +23,8 @@ from maskloss.data.coco import CocoData, read_coco
 from maskloss.detection.transform import RCNNTransform
 from maskloss.errors import InputError, RunError
 from maskloss.training import evaluation
-from maskloss.training.evaluation import average_precision, batches_on, evaluate
+from maskloss.training.evaluation import batches_on, evaluate
+from maskloss.training.metrics import average_precision
 from tests.training.small_runs import STATISTICS
 
 SIZE = 160
@@ -265,7 +266,7 @@ def bare_model() -> nn.Module:
     return model
 
 
-def test_losses_are_averaged_over_images_and_not_over_batches(
+def test_losses_are_means_over_images_that_are_seen_one_at_a_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = write_rectangles(tmp_path / "data")
@@ -285,7 +286,7 @@ def test_losses_are_averaged_over_images_and_not_over_batches(
 
     monkeypatch.setattr(evaluation, "losses_and_detections", fake)
     found = evaluate(bare_model(), data, batch_size=4, device=torch.device("cpu"))
-    assert seen == [[1, 2, 3, 4], [5, 6]]
+    assert seen == [[1], [2], [3], [4], [5], [6]]
     # Images 1 to 6 have the mean 3.5; the mean of the batches' means would be (2.5 + 5.5) / 2 = 4.
     assert found.metrics["loss"] == pytest.approx({"loss_a": 3.5, "loss_b": 35.0, "loss": 38.5})
     assert found.results == []
