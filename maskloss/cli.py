@@ -7,6 +7,7 @@ failed or a check that found errors.
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import os
@@ -21,6 +22,9 @@ from jsonargparse import ArgumentParser
 from maskloss.errors import InputError, RunError
 
 Device = Literal["cpu", "cuda", "auto"]
+
+#: Of a picture's name, in bytes; file systems take 255 for the whole name.
+_LONGEST_STEM = 200
 
 
 def demo(output: str = "runs/demo", max_steps: int = 260, seed: int = 0, device: Device = "auto") -> None:
@@ -439,6 +443,10 @@ def _refuse_to_overwrite(path: Path) -> None:
 
 
 def _free_name(stem: str, taken: set[str]) -> str:
+    """Return a PNG's name that is not taken, of a length that every file system takes."""
+    if len(os.fsencode(stem)) > _LONGEST_STEM:
+        digest = hashlib.sha256(os.fsencode(stem)).hexdigest()[:8]
+        stem = os.fsencode(stem)[:_LONGEST_STEM].decode(errors="ignore") + f"-{digest}"
     name, number = f"{stem}.png", 1
     while name in taken:
         number += 1

@@ -24,8 +24,8 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def write_text(path: Path, content: str) -> None:
-    """Write a text file whole, in UTF-8; see `write_bytes`."""
-    write_bytes(path, content.encode())
+    """Write a text file whole, in UTF-8; see `write_bytes`. Letters that have no encoding are escaped."""
+    write_bytes(path, content.encode(errors="backslashreplace"))
 
 
 def append_line(path: Path, line: str) -> None:

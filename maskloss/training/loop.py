@@ -36,7 +36,7 @@ from maskloss.errors import InputError, RunError
 from maskloss.files import append_line, make_folder, write_bytes, write_text
 from maskloss.training.checkpoints import checkpoint_files, load_checkpoint, read_weights, save_checkpoint
 from maskloss.training.config import TrainConfig
-from maskloss.training.evaluation import Evaluation, batches_on, evaluate
+from maskloss.training.evaluation import Evaluation, batches_on, check_sizes, evaluate
 from maskloss.training.metrics import write_metrics
 from maskloss.training.model_file import ModelDescription, mask_probs_of, model_settings_of, save_model
 
@@ -78,6 +78,8 @@ def train(config: TrainConfig) -> TrainingResult:
     model, settings, loaded = initial_model(config, len(training.categories) + 1)
     if loaded is not None:
         _say(accelerator, f"{config.weights}: {loaded}")
+    for data in (training, validation):
+        check_sizes(data, model)
     convert(model, loss, paste=None)
     description = ModelDescription(
         settings, training.categories, loss.mask_targets.aligned, mask_probs_of(loss), config.loss
