@@ -69,15 +69,24 @@ def augmented(transforms: Transforms, image: Tensor, target: Target, seed: int) 
     if kept.all():
         return pixels, {**changed, "boxes": boxes}
     parts = {"boxes": boxes, "labels": changed["labels"], "masks": changed["masks"]}
+    if "has_mask" in changed:
+        parts["has_mask"] = changed["has_mask"]
     return pixels, {**changed, **{name: part[kept] for name, part in parts.items()}}
 
 
 def _drawn(transforms: Transforms, image: Tensor, target: Target, seed: int) -> tuple[Tensor, Target]:
     size = (image.shape[-2], image.shape[-1])
-    boxes = tv_tensors.BoundingBoxes(target["boxes"], format="XYXY", canvas_size=size)
+    boxes = {
+        key: tv_tensors.BoundingBoxes(target[key], format="XYXY", canvas_size=size)
+        for key in ("boxes", "ignore_boxes")
+        if key in target
+    }
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        changed_image, changed = transforms(tv_tensors.Image(image), {**target, "boxes": boxes})
+        changed_image, changed = transforms(tv_tensors.Image(image), {**target, **boxes})
+    if "ignore_boxes" in changed:
+        ignored = functional.clamp_bounding_boxes(changed["ignore_boxes"]).as_subclass(Tensor)
+        changed["ignore_boxes"] = ignored[(ignored[:, 2:] > ignored[:, :2]).all(dim=1)]
     return changed_image.as_subclass(Tensor), dict(changed)
 
 

@@ -38,6 +38,10 @@ class ModelSettings:
         min_size: shorter side in px that images are resized to; of several, training draws one per image and
             evaluation takes the last. None is the model's default.
         max_size: longest side in px. None is the model's default.
+        normalization_eps: of frozen batch norms, under the variance. torchvision's COCO weights of
+            maskrcnn_resnet50_fpn need 0.
+        trainable_layers: how many of the backbone's five stages are trained, counted from its end; the FPN and the
+            heads always are.
     """
 
     name: str
@@ -47,6 +51,8 @@ class ModelSettings:
     frozen_normalization: bool = False
     min_size: tuple[int, ...] | None = None
     max_size: int | None = None
+    normalization_eps: float = 1e-5
+    trainable_layers: int = 5
 
 
 def build_model(settings: ModelSettings) -> MaskRCNN:
@@ -76,8 +82,32 @@ def build_model(settings: ModelSettings) -> MaskRCNN:
         backbone = _resnet18_fpn() if settings.name == "resnet18" else _mobilenet_v2_fpn()
         model = _small_mask_rcnn(backbone, common)
     if settings.frozen_normalization:
-        _freeze_normalization(model.backbone.body)
+        _freeze_normalization(model.backbone.body, settings.normalization_eps)
+    _freeze_stages(model.backbone.body, settings.name, settings.trainable_layers)
     return model
+
+
+#: The stages of each backbone, from its end, by the names of their layers; of a resnet as torchvision counts them.
+_RESNET_STAGES = (("layer4",), ("layer3",), ("layer2",), ("layer1",), ("conv1", "bn1"))
+_MOBILENET_STAGES = (
+    tuple(str(layer) for layer in range(14, 19)),
+    tuple(str(layer) for layer in range(7, 14)),
+    ("4", "5", "6"),
+    ("2", "3"),
+    ("0", "1"),
+)
+
+
+def _freeze_stages(body: nn.Module, name: str, trainable_layers: int) -> None:
+    """Keep all but so many of the last stages as they are, as torchvision's `_resnet_fpn_extractor` does.
+
+    There a batch norm after the first convolution is trained with five stages alone.
+    """
+    stages = _MOBILENET_STAGES if name == "mobilenet_v2" else _RESNET_STAGES
+    trained = {layer for stage in stages[:trainable_layers] for layer in stage}
+    for parameter_name, parameter in body.named_parameters():
+        if parameter_name.split(".")[0] not in trained:
+            parameter.requires_grad_(False)
 
 
 #: Channels of the small models' FPN and heads.
@@ -119,15 +149,15 @@ def _small_mask_rcnn(backbone: BackboneWithFPN, common: dict[str, Any]) -> MaskR
     return model
 
 
-def _freeze_normalization(module: nn.Module) -> None:
+def _freeze_normalization(module: nn.Module, eps: float) -> None:
     for name, child in module.named_children():
         if isinstance(child, nn.BatchNorm2d):
-            frozen = FrozenBatchNorm2d(child.num_features, eps=child.eps)
+            frozen = FrozenBatchNorm2d(child.num_features, eps=eps)
             state = child.state_dict()
             frozen.load_state_dict({key: state[key] for key in frozen.state_dict()})
             setattr(module, name, frozen)
         else:
-            _freeze_normalization(child)
+            _freeze_normalization(child, eps)
 
 
 def published_weights(name: str) -> dict[str, Tensor]:
@@ -137,7 +167,20 @@ def published_weights(name: str) -> dict[str, Tensor]:
         OSError: they cannot be downloaded.
     """
     weights = torchvision.models.get_model_weights(name)
-    return weights.DEFAULT.get_state_dict(progress=True, check_hash=True)
+    state: dict[str, Tensor] = weights.DEFAULT.get_state_dict(progress=True, check_hash=True)
+    return state
+
+
+def published_settings(name: str) -> dict[str, Any]:
+    """Return the `ModelSettings` that torchvision's builder has for the published weights of a model.
+
+    Its first Mask R-CNN keeps its batch norms constant, without an epsilon under the variances of the COCO weights; the
+    second has batch norms that are trained. Small models get ImageNet's backbone alone, with constant batch norms.
+    """
+    return {
+        "frozen_normalization": name != "maskrcnn_resnet50_fpn_v2",
+        "normalization_eps": 0.0 if name == "maskrcnn_resnet50_fpn" else 1e-5,
+    }
 
 
 @dataclass(frozen=True)

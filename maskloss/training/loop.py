@@ -23,28 +23,22 @@ from maskloss.data.augmentation import augmentation
 from maskloss.data.batches import TrainingBatches, mixed_seed
 from maskloss.data.coco import CocoData, read_coco
 from maskloss.data.dataset import CocoDataset, collate
-from maskloss.detection.conversion import convert
+from maskloss.detection.conversion import convert, loss_parameters
 from maskloss.detection.models import (
     LoadedWeights,
     ModelSettings,
     build_model,
     load_weights,
+    published_settings,
     published_weights,
 )
 from maskloss.errors import InputError, RunError
 from maskloss.files import append_line, make_folder, write_bytes, write_text
-from maskloss.training.checkpoints import (
-    ModelDescription,
-    checkpoint_files,
-    load_checkpoint,
-    mask_probs_of,
-    model_settings_of,
-    read_weights,
-    save_checkpoint,
-    save_model,
-)
+from maskloss.training.checkpoints import checkpoint_files, load_checkpoint, read_weights, save_checkpoint
 from maskloss.training.config import TrainConfig
-from maskloss.training.evaluation import Evaluation, batches_on, evaluate, write_metrics
+from maskloss.training.evaluation import Evaluation, batches_on, evaluate
+from maskloss.training.metrics import write_metrics
+from maskloss.training.model_file import ModelDescription, mask_probs_of, model_settings_of, save_model
 
 _RUN_FILES = ("config.yaml", "history.jsonl", "model.safetensors", "metrics.json", "checkpoints")
 
@@ -72,6 +66,8 @@ def train(config: TrainConfig) -> TrainingResult:
         RunError: a loss is not finite, or the disk is full; the last checkpoint is there.
     """
     device = device_of(config)
+    # What a loss begins with is the same in every process, and in every resumption.
+    torch.manual_seed(config.seed)
     loss = config.make_loss()
     training, validation = read_data(config)
     categories = [[category.id, category.name] for category in training.categories]
@@ -84,7 +80,7 @@ def train(config: TrainConfig) -> TrainingResult:
         _say(accelerator, f"{config.weights}: {loaded}")
     convert(model, loss, paste=None)
     description = ModelDescription(
-        settings, training.categories, loss.mask_targets.aligned, mask_probs_of(loss)
+        settings, training.categories, loss.mask_targets.aligned, mask_probs_of(loss), config.loss
     )
     optimizer = _optimizer(config, model)
     start, elapsed = 0, 0.0
@@ -108,7 +104,7 @@ def train(config: TrainConfig) -> TrainingResult:
         horizontal_flip=config.horizontal_flip, photometric_distortion=config.photometric_distortion
     )
     loader = DataLoader(
-        CocoDataset(training, transforms),
+        CocoDataset(training, transforms, crowds=config.crowds),
         batch_sampler=batches,
         num_workers=config.workers,
         collate_fn=collate,
@@ -116,8 +112,11 @@ def train(config: TrainConfig) -> TrainingResult:
     )
 
     def evaluated() -> Evaluation:
-        model.eval()
-        evaluation = evaluate(
+        if accelerator.num_processes > 1:
+            # Running statistics of a process's own last batch: all evaluate the model that the first one writes.
+            for buffer in (*model.buffers(), *loss.buffers()):
+                torch.distributed.broadcast(buffer, src=0)
+        return evaluate(
             model,
             validation,
             batch_size=config.batch_size,
@@ -127,8 +126,6 @@ def train(config: TrainConfig) -> TrainingResult:
             rank=accelerator.process_index,
             world_size=accelerator.num_processes,
         )
-        model.train()
-        return evaluation
 
     # What follows is the first thing that is written.
     with _Log(config, start, enabled=accelerator.is_main_process) as log:
@@ -155,7 +152,7 @@ def train(config: TrainConfig) -> TrainingResult:
             evaluation_due = config.evaluate_every and step % config.evaluate_every == 0 and not last
             checkpoint_due = step % config.checkpoint_every == 0 or last
             if evaluation_due or checkpoint_due:
-                _expect_finite(model, step)
+                _expect_finite(model, loss, step)
             # Evaluation comes first: a checkpoint says that everything up to its step is on the disk.
             if evaluation_due:
                 log.evaluation(step, evaluated())
@@ -291,6 +288,7 @@ def _model_settings(config: TrainConfig, num_classes: int) -> tuple[ModelSetting
             weights = published_weights(config.model)
         except (OSError, RuntimeError) as error:
             raise InputError(f"--weights DEFAULT: cannot be downloaded: {error}") from error
+        found = published_settings(config.model)
     elif config.weights != "none":
         weights, metadata = read_weights(config.weights)
         try:
@@ -298,7 +296,9 @@ def _model_settings(config: TrainConfig, num_classes: int) -> tuple[ModelSetting
         except InputError as error:
             raise InputError(f"{config.weights}: {error}") from error
     found.setdefault("frozen_normalization", weights is not None)
-    for key in ("image_mean", "image_std", "frozen_normalization"):
+    # torchvision's `_validate_trainable_layers`.
+    found["trainable_layers"] = 5 if weights is None else 3
+    for key in ("image_mean", "image_std", "frozen_normalization", "trainable_layers"):
         given = getattr(config, key)
         if given is not None:
             found[key] = tuple(given) if isinstance(given, list) else given
@@ -334,7 +334,12 @@ def initial_model(
 
 
 def _optimizer(config: TrainConfig, model: nn.Module) -> torch.optim.Optimizer:
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    """Make the optimizer of the model's parameters, and of the loss's own, which no weight decay pulls towards 0."""
+    parameters: list[dict[str, Any]] = [
+        {"params": [parameter for parameter in model.parameters() if parameter.requires_grad]}
+    ]
+    if own := list(loss_parameters(model)):
+        parameters.append({"params": own, "weight_decay": 0.0})
     # One kernel for all parameters is several times as fast on a CPU too. Under float16 a step may be skipped, which
     # the plain kind leaves to the scaler.
     fused = config.mixed_precision != "fp16"
@@ -354,6 +359,7 @@ def _step(
 ) -> dict[str, Tensor]:
     """One optimizer step; gives each term's mean over its forward passes, as tensors on the device."""
     totals: dict[str, Tensor] = {}
+    own = list(loss_parameters(accelerator.unwrap_model(model)))
     for part in range(config.accumulation_steps):
         images, targets = next(incoming)
         # Every pass has a seed of its own, so a resumed run draws what the uninterrupted one would.
@@ -364,13 +370,26 @@ def _step(
             if not torch.isfinite(total):
                 raise RunError(_not_finite(losses, step, targets))
             accelerator.backward(total)
-            if config.gradient_clip and accelerator.sync_gradients:
-                accelerator.clip_grad_norm_(model.parameters(), config.gradient_clip)
+            if accelerator.sync_gradients:
+                _average_over_processes(accelerator, own)
+                if config.gradient_clip:
+                    accelerator.clip_grad_norm_([*model.parameters(), *own], config.gradient_clip)
             optimizer.step()
             optimizer.zero_grad()
         for key, value in losses.items():
             totals[key] = totals.get(key, 0) + value.detach() / config.accumulation_steps
     return totals
+
+
+def _average_over_processes(accelerator: Accelerator, parameters: list[nn.Parameter]) -> None:
+    """Average gradients over the processes, as DistributedDataParallel does for those of the model."""
+    if accelerator.num_processes == 1:
+        return
+    for parameter in parameters:
+        # A term of weight 0 gives none; all processes wait for one.
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+        parameter.grad = accelerator.reduce(parameter.grad, "mean")
 
 
 def _not_finite(losses: dict[str, Tensor], step: int, targets: list[dict[str, Any]]) -> str:
@@ -383,9 +402,10 @@ def _not_finite(losses: dict[str, Tensor], step: int, targets: list[dict[str, An
     )
 
 
-def _expect_finite(model: nn.Module, step: int) -> None:
+def _expect_finite(model: nn.Module, loss: nn.Module, step: int) -> None:
     """Refuse to keep weights that a gradient has spoilt, although the loss was still finite."""
-    for name, parameter in model.named_parameters():
+    of_loss = ((f"the loss's {name}", p) for name, p in loss.named_parameters())
+    for name, parameter in (*model.named_parameters(), *of_loss):
         if not torch.isfinite(parameter).all():
             raise RunError(
                 f"step {step}: the weights of {name} are not finite; the last checkpoint is from before. "

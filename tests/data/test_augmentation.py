@@ -186,3 +186,24 @@ def test_an_image_without_objects_stays_without() -> None:
     _, moved = augmented(EXACT["large-scale jitter"], image, target, 0)
     assert moved["boxes"].shape == (0, 4)
     assert moved["masks"].shape == (0, 128, 128)
+
+
+class LeftPart(v2.Transform):
+    """Cut the columns 0 to 57 out."""
+
+    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+        return self._call_kernel(functional.crop, inpt, 0, 0, HEIGHT, 58)
+
+
+def test_regions_to_ignore_and_objects_without_masks_move_and_are_dropped_with_the_others() -> None:
+    image, target = scene()
+    target["ignore_boxes"] = torch.tensor([[0.0, 0.0, 30.0, 40.0], [100.0, 0.0, 128.0, 50.0]])
+    target["has_mask"] = torch.tensor([True, False, True])
+    _, flipped = augmented(v2.RandomHorizontalFlip(1.0), image, target, 0)
+    assert flipped["ignore_boxes"].tolist() == [[98, 0, 128, 40], [0, 0, 28, 50]]
+    assert type(flipped["ignore_boxes"]) is Tensor
+    # The left half: the second object, from x = 60 on, and the second region are gone.
+    _, cropped = augmented(LeftPart(), image, target, 0)
+    assert cropped["ignore_boxes"].tolist() == [[0, 0, 30, 40]]
+    assert cropped["has_mask"].tolist() == [True, True]
+    assert len(cropped["boxes"]) == len(cropped["masks"]) == 2
