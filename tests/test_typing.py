@@ -35,6 +35,13 @@ loss = maskloss.MaskRCNNLoss(
     mask_targets=maskloss.MaskTargets(aligned=True),
     normalizers={"box": maskloss.losses.per_positive},
 )
+learned = maskloss.MaskRCNNLoss(
+    mask=maskloss.losses.WeightedSum([maskloss.losses.MaskBCELoss(), my_mask_loss], weights=[1.0, 2.0]),
+    regularization=maskloss.losses.L2RegularizationLoss(),
+)
+agnostic = maskloss.MaskRCNNLoss(mask=maskloss.losses.ClassAgnosticMaskLoss(my_mask_loss))
+federated = maskloss.MaskRCNNLoss(classification=maskloss.losses.FederatedLoss([1.0, 2.0]))
+active = maskloss.MaskRCNNLoss.preset("matterport", active_classes=torch.ones(3, dtype=torch.bool))
 softmax = maskloss.MaskRCNNLoss(mask=maskloss.losses.MaskSoftmaxLoss())
 dice: Tensor = maskloss.losses.mask_dice_loss(torch.zeros(1, 2, 2), torch.ones(1, 2, 2), reduction="mean")
 model: nn.Module = torchvision.models.detection.maskrcnn_resnet50_fpn(weights=None)
@@ -42,18 +49,30 @@ maskloss.convert(model, loss, paste="matched")
 maskloss.convert(model, "detectron2", paste="aligned")
 preset = maskloss.MaskRCNNLoss.preset("aligned")
 losses, detections = maskloss.losses_and_detections(model, [torch.rand(3, 8, 8)], [{}])
+parameters = [*model.parameters(), *maskloss.loss_parameters(model)]
+optimizer = torch.optim.SGD(parameters, lr=0.01)
+targets = maskloss.mask_targets(torch.zeros(1, 8, 8, dtype=torch.bool), torch.rand(1, 4), torch.tensor([0]), 28)
+encoded = maskloss.EncodedMasks([[[0.0, 0.0, 4.0, 0.0, 4.0, 4.0]]], 8, 8)
+found: list[dict[str, object]] = maskloss.coco_results(model, detections, [(8, 8)], [1])
+weights: Tensor = maskloss.losses.inverse_frequency_weights([torch.zeros(2, 2)], num_classes=1)
 bools: Tensor = maskloss.paste_masks(torch.rand(1, 4, 4), torch.rand(1, 4), (8, 8), offset=(0.5, 0.5))
 rles: list[dict[str, object]] = maskloss.paste_masks(torch.rand(1, 4, 4), torch.rand(1, 4), (8, 8), output="rle")
 offset: tuple[float, float] = maskloss.mask_offset(model, (8, 8))
 """
 
+# torch types every module's call as `Callable[..., Any]`, so a module of other arguments is found where the loss is
+# made, not by a type checker.
 WRONG = {
     'maskloss.MaskRCNNLoss.preset("detectron")': "preset",
     'maskloss.convert(model, "alligned")': "convert",
     'maskloss.convert(model, paste="sharp")': "paste",
     'maskloss.MaskRCNNLoss(mask="dice")': "mask",
     "maskloss.MaskRCNNLoss(box=lambda a, b: a)": "box",
+    "maskloss.MaskRCNNLoss(mask=maskloss.losses.MaskDiceLoss)": "mask",
+    'maskloss.losses.ClassAgnosticMaskLoss("dice")': "ClassAgnosticMaskLoss",
     "maskloss.MaskRCNNLoss(weights={})": "weights",
+    'maskloss.LossWeights(mask="2")': "LossWeights",
+    "maskloss.losses_and_detections(model)": "targets",
     "maskloss.losses.MaskDiceLos()": "MaskDiceLos",
     'maskloss.losses.MaskDiceLoss(reduction="average")': "reduction",
     "maskloss.paste_masks(torch.rand(1, 4, 4), torch.rand(1, 4), (8, 8), aligned=False)": "paste_masks",

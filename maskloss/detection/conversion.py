@@ -109,6 +109,11 @@ def convert(
         raise TypeError(f"loss must be a MaskRCNNLoss or a preset's name, not {type(loss).__name__}")
     if not isinstance(model, GeneralizedRCNN):
         raise not_a_detector("convert takes torchvision's FasterRCNN, MaskRCNN or KeypointRCNN", model)
+    if any(module is model for module in loss.modules()):
+        raise ValueError(
+            "a term of the loss holds the model itself, which would make the model a part of its own loss; give the "
+            "term what it needs of the model, or refer to it in a function"
+        )
     if mask_branch is not None and not isinstance(mask_branch, MaskBranch):
         what = mask_branch.__name__ if isinstance(mask_branch, type) else full_name(mask_branch)
         raise TypeError(f"mask_branch must be an instance of a MaskBranch, not {what}")
@@ -193,7 +198,9 @@ def loss_parameters(model: nn.Module) -> Iterator[nn.Parameter]:
     heads = getattr(model, "roi_heads", None)
     if not isinstance(heads, RoIHeads):
         raise not_a_detector("loss_parameters takes a model from maskloss.convert", model)
-    yield from heads.loss.parameters()
+    # A term that refers to layers of the model does not own their parameters.
+    of_model = {id(parameter) for parameter in model.parameters()}
+    yield from (parameter for parameter in heads.loss.parameters() if id(parameter) not in of_model)
 
 
 def losses_and_detections(

@@ -65,8 +65,9 @@ class ActiveClassCrossEntropyLoss(nn.Module):
 
     active_classes: Tensor
 
-    def __init__(self, active_classes: Tensor) -> None:
+    def __init__(self, active_classes: Tensor | Sequence[bool]) -> None:
         super().__init__()
+        active_classes = torch.as_tensor(active_classes)
         if active_classes.dim() != 1:
             raise ValueError(
                 f"active_classes must have one entry per class, got shape {tuple(active_classes.shape)}"
@@ -162,7 +163,7 @@ def class_focal_loss(
     in_range(0, gamma=gamma)
     cross_entropy = F.cross_entropy(at_least_float32(class_logits), labels, reduction="none")
     # 1 - p, which p itself would round to 0.
-    return reduced(power((-torch.expm1(-cross_entropy)).clamp(min=0), gamma) * cross_entropy, reduction)
+    return reduced(power(-torch.expm1(-cross_entropy), gamma) * cross_entropy, reduction)
 
 
 class ClassFocalLoss(nn.Module):
@@ -221,7 +222,7 @@ def foreground_of(class_logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]
     """Give the logits of the foreground classes, at least float32, and their targets, both (R, C - 1)."""
     logits = at_least_float32(class_logits)
     # By scatter, which refuses a label that is no class, where a comparison would make it background.
-    targets = torch.zeros_like(logits).scatter_(1, labels[:, None], 1.0)
+    targets = torch.zeros_like(logits).scatter(1, labels[:, None], 1.0)
     return logits[:, 1:], targets[:, 1:]
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from maskloss.losses.conventions import in_range, same_shape
+from maskloss.losses.terms import check_callable, check_unreduced, register_parts
 
 
 class WeightedSum(nn.Module):
@@ -18,8 +19,10 @@ class WeightedSum(nn.Module):
         weights: of each; all 1 where not given.
 
     Raises:
-        ValueError: no terms, another number of weights, a weight that is negative or infinite, terms with and without
-            `all_classes` together, whose arguments differ, or a term with `mask_probs`.
+        TypeError: a term is a class, or no callable; or the terms are no sequence.
+        ValueError: no terms, a term that reduces its values, another number of weights, a weight that is negative or
+            infinite, terms with and without `all_classes` together, whose arguments differ, or a term with
+            `mask_probs`.
 
     Example:
         >>> from maskloss.losses import MaskBCELoss, MaskDiceLoss
@@ -31,11 +34,16 @@ class WeightedSum(nn.Module):
         self, terms: Sequence[Callable[..., Tensor]], weights: Sequence[float] | None = None
     ) -> None:
         super().__init__()
+        if not isinstance(terms, Sequence) or isinstance(terms, str):
+            raise TypeError(f"terms must be a list of losses, not {type(terms).__name__}")
         if not terms:
             raise ValueError("a sum needs at least one term")
         self.weights = tuple(float(w) for w in ([1.0] * len(terms) if weights is None else weights))
         if len(self.weights) != len(terms):
             raise ValueError(f"got {len(terms)} terms and {len(self.weights)} weights")
+        for index, term in enumerate(terms):
+            check_callable(f"term {index} of the sum", term)
+            check_unreduced(f"term {index} of the sum", term)
         in_range(0, **{f"weights[{index}]": weight for index, weight in enumerate(self.weights)})
         all_classes = [bool(getattr(term, "all_classes", False)) for term in terms]
         if any(all_classes) != all(all_classes):
@@ -46,6 +54,7 @@ class WeightedSum(nn.Module):
         self.terms = tuple(terms)
         # Modules among them are registered, so that they move with the sum to a device.
         self.registered = nn.ModuleList(term for term in terms if isinstance(term, nn.Module))
+        register_parts(self, terms)
 
     def extra_repr(self) -> str:
         """Show the weights."""

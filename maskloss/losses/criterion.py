@@ -25,6 +25,7 @@ from maskloss.losses.terms import (
     ObjectnessTerm,
     RegularizationTerm,
     check_term,
+    register_parts,
 )
 from maskloss.losses.weighting import (
     BatchCounts,
@@ -129,7 +130,9 @@ class MaskRCNNLoss(nn.Module):
         mask_targets: how the mask targets are made from the ground truth; torchvision's, soft and half a
             pixel off, where not given.
 
-    `torch.nn` losses with `reduction="none"` fit where the signature does. Terms get float32 (or float64)
+    `torch.nn` losses with `reduction="none"` fit where the signature does. Parameters of a term are the loss's, those
+    too that an object which is no module has among its attributes; `maskloss.loss_parameters` gives a model's to an
+    optimizer. Terms get float32 (or float64)
     under half-precision inputs, with autocast off.
 
     Raises:
@@ -189,6 +192,7 @@ class MaskRCNNLoss(nn.Module):
         self.box = BoxSmoothL1Loss(beta=1 / 9) if box is None else box
         self.mask = MaskBCELoss() if mask is None else mask
         self.regularization = regularization
+        register_parts(self, [term for term in given.values() if term is not None])
         self.weights = LossWeights() if weights is None else weights
         self.mask_targets = MaskTargets(aligned=False, binary=False) if mask_targets is None else mask_targets
         self.normalizers: dict[str, Normalizer] = {
@@ -200,9 +204,15 @@ class MaskRCNNLoss(nn.Module):
             "box": per_sampled,
             "mask": per_positive,
         }
+        if normalizers is not None and not isinstance(normalizers, Mapping):
+            raise TypeError(
+                'normalizers must be a mapping such as {"box": maskloss.losses.per_positive}, not '
+                f"{type(normalizers).__name__}"
+            )
         unknown = set(normalizers or ()) - set(self.normalizers)
         if unknown:
-            raise ValueError(f"no term is named {', '.join(sorted(unknown))}; {list(self.normalizers)} are")
+            names = ", ".join(sorted(map(str, unknown)))
+            raise ValueError(f"no term is named {names}; {list(self.normalizers)} are")
         for name, normalizer in (normalizers or {}).items():
             if not callable(normalizer):
                 raise TypeError(
@@ -229,7 +239,7 @@ class MaskRCNNLoss(nn.Module):
         Raises:
             ValueError: there is no such preset, or it takes no `active_classes`.
         """
-        if name not in PRESETS:
+        if not isinstance(name, str) or name not in PRESETS:
             raise ValueError(f"no preset is named {name!r}; there are {', '.join(PRESETS)}")
         if active_classes is None:
             return cls(**PRESETS[name]())

@@ -72,7 +72,7 @@ def _pixels_by_class(item: Any, index: int, num_classes: int) -> Tensor:
         return torch.bincount(classes, minlength=num_classes).double().cpu()
     _, target = item
     masks = target["masks"]
-    masks = (masks.bitmaps() if hasattr(masks, "bitmaps") else _tensor_of(masks)) > 0
+    masks = (masks.bitmaps() if hasattr(masks, "bitmaps") else _tensor_of(masks)) != 0
     labels = _tensor_of(target["labels"]).long()
     if len(labels) and not (labels.min() >= 0 and labels.max() < num_classes):
         raise ValueError(
@@ -85,10 +85,15 @@ def _pixels_by_class(item: Any, index: int, num_classes: int) -> Tensor:
 
 
 def _tensor_of(values: Any) -> Tensor:
-    """Return a tensor of what numpy reads: images, lists, arrays that are flipped, read-only or unsigned."""
+    """Return a tensor of what numpy reads: images, lists, arrays that are flipped, read-only or big-endian."""
     if isinstance(values, Tensor):
-        return values
+        return values.detach()
     array = np.asarray(values)
+    if array.dtype.kind not in "biuf":
+        raise TypeError(
+            f"masks and labels are arrays of integers, not {type(values).__name__} of {array.dtype}"
+        )
+    array = array.astype(array.dtype.newbyteorder("="))
     # torch has no uint16 to uint64 that it computes with.
     if array.dtype.kind == "u":
         array = array.astype(np.int64)

@@ -6,8 +6,6 @@ last two axes, and keep the others.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -15,12 +13,14 @@ from torch import Tensor, nn
 from maskloss.losses.conventions import (
     Reduction,
     at_least_float32,
+    binary_cross_entropy,
     in_range,
     known,
     reduced,
     same_shape,
     sigmoid_focal,
 )
+from maskloss.losses.terms import MaskTerm, check_term, register_parts
 
 
 def select_class_masks(mask_logits: Tensor, labels: Tensor) -> Tensor:
@@ -255,7 +255,7 @@ def mask_boundary_bce_loss(
     planes = targets.reshape(-1, 1, *targets.shape[-2:])
     mean = F.avg_pool2d(planes, width, stride=1, padding=width // 2, count_include_pad=False)
     weights = 1 + boundary_weight * (mean.reshape(targets.shape) - targets).abs()
-    per_pixel = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
+    per_pixel = binary_cross_entropy(logits, targets)
     return reduced((weights * per_pixel).sum(dim=(-2, -1)) / weights.sum(dim=(-2, -1)), reduction)
 
 
@@ -362,6 +362,10 @@ class ClassAgnosticMaskLoss(nn.Module):
     Args:
         mask: the term for that channel, (mask_logits (P, M, M), mask_targets (P, M, M)) -> (P,) or (P, M, M).
 
+    Raises:
+        TypeError: the term is a class or no callable, or takes other arguments.
+        ValueError: the term reduces its values to one number.
+
     Source: He et al., Mask R-CNN, 2017, arXiv:1703.06870, section 4.1: one M x M output regardless of class.
     """
 
@@ -369,9 +373,11 @@ class ClassAgnosticMaskLoss(nn.Module):
     #: The only one that is read, so that a head need not compute the others.
     channel = 0
 
-    def __init__(self, mask: Callable[[Tensor, Tensor], Tensor]) -> None:
+    def __init__(self, mask: MaskTerm) -> None:
         super().__init__()
+        check_term("mask", mask)
         self.mask = mask
+        register_parts(self, [mask])
 
     def forward(self, mask_logits: Tensor, mask_targets: Tensor, labels: Tensor) -> Tensor:
         """Give the term of channel 0, whatever the labels."""

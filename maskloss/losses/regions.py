@@ -16,6 +16,7 @@ from maskloss.losses.conventions import (
     in_range,
     known,
     positive,
+    probabilities,
     reduced,
     same_shape,
 )
@@ -42,14 +43,14 @@ def mask_dice_loss(
         ValueError: shapes differ, or smooth <= 0.
 
     Example:
-        >>> mask_dice_loss(torch.full((1, 2, 2), 30.0), torch.ones(1, 2, 2))
-        tensor([0.])
+        >>> mask_dice_loss(torch.zeros(1, 2, 2), torch.ones(1, 2, 2))  # 1 - (2 · 2 + 1) / (2 + 4 + 1)
+        tensor([0.2857])
 
     Source: Milletari et al., V-Net, 2016, arXiv:1606.04797, which squares p and t in the denominator.
     """
-    p, t = _probs_and_targets(mask_logits, mask_targets)
+    p, q, t = _probs_and_targets(mask_logits, mask_targets)
     positive(smooth=smooth)
-    return reduced(1 - (2 * _area(p * t) + smooth) / (_area(p) + _area(t) + smooth), reduction)
+    return reduced(_share(_area(_errors(p, q, t)), 2 * _area(p * t) + smooth), reduction)
 
 
 class MaskDiceLoss(nn.Module):
@@ -100,11 +101,11 @@ def mask_weighted_dice_loss(
 
     Source: Dice's sums over pixels that are weighted as those of the weighted cross-entropy are.
     """
-    p, t = _probs_and_targets(mask_logits, mask_targets)
+    p, q, t = _probs_and_targets(mask_logits, mask_targets)
     in_range(0, positive_weight=positive_weight, negative_weight=negative_weight)
     positive(smooth=smooth)
     w = positive_weight * t + negative_weight * (1 - t)
-    return reduced(1 - (2 * _area(w * p * t) + smooth) / (_area(w * (p + t)) + smooth), reduction)
+    return reduced(_share(_area(w * _errors(p, q, t)), 2 * _area(w * p * t) + smooth), reduction)
 
 
 class MaskWeightedDiceLoss(nn.Module):
@@ -209,13 +210,14 @@ def mask_generalized_dice_loss(
     Source: Sudre et al., Generalised Dice overlap, 2017, arXiv:1707.03237. The floor of one pixel under an area
     is ours; the paper divides by 0 where there is no object.
     """
-    p, t = _probs_and_targets(mask_logits, mask_targets)
-    overlap, total = torch.zeros(()), torch.zeros(())
-    for p_l, t_l in ((p, t), (1 - p, 1 - t)):
+    p, q, t = _probs_and_targets(mask_logits, mask_targets)
+    errors = _area(_errors(p, q, t))  # the same of object and background
+    wrong, overlap = torch.zeros(()), torch.zeros(())
+    for p_l, t_l in ((p, t), (q, 1 - t)):
         w_l = _area(t_l).clamp(min=1.0) ** -2
+        wrong = wrong + w_l * errors
         overlap = overlap + w_l * _area(p_l * t_l)
-        total = total + w_l * _area(p_l + t_l)
-    return reduced(1 - 2 * overlap / total, reduction)
+    return reduced(_share(wrong, 2 * overlap), reduction)
 
 
 class MaskGeneralizedDiceLoss(nn.Module):
@@ -267,11 +269,10 @@ def mask_tversky_loss(
     Source: Salehi et al., Tversky loss, 2017, arXiv:1706.05721; Abraham and Khan, focal Tversky loss, 2018,
     arXiv:1810.07842.
     """
-    p, t = _probs_and_targets(mask_logits, mask_targets)
+    p, q, t = _probs_and_targets(mask_logits, mask_targets)
     _expect_tversky(alpha, beta, gamma, smooth)
-    hits = _area(p * t)
-    index = (hits + smooth) / (hits + alpha * _area(p * (1 - t)) + beta * _area((1 - p) * t) + smooth)
-    loss = 1 - index
+    errors = alpha * _area(p * (1 - t)) + beta * _area(q * t)
+    loss = _share(errors, _area(p * t) + smooth)  # 1 - TI
     return reduced(loss if gamma == 1 else loss.clamp(min=_LEAST_TVERSKY_LOSS) ** gamma, reduction)
 
 
@@ -367,10 +368,26 @@ class MaskLovaszLoss(nn.Module):
         return mask_lovasz_loss(mask_logits, mask_targets, reduction=self.reduction)
 
 
-def _probs_and_targets(mask_logits: Tensor, mask_targets: Tensor) -> tuple[Tensor, Tensor]:
+def _probs_and_targets(mask_logits: Tensor, mask_targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return p, 1 - p and t of each pixel."""
     same_shape(mask_logits=mask_logits, mask_targets=mask_targets)
-    p = at_least_float32(mask_logits).sigmoid()
-    return p, mask_targets.to(p.dtype)
+    p, q = probabilities(at_least_float32(mask_logits))
+    return p, q, mask_targets.to(p.dtype)
+
+
+def _errors(p: Tensor, q: Tensor, t: Tensor) -> Tensor:
+    """Return p + t - 2 p t of each pixel, for q = 1 - p: what is predicted too much, plus what is missed."""
+    return p * (1 - t) + q * t
+
+
+def _share(wrong: Tensor, right: Tensor) -> Tensor:
+    """Return wrong / (wrong + right) = 1 - right / (wrong + right), in the form whose value and slopes keep digits.
+
+    The first loses its slopes where nearly all is wrong, the second its value where nearly all is right: float32 would
+    keep three digits of a loss of 1e-4.
+    """
+    total = wrong + right
+    return torch.where(wrong < right, wrong / total, 1 - right / total)
 
 
 def _area(values: Tensor) -> Tensor:

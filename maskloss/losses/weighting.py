@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 
@@ -23,8 +24,11 @@ class LossWeights:
     def __post_init__(self) -> None:
         for field in fields(self):
             weight = getattr(self, field.name)
-            if not isinstance(weight, int | float) or isinstance(weight, bool):
+            if not isinstance(weight, numbers.Real) or isinstance(weight, bool):
                 raise TypeError(f"the weight of {field.name} must be a number, got {type(weight).__name__}")
+            # A plain number, also of numpy's scalars, so that the weights can be written to a file.
+            weight = float(weight)
+            object.__setattr__(self, field.name, weight)
             if not (math.isfinite(weight) and weight >= 0):
                 raise ValueError(f"the weight of {field.name} must be a finite number >= 0, got {weight}")
 

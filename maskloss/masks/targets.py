@@ -36,6 +36,14 @@ class MaskTargets:
     aligned: bool = True
     binary: bool = False
 
+    def __post_init__(self) -> None:
+        for name in ("aligned", "binary"):
+            value = getattr(self, name)
+            if not isinstance(value, bool):
+                raise TypeError(
+                    f"MaskTargets({name}=...) is True or False, not {type(value).__name__} {value!r}"
+                )
+
 
 def mask_targets(
     gt_masks: Tensor | EncodedMasks,

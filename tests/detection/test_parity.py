@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import json
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -15,7 +17,7 @@ from torchvision.models.detection.keypoint_rcnn import KeypointRCNNHeads, Keypoi
 import maskloss
 from maskloss import MaskRCNNLoss
 from maskloss.losses import L2RegularizationLoss, SeesawLoss, l2_regularization_loss
-from tests.photos import CROWDED, FEW, UPRIGHT, WITHOUT, read_photos
+from tests.photos import CROWDED, FEW, UPRIGHT, WITHOUT, read_photo, read_photos
 
 from .small_models import batch, tiny_keypoint_rcnn, tiny_mask_rcnn, training_pass, without_objects
 
@@ -211,6 +213,29 @@ def test_mask_rcnn_trains_alike_on_bool_masks(photos):
     # torchvision turns them into bytes, ours stay bool.
     images, targets = choose(photos, FEW)
     assert_same_training(mask_rcnn(), images, [{**targets[0], "masks": targets[0]["masks"].bool()}])
+
+
+@pytest.mark.parametrize("condition", ["many objects", "one object", "wide", "high"])
+def test_mask_rcnn_trains_and_detects_alike_on_photographs_outside_the_repository(condition, shared):
+    # The repository's own photographs are in every clone; of these most may not be copied into it.
+    folder = shared / "coco_mini"
+    data = json.loads((folder / "annotations.json").read_text())
+    counts = Counter(a["image_id"] for a in data["annotations"] if not a["iscrowd"])
+    key = {
+        "many objects": lambda image: counts[image["id"]],
+        "one object": lambda image: counts[image["id"]] == 1,
+        "wide": lambda image: image["width"] / image["height"],
+        "high": lambda image: image["height"] / image["width"],
+    }[condition]
+    images, targets = zip(
+        *(
+            read_photo(folder / "images", image, data["annotations"])
+            for image in sorted(data["images"], key=key, reverse=True)[:2]
+        ),
+        strict=True,
+    )
+    assert_same_training(mask_rcnn(), list(images), list(targets))
+    assert_same_detections(mask_rcnn(), list(images))
 
 
 @pytest.mark.parametrize("build", [faster_rcnn, keypoint_rcnn])

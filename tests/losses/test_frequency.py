@@ -113,12 +113,25 @@ def test_what_cannot_be_counted_raises(masks, arguments, message):
         lambda array: np.rot90(array),
         lambda array: array.astype(np.uint16),
         lambda array: array.astype(np.uint32),
+        lambda array: array.astype(">i4"),
+        lambda array: torch.from_numpy(array).to(torch.uint16),
         lambda array: array.astype(bool),
         lambda array: np.broadcast_to(array, array.shape),
         lambda array: PIL.Image.fromarray(array),
         lambda array: torch.from_numpy(array),
     ],
-    ids=["flipped", "turned", "uint16", "uint32", "bool", "read-only", "PIL", "tensor"],
+    ids=[
+        "flipped",
+        "turned",
+        "uint16",
+        "uint32",
+        "big-endian",
+        "torch.uint16",
+        "bool",
+        "read-only",
+        "PIL",
+        "tensor",
+    ],
 )
 def test_class_maps_of_any_kind_count_alike(given):
     # Of 6 pixels 2 are class 1 and 4 class 0, flipped or not.
@@ -131,3 +144,17 @@ def test_masks_and_labels_of_a_target_may_be_arrays():
     target = {"masks": np.array([[[1, 1, 0], [0, 0, 0]]], np.uint16)[:, ::-1], "labels": np.array([1])}
     weights = inverse_frequency_weights([(None, target)], num_classes=2)
     assert weights.tolist() == pytest.approx([1 / 4, 1 / 2])
+
+
+@pytest.mark.parametrize("dtype", [torch.uint16, torch.uint8, torch.bool, torch.float32, torch.int64])
+def test_masks_of_a_target_may_be_of_any_dtype(dtype):
+    masks = torch.tensor([[[1, 1, 0], [0, 0, 0]]]).to(dtype)
+    weights = inverse_frequency_weights(
+        [(None, {"masks": masks, "labels": torch.tensor([1])})], num_classes=2
+    )
+    assert weights.tolist() == pytest.approx([1 / 4, 1 / 2])
+
+
+def test_arrays_of_objects_are_refused():
+    with pytest.raises(TypeError, match="arrays of integers, not ndarray of object"):
+        inverse_frequency_weights([np.array([[0, 1]], dtype=object)], num_classes=2)

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+import functools
+import pickle
+
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -10,6 +15,9 @@ from torch import Tensor, nn
 import maskloss
 from maskloss import LossWeights, MaskRCNNLoss, losses
 from maskloss.losses import per_positive
+from maskloss.losses.criterion import MaskBatch
+
+from .test_criterion import COUNTS
 
 TERMS = ("objectness", "rpn_box", "classification", "box", "mask", "regularization")
 
@@ -78,6 +86,56 @@ def test_a_term_that_reduces_is_told_to_write_none(term, wrong):
         MaskRCNNLoss(**{term: wrong})
 
 
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (lambda: MaskRCNNLoss(mask=nn.Module()), TypeError, "^mask: a Module has no forward"),
+        (lambda: MaskRCNNLoss(mask=MaskRCNNLoss()), TypeError, "^mask: a MaskRCNNLoss has no forward"),
+        (
+            lambda: MaskRCNNLoss(mask=functools.partial(losses.mask_dice_loss, reduction="mean")),
+            ValueError,
+            '^mask: mask_dice_loss has reduction="mean", .*; leave reduction out',
+        ),
+        (
+            lambda: MaskRCNNLoss(mask=functools.partial(losses.MaskDiceLoss, smooth=2.0)),
+            TypeError,
+            "^mask: MaskDiceLoss is a class",
+        ),
+        (
+            lambda: MaskRCNNLoss(mask=losses.mask_weighted_bce_loss),
+            TypeError,
+            r"alone; write functools\.partial\(mask_weighted_bce_loss, positive_weight=\.\.\., negative_weight",
+        ),
+        (
+            lambda: losses.WeightedSum([losses.MaskDiceLoss]),
+            TypeError,
+            "term 0 of the sum: MaskDiceLoss is a",
+        ),
+        (
+            lambda: losses.WeightedSum(["dice"]),
+            TypeError,
+            "term 0 of the sum: a term is a function or a loss",
+        ),
+        (
+            lambda: losses.WeightedSum(losses.MaskDiceLoss()),
+            TypeError,
+            "terms must be a list of losses, not Mask",
+        ),
+        (
+            lambda: losses.WeightedSum([losses.MaskDiceLoss(), nn.BCEWithLogitsLoss()]),
+            ValueError,
+            r'term 1 of the sum: BCEWithLogitsLoss has reduction="mean".*write BCEWithLogitsLoss\(reduction="none"',
+        ),
+        (lambda: losses.ClassAgnosticMaskLoss(losses.MaskDiceLoss), TypeError, "MaskDiceLoss is a class"),
+        (lambda: losses.ClassAgnosticMaskLoss("dice"), TypeError, "a term is a function or a loss object"),
+        (lambda: losses.ClassAgnosticMaskLoss(nn.BCEWithLogitsLoss()), ValueError, 'reduction="mean"'),
+    ],
+)
+def test_what_only_looks_like_a_term_is_refused_wherever_a_term_is_taken(make, error, message):
+    with pytest.raises(error, match=message):
+        make()
+
+
 def test_what_fits_is_taken_as_it_is():
     class Callable:
         def __call__(self, mask_logits: Tensor, mask_targets: Tensor) -> Tensor:
@@ -108,6 +166,8 @@ def test_what_fits_is_taken_as_it_is():
             {"normalizers": {"box": "per_positive"}},
             r"the normalizer of box must be a callable on BatchCounts",
         ),
+        ({"normalizers": ["box"]}, r'normalizers must be a mapping such as {"box": .*, not list'),
+        ({"normalizers": per_positive}, r"normalizers must be a mapping such as .*, not function"),
         ({"normalizers": {"box": 256}}, r"the normalizer of box must be a callable on BatchCounts"),
     ],
 )
@@ -121,6 +181,30 @@ def test_other_arguments_of_another_type_are_named(arguments, message):
 def test_a_weight_that_is_no_number_is_a_type_error(weight):
     with pytest.raises(TypeError, match="the weight of mask must be a number"):
         LossWeights(mask=weight)
+
+
+def test_weights_of_numpy_become_plain_numbers():
+    weights = LossWeights(mask=np.float32(0.5), box=np.int64(2), rpn_box=3)
+    assert (weights.mask, weights.box, weights.rpn_box) == (0.5, 2.0, 3.0)
+    assert {type(weight) for weight in (weights.mask, weights.box, weights.rpn_box)} == {float}
+
+
+@pytest.mark.parametrize("field", ["aligned", "binary"])
+@pytest.mark.parametrize("value", ["no", 0, None])
+def test_settings_of_mask_targets_are_true_or_false(field, value):
+    # A string "no" would count as True.
+    with pytest.raises(TypeError, match=rf"MaskTargets\({field}=\.\.\.\) is True or False, not"):
+        maskloss.MaskTargets(**{field: value})
+
+
+def test_a_preset_of_another_type_names_those_there_are():
+    with pytest.raises(ValueError, match=r"no preset is named \['paper'\]; there are torchvision"):
+        MaskRCNNLoss.preset(["paper"])
+
+
+def test_active_classes_may_be_a_list():
+    loss = MaskRCNNLoss.preset("matterport", active_classes=[True, False, True])
+    assert loss.classification.active_classes.tolist() == [True, False, True]
 
 
 def test_an_unknown_preset_names_those_there_are():
@@ -182,3 +266,108 @@ def test_a_weight_of_zero_leaves_a_terms_parameters_alone():
     training_pass(maskloss.convert(tiny_mask_rcnn(), loss), *batch())
     assert loss.classification.log_scale.grad is None
     assert loss.box.log_scale.grad is not None
+
+
+# Parameters of terms that are no modules.
+
+
+class Scaled:
+    """A function object that is no module, with a learned scale and a module in a list."""
+
+    def __init__(self) -> None:
+        self.log_scale = nn.Parameter(torch.tensor(0.3))
+        self.inner = [Tempered(losses.MaskBCELoss())]
+
+    def __call__(self, mask_logits: Tensor, mask_targets: Tensor) -> Tensor:
+        return self.log_scale.exp() * self.inner[0](mask_logits, mask_targets)
+
+
+def scaled_by(module: nn.Module, mask_logits: Tensor, mask_targets: Tensor) -> Tensor:
+    return module(mask_logits, mask_targets)
+
+
+def mask_loss_of(loss: MaskRCNNLoss) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(2, 3, 4, 4, generator=generator)
+    batch = MaskBatch(logits, torch.rand(2, 4, 4, generator=generator), torch.tensor([1, 2]), COUNTS)
+    return loss.mask_losses(batch)["loss_mask"]
+
+
+@pytest.mark.parametrize(
+    ("make", "count"),
+    [
+        (Scaled, 2),
+        (lambda: functools.partial(scaled_by, Tempered(losses.MaskBCELoss())), 1),
+        (lambda: functools.partial(Tempered(losses.MaskBCELoss())), 1),
+        (lambda: losses.WeightedSum([Scaled(), losses.MaskDiceLoss()]), 2),
+        (lambda: losses.ClassAgnosticMaskLoss(Scaled()), 2),
+        (lambda: functools.partial(losses.WeightedSum([Scaled()])), 2),
+    ],
+    ids=["object", "argument", "partial module", "in a sum", "class-agnostic", "partial sum"],
+)
+@pytest.mark.parametrize("make_copy", [None, copy.deepcopy, lambda loss: pickle.loads(pickle.dumps(loss))])
+def test_parameters_of_a_term_that_is_no_module_are_found_and_trained(make, count, make_copy):
+    loss = MaskRCNNLoss(mask=make())
+    if make_copy is not None:
+        loss = make_copy(loss)
+    parameters = list(loss.parameters())
+    assert len(parameters) == count
+    before = mask_loss_of(loss)
+    before.backward()
+    # What is trained is what the term computes with, also in a copy.
+    assert all(parameter.grad is not None and parameter.grad != 0 for parameter in parameters)
+    torch.optim.SGD(parameters, lr=0.1).step()
+    assert mask_loss_of(loss) < before
+
+
+def test_they_move_and_are_saved_with_the_loss():
+    loss = MaskRCNNLoss(mask=Scaled()).double()
+    assert loss.mask.log_scale.dtype == loss.mask.inner[0].log_scale.dtype == torch.float64
+    other = MaskRCNNLoss(mask=Scaled())
+    with torch.no_grad():
+        loss.mask.log_scale.fill_(0.7)
+    other.load_state_dict(loss.state_dict())
+    assert float(other.mask.log_scale.detach()) == pytest.approx(0.7)
+
+
+def test_a_converted_models_loss_parameters_are_those_of_its_terms_alone():
+    from tests.detection.small_models import tiny_mask_rcnn
+
+    model = tiny_mask_rcnn()
+    term = Scaled()
+    # A layer of the model that a term reads, as for a distance of features, stays the model's.
+    term.layer = model.roi_heads.mask_predictor
+    maskloss.convert(model, MaskRCNNLoss(mask=term))
+    found = {id(parameter) for parameter in maskloss.loss_parameters(model)}
+    assert found == {id(term.log_scale), id(term.inner[0].log_scale)}
+
+
+@pytest.mark.parametrize("kind", ["object", "module"])
+def test_a_term_that_holds_the_model_itself_is_refused(kind):
+    from tests.detection.small_models import tiny_mask_rcnn
+
+    model = tiny_mask_rcnn()
+    term = Scaled() if kind == "object" else Tempered(losses.MaskBCELoss())
+    term.model = model
+    with pytest.raises(ValueError, match="a term of the loss holds the model itself"):
+        maskloss.convert(model, MaskRCNNLoss(mask=term))
+
+
+def test_uncertainty_weighting_of_every_term_reaches_its_optimum():
+    # Kendall et al., 2018, arXiv:1705.07115: e^-s L + s is least at s = log L, where e^-s L = 1.
+    class Uncertain(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.s = nn.Parameter(torch.tensor(0.0))
+
+        def forward(self, mask_logits: Tensor, mask_targets: Tensor) -> Tensor:
+            return losses.mask_bce_loss(mask_logits, mask_targets) * (-self.s).exp() + self.s
+
+    loss = MaskRCNNLoss(mask=Uncertain(), normalizers={"mask": lambda _: 2})
+    optimizer = torch.optim.SGD(loss.parameters(), lr=0.5)
+    for _ in range(200):
+        optimizer.zero_grad()
+        mask_loss_of(loss).backward()
+        optimizer.step()
+    plain = mask_loss_of(MaskRCNNLoss(normalizers={"mask": lambda _: 2}))
+    assert float(loss.mask.s.detach()) == pytest.approx(float(plain.log()), abs=1e-4)
