@@ -149,36 +149,56 @@ def train(**options: Any) -> None:
 
 
 def evaluate(
-    checkpoint: str, images: str, annotations: str, output: str, batch_size: int = 2, device: Device = "auto"
+    checkpoint: str,
+    images: str,
+    annotations: str,
+    output: str,
+    loss: str | dict[str, Any] | None = None,
+    batch_size: int = 2,
+    device: Device = "auto",
 ) -> None:
     """Compute losses and box and mask AP of a trained model.
 
     Args:
-        checkpoint: model.safetensors of a run.
+        checkpoint: model.safetensors of a run, or the run's folder.
         images: folder of the images.
         annotations: COCO-format JSON.
-        output: folder that gets metrics.json.
+        output: folder that gets metrics.json and results.json.
+        loss: as of `train`; only needed where the model was trained with a loss that is not maskloss's own.
         batch_size: images per pass.
         device: where to run.
     """
     from maskloss.data.coco import read_coco
-    from maskloss.files import make_folder
+    from maskloss.files import make_folder, write_text
     from maskloss.training import evaluation
-    from maskloss.training.checkpoints import load_model
+    from maskloss.training.checkpoints import load_model, loss_is_known, shown_loss
     from maskloss.training.loop import chosen_device
+    from maskloss.training.metrics import write_metrics
 
     if batch_size < 1:
         raise InputError(f"--batch-size must be at least 1, got {batch_size}")
     chosen = chosen_device(device)
-    model, description = load_model(checkpoint)
+    model, description = load_model(checkpoint, loss)
     data = read_coco(images, annotations, categories=description.categories)
     folder = Path(output)
-    _refuse_to_overwrite(folder / "metrics.json")
+    for name in ("metrics.json", "results.json"):
+        _refuse_to_overwrite(folder / name)
     make_folder(folder)
     for warning in data.warnings:
         print(f"warning: {warning}", file=sys.stderr)
-    found = evaluation.evaluate(model.to(chosen), data, batch_size=batch_size, device=chosen)
-    evaluation.write_metrics(folder / "metrics.json", found.metrics)
+    known = loss_is_known(description, loss)
+    if not known and description.loss is None:
+        print(f"note: {checkpoint} does not say what its loss was; the losses need --loss", file=sys.stderr)
+    elif not known and description.loss is not None:
+        print(f"note: the losses need --loss {shown_loss(description.loss)}", file=sys.stderr)
+    elif loss is not None and description.loss not in (None, loss):
+        print(
+            f"note: the losses are those of --loss; the model was trained with {shown_loss(description.loss)}",
+            file=sys.stderr,
+        )
+    found = evaluation.evaluate(model.to(chosen), data, batch_size=batch_size, device=chosen, losses=known)
+    write_text(folder / "results.json", json.dumps(found.results))
+    write_metrics(folder / "metrics.json", found.metrics)
     _print_metrics(found.metrics)
     print(folder / "metrics.json")
 
@@ -190,7 +210,7 @@ def predict(
 
     Args:
         image: files to predict.
-        checkpoint: model.safetensors of a run.
+        checkpoint: model.safetensors of a run, or the run's folder.
         output: folder that gets a PNG per image and results.json in COCO's results format.
         score_threshold: leave out detections of lower scores.
         device: where to run.

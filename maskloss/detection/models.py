@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
+import torch
 import torchvision
 from torch import Tensor, nn
 from torchvision.models.detection import MaskRCNN, maskrcnn_resnet50_fpn, maskrcnn_resnet50_fpn_v2
@@ -19,6 +20,22 @@ from maskloss.detection.mask_predictor import ClassSelectedMaskPredictor
 
 ModelName = Literal["maskrcnn_resnet50_fpn", "maskrcnn_resnet50_fpn_v2", "resnet18", "mobilenet_v2"]
 MODEL_NAMES: tuple[str, ...] = get_args(ModelName)
+
+#: Longest side in px that a model may resize images to: at 8192 x 8192 the first feature maps take 4 GiB an image.
+MAX_SIDE = 8192
+
+#: Stages of a backbone that `trainable_layers` counts, from the last to the first, as torchvision's builders do.
+_RESNET_STAGES = (("layer4",), ("layer3",), ("layer2",), ("layer1",), ("conv1", "bn1"))
+_STAGES: dict[str, tuple[tuple[str, ...], ...]] = {
+    "maskrcnn_resnet50_fpn": _RESNET_STAGES,
+    "maskrcnn_resnet50_fpn_v2": _RESNET_STAGES,
+    "resnet18": _RESNET_STAGES,
+    # A stage begins with each block of stride 2, and with the last layer.
+    "mobilenet_v2": tuple(
+        tuple(str(block) for block in blocks)
+        for blocks in ((18,), range(14, 18), range(7, 14), range(4, 7), range(2, 4), range(2))
+    ),
+}
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -38,6 +55,9 @@ class ModelSettings:
         min_size: shorter side in px that images are resized to; of several, training draws one per image and
             evaluation takes the last. None is the model's default.
         max_size: longest side in px. None is the model's default.
+        trainable_layers: stages of the backbone, from the last, whose parameters require gradients, as
+            `trainable_backbone_layers` of torchvision's builders; None for all. See `num_stages`.
+        normalization_eps: added to the variances in frozen batch norms; None for their default, 1e-5.
     """
 
     name: str
@@ -47,6 +67,35 @@ class ModelSettings:
     frozen_normalization: bool = False
     min_size: tuple[int, ...] | None = None
     max_size: int | None = None
+    trainable_layers: int | None = None
+    normalization_eps: float | None = None
+
+
+def num_stages(name: str) -> int:
+    """Return how many stages a model's backbone has: 5 of a ResNet, 6 of a MobileNet."""
+    return len(_STAGES[name])
+
+
+def pretrained_settings(name: str, *, published: bool) -> dict[str, Any]:
+    """Return the `ModelSettings` that torchvision's builders choose for a model with pretrained weights.
+
+    Three stages of the backbone are trained, and its batch norms are frozen, but in maskrcnn_resnet50_fpn_v2, whose
+    weights were trained with ordinary ones. The small models are set up as the former.
+
+    Args:
+        name: one of `MODEL_NAMES`.
+        published: whether the weights are `published_weights`. Those of maskrcnn_resnet50_fpn were trained with an
+            eps of 0 in frozen batch norms.
+
+    Source: torchvision's `_validate_trainable_layers`, `overwrite_eps` and `norm_layer`, 0.26 to 0.29.
+    """
+    settings: dict[str, Any] = {
+        "frozen_normalization": name != "maskrcnn_resnet50_fpn_v2",
+        "trainable_layers": 3,
+    }
+    if published and name == "maskrcnn_resnet50_fpn":
+        settings["normalization_eps"] = 0.0
+    return settings
 
 
 def build_model(settings: ModelSettings) -> MaskRCNN:
@@ -77,6 +126,14 @@ def build_model(settings: ModelSettings) -> MaskRCNN:
         model = _small_mask_rcnn(backbone, common)
     if settings.frozen_normalization:
         _freeze_normalization(model.backbone.body)
+    if settings.normalization_eps is not None:
+        for module in model.modules():
+            if isinstance(module, FrozenBatchNorm2d):
+                module.eps = settings.normalization_eps
+    if settings.trainable_layers is not None:
+        for stage in _STAGES[settings.name][settings.trainable_layers :]:
+            for layer in stage:
+                model.backbone.body[layer].requires_grad_(False)
     return model
 
 
@@ -169,6 +226,9 @@ def load_weights(model: MaskRCNN, weights: dict[str, Tensor]) -> LoadedWeights:
         model: from `build_model`.
         weights: keys of the whole model, of torchvision's resnet ("layer1.0.conv1.weight") or of its
             mobilenet ("features.0.0.weight").
+
+    Raises:
+        ValueError: a tensor that would be taken has values that no weights have, see `bad_weights`.
     """
     state = model.state_dict()
     placed: dict[str, Tensor] = {}
@@ -177,12 +237,40 @@ def load_weights(model: MaskRCNN, weights: dict[str, Tensor]) -> LoadedWeights:
         candidates = [key, f"backbone.body.{key.removeprefix('features.')}"]
         name = next((c for c in candidates if c in state and state[c].shape == tensor.shape), None)
         if name is not None:
+            if wrong := bad_weights(key, tensor, state[name].dtype):
+                raise ValueError(wrong)
             placed[name] = tensor
         elif not key.endswith("num_batches_tracked"):
             unused.append(key)
     model.load_state_dict(placed, strict=False)
     left = [key for key in state if key not in placed and not key.endswith("num_batches_tracked")]
     return LoadedWeights(len(placed), left, unused)
+
+
+def bad_weights(key: str, tensor: Tensor, dtype: torch.dtype) -> str | None:
+    """Return what makes a tensor useless as a weight or statistic of a model, or None for a usable one.
+
+    Args:
+        key: of the tensor.
+        tensor: to be checked.
+        dtype: that the model has for it.
+    """
+    if tensor.is_meta or tensor.layout != torch.strided or tensor.is_quantized:
+        return f"{key} holds no plain values"
+    if tensor.is_floating_point() != dtype.is_floating_point:
+        return f"{key} is {_dtype_name(tensor.dtype)}, but {_dtype_name(dtype)} in the model"
+    if not tensor.is_floating_point():
+        return None
+    tensor = tensor if tensor.dtype in (torch.float32, torch.float64) else tensor.float()
+    if not torch.isfinite(tensor).all():
+        return f"{key} has values that are not finite; the run that wrote it diverged, or the file is damaged"
+    if key.endswith("running_var") and (tensor < 0).any():
+        return f"{key} has negative variances"
+    return None
+
+
+def _dtype_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _shown(names: Sequence[str]) -> str:

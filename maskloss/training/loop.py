@@ -6,6 +6,7 @@ import json
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -23,28 +24,30 @@ from maskloss.data.augmentation import augmentation
 from maskloss.data.batches import TrainingBatches, mixed_seed
 from maskloss.data.coco import CocoData, read_coco
 from maskloss.data.dataset import CocoDataset, collate
-from maskloss.detection.conversion import convert
+from maskloss.detection.conversion import convert, loss_parameters
 from maskloss.detection.models import (
     LoadedWeights,
     ModelSettings,
     build_model,
     load_weights,
+    pretrained_settings,
     published_weights,
 )
 from maskloss.errors import InputError, RunError
 from maskloss.files import append_line, make_folder, write_bytes, write_text
 from maskloss.training.checkpoints import (
-    ModelDescription,
     checkpoint_files,
+    describe,
     load_checkpoint,
-    mask_probs_of,
     model_settings_of,
     read_weights,
+    restore,
     save_checkpoint,
     save_model,
 )
 from maskloss.training.config import TrainConfig
-from maskloss.training.evaluation import Evaluation, batches_on, evaluate, write_metrics
+from maskloss.training.evaluation import Evaluation, batches_on, evaluate
+from maskloss.training.metrics import write_metrics
 
 _RUN_FILES = ("config.yaml", "history.jsonl", "model.safetensors", "metrics.json", "checkpoints")
 
@@ -72,6 +75,8 @@ def train(config: TrainConfig) -> TrainingResult:
         RunError: a loss is not finite, or the disk is full; the last checkpoint is there.
     """
     device = device_of(config)
+    # A loss may have parameters of its own, which start from the same random numbers in every process.
+    torch.manual_seed(config.seed)
     loss = config.make_loss()
     training, validation = read_data(config)
     categories = [[category.id, category.name] for category in training.categories]
@@ -83,14 +88,13 @@ def train(config: TrainConfig) -> TrainingResult:
     if loaded is not None:
         _say(accelerator, f"{config.weights}: {loaded}")
     convert(model, loss, paste=None)
-    description = ModelDescription(
-        settings, training.categories, loss.mask_targets.aligned, mask_probs_of(loss)
-    )
+    description = describe(settings, training.categories, config.loss, loss)
     optimizer = _optimizer(config, model)
+    own_parameters = [parameter for parameter in loss_parameters(model) if parameter.requires_grad]
     start, elapsed = 0, 0.0
     if checkpoint is not None:
         start, elapsed = checkpoint["step"], checkpoint["seconds"]
-        _restore(config, checkpoint, model, loss, optimizer)
+        restore(config.output_folder, checkpoint, model, loss, optimizer)
     prepared, optimizer = accelerator.prepare(model, optimizer)
     if checkpoint is not None and accelerator.scaler is not None:
         accelerator.scaler.load_state_dict(checkpoint["scaler"])
@@ -117,16 +121,16 @@ def train(config: TrainConfig) -> TrainingResult:
 
     def evaluated() -> Evaluation:
         model.eval()
-        evaluation = evaluate(
-            model,
-            validation,
-            batch_size=config.batch_size,
-            device=accelerator.device,
-            workers=config.workers,
-            seed=config.seed,
-            rank=accelerator.process_index,
-            world_size=accelerator.num_processes,
-        )
+        with _without_mixed_precision(model):
+            evaluation = evaluate(
+                model,
+                validation,
+                batch_size=config.batch_size,
+                device=accelerator.device,
+                workers=config.workers,
+                rank=accelerator.process_index,
+                world_size=accelerator.num_processes,
+            )
         model.train()
         return evaluation
 
@@ -146,7 +150,7 @@ def train(config: TrainConfig) -> TrainingResult:
             learning_rate = config.learning_rate_at(step)
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate
-            losses = _step(config, accelerator, prepared, optimizer, incoming, step)
+            losses = _step(config, accelerator, prepared, optimizer, incoming, step, own_parameters)
             seconds = time.perf_counter() - began
             if step % config.log_every == 0 or step in (1, config.max_steps):
                 log.step(step, losses, learning_rate, seconds)
@@ -155,7 +159,7 @@ def train(config: TrainConfig) -> TrainingResult:
             evaluation_due = config.evaluate_every and step % config.evaluate_every == 0 and not last
             checkpoint_due = step % config.checkpoint_every == 0 or last
             if evaluation_due or checkpoint_due:
-                _expect_finite(model, step)
+                _expect_finite(model, loss, step)
             # Evaluation comes first: a checkpoint says that everything up to its step is on the disk.
             if evaluation_due:
                 log.evaluation(step, evaluated())
@@ -258,19 +262,6 @@ def _starting_point(config: TrainConfig, categories: list[list[Any]]) -> dict[st
     return checkpoint
 
 
-def _restore(
-    config: TrainConfig, checkpoint: dict[str, Any], model: nn.Module, loss: nn.Module, optimizer: Any
-) -> None:
-    try:
-        # What a term has gathered, such as the seesaw's counts; a checkpoint from before there was any has none.
-        loss.load_state_dict(checkpoint.get("loss", loss.state_dict()), strict=True)
-        model.load_state_dict(checkpoint["model"], strict=True)
-        optimizer.load_state_dict(checkpoint["optimizer"])
-    except (RuntimeError, ValueError, KeyError) as error:
-        first = str(error).strip().splitlines()[0]
-        raise InputError(f"{config.output_folder}: the checkpoint is of another model: {first}") from error
-
-
 def _accelerator(config: TrainConfig, device: torch.device) -> Accelerator:
     if not torch.distributed.is_initialized():
         # accelerate keeps its state for the life of the process; a second run here may want another.
@@ -297,8 +288,9 @@ def _model_settings(config: TrainConfig, num_classes: int) -> tuple[ModelSetting
             found = model_settings_of(metadata)
         except InputError as error:
             raise InputError(f"{config.weights}: {error}") from error
-    found.setdefault("frozen_normalization", weights is not None)
-    for key in ("image_mean", "image_std", "frozen_normalization"):
+    if weights is not None:
+        found = pretrained_settings(config.model, published=config.weights == "DEFAULT") | found
+    for key in ("image_mean", "image_std", "frozen_normalization", "trainable_layers"):
         given = getattr(config, key)
         if given is not None:
             found[key] = tuple(given) if isinstance(given, list) else given
@@ -327,14 +319,20 @@ def initial_model(
     model = build_model(settings)
     if weights is None:
         return model, settings, None
-    loaded = load_weights(model, weights)
+    try:
+        loaded = load_weights(model, weights)
+    except ValueError as error:
+        raise InputError(f"{config.weights}: {error}") from error
     if not loaded.loaded:
         raise InputError(f"{config.weights}: no tensor in it fits the model {config.model}: {loaded}")
     return model, settings, loaded
 
 
 def _optimizer(config: TrainConfig, model: nn.Module) -> torch.optim.Optimizer:
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    parameters: list[Any] = [{"params": [p for p in model.parameters() if p.requires_grad]}]
+    if own := [p for p in loss_parameters(model) if p.requires_grad]:
+        # What a loss learns, such as a temperature or the weights of its terms, has no reason to tend to 0.
+        parameters.append({"params": own, "weight_decay": 0.0})
     # One kernel for all parameters is several times as fast on a CPU too. Under float16 a step may be skipped, which
     # the plain kind leaves to the scaler.
     fused = config.mixed_precision != "fp16"
@@ -351,6 +349,7 @@ def _step(
     optimizer: Any,
     incoming: Iterator[tuple[list[Tensor], list[dict[str, Any]]]],
     step: int,
+    own_parameters: list[nn.Parameter],
 ) -> dict[str, Tensor]:
     """One optimizer step; gives each term's mean over its forward passes, as tensors on the device."""
     totals: dict[str, Tensor] = {}
@@ -364,13 +363,41 @@ def _step(
             if not torch.isfinite(total):
                 raise RunError(_not_finite(losses, step, targets))
             accelerator.backward(total)
+            if accelerator.sync_gradients:
+                _average_gradients(own_parameters, accelerator.num_processes)
             if config.gradient_clip and accelerator.sync_gradients:
-                accelerator.clip_grad_norm_(model.parameters(), config.gradient_clip)
+                accelerator.clip_grad_norm_([*model.parameters(), *own_parameters], config.gradient_clip)
             optimizer.step()
             optimizer.zero_grad()
         for key, value in losses.items():
             totals[key] = totals.get(key, 0) + value.detach() / config.accumulation_steps
     return totals
+
+
+def _average_gradients(parameters: list[nn.Parameter], num_processes: int) -> None:
+    """Average gradients over processes, as DistributedDataParallel does for the model, of which these are no part."""
+    if num_processes == 1:
+        return
+    for parameter in parameters:
+        if parameter.grad is None:
+            # Of a term that this process's images did not reach.
+            parameter.grad = torch.zeros_like(parameter)
+        torch.distributed.all_reduce(parameter.grad)
+        parameter.grad /= num_processes
+
+
+@contextmanager
+def _without_mixed_precision(model: nn.Module) -> Iterator[None]:
+    """Take off the autocast that accelerate has put around a model's forward.
+
+    What is evaluated is the model that is saved, as `maskloss evaluate` computes it: in float32.
+    """
+    in_mixed_precision = vars(model).pop("forward", None)
+    try:
+        yield
+    finally:
+        if in_mixed_precision is not None:
+            model.forward = in_mixed_precision
 
 
 def _not_finite(losses: dict[str, Tensor], step: int, targets: list[dict[str, Any]]) -> str:
@@ -383,9 +410,10 @@ def _not_finite(losses: dict[str, Tensor], step: int, targets: list[dict[str, An
     )
 
 
-def _expect_finite(model: nn.Module, step: int) -> None:
+def _expect_finite(model: nn.Module, loss: nn.Module, step: int) -> None:
     """Refuse to keep weights that a gradient has spoilt, although the loss was still finite."""
-    for name, parameter in model.named_parameters():
+    own = ((f"the loss's {name}", parameter) for name, parameter in loss.named_parameters())
+    for name, parameter in [*model.named_parameters(), *own]:
         if not torch.isfinite(parameter).all():
             raise RunError(
                 f"step {step}: the weights of {name} are not finite; the last checkpoint is from before. "

@@ -185,19 +185,25 @@ def test_a_description_of_something_else_is_refused(tmp_path: Path, text: str) -
 
 
 @pytest.mark.parametrize(
-    "changes",
-    [{"num_classes": 5}, {"name": "mobilenet_v2"}, {"name": "resnet99"}, {"unknown": 1}, {"image_mean": 5}],
+    ("changes", "message"),
+    [
+        ({"num_classes": 5}, r"settings\.num_classes is 5, but there are 2 categories"),
+        ({"name": "mobilenet_v2"}, "its tensors are of another model than it says: has no backbone"),
+        ({"name": "resnet99"}, r"settings\.name must be one of maskrcnn_resnet50_fpn, .*, not 'resnet99'"),
+        ({"unknown": 1}, "settings must be a mapping of .*, not 'unknown'"),
+        ({"image_mean": 5}, r"settings\.image_mean must be three numbers .*, not 5"),
+    ],
     ids=str,
 )
-def test_tensors_of_another_model_than_described_are_refused(
-    saved: Path, tmp_path: Path, changes: dict[str, Any]
+def test_a_description_of_another_model_than_the_tensors_is_refused(
+    saved: Path, tmp_path: Path, changes: dict[str, Any], message: str
 ) -> None:
     path = tmp_path / "model.safetensors"
     content = json.loads(DESCRIPTION.to_metadata()["maskloss"])
     content["settings"].update(changes)
     tensors = safetensors.torch.load_file(saved)
     safetensors.torch.save_file(tensors, path, metadata={"maskloss": json.dumps(content)})
-    with pytest.raises(InputError, match=r"model\.safetensors: its tensors are of another model") as caught:
+    with pytest.raises(InputError, match=rf"model\.safetensors: .*{message}") as caught:
         load_model(path)
     assert "\n" not in str(caught.value)
 
