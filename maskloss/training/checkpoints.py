@@ -10,6 +10,7 @@ import json
 import math
 import pickle
 import struct
+import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -604,7 +605,10 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 def _load_pickle(path: Path) -> Any:
     content = read_bytes(path)
     try:
-        return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            # Such as how long it takes to check sparse tensors, which are none that we want.
+            warnings.simplefilter("ignore")
+            return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise InputError(
             f"{path}: truncated, or holds more than tensors and plain values, and is not read because such "

@@ -23,7 +23,8 @@ from maskloss.data.coco import CocoData, read_coco
 from maskloss.detection.transform import RCNNTransform
 from maskloss.errors import InputError, RunError
 from maskloss.training import evaluation
-from maskloss.training.evaluation import average_precision, batches_on, evaluate
+from maskloss.training.evaluation import batches_on, evaluate
+from maskloss.training.metrics import average_precision
 from tests.training.small_runs import STATISTICS
 
 SIZE = 160
