@@ -15,10 +15,12 @@ import safetensors.torch
 import torch
 import torch.multiprocessing as mp
 from PIL import Image
+from torch import nn
 
 from maskloss.data.coco import CocoData, read_coco
 from maskloss.detection.conversion import convert
 from maskloss.detection.models import ModelSettings, build_model
+from maskloss.errors import RunError
 from maskloss.losses import LossWeights, MaskRCNNLoss
 from maskloss.training import loop
 from maskloss.training.evaluation import Evaluation, batches_of_one_size, evaluate
@@ -86,7 +88,7 @@ def run_rank(rank: int, port: int, shapes: str, images: str, output: str) -> Non
     seen: dict[str, Any] = {"before": [], "after": []}
     average = loop._average_gradients
 
-    def recorded(parameters: list[torch.nn.Parameter], num_processes: int) -> None:
+    def recorded(parameters: list[nn.Parameter], num_processes: int) -> None:
         (parameter,) = parameters
         assert parameter.grad is not None
         seen["before"].append(parameter.grad.item())
@@ -184,3 +186,18 @@ def test_an_evaluation_does_not_depend_on_the_number_of_processes(
     expected = evaluated(of_images(images), 1)
     for rank in ranks:
         assert_same(rank["metrics"], rank["results"], expected)
+
+
+def test_clipping_takes_in_what_a_loss_learns(shapes: Path, tmp_path: Path) -> None:
+    train(small_config(shapes, tmp_path / "run", **CHANGES, gradient_clip=1e-4))
+    moved = abs(safetensors.torch.load_file(tmp_path / "run/model.safetensors")[KEY].item())
+    # Three steps of at most 0.01 * 1e-4, with a momentum of 0.9 from one to the next: 1 + 1.9 + 2.71 of them.
+    assert 0 < moved <= 5.61 * 0.01 * 1e-4 * 1.001
+
+
+def test_what_a_loss_learns_must_stay_finite() -> None:
+    model, loss = nn.Linear(1, 1), learned_loss()
+    loop._expect_finite(model, loss, 3)
+    loss.mask.log_scale.data.fill_(float("nan"))
+    with pytest.raises(RunError, match=r"step 3: the weights of the loss's mask\.log_scale are not finite"):
+        loop._expect_finite(model, loss, 3)

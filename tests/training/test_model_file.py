@@ -476,3 +476,11 @@ def test_a_losss_own_parameter_is_trained_saved_and_resumed_exactly(shapes: Path
 
 def test_a_loss_that_learns_has_the_terms_of_any_other(users: Path) -> None:
     assert set(metrics_of(users)["loss"]) == {"loss", *TERMS}
+
+
+def test_a_mapping_is_named_on_the_command_line_as_json(shapes: Path, tmp_path: Path) -> None:
+    loss = {"mask": {"class_path": "tests.training.small_runs.LearnedScale"}, "weights": {"box": 2.0}}
+    train(small_config(shapes, tmp_path / "run", loss=loss))
+    written = metrics_of(tmp_path / "run")
+    assert evaluated(shapes, tmp_path / "run", tmp_path / "without")["loss"] is None
+    assert evaluated(shapes, tmp_path / "run", tmp_path / "with", "--loss", json.dumps(loss)) == written
