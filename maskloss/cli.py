@@ -87,24 +87,55 @@ def shapes(output: str, images: int, size: int = 128, seed: int = 0) -> None:
     print(f"{output}: {images} images of {size} x {size} px")
 
 
-def check(images: str, annotations: str) -> None:
+def check(images: str, annotations: str, all: bool = False) -> None:
     """Find what would break or distort training; exits with 1 if there are errors.
 
     Args:
         images: folder of the images.
         annotations: COCO-format JSON.
+        all: list every case of each kind of fault, not three of them.
     """
     from maskloss.data.check import check_data
 
-    data, problems = check_data(images, annotations)
+    data, problems = check_data(images, annotations, progress=True)
     for problem in problems:
         print(problem)
+        if all and len(problem.examples) > 1:
+            for example in problem.examples:
+                print(f"  {example}")
     errors = sum(problem.error for problem in problems)
     if data is not None:
-        print(f"{len(data.images)} images, {data.num_objects} objects, {len(data.categories)} categories")
+        _print_contents(data)
     print(f"{errors} errors, {len(problems) - errors} warnings")
     if errors:
         sys.exit(1)
+
+
+def repair(
+    images: str,
+    annotations: str,
+    output: str,
+    crowds: Literal["keep", "objects"] = "keep",
+    boxes: Literal["keep", "from-masks"] = "keep",
+) -> None:
+    """Write an annotation file without errors, and list what was changed and left out.
+
+    Args:
+        images: folder of the images.
+        annotations: COCO-format JSON; it stays as it is.
+        output: the new file; the list is written beside it as OUTPUT.repairs.json, without ".json" in between.
+        crowds: "objects" makes each crowd an object, for annotation tools that write brush masks as crowds.
+        boxes: "from-masks" takes the boxes from the masks.
+    """
+    from maskloss.data import repair as repairing
+
+    data, repairs = repairing.repair(images, annotations, output, crowds=crowds, boxes=boxes)
+    for made in repairs:
+        print(made)
+    if not repairs:
+        print("nothing to repair")
+    _print_contents(data)
+    print(output)
 
 
 def subset(
@@ -153,78 +184,91 @@ def evaluate(
     images: str,
     annotations: str,
     output: str,
-    loss: str | dict[str, Any] | None = None,
+    loss: str | None = None,
     batch_size: int = 2,
     device: Device = "auto",
 ) -> None:
     """Compute losses and box and mask AP of a trained model.
 
+    The losses are those of the model's own training, from its file. Where that names a user's code, which is not
+    imported because a file says so, the losses are computed only if it is given again.
+
     Args:
-        checkpoint: model.safetensors of a run, or the run's folder.
+        checkpoint: model.safetensors of a run.
         images: folder of the images.
         annotations: COCO-format JSON.
-        output: folder that gets metrics.json and results.json.
-        loss: as of `train`; only needed where the model was trained with a loss that is not maskloss's own.
-        batch_size: images per pass.
+        output: folder that gets metrics.json.
+        loss: a preset or the import path of a loss, where the file's own cannot be used or another is wanted.
+        batch_size: images that are loaded together.
         device: where to run.
     """
     from maskloss.data.coco import read_coco
-    from maskloss.files import make_folder, write_text
+    from maskloss.files import make_folder
     from maskloss.training import evaluation
-    from maskloss.training.checkpoints import load_model, loss_is_known, shown_loss
     from maskloss.training.loop import chosen_device
     from maskloss.training.metrics import write_metrics
+    from maskloss.training.model_file import load_model
 
     if batch_size < 1:
         raise InputError(f"--batch-size must be at least 1, got {batch_size}")
     chosen = chosen_device(device)
-    model, description = load_model(checkpoint, loss)
-    data = read_coco(images, annotations, categories=description.categories)
+    loaded = load_model(checkpoint, loss=loss)
+    data = read_coco(images, annotations, categories=loaded.description.categories)
     folder = Path(output)
-    for name in ("metrics.json", "results.json"):
-        _refuse_to_overwrite(folder / name)
+    _refuse_to_overwrite(folder / "metrics.json")
     make_folder(folder)
     for warning in data.warnings:
         print(f"warning: {warning}", file=sys.stderr)
-    known = loss_is_known(description, loss)
-    if not known and description.loss is None:
-        print(f"note: {checkpoint} does not say what its loss was; the losses need --loss", file=sys.stderr)
-    elif not known and description.loss is not None:
-        print(f"note: the losses need --loss {shown_loss(description.loss)}", file=sys.stderr)
-    elif loss is not None and description.loss not in (None, loss):
+    if loaded.loss_config is None:
+        own = loaded.description.loss
         print(
-            f"note: the losses are those of --loss; the model was trained with {shown_loss(description.loss)}",
+            "no losses: the model's file does not say with which loss it was trained; give --loss"
+            if own is None
+            else f"no losses: the model was trained with {own if isinstance(own, str) else 'code of a user'}, which is "
+            "imported only if it is given by --loss",
             file=sys.stderr,
         )
-    found = evaluation.evaluate(model.to(chosen), data, batch_size=batch_size, device=chosen, losses=known)
-    write_text(folder / "results.json", json.dumps(found.results))
+    found = evaluation.evaluate(
+        loaded.model.to(chosen),
+        data,
+        batch_size=batch_size,
+        device=chosen,
+        losses=loaded.loss_config is not None,
+    )
     write_metrics(folder / "metrics.json", found.metrics)
     _print_metrics(found.metrics)
     print(folder / "metrics.json")
 
 
 def predict(
-    image: list[str], checkpoint: str, output: str, score_threshold: float = 0.5, device: Device = "auto"
+    image: list[str],
+    checkpoint: str,
+    output: str,
+    score_threshold: float = 0.5,
+    loss: str | None = None,
+    device: Device = "auto",
 ) -> None:
     """Draw a trained model's masks over images.
 
     Args:
         image: files to predict.
-        checkpoint: model.safetensors of a run, or the run's folder.
+        checkpoint: model.safetensors of a run.
         output: folder that gets a PNG per image and results.json in COCO's results format.
         score_threshold: leave out detections of lower scores.
+        loss: the import path of the model's loss, where masks come from a mask term of a user's own.
         device: where to run.
     """
     from maskloss.files import make_folder, write_bytes, write_text
     from maskloss.report.pictures import draw_results, png
     from maskloss.training import prediction
-    from maskloss.training.checkpoints import load_model
     from maskloss.training.loop import chosen_device
+    from maskloss.training.model_file import load_model
 
     if not 0 <= score_threshold <= 1:
         raise InputError(f"--score-threshold must be in [0, 1], got {score_threshold}")
     chosen = chosen_device(device)
-    model, description = load_model(checkpoint)
+    loaded = load_model(checkpoint, loss=loss)
+    model, description = loaded.model, loaded.description
     folder = Path(output)
     planned: set[str] = set()
     for path in image:
@@ -309,6 +353,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "demo": demo,
     "shapes": shapes,
     "check": check,
+    "repair": repair,
     "subset": subset,
     "train": train,
     "evaluate": evaluate,
@@ -349,6 +394,9 @@ def _parser() -> _Parser:
             )
             command.add_class_arguments(TrainConfig, None, skip={"resume"})
             command.add_argument("--resume", action="store_true", help="go on from the newest checkpoint")
+        elif name == "check":
+            command.add_function_arguments(function, None, skip={"all"})
+            command.add_argument("--all", action="store_true", help="list every case of each kind of fault")
         elif name == "predict":
             command.add_function_arguments(function, None, skip={"image"})
             command.add_argument("image", nargs="+", help="files to predict")
@@ -367,6 +415,14 @@ def _train_and_report(config: Any) -> None:
         page = write_report(config.output_folder, result.validation, result.evaluation.results)
         _print_metrics(result.evaluation.metrics)
         print(f"report: {page}")
+
+
+def _print_contents(data: Any) -> None:
+    masks = "" if data.num_masks == data.num_objects else f" ({data.num_masks} with a mask)"
+    print(
+        f"{len(data.images)} images, {data.num_objects} objects{masks}, {len(data.categories)} categories, "
+        f"{data.num_crowds} crowds"
+    )
 
 
 def _print_metrics(metrics: dict[str, Any]) -> None:

@@ -25,7 +25,7 @@ from maskloss.cli import main
 from tests.data.coco_files import write_coco
 from tests.training.small_runs import STATISTICS, TERMS, files, history, largest_file, narrow_models
 
-COMMANDS = ("demo", "shapes", "check", "subset", "train", "evaluate", "predict", "ablate")
+COMMANDS = ("demo", "shapes", "check", "repair", "subset", "train", "evaluate", "predict", "ablate")
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -120,7 +120,7 @@ def test_check_of_good_data_counts_them_and_ends_with_0(
     run("check", "--images", data / "train/images", "--annotations", data / "train/annotations.json")
     objects = len(json.loads((data / "train/annotations.json").read_text())["annotations"])
     out = capsys.readouterr().out.splitlines()
-    assert out[-2:][0] == f"4 images, {objects} objects, 3 categories"
+    assert out[-2:][0] == f"4 images, {objects} objects, 3 categories, 0 crowds"
     assert out[-1].startswith("0 errors, ")
 
 
@@ -137,12 +137,42 @@ def test_check_of_bad_data_lists_every_problem_and_ends_with_1(
     assert caught.value.code == 1
     captured = capsys.readouterr()
     out = captured.out.splitlines()
-    assert out[0].startswith(f"error: {annotations}: annotation 101: bbox has a side")
-    assert out[1].startswith(f"error: {annotations}: annotation 102: category_id 99")
-    # Only the crowd is left.
-    assert out[2] == f"error: {annotations}: there is no usable object in it"
-    assert out[-1].startswith("3 errors, ")
+    assert out[0].startswith(f"error: {annotations}: annotation 102: category_id 99")
+    assert out[1].startswith(f"warning: {annotations}: annotation 101: bbox has a side")
+    # Only the crowd is left, which follows from the others.
+    assert out[2].startswith(f"warning: {annotations}: 1 of 1 annotations")
+    assert out[-1] == "1 errors, 2 warnings"
     assert captured.err == ""
+
+
+def test_check_all_lists_every_case(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def change(document: dict[str, Any]) -> None:
+        first = document["annotations"][0]
+        document["annotations"] += [{**first, "id": 200 + i, "category_id": 99} for i in range(5)]
+
+    images, annotations = write_coco(tmp_path, change)
+    for option, listed in ((), 3), (("--all",), 5):
+        with pytest.raises(SystemExit):
+            run("check", "--images", images, "--annotations", annotations, *option)
+        out = capsys.readouterr().out
+        assert sum(f"annotation {200 + i}: category_id 99" in out for i in range(5)) == listed
+
+
+def test_repair_says_what_it_did_and_check_passes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    images, annotations = write_coco(tmp_path, lambda d: d["annotations"][1].update(category_id=99))
+    source = ["--images", images, "--annotations", annotations]
+    run("repair", *source, "--output", tmp_path / "fixed.json", "--boxes", "from-masks", "--crowds", "keep")
+    out = capsys.readouterr().out.splitlines()
+    assert out[0] == (
+        "1 annotation: left out (annotation 102: category_id 99 is not in the file (image 10, a.png))"
+    )
+    assert out[-1] == str(tmp_path / "fixed.json")
+    run("check", "--images", images, "--annotations", tmp_path / "fixed.json")
+    assert capsys.readouterr().out.splitlines()[-1].startswith("0 errors, ")
+    with pytest.raises(SystemExit) as caught:
+        run("repair", *source, "--output", tmp_path / "fixed.json")
+    assert caught.value.code == 2
+    assert "fixed.json: is there already; name another --output" in capsys.readouterr().err
 
 
 def test_check_of_a_file_that_is_not_coco_ends_with_1(
@@ -345,7 +375,7 @@ def test_evaluate_repairs_with_one_warning_on_stderr(
         "--annotations", tmp_path / "spoilt.json", "--output", tmp_path / "out", "--device", "cpu")  # fmt: skip
     warnings = [line for line in capsys.readouterr().err.splitlines() if "warning" in line]
     assert len(warnings) == 1
-    assert f"left out {len(spoilt)} degenerate polygons" in warnings[0]
+    assert f"{len(spoilt)} annotations lose degenerate polygons beside good ones" in warnings[0]
 
 
 # predict

@@ -3,82 +3,221 @@
 from __future__ import annotations
 
 import os
-from collections import Counter
+import warnings
 from collections.abc import Iterator
-from typing import Any
+from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
+from PIL import ExifTags, Image
 from pycocotools import mask as coco_mask
+from tqdm import tqdm
 
-from maskloss.data.coco import Annotation, CocoData, Problem, find_problems
-from maskloss.data.images import read_image
+from maskloss.data.coco import (
+    LFS_POINTER,
+    SIZE_DIFFERS,
+    UNREADABLE_IMAGE,
+    decode_file,
+    read_content,
+    size_text,
+    unreadable_text,
+)
+from maskloss.data.findings import Findings, Kind, Problem, shown
+from maskloss.data.images import read_image, read_image_size
+from maskloss.data.records import NO_MASK, POLYGONS, RLE, BoolArray, CocoData, ImageRecord, Records
 from maskloss.errors import InputError
+from maskloss.files import existing_folder
+from maskloss.masks.encoded import FloatArray, IntArray
 
 #: A box further than this from its mask's, in px, is worth a warning.
 _BOX_TOLERANCE = 3.0
 
+LISTED_TWICE = Kind("listed_twice", "image", False, "image files are listed twice or more")
+TURNED = Kind(
+    "turned",
+    "image",
+    False,
+    "images are turned as their EXIF orientation says, which their size cannot confirm",
+)
+NO_USABLE_OBJECT = Kind("no_usable_object", "file", True)
+NO_ANNOTATION = Kind("no_annotation", "image", False)
+UNUSED_CATEGORY = Kind("unused_category", "category", False)
+BOX_FAR = Kind("box_far", "annotation", False, "boxes are not those of their masks")
+HOLE = Kind(
+    "hole",
+    "annotation",
+    False,
+    "annotations have a polygon inside another one: COCO has no holes, it is filled",
+)
+
 
 def check_data(
-    image_folder: str | os.PathLike[str], annotation_file: str | os.PathLike[str]
+    image_folder: str | os.PathLike[str], annotation_file: str | os.PathLike[str], *, progress: bool = False
 ) -> tuple[CocoData | None, list[Problem]]:
     """Read the annotations and decode every image.
 
+    Args:
+        image_folder: where the `file_name`s are.
+        annotation_file: COCO-format JSON.
+        progress: show a bar on stderr, where that is a terminal.
+
     Returns:
-        The data set without what has errors, None where nothing can be read, and all problems: what
-        `read_coco` and the data loader would refuse as errors; as warnings what they repair, and what trains
-        but may not be meant: boxes that are not their masks', categories and images without objects, files
-        that are listed twice.
+        The data set without what has errors, None where nothing can be read; and all problems, a line for each
+        kind: as errors what `read_coco` and the data loader refuse; as warnings what is read in the one way
+        that it can be read, and what trains but may not be meant: boxes that are not their masks', categories
+        and images without objects, files that are listed twice.
 
     Raises:
         InputError: the image folder or the annotation file is not there.
     """
-    data, problems = find_problems(image_folder, annotation_file)
-    if data is None:
-        return None, problems
-    return data, [*problems, *_unreadable_images(data), *_oddities(data)]
+    path, folder = Path(annotation_file), existing_folder(image_folder, "images")
+    findings = Findings()
+    content = decode_file(path, findings)
+    if content is None:
+        return None, findings.problems(str(path))
+    data, _ = read_content(content, path, folder, None, findings)
+    del content
+    data.warnings.extend(problem.text for problem in findings.problems(str(path)) if not problem.error)
+    check_images(data, findings, progress=progress)
+    _find_oddities(data, findings)
+    return data, findings.problems(str(path))
 
 
-def _unreadable_images(data: CocoData) -> Iterator[Problem]:
-    for image in data.images:
+def check_images(data: CocoData, findings: Findings, *, progress: bool = False) -> None:
+    """Decode every image, and note those that cannot be."""
+    positions = range(len(data.images))
+    for index in tqdm(positions, desc="images", disable=None if progress else True, leave=False):
+        image = data.images[index]
+        name, path = f"image {image.id}", data.image_path(image)
         try:
-            read_image(data.image_path(image), (image.width, image.height))
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                read_image(path, (image.width, image.height))
+                if _is_turned_unseen(path):
+                    text = "is turned as its EXIF orientation says, which its size cannot confirm"
+                    findings.add(TURNED, index, name, f"{image.file_name[:80]} {text}")
         except InputError as error:
-            yield Problem(f"{error} (image {image.id} of {data.annotation_file})")
+            _tell_unreadable(image, path, error, findings)
 
 
-def _oddities(data: CocoData) -> Iterator[Problem]:
-    path = data.annotation_file
-    if data.num_objects == 0:
-        yield Problem(f"{path}: there is no usable object in it")
-    names = Counter(image.file_name for image in data.images)
-    for name, count in names.items():
-        if count > 1:
-            yield Problem(f"{path}: {count} images have the file_name {name!r}", error=False)
-    for image in data.images:
-        for annotation in image.annotations:
-            distance = 0.0 if annotation.crowd else _box_distance(annotation)
-            if distance > _BOX_TOLERANCE:
-                yield Problem(
-                    f"{path}: annotation {annotation.id}: bbox is up to {distance:.1f} px from the "
-                    f"segmentation's extent (image {image.id}, {image.file_name})",
-                    error=False,
-                )
-    empty = sum(not image.annotations for image in data.images)
-    if empty:
-        yield Problem(f"{path}: {empty} images have no annotation; they train as background", error=False)
-    used = {annotation.category_id for image in data.images for annotation in image.annotations}
+def _tell_unreadable(image: ImageRecord, path: Path, error: InputError, findings: Findings) -> None:
+    name, recorded = f"image {image.id}", (image.width, image.height)
+    try:
+        size = read_image_size(path, recorded)
+    except InputError:
+        size = recorded
+    if size != recorded:
+        findings.add(SIZE_DIFFERS, -1, name, size_text(image.file_name, size, recorded), (image.id, size))
+        return
+    kind = LFS_POINTER if "Git LFS pointer" in str(error) else UNREADABLE_IMAGE
+    findings.add(kind, -1, name, unreadable_text(image.file_name, error), image.id)
+
+
+def _is_turned_unseen(path: Path) -> bool:
+    """Whether an image has an EXIF orientation that leaves its size as it is."""
+    with Image.open(path) as file:
+        orientation = file.getexif().get(ExifTags.Base.Orientation, 1)
+        return orientation in (2, 3, 4) or (orientation in (5, 6, 7, 8) and file.width == file.height)
+
+
+def _find_oddities(data: CocoData, findings: Findings) -> None:
+    records = data.records
+    if data.num_objects == 0 and not findings.any_error:
+        findings.add(NO_USABLE_OBJECT, -1, "", "there is no usable object in it")
+    names: dict[str, list[int]] = {}
+    for index, image in enumerate(data.images):
+        names.setdefault(image.file_name, []).append(index)
+    for name, indices in names.items():
+        if len(indices) > 1:
+            findings.add(LISTED_TWICE, -1, "", f"{len(indices)} images have the file_name {shown(name)}")
+    distances = _box_distances(records)
+    for row in np.nonzero(distances > _BOX_TOLERANCE)[0].tolist():
+        text = f"bbox is up to {distances[row]:.1f} px from the segmentation's extent"
+        findings.add(BOX_FAR, row, f"annotation {records.ids[row]}", f"{text} ({_image_of(data, row)})")
+    for row in _rows_with_holes(records):
+        findings.add(
+            HOLE,
+            row,
+            f"annotation {records.ids[row]}",
+            f"segmentation: a polygon inside another one is filled ({_image_of(data, row)})",
+        )
+    empty = int((np.diff(records.first) == 0).sum())
+    if empty and not findings.any_error:
+        findings.add(NO_ANNOTATION, -1, "", f"{empty} images have no annotation; they train as background")
+    # What errors left out may be what is missing.
+    used = set(np.unique(records.category_ids).tolist())
     unused = [category.name for category in data.categories if category.id not in used]
-    if unused:
-        yield Problem(f"{path}: no object of the categories {', '.join(unused)}", error=False)
+    if unused and not findings.any_error:
+        shortened = ", ".join(unused[:10]) + (f" and {len(unused) - 10} more" if len(unused) > 10 else "")
+        findings.add(UNUSED_CATEGORY, -1, "", f"no object of the categories {shortened}")
 
 
-def _box_distance(annotation: Annotation) -> float:
-    """Largest distance between the sides of the box and of the mask's extent, in px."""
-    segmentation: Any = annotation.segmentation
-    if isinstance(segmentation, dict):
-        x, y, width, height = coco_mask.toBbox(segmentation)
-        extent = np.array([x, y, x + width, y + height])
-    else:
-        points = np.concatenate([np.reshape(polygon, (-1, 2)) for polygon in segmentation])
-        extent = np.concatenate([points.min(axis=0), points.max(axis=0)])
-    return float(np.abs(extent - annotation.box).max())
+def _image_of(data: CocoData, row: int) -> str:
+    image = data.images[int(np.searchsorted(data.records.first, row, side="right")) - 1]
+    return f"image {image.id}, {image.file_name[:80]}"
+
+
+def _part_extents(records: Records) -> tuple[IntArray, FloatArray]:
+    """Each polygon's row and extent, (P,) and (P, 4) xyxy."""
+    rows = np.nonzero(records.form == POLYGONS)[0]
+    owner = np.repeat(rows, records.part_count[rows])
+    if not len(owner):
+        return owner, np.empty((0, 4))
+    step = np.arange(len(owner)) - np.repeat(
+        records.part_count[rows].cumsum() - records.part_count[rows], records.part_count[rows]
+    )
+    parts = np.repeat(records.part_first[rows], records.part_count[rows]) + step
+    extents = np.empty((len(parts), 4))
+    for number, part in enumerate(parts.tolist()):
+        first = records.point_first[part]
+        points = records.coordinates[first : first + records.point_count[part]].reshape(-1, 2)
+        extents[number, :2], extents[number, 2:] = points.min(axis=0), points.max(axis=0)
+    return owner, extents
+
+
+def _box_distances(records: Records) -> FloatArray:
+    """Largest distance between the sides of each object's box and its mask's extent inside the image, in px."""
+    extents = np.empty((len(records.ids), 4))
+    extents[:, :2], extents[:, 2:] = np.inf, -np.inf
+    owner, parts = _part_extents(records)
+    for side, function in ((0, np.minimum), (2, np.maximum)):
+        corners = extents[:, side : side + 2].copy()
+        function.at(corners, owner, parts[:, side : side + 2])
+        extents[:, side : side + 2] = corners
+    for row in np.nonzero(records.form == RLE)[0].tolist():
+        x, y, width, height = coco_mask.toBbox(records.mask(row))
+        extents[row] = x, y, x + width, y + height
+    image = np.repeat(np.arange(len(records.image_ids)), np.diff(records.first))
+    size = np.stack([records.widths[image], records.heights[image]] * 2, axis=1)
+    distances = np.abs(np.clip(extents, 0, size) - records.boxes).max(axis=1, initial=0.0)
+    distances[(records.form == NO_MASK) | records.crowds] = 0.0
+    return distances
+
+
+def _rows_with_holes(records: Records) -> Iterator[int]:
+    """Rows of annotations with a polygon that lies inside another of its polygons."""
+    owner, extents = _part_extents(records)
+    starts = np.nonzero(np.diff(owner, prepend=-1))[0].tolist()
+    for first, last in pairwise([*starts, len(owner)]):
+        if last - first < 2:
+            continue
+        low, high = extents[first:last, :2], extents[first:last, 2:]
+        # [i, j]: the extent of i lies inside that of j.
+        inside: BoolArray = np.array((low[:, None] >= low).all(axis=2) & (high[:, None] <= high).all(axis=2))
+        np.fill_diagonal(inside, False)
+        if inside.any():
+            polygons = records.polygons(int(owner[first]))
+            if any(_is_inside(polygons[i], polygons[j]) for i, j in np.argwhere(inside)):
+                yield int(owner[first])
+
+
+def _is_inside(inner: FloatArray, outer: FloatArray) -> bool:
+    """Whether all corners of a polygon lie inside another, by the number of its edges to their right."""
+    following = np.roll(outer, -1, axis=0)
+    x, y = inner[:, :1], inner[:, 1:]
+    crosses = (outer[:, 1] > y) != (following[:, 1] > y)  # (V, E)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        at = outer[:, 0] + (y - outer[:, 1]) / (following[:, 1] - outer[:, 1]) * (
+            following[:, 0] - outer[:, 0]
+        )
+    return bool((((crosses & (x < at)).sum(axis=1) % 2) == 1).all())

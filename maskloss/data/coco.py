@@ -1,121 +1,155 @@
 """Reading COCO-format annotation files, and finding what is wrong with them.
 
-One pass reads and checks. `read_coco` refuses a file with an error and names the first one;
-`find_problems` lists all of them, as `maskloss check` prints them.
+What can be read in one way only is read, with one warning that counts it; what takes a decision is refused with the
+command that takes it. `read_coco` refuses a file with the first cause; `find_problems` lists all kinds of faults, as
+`maskloss check` prints them.
 """
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import json
-import math
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from pycocotools import mask as coco_mask
-
+from maskloss.data.annotations import check_annotations
+from maskloss.data.columns import ABSENT, Columns, ImageColumns
+from maskloss.data.entries import is_absent, whole_number
+from maskloss.data.file_names import ImageFolder, is_absolute, stays_inside
+from maskloss.data.findings import Findings, Kind, Problem, shown
+from maskloss.data.images import read_image_size
+from maskloss.data.json_stream import decode_object, decoded, without_trailing_commas
+from maskloss.data.records import (
+    Annotation,
+    Category,
+    CocoData,
+    ImageRecord,
+    ImageRecords,
+)
 from maskloss.errors import InputError
 from maskloss.files import existing_folder, read_bytes
-from maskloss.masks.encoded import EncodedMasks, checked_polygon, checked_rle, polygon_area
+from maskloss.masks.encoded import IntArray
 
-#: How far boxes and polygons may reach beyond the image, in px: COCO's own do, by rounding.
-BORDER_TOLERANCE = 1.0
+__all__ = [
+    "Annotation",
+    "Category",
+    "CocoData",
+    "ImageRecord",
+    "ImageRecords",
+    "Problem",
+    "find_problems",
+    "read_coco",
+]
+
+#: The longest error message.
+_LONGEST = 300
+#: No image is wider or higher, in px.
+_LARGEST_SIDE = 1_000_000
+#: Images whose files are opened because annotations reach beyond their recorded size.
+_MOST_OPENED = 2_000
+#: Images whose files are opened to compare their size, spread over all.
+_SAMPLE = 64
+
+_LEFT_OUT = "`maskloss repair` leaves them out"
+NOT_JSON = Kind("not_json", "file", True)
+NOT_COCO = Kind("not_coco", "file", True)
+NO_IMAGE = Kind("no_image", "file", True)
+NO_CATEGORIES = Kind("no_categories", "category", True)
+CATEGORY_ENTRY = Kind("category_entry", "category", True, "categories that cannot be read")
+CATEGORY_NAME = Kind(
+    "category_name", "category", True, "categories without a name", "`maskloss repair` names them"
+)
+CATEGORY_ID = Kind(
+    "category_id", "category", True, "categories whose id is no integer", "`maskloss repair` numbers them"
+)
+CATEGORY_TWICE = Kind("category_twice", "category", True, "categories with the id of another one")
+CATEGORY_REPEATED = Kind(
+    "category_repeated", "category", False, "categories that are there twice are read once"
+)
+CATEGORY_FLOAT = Kind(
+    "float_id_category", "category", False, "category ids that are whole floats are read as integers"
+)
+OTHER_CATEGORY = Kind("other_category", "category", True, "categories that are not the model's")
+
+IMAGE_ENTRY = Kind("image_entry", "image", True, "images that cannot be read", _LEFT_OUT)
+IMAGE_ID = Kind(
+    "image_id",
+    "image",
+    True,
+    "images whose id is no integer",
+    "`maskloss repair` numbers them",
+)
+IMAGE_NO_ID = Kind("image_no_id", "image", True, "images without an id", _LEFT_OUT)
+IMAGE_TWICE = Kind("image_twice", "image", True, "images with the id of another one", _LEFT_OUT)
+IMAGE_FLOAT = Kind(
+    "float_id_image", "image", False, "ids and sizes that are whole floats, such as 1.0, are read as integers"
+)
+FILE_NAME = Kind("file_name", "image", True, "images whose file_name is no file's name", _LEFT_OUT)
+FILE_OUTSIDE = Kind(
+    "file_outside",
+    "image",
+    True,
+    "images whose file_name leaves the image folder",
+    "`maskloss repair` takes the file of that name in the folder, and leaves out the others",
+)
+FILE_ELSEWHERE = Kind(
+    "file_elsewhere",
+    "image",
+    True,
+    "images whose file is there under another name",
+    "`maskloss repair` corrects the names",
+)
+FILE_MISSING = Kind(
+    "file_missing", "image", True, "images whose file does not exist", "`maskloss repair` leaves them out"
+)
+FILE_SPELLING = Kind(
+    "file_spelling",
+    "image",
+    False,
+    "file names with backslashes or URL encoding are read as the files that exist",
+)
+BAD_SIZE = Kind(
+    "bad_size",
+    "image",
+    True,
+    "images whose width or height is no positive integer",
+    "`maskloss repair` takes the file's",
+)
+MISSING_SIZE = Kind(
+    "missing_size", "image", False, "images without width and height; the files' own are taken"
+)
+SIZE_DIFFERS = Kind(
+    "size_differs",
+    "image",
+    True,
+    "images whose files have another size than is recorded",
+    "`maskloss repair` corrects swapped sizes and leaves out the others",
+)
+LFS_POINTER = Kind("lfs_pointer", "image", True, "image files that are Git LFS pointers, not images")
+UNREADABLE_IMAGE = Kind("unreadable_image", "image", True, "image files that cannot be read", _LEFT_OUT)
+
+_FORMATS = (
+    (("shapes", "imagePath"), "labelme"),
+    (("_via_img_metadata",), "a VGG Image Annotator project"),
+    (("infos", "items"), "Datumaro"),
+    (("data", "annotations"), "Label Studio's own JSON"),
+    (("file_attributes", "regions"), "VGG Image Annotator"),
+    (("annotations", "data_row"), "Labelbox's own JSON"),
+    (("data_row",), "Labelbox's own JSON"),
+)
 
 
-@dataclass(frozen=True)
-class Category:
-    """A category of the annotation file; ids may have gaps."""
+@dataclass
+class Content:
+    """An annotation file, decoded: lists of images and categories as they stand, annotations in columns."""
 
-    id: int
-    name: str
-
-
-@dataclass(frozen=True)
-class Annotation:
-    """One annotated object.
-
-    Attributes:
-        id: of the file.
-        category_id: of the file.
-        box: x1, y1, x2, y2 in px, inside the image.
-        segmentation: polygons without the degenerate ones, or an RLE with compressed counts.
-        crowd: a region with many objects; never a positive, ignored in evaluation.
-        area: in px², as the file has it, or the mask's.
-    """
-
-    id: int
-    category_id: int
-    box: tuple[float, float, float, float]
-    segmentation: Any
-    crowd: bool
-    area: float
-
-
-@dataclass(frozen=True)
-class ImageRecord:
-    """One image of the file, and its annotations."""
-
-    id: int
-    file_name: str
-    width: int
-    height: int
-    annotations: list[Annotation] = field(default_factory=list)
-
-    @property
-    def objects(self) -> list[Annotation]:
-        """The annotations that can be a positive: all but the crowds."""
-        return [annotation for annotation in self.annotations if not annotation.crowd]
-
-    def object_masks(self) -> EncodedMasks:
-        """The masks of `objects`, in their order."""
-        return EncodedMasks.of_checked([o.segmentation for o in self.objects], self.height, self.width)
-
-
-@dataclass(frozen=True)
-class CocoData:
-    """A checked COCO-format data set.
-
-    Attributes:
-        annotation_file: where it was read from.
-        image_folder: where the images are.
-        images: in the file's order.
-        categories: by rising id; label i + 1 is category i, and 0 is background.
-        warnings: what was repaired or is odd, a line each.
-    """
-
-    annotation_file: Path
-    image_folder: Path
-    images: list[ImageRecord]
-    categories: tuple[Category, ...]
-    warnings: list[str]
-
-    def image_path(self, image: ImageRecord) -> Path:
-        """Where the image's file is."""
-        return self.image_folder / image.file_name
-
-    @property
-    def labels(self) -> dict[int, int]:
-        """The label of each category id, from 1."""
-        return {category.id: index + 1 for index, category in enumerate(self.categories)}
-
-    @property
-    def num_objects(self) -> int:
-        """Annotations that can be a positive."""
-        return sum(len(image.objects) for image in self.images)
-
-
-@dataclass(frozen=True)
-class Problem:
-    """Something wrong in an annotation file."""
-
-    text: str
-    error: bool = True
-
-    def __str__(self) -> str:
-        return f"{'error' if self.error else 'warning'}: {self.text}"
+    images: list[Any]
+    categories: list[Any]
+    annotations: Columns
 
 
 def read_coco(
@@ -133,18 +167,18 @@ def read_coco(
             file's own.
 
     Returns:
-        The data set; polygons that are degenerate beside good ones of the same object are left out, and
-        `warnings` counts them.
+        The data set; `warnings` counts what was read in the one way that it can be read, and what was left out.
 
     Raises:
-        InputError: anything else is wrong; the message names the file, the image or annotation and the field,
-            and how many more errors there are.
+        InputError: the file cannot be read, or not without a decision; the message names the file, the first cause,
+            and the command that decides or lists all causes.
     """
     data, problems = _read(Path(annotation_file), existing_folder(image_folder, "images"), categories)
-    errors = [problem.text for problem in problems if problem.error]
+    errors = [problem for problem in problems if problem.error]
     if errors:
-        more = f" (and {len(errors) - 1} more, `maskloss check` lists them)" if len(errors) > 1 else ""
-        raise InputError(errors[0] + more)
+        others = len(errors) - 1
+        more = f" (and {others} more kinds of errors, `maskloss check` lists them)" if others else ""
+        raise InputError(errors[0].shortened(_LONGEST - len(more)) + more)
     assert data is not None
     return data
 
@@ -152,7 +186,7 @@ def read_coco(
 def find_problems(
     image_folder: str | os.PathLike[str], annotation_file: str | os.PathLike[str]
 ) -> tuple[CocoData | None, list[Problem]]:
-    """Read a COCO-format file and list everything wrong with it.
+    """Read a COCO-format file and list everything wrong with it, a line for each kind of fault.
 
     Returns:
         The data set without what has errors, or None where nothing can be read; and the problems.
@@ -163,222 +197,388 @@ def find_problems(
 def _read(
     path: Path, image_folder: Path, categories: Sequence[Category] | None
 ) -> tuple[CocoData | None, list[Problem]]:
-    problems: list[Problem] = []
-
-    def error(text: str) -> None:
-        problems.append(Problem(f"{path}: {text}"))
-
-    content = read_bytes(path)
-    try:
-        document = json.loads(content)
-    except (ValueError, RecursionError) as failure:
-        error(f"not valid JSON, broken or truncated: {failure}")
-        return None, problems
-    missing = [key for key in ("images", "annotations", "categories") if not _has_list(document, key)]
-    if missing:
-        error(f"not a COCO-format file: it has no list of {', '.join(missing)}")
-        return None, problems
-
-    own_categories = _read_categories(document["categories"], error)
-    kept = _reconciled(own_categories, categories, error)
-    images = _read_images(document["images"], image_folder, error)
-    skipped = _read_annotations(
-        document["annotations"], images, {category.id for category in own_categories}, error
-    )
-    warnings = []
-    if skipped:
-        shown = ", ".join(str(identity) for identity in skipped[:5]) + (", ..." if len(skipped) > 5 else "")
-        warnings.append(
-            f"{path}: left out {len(skipped)} degenerate polygons beside good ones, of annotations {shown}"
-        )
-        problems += [
-            Problem(
-                f"{path}: annotation {identity}: segmentation: a degenerate polygon is left out", error=False
-            )
-            for identity in skipped
-        ]
-    data = CocoData(path, image_folder, list(images.values()), kept, warnings)
-    if not problems and not data.images:
-        error("there is no image in it")
+    findings = Findings()
+    content = decode_file(path, findings)
+    data = None
+    if content is not None:
+        data, _ = read_content(content, path, image_folder, categories, findings)
+    problems = findings.problems(str(path))
+    if data is not None:
+        data.warnings.extend(problem.text for problem in problems if not problem.error)
     return data, problems
 
 
-def _has_list(document: Any, key: str) -> bool:
+def decode_file(path: Path, findings: Findings) -> Content | None:
+    """Decode an annotation file, or note why that cannot be done."""
+    content = read_bytes(path)
+    columns = Columns()
+
+    def restarted() -> Any:
+        columns.__init__()  # type: ignore[misc]
+        return columns.take
+
+    # Millions of small objects that hold no cycle would be searched for one again and again.
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        text = decoded(content)
+        del content
+        document = decode_object(text, {"annotations": restarted})
+    except UnicodeDecodeError as error:
+        findings.add(NOT_JSON, -1, "", undecodable(error))
+        return None
+    except (ValueError, RecursionError) as error:
+        cause = _likely_cause(text[:100].encode("utf-8", "surrogatepass")) or _commas(text)
+        findings.add(NOT_JSON, -1, "", f"not valid JSON, broken or truncated: {str(error)[:200]}{cause}")
+        return None
+    finally:
+        if collecting:
+            gc.enable()
+    missing = [key for key in ("images", "annotations", "categories") if not has_list(document, key)]
+    if missing:
+        findings.add(NOT_COCO, -1, "", not_coco(document, missing))
+        return None
+    return Content(document["images"], document["categories"], columns)
+
+
+def undecodable(error: UnicodeDecodeError) -> str:
+    """Say of what encoding a text is that is not Unicode."""
+    content = error.object
+    if content[:1] in (b"{", b"[") and b"\0" not in content:
+        byte = content[error.start]
+        line = content.count(b"\n", 0, error.start) + 1
+        return (
+            f"not valid JSON: the text is not UTF-8, but probably Latin-1 or Windows-1252 (byte 0x{byte:02x} in line "
+            f"{line}); save it as UTF-8, or `maskloss repair` reads it so"
+        )
+    return f"not valid JSON, broken or truncated: {error}{_likely_cause(content[:100])}"
+
+
+def _commas(text: str) -> str:
+    with contextlib.suppress(ValueError, RecursionError):
+        json.loads(without_trailing_commas(text))
+        return "; `maskloss repair` removes trailing commas"
+    return ""
+
+
+def _likely_cause(beginning: bytes) -> str:
+    if beginning.startswith(b"version https://git-lfs"):
+        return "; it is a Git LFS pointer: run `git lfs pull`"
+    if beginning.startswith((b"\x1f\x8b", b"PK\x03\x04")):
+        return "; it is compressed: unpack it"
+    if beginning.lstrip().startswith(b"<"):
+        return "; it is XML or HTML"
+    return ""
+
+
+def not_coco(document: Any, missing: Sequence[str]) -> str:
+    """Say what a JSON lacks, and of which other format it may be."""
+    first = document[0] if isinstance(document, list) and document else document
+    if isinstance(document, dict) and len(missing) == 3 and document:
+        first = {**next((v for v in document.values() if isinstance(v, dict)), {}), **document}
+    text = f"not a COCO-format file: it has no list of {', '.join(missing)}"
+    keys = first.keys() if isinstance(first, dict) else ()
+    for names, tool in _FORMATS:
+        if all(name in keys for name in names) and len(missing) > 1:
+            return f"{text}; it looks like {tool}: export it as COCO"
+    return text
+
+
+def has_list(document: Any, key: str) -> bool:
+    """Whether a key of a JSON object is there with a list."""
     return isinstance(document, dict) and isinstance(document.get(key), list)
 
 
-def _is_id(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+def read_content(
+    content: Content,
+    path: Path,
+    image_folder: Path,
+    categories: Sequence[Category] | None,
+    findings: Findings,
+) -> tuple[CocoData, IntArray]:
+    """Check a decoded file; give what has no errors, and where in the file's list each annotation of it is."""
+    own, faulty = _read_categories(content.categories, content.annotations, findings)
+    kept = _reconciled(own, categories, findings)
+    folder = ImageFolder(image_folder)
+    images = _read_images(content.images, folder, findings)
+    if not content.images:
+        findings.add(NO_IMAGE, -1, "", "there is no image in it")
+
+    def different_sizes(indices: Iterable[int]) -> set[int]:
+        # Those whose annotations reach beyond their size, and some of all: mostly it is wrong throughout.
+        some = range(0, len(images.ids), max(len(images.ids) // _SAMPLE, 1))
+        chosen = sorted({*sorted(indices)[:_MOST_OPENED], *some})
+        return _different_sizes(images, chosen, image_folder, findings)
+
+    records, positions = check_annotations(
+        content.annotations,
+        images,
+        {category.id for category in own},
+        faulty,
+        different_sizes,
+        findings,
+    )
+    return CocoData(path, image_folder, records, kept, []), positions
 
 
-def _is_number(value: Any) -> bool:
-    try:
-        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    except OverflowError:  # an integer beyond what a float holds
-        return False
-
-
-def _entries(items: list[Any], kind: str, keys: tuple[str, ...], error: Any) -> list[dict[str, Any]]:
-    """The entries that are objects with the keys and an id of their own."""
-    good: list[dict[str, Any]] = []
-    seen: set[int] = set()
+def _read_categories(
+    items: list[Any], annotations: Columns, findings: Findings
+) -> tuple[list[Category], set[Any] | None]:
+    """The categories by id, and the ids of those with errors; None where the annotations' errors follow from it."""
+    categories: dict[int, tuple[Category, Any]] = {}
+    faulty: set[Any] = set()
+    if not items:
+        unlabeled = len(annotations) and len(annotations.odd_category_ids) == len(annotations)
+        findings.add(
+            NO_CATEGORIES,
+            -1,
+            "",
+            "there is no category in it"
+            + (
+                ": the objects were not labeled in the tool; `maskloss repair` gives all the category 'object'"
+                if unlabeled
+                else ""
+            ),
+        )
+        return [], None
     for position, item in enumerate(items):
         if not isinstance(item, dict):
-            error(f"{kind} number {position}: expected an object, got {type(item).__name__}")
+            text = f"expected an object, got {type(item).__name__}"
+            findings.add(CATEGORY_ENTRY, position, f"category number {position}", text)
+            faulty.add(ABSENT)
             continue
-        name = f"{kind} {item['id']}" if "id" in item else f"{kind} number {position}"
-        missing = [key for key in keys if key not in item]
-        if missing:
-            error(f"{name}: missing {', '.join(missing)}")
-        elif not _is_id(item["id"]):
-            error(f"{name}: id must be an integer")
-        elif item["id"] in seen:
-            error(f"{name}: the id is there twice")
+        given = item.get("id")
+        name = f"category {shown(given)}" if "id" in item else f"category number {position}"
+        identity = whole_number(given)
+        if identity is None:
+            text = f"id must be an integer, not {shown(given)}" if "id" in item else "missing id"
+            findings.add(CATEGORY_ID, position, name, text)
+            faulty.add(_hashable(given))
+        elif identity in categories:
+            if categories[identity][1] == item:
+                findings.add(CATEGORY_REPEATED, position, name, "is there twice, word for word")
+            else:
+                text = f"the id is there twice: {shown(categories[identity][0].name)} and {shown(item.get('name'))}"
+                findings.add(CATEGORY_TWICE, position, name, text)
+        elif item.get("name") is None or item["name"] == "":
+            findings.add(CATEGORY_NAME, position, name, "missing name")
+            faulty.add(identity)
         else:
-            seen.add(item["id"])
-            good.append(item)
-    return good
+            if isinstance(given, float):
+                findings.add(CATEGORY_FLOAT, position, name, f"id {given} is read as an integer")
+            categories[identity] = Category(identity, str(item["name"])), item
+    own = sorted((category for category, _ in categories.values()), key=lambda category: category.id)
+    return own, None if ABSENT in faulty else faulty
 
 
-def _read_categories(items: list[Any], error: Any) -> list[Category]:
-    categories = [
-        Category(item["id"], str(item["name"])) for item in _entries(items, "category", ("id", "name"), error)
-    ]
-    if not categories:
-        error("there is no category in it")
-    return sorted(categories, key=lambda category: category.id)
+def _hashable(value: Any) -> Any:
+    return value if isinstance(value, str | int | float) or value is None else repr(value)
 
 
-def _reconciled(own: list[Category], given: Sequence[Category] | None, error: Any) -> tuple[Category, ...]:
+def _reconciled(
+    own: list[Category], given: Sequence[Category] | None, findings: Findings
+) -> tuple[Category, ...]:
     """The categories that labels are counted from: the given ones, if the file's are among them."""
     if given is None:
         return tuple(own)
     names = {category.id: category.name for category in given}
     for category in own:
+        label = f"category {category.id}"
         if category.id not in names:
-            error(f"category {category.id}: {category.name!r} is not among the model's categories")
+            text = f"{shown(category.name)} is not among the model's categories"
+            findings.add(OTHER_CATEGORY, -1, label, text)
         elif names[category.id] != category.name:
-            error(
-                f"category {category.id}: is {category.name!r} here, but {names[category.id]!r} among the "
-                "model's categories"
-            )
+            text = f"is {shown(category.name)} here, but {shown(names[category.id])} among the model's categories"
+            findings.add(OTHER_CATEGORY, -1, label, text)
     return tuple(given)
 
 
-def _read_images(items: list[Any], folder: Path, error: Any) -> dict[int, ImageRecord]:
-    images: dict[int, ImageRecord] = {}
-    for item in _entries(items, "image", ("id", "file_name", "width", "height"), error):
-        name = f"image {item['id']}"
-        file_name = item["file_name"]
-        if not isinstance(file_name, str) or not file_name or "\0" in file_name:
-            error(f"{name}: file_name must be a file's name, not {file_name!r}")
-        elif not _stays_inside(file_name):
-            error(f"{name}: file_name {file_name!r} leaves the image folder")
-        elif not all(_is_id(item[key]) and item[key] > 0 for key in ("width", "height")):
-            error(
-                f"{name}: width and height must be positive integers, not {item['width']!r} and {item['height']!r}"
-            )
-        elif not os.path.isfile(folder / file_name):
-            error(f"{name}: the file {folder / file_name} does not exist")
+def _read_images(items: list[Any], folder: ImageFolder, findings: Findings) -> ImageColumns:
+    images = ImageColumns()
+    seen: dict[int, int] = {}
+    unread: list[tuple[int, str, str, str]] = []
+    for position, item in enumerate(items):
+        if not isinstance(item, dict):
+            text = f"expected an object, got {type(item).__name__}"
+            findings.add(IMAGE_ENTRY, position, f"image number {position}", text)
+            images.faulty.add(ABSENT)
+            continue
+        given = item.get("id")
+        identity = whole_number(given)
+        name = f"image {shown(given)}" if "id" in item else f"image number {position}"
+        if identity is None:
+            if is_absent(given):
+                findings.add(
+                    IMAGE_NO_ID, position, name, "missing id" if "id" not in item else f"id {shown(given)}"
+                )
+                images.faulty.add(ABSENT)
+            else:
+                findings.add(IMAGE_ID, position, name, f"id must be an integer, not {shown(given)}")
+                images.faulty.add(_hashable(given))
+            continue
+        if identity in seen:
+            findings.add(IMAGE_TWICE, position, name, "the id is there twice", seen[identity])
+            continue
+        seen[identity] = position
+        file_name = item.get("file_name")
+        if type(file_name) is str and folder.has(file_name) and stays_inside(file_name):
+            found: str | None = file_name
         else:
-            images[item["id"]] = ImageRecord(item["id"], file_name, item["width"], item["height"])
+            found = _found_file(file_name, "file_name" in item, folder, position, name, findings, unread)
+        size = None if found is None else _recorded_size(item, found, folder, position, name, findings)
+        if found is None or size is None:
+            images.faulty.add(identity)
+            continue
+        if isinstance(given, float):
+            findings.add(IMAGE_FLOAT, position, name, f"id {given} is read as an integer")
+        images.ids.append(identity)
+        images.names.append(found)
+        images.widths.append(size[0])
+        images.heights.append(size[1])
+        images.positions.append(position)
+    _tell_missing_files(unread, folder, findings)
     return images
 
 
-def _stays_inside(file_name: str) -> bool:
-    """Judged by the name alone: links inside the folder are the user's own affair."""
-    normal = os.path.normpath(file_name)
-    return not (os.path.isabs(normal) or normal == ".." or normal.startswith(".." + os.sep))
-
-
-def _read_annotations(
-    items: list[Any], images: dict[int, ImageRecord], categories: set[int], error: Any
-) -> list[int]:
-    """Add each good annotation to its image; give the ids of those that lost a degenerate polygon."""
-    skipped: list[int] = []
-    keys = ("id", "image_id", "category_id", "bbox", "segmentation")
-    for item in _entries(items, "annotation", keys, error):
-        name = f"annotation {item['id']}"
-        if not _is_id(item["image_id"]) or item["image_id"] not in images:
-            error(f"{name}: image_id {item['image_id']!r} is no image of the file, or one with an error")
-            continue
-        if not _is_id(item["category_id"]) or item["category_id"] not in categories:
-            error(f"{name}: category_id {item['category_id']!r} is not in the file")
-            continue
-        image = images[item["image_id"]]
-        crowd = item.get("iscrowd", 0)
-        try:
-            if crowd not in (0, 1):
-                raise ValueError(f"iscrowd must be 0 or 1, not {crowd!r}")
-            box = _checked_box(item["bbox"], image)
-            segmentation, lost = _checked_segmentation(item["segmentation"], image)
-        except ValueError as failure:
-            error(f"{name}: {failure} (image {image.id}, {image.file_name})")
-            continue
-        skipped += [item["id"]] * lost
-        area = item.get("area")
-        area = float(area) if area is not None and _is_number(area) else _mask_area(segmentation)
-        image.annotations.append(
-            Annotation(item["id"], item["category_id"], box, segmentation, bool(crowd), area)
-        )
-    return skipped
-
-
-def _checked_box(box: Any, image: ImageRecord) -> tuple[float, float, float, float]:
-    if not (isinstance(box, list) and len(box) == 4 and all(_is_number(value) for value in box)):
-        raise ValueError(f"bbox must be four finite numbers x, y, width, height, not {box!r}")
-    x, y, width, height = box
-    if width <= 0 or height <= 0:
-        raise ValueError(f"bbox has a side that is zero or negative: {box}")
-    far = BORDER_TOLERANCE
-    if x < -far or y < -far or x + width > image.width + far or y + height > image.height + far:
-        raise ValueError(
-            f"bbox {box} reaches outside the image of {image.width} x {image.height} (width x height)"
-        )
-    clipped = (max(x, 0.0), max(y, 0.0), min(x + width, image.width), min(y + height, image.height))
-    if clipped[2] <= clipped[0] or clipped[3] <= clipped[1]:
-        raise ValueError(
-            f"bbox {box} lies outside the image of {image.width} x {image.height} (width x height)"
-        )
-    # Targets are float32.
-    corners = np.array(clipped, dtype=np.float32)
-    if (corners[2:] <= corners[:2]).any():
-        raise ValueError(f"bbox {box} has a side that is too small to be told from 0")
-    return clipped
-
-
-def _mask_area(segmentation: Any) -> float:
-    if isinstance(segmentation, dict):
-        return float(coco_mask.area(segmentation))
-    return sum(polygon_area(checked_polygon(polygon, "segmentation")) for polygon in segmentation)
-
-
-def _checked_segmentation(segmentation: Any, image: ImageRecord) -> tuple[Any, int]:
-    """The segmentation without degenerate polygons, and how many those were."""
-    if isinstance(segmentation, dict):
-        rle = checked_rle(segmentation, image.height, image.width, "segmentation")
-        if _mask_area(rle) == 0:
-            raise ValueError("segmentation: the RLE has no pixel")
-        return rle, 0
-    if not isinstance(segmentation, list) or not segmentation:
-        raise ValueError("segmentation must be a list of polygons or an RLE, and not empty")
-    good, reasons = [], []
-    for polygon in segmentation:
-        if isinstance(polygon, list) and len(polygon) % 2 == 0 and len(polygon) < 6:
-            reasons.append(f"a polygon has {len(polygon) // 2} points, fewer than 3")
-            continue
-        points = checked_polygon(polygon, "segmentation")
-        low, high = points.min(axis=0), points.max(axis=0)
-        limit = (image.width + BORDER_TOLERANCE, image.height + BORDER_TOLERANCE)
-        if (low < -BORDER_TOLERANCE).any() or (high > limit).any():
-            raise ValueError(
-                f"segmentation: a polygon reaches outside the image of {image.width} x {image.height} "
-                f"(width x height): x {low[0]:g} to {high[0]:g}, y {low[1]:g} to {high[1]:g}"
+def _found_file(
+    file_name: Any,
+    given: bool,
+    folder: ImageFolder,
+    position: int,
+    name: str,
+    findings: Findings,
+    missing: list[tuple[int, str, str, str]],
+) -> str | None:
+    """The name of an image's file where it can be read, and what there is to say where it is not as written."""
+    if not isinstance(file_name, str) or not file_name or "\0" in file_name:
+        text = f"file_name must be a file's name, not {shown(file_name)}" if given else "missing file_name"
+        findings.add(FILE_NAME, position, name, text)
+        return None
+    absolute = is_absolute(file_name)
+    if not absolute and stays_inside(file_name):
+        spelled = folder.as_spelled(file_name)
+        if spelled is not None:
+            findings.add(
+                FILE_SPELLING,
+                position,
+                name,
+                f"file_name {shown(file_name)} is read as {shown(spelled)}",
+                spelled,
             )
-        if polygon_area(points) == 0:
-            reasons.append("a polygon has no area")
+            return spelled
+    found = folder.elsewhere(file_name)
+    if absolute or not stays_inside(file_name):
+        why = " (an absolute path)" if absolute else ""
+        there = f"; {shown(found)} is in the folder" if found else ""
+        findings.add(
+            FILE_OUTSIDE,
+            position,
+            name,
+            f"file_name {shown(file_name)} leaves the image folder{why}{there}",
+            found,
+        )
+    elif found is not None:
+        why = "another letter case" if found.casefold() == file_name.casefold() else "other folders"
+        why = f"a Windows path, {why}" if "\\" in file_name else why
+        text = f"the file {folder.path / file_name} does not exist, but {shown(found)} does ({why})"
+        findings.add(FILE_ELSEWHERE, position, name, text, found)
+    else:
+        missing.append((position, name, file_name, f"the file {folder.path / file_name} does not exist"))
+    return None
+
+
+def _tell_missing_files(
+    missing: list[tuple[int, str, str, str]], folder: ImageFolder, findings: Findings
+) -> None:
+    if not missing:
+        return
+    other = folder.other_folder(missing[0][2])
+    if other is not None:
+        hint = f"; it is in {other}: give --images {other}"
+    else:
+        found = folder.other_extension(missing[0][2])
+        hint = f"; {shown(found)} is there" if found is not None else ""
+    if "\\" in missing[0][2]:
+        hint += "; its name has backslashes: a Windows path"
+    for number, (position, name, file_name, text) in enumerate(missing):
+        text = text if len(text) < 1000 else f"the file {shown(file_name)} does not exist"
+        findings.add(FILE_MISSING, position, name, text + (hint if number == 0 else ""))
+
+
+def _recorded_size(
+    item: dict[str, Any], file_name: str, folder: ImageFolder, position: int, name: str, findings: Findings
+) -> tuple[int, int] | None:
+    width, height = item.get("width"), item.get("height")
+    if (
+        type(width) is int
+        and type(height) is int
+        and 0 < width <= _LARGEST_SIDE
+        and 0 < height <= _LARGEST_SIDE
+    ):
+        return width, height
+    if is_absent(width) or is_absent(height):
+        try:
+            size = read_image_size(folder.path / file_name)
+        except InputError as error:
+            kind = LFS_POINTER if "Git LFS pointer" in str(error) else UNREADABLE_IMAGE
+            findings.add(kind, position, name, unreadable_text(file_name, error))
+            return None
+        findings.add(
+            MISSING_SIZE,
+            position,
+            name,
+            f"missing width and height; {file_name[:80]} is {size[0]} x {size[1]}",
+            size,
+        )
+        return size
+    sizes = whole_number(width), whole_number(height)
+    if None in sizes or not all(0 < side <= _LARGEST_SIDE for side in sizes if side is not None):
+        text = f"width and height must be positive integers, not {shown(width)} and {shown(height)}"
+        findings.add(BAD_SIZE, position, name, text)
+        return None
+    findings.add(IMAGE_FLOAT, position, name, f"size {shown(width)} x {shown(height)} is read as integers")
+    assert sizes[0] is not None
+    assert sizes[1] is not None
+    return sizes[0], sizes[1]
+
+
+def _different_sizes(
+    images: ImageColumns, indices: Sequence[int], folder: Path, findings: Findings
+) -> set[int]:
+    """Which images' files have another size than is recorded, or are not there but for a Git LFS pointer."""
+    different = set()
+    for index in indices:
+        recorded = images.widths[index], images.heights[index]
+        try:
+            size = read_image_size(folder / images.names[index], recorded)
+        except InputError as error:
+            # Others are told by what decodes them.
+            if "Git LFS pointer" in str(error):
+                different.add(index)
+                findings.add(
+                    LFS_POINTER,
+                    images.positions[index],
+                    f"image {images.ids[index]}",
+                    unreadable_text(images.names[index], error),
+                )
             continue
-        good.append(polygon)
-    if not good:
-        raise ValueError(f"segmentation: {reasons[0]}")
-    return good, len(reasons)
+        if size != recorded:
+            different.add(index)
+            text = size_text(images.names[index], size, recorded)
+            findings.add(SIZE_DIFFERS, images.positions[index], f"image {images.ids[index]}", text, size)
+    return different
+
+
+def unreadable_text(file_name: str, error: InputError) -> str:
+    """Say why an image cannot be read, with the name that the file has in the annotations."""
+    _, found, reason = str(error).partition(": not a readable image")
+    return f"{file_name[:80]}: not a readable image{reason}" if found else str(error)
+
+
+def size_text(file_name: str, size: tuple[int, int], recorded: tuple[int, int]) -> str:
+    """Say that a file has another size than is recorded."""
+    swapped = ": they are swapped" if size == recorded[::-1] else ""
+    return (
+        f"{file_name}: the file is {size[0]} x {size[1]}, but {recorded[0]} x {recorded[1]} (width x height) is "
+        f"recorded for it{swapped}"
+    )

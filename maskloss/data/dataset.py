@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -10,6 +13,7 @@ from torchvision.transforms import v2
 from maskloss.data.augmentation import Target, Transforms, augmented
 from maskloss.data.coco import CocoData, ImageRecord
 from maskloss.data.images import read_image
+from maskloss.data.records import NO_MASK
 from maskloss.errors import InputError
 
 Sample = tuple[Tensor, Target]
@@ -18,20 +22,30 @@ Sample = tuple[Tensor, Target]
 class CocoDataset(Dataset[Sample | InputError]):
     """Images and targets of a COCO-format file.
 
-    A target has boxes (G, 4) float32, xyxy in px, labels (G,) int64 from 1, masks and image_id. Crowds
-    are left out: they are never positives. An image that cannot be read is returned as the `InputError`
-    instead of being raised, because a worker process would bury its message in a traceback.
+    A target has boxes (G, 4) float32, xyxy in px, labels (G,) int64 from 1, masks and image_id; where an object of the
+    image has a box and no mask, also has_mask (G,) bool. Crowds are never positives. An image that cannot be read is
+    returned as the `InputError` instead of being raised, because a worker process would bury its message in a
+    traceback.
 
     Args:
         data: the checked file.
         transforms: torchvision.transforms.v2 on the image and its boxes, labels and masks, whose draws depend
             on the sample's own seed alone. Masks stay encoded where `data.augmentation` has an exact way,
             and are (G, H, W) uint8 otherwise. Objects that are pushed out of the image are dropped.
+        crowds: "leave_out" leaves crowds out of the targets, so that what lies inside one trains as background.
+            "ignore" gives their boxes as ignore_boxes (I, 4): what lies mostly inside one trains as nothing.
     """
 
-    def __init__(self, data: CocoData, transforms: Transforms | None = None) -> None:
+    def __init__(
+        self,
+        data: CocoData,
+        transforms: Transforms | None = None,
+        *,
+        crowds: Literal["leave_out", "ignore"] = "leave_out",
+    ) -> None:
         self.data = data
         self.transforms = transforms
+        self.crowds = crowds
         self._labels = data.labels
 
     def __len__(self) -> int:
@@ -52,16 +66,21 @@ class CocoDataset(Dataset[Sample | InputError]):
         return v2.functional.to_dtype(pixels, torch.float32, scale=True), target
 
     def _target(self, record: ImageRecord) -> Target:
-        objects = record.objects
-        labels = [self._labels[annotation.category_id] for annotation in objects]
-        return {
-            "boxes": torch.tensor([annotation.box for annotation in objects], dtype=torch.float32).reshape(
-                -1, 4
-            ),
+        records, rows = record.records, record.object_rows
+        labels = [self._labels[identity] for identity in records.category_ids[rows].tolist()]
+        target = {
+            "boxes": torch.from_numpy(records.boxes[rows].astype(np.float32)),
             "labels": torch.tensor(labels, dtype=torch.int64),
             "masks": record.object_masks(),
             "image_id": record.id,
         }
+        has_mask = records.form[rows] != NO_MASK
+        if not has_mask.all():
+            target["has_mask"] = torch.from_numpy(has_mask)
+        if self.crowds == "ignore":
+            crowds = record.rows.start + np.nonzero(records.crowds[record.rows.start : record.rows.stop])[0]
+            target["ignore_boxes"] = torch.from_numpy(records.boxes[crowds].astype(np.float32))
+        return target
 
 
 def collate(samples: list[Sample | InputError]) -> tuple[list[Tensor], list[Target]] | InputError:

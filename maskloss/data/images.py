@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import warnings
 from pathlib import Path
@@ -36,7 +37,33 @@ def read_image(path: str | os.PathLike[str], size: tuple[int, int] | None = None
     except FileNotFoundError:
         raise InputError(f"{path}: the image does not exist") from None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise InputError(f"{path}: not a readable image: {error}") from error
+        raise InputError(f"{path}: {_why_unreadable(path, error)}") from error
+
+
+def read_image_size(path: str | os.PathLike[str], size: tuple[int, int] | None = None) -> tuple[int, int]:
+    """Read an image's width and height in px, upright, from the header of its file.
+
+    Args:
+        path: of the file.
+        size: (width, height) that the annotations were made in; see `read_image`.
+
+    Raises:
+        InputError: the file is missing or is no image.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(path) as file:
+                return file.size if file.size == size else _turned_size(file)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise InputError(f"{path}: {_why_unreadable(path, error)}") from error
+
+
+def _why_unreadable(path: str | os.PathLike[str], error: Exception) -> str:
+    with contextlib.suppress(OSError), open(path, "rb") as file:
+        if file.read(23) == b"version https://git-lfs":
+            return "not a readable image but a Git LFS pointer: run `git lfs pull`"
+    return f"not a readable image: {error}"
 
 
 def _upright(file: Image.Image, path: Path, size: tuple[int, int] | None) -> Image.Image:

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-import torch
 import torchvision
 from torch import Tensor, nn
 from torchvision.models.detection import MaskRCNN, maskrcnn_resnet50_fpn, maskrcnn_resnet50_fpn_v2
@@ -20,22 +19,6 @@ from maskloss.detection.mask_predictor import ClassSelectedMaskPredictor
 
 ModelName = Literal["maskrcnn_resnet50_fpn", "maskrcnn_resnet50_fpn_v2", "resnet18", "mobilenet_v2"]
 MODEL_NAMES: tuple[str, ...] = get_args(ModelName)
-
-#: Longest side in px that a model may resize images to: at 8192 x 8192 the first feature maps take 4 GiB an image.
-MAX_SIDE = 8192
-
-#: Stages of a backbone that `trainable_layers` counts, from the last to the first, as torchvision's builders do.
-_RESNET_STAGES = (("layer4",), ("layer3",), ("layer2",), ("layer1",), ("conv1", "bn1"))
-_STAGES: dict[str, tuple[tuple[str, ...], ...]] = {
-    "maskrcnn_resnet50_fpn": _RESNET_STAGES,
-    "maskrcnn_resnet50_fpn_v2": _RESNET_STAGES,
-    "resnet18": _RESNET_STAGES,
-    # A stage begins with each block of stride 2, and with the last layer.
-    "mobilenet_v2": tuple(
-        tuple(str(block) for block in blocks)
-        for blocks in ((18,), range(14, 18), range(7, 14), range(4, 7), range(2, 4), range(2))
-    ),
-}
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -55,9 +38,10 @@ class ModelSettings:
         min_size: shorter side in px that images are resized to; of several, training draws one per image and
             evaluation takes the last. None is the model's default.
         max_size: longest side in px. None is the model's default.
-        trainable_layers: stages of the backbone, from the last, whose parameters require gradients, as
-            `trainable_backbone_layers` of torchvision's builders; None for all. See `num_stages`.
-        normalization_eps: added to the variances in frozen batch norms; None for their default, 1e-5.
+        normalization_eps: of frozen batch norms, under the variance. torchvision's COCO weights of
+            maskrcnn_resnet50_fpn need 0.
+        trainable_layers: how many of the backbone's five stages are trained, counted from its end; the FPN and the
+            heads always are.
     """
 
     name: str
@@ -67,35 +51,8 @@ class ModelSettings:
     frozen_normalization: bool = False
     min_size: tuple[int, ...] | None = None
     max_size: int | None = None
-    trainable_layers: int | None = None
-    normalization_eps: float | None = None
-
-
-def num_stages(name: str) -> int:
-    """Return how many stages a model's backbone has: 5 of a ResNet, 6 of a MobileNet."""
-    return len(_STAGES[name])
-
-
-def pretrained_settings(name: str, *, published: bool) -> dict[str, Any]:
-    """Return the `ModelSettings` that torchvision's builders choose for a model with pretrained weights.
-
-    Three stages of the backbone are trained, and its batch norms are frozen, but in maskrcnn_resnet50_fpn_v2, whose
-    weights were trained with ordinary ones. The small models are set up as the former.
-
-    Args:
-        name: one of `MODEL_NAMES`.
-        published: whether the weights are `published_weights`. Those of maskrcnn_resnet50_fpn were trained with an
-            eps of 0 in frozen batch norms.
-
-    Source: torchvision's `_validate_trainable_layers`, `overwrite_eps` and `norm_layer`, 0.26 to 0.29.
-    """
-    settings: dict[str, Any] = {
-        "frozen_normalization": name != "maskrcnn_resnet50_fpn_v2",
-        "trainable_layers": 3,
-    }
-    if published and name == "maskrcnn_resnet50_fpn":
-        settings["normalization_eps"] = 0.0
-    return settings
+    normalization_eps: float = 1e-5
+    trainable_layers: int = 5
 
 
 def build_model(settings: ModelSettings) -> MaskRCNN:
@@ -125,16 +82,32 @@ def build_model(settings: ModelSettings) -> MaskRCNN:
         backbone = _resnet18_fpn() if settings.name == "resnet18" else _mobilenet_v2_fpn()
         model = _small_mask_rcnn(backbone, common)
     if settings.frozen_normalization:
-        _freeze_normalization(model.backbone.body)
-    if settings.normalization_eps is not None:
-        for module in model.modules():
-            if isinstance(module, FrozenBatchNorm2d):
-                module.eps = settings.normalization_eps
-    if settings.trainable_layers is not None:
-        for stage in _STAGES[settings.name][settings.trainable_layers :]:
-            for layer in stage:
-                model.backbone.body[layer].requires_grad_(False)
+        _freeze_normalization(model.backbone.body, settings.normalization_eps)
+    _freeze_stages(model.backbone.body, settings.name, settings.trainable_layers)
     return model
+
+
+#: The stages of each backbone, from its end, by the names of their layers; of a resnet as torchvision counts them.
+_RESNET_STAGES = (("layer4",), ("layer3",), ("layer2",), ("layer1",), ("conv1", "bn1"))
+_MOBILENET_STAGES = (
+    tuple(str(layer) for layer in range(14, 19)),
+    tuple(str(layer) for layer in range(7, 14)),
+    ("4", "5", "6"),
+    ("2", "3"),
+    ("0", "1"),
+)
+
+
+def _freeze_stages(body: nn.Module, name: str, trainable_layers: int) -> None:
+    """Keep all but so many of the last stages as they are, as torchvision's `_resnet_fpn_extractor` does.
+
+    There a batch norm after the first convolution is trained with five stages alone.
+    """
+    stages = _MOBILENET_STAGES if name == "mobilenet_v2" else _RESNET_STAGES
+    trained = {layer for stage in stages[:trainable_layers] for layer in stage}
+    for parameter_name, parameter in body.named_parameters():
+        if parameter_name.split(".")[0] not in trained:
+            parameter.requires_grad_(False)
 
 
 #: Channels of the small models' FPN and heads.
@@ -176,15 +149,15 @@ def _small_mask_rcnn(backbone: BackboneWithFPN, common: dict[str, Any]) -> MaskR
     return model
 
 
-def _freeze_normalization(module: nn.Module) -> None:
+def _freeze_normalization(module: nn.Module, eps: float) -> None:
     for name, child in module.named_children():
         if isinstance(child, nn.BatchNorm2d):
-            frozen = FrozenBatchNorm2d(child.num_features, eps=child.eps)
+            frozen = FrozenBatchNorm2d(child.num_features, eps=eps)
             state = child.state_dict()
             frozen.load_state_dict({key: state[key] for key in frozen.state_dict()})
             setattr(module, name, frozen)
         else:
-            _freeze_normalization(child)
+            _freeze_normalization(child, eps)
 
 
 def published_weights(name: str) -> dict[str, Tensor]:
@@ -194,7 +167,20 @@ def published_weights(name: str) -> dict[str, Tensor]:
         OSError: they cannot be downloaded.
     """
     weights = torchvision.models.get_model_weights(name)
-    return weights.DEFAULT.get_state_dict(progress=True, check_hash=True)
+    state: dict[str, Tensor] = weights.DEFAULT.get_state_dict(progress=True, check_hash=True)
+    return state
+
+
+def published_settings(name: str) -> dict[str, Any]:
+    """Return the `ModelSettings` that torchvision's builder has for the published weights of a model.
+
+    Its first Mask R-CNN keeps its batch norms constant, without an epsilon under the variances of the COCO weights; the
+    second has batch norms that are trained. Small models get ImageNet's backbone alone, with constant batch norms.
+    """
+    return {
+        "frozen_normalization": name != "maskrcnn_resnet50_fpn_v2",
+        "normalization_eps": 0.0 if name == "maskrcnn_resnet50_fpn" else 1e-5,
+    }
 
 
 @dataclass(frozen=True)
@@ -226,9 +212,6 @@ def load_weights(model: MaskRCNN, weights: dict[str, Tensor]) -> LoadedWeights:
         model: from `build_model`.
         weights: keys of the whole model, of torchvision's resnet ("layer1.0.conv1.weight") or of its
             mobilenet ("features.0.0.weight").
-
-    Raises:
-        ValueError: a tensor that would be taken has values that no weights have, see `bad_weights`.
     """
     state = model.state_dict()
     placed: dict[str, Tensor] = {}
@@ -237,40 +220,12 @@ def load_weights(model: MaskRCNN, weights: dict[str, Tensor]) -> LoadedWeights:
         candidates = [key, f"backbone.body.{key.removeprefix('features.')}"]
         name = next((c for c in candidates if c in state and state[c].shape == tensor.shape), None)
         if name is not None:
-            if wrong := bad_weights(key, tensor, state[name].dtype):
-                raise ValueError(wrong)
             placed[name] = tensor
         elif not key.endswith("num_batches_tracked"):
             unused.append(key)
     model.load_state_dict(placed, strict=False)
     left = [key for key in state if key not in placed and not key.endswith("num_batches_tracked")]
     return LoadedWeights(len(placed), left, unused)
-
-
-def bad_weights(key: str, tensor: Tensor, dtype: torch.dtype) -> str | None:
-    """Return what makes a tensor useless as a weight or statistic of a model, or None for a usable one.
-
-    Args:
-        key: of the tensor.
-        tensor: to be checked.
-        dtype: that the model has for it.
-    """
-    if tensor.is_meta or tensor.layout != torch.strided or tensor.is_quantized:
-        return f"{key} holds no plain values"
-    if tensor.is_floating_point() != dtype.is_floating_point:
-        return f"{key} is {_dtype_name(tensor.dtype)}, but {_dtype_name(dtype)} in the model"
-    if not tensor.is_floating_point():
-        return None
-    tensor = tensor if tensor.dtype in (torch.float32, torch.float64) else tensor.float()
-    if not torch.isfinite(tensor).all():
-        return f"{key} has values that are not finite; the run that wrote it diverged, or the file is damaged"
-    if key.endswith("running_var") and (tensor < 0).any():
-        return f"{key} has negative variances"
-    return None
-
-
-def _dtype_name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
 
 
 def _shown(names: Sequence[str]) -> str:

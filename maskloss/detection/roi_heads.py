@@ -395,8 +395,10 @@ def _have_masks(targets: list[dict[str, Any]], device: torch.device) -> list[Ten
         some_miss |= has_mask is not None
         if has_mask is None:
             has_mask = torch.ones(len(target["boxes"]), dtype=torch.bool)
-        if isinstance(masks, EncodedMasks) and not all(masks.known):
-            some_miss = True
-            has_mask = has_mask & torch.tensor(masks.known, device=has_mask.device)
+        if isinstance(masks, EncodedMasks):
+            known = [masks.has_mask(index) for index in range(len(masks))]
+            if not all(known):
+                some_miss = True
+                has_mask = has_mask & torch.tensor(known, device=has_mask.device)
         have_masks.append(has_mask)
     return [sent(has_mask, device) for has_mask in have_masks] if some_miss else None

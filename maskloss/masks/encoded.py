@@ -65,8 +65,8 @@ class EncodedMasks:
 
     Args:
         segmentations: one per instance: a list of polygons `[x0, y0, x1, y1, ...]` in px (their union is the
-            instance), an RLE `{"size": [H, W], "counts": str, bytes or list of int}`, or None for an instance whose
-            mask is not known.
+            instance), an RLE `{"size": [H, W], "counts": str, bytes or list of int}`, or None for an instance without
+            a mask, which has no mask targets.
         height: H, in px.
         width: W, in px.
 
@@ -180,19 +180,21 @@ class EncodedMasks:
         """Whether an instance is an RLE, which `runs` reads, or polygons, which `polygons` reads."""
         return isinstance(self.segmentations[index], dict)
 
-    @property
-    def known(self) -> list[bool]:
-        """Whether each instance has a mask."""
-        return [segmentation is not None for segmentation in self.segmentations]
+    def has_mask(self, index: int) -> bool:
+        """Whether an instance has a mask, or a box only."""
+        return self.segmentations[index] is not None
 
     def polygons(self, index: int) -> list[FloatArray]:
-        """Give one instance's polygons as (V, 2) xy in the current image's px."""
+        """Return one instance's polygons as (V, 2) xy in the current image's px.
+
+        Raises:
+            ValueError: the instance has no mask.
+        """
+        if not self.has_mask(index):
+            raise ValueError(f"instance {index} has no mask")
         scale = np.array([self.x_map.scale, self.y_map.scale])
         shift = np.array([self.x_map.shift, self.y_map.shift])
-        segmentation = self.segmentations[index]
-        if segmentation is None:
-            raise ValueError(f"instance {index} has no mask")
-        return [polygon * scale + shift for polygon in segmentation]
+        return [polygon * scale + shift for polygon in self.segmentations[index]]
 
     def runs(self, index: int) -> Runs:
         """Give one instance's RLE as runs of the image as it was annotated."""
@@ -238,14 +240,13 @@ class EncodedMasks:
         return boxes
 
     def bitmaps(self) -> Tensor:
-        """Rasterise to (G, H, W) uint8 with pycocotools, an RLE by its nearest pixel.
+        """Rasterize to (G, H, W) uint8 with pycocotools, an RLE by its nearest pixel; no mask gives zeros.
 
-        For looking at and for comparing with; the losses never need it. An instance whose mask is not known has no
-        pixel.
+        For looking at and for comparing with; the losses never need it.
         """
         masks = torch.zeros(self.shape, dtype=torch.uint8)
-        for index, known in enumerate(self.known):
-            if not known:
+        for index in range(len(self)):
+            if not self.has_mask(index):
                 continue
             if not self.is_rle(index):
                 mask = rasterize_polygons(self.polygons(index), self.height, self.width)
@@ -273,7 +274,7 @@ def _nearest(axis: AxisMap, size: int, source_size: int) -> Tensor:
 
 
 def _checked(segmentation: Any, height: int, width: int, name: str) -> Any:
-    """Give polygons as a tuple of (V, 2) arrays, or an RLE that pycocotools decodes, or raise ValueError."""
+    """Return polygons as a tuple of (V, 2) arrays, an RLE that pycocotools decodes, or None; or raise ValueError."""
     if segmentation is None:
         return None
     if isinstance(segmentation, dict):

@@ -111,10 +111,6 @@ def targets_of_host_boxes(
     if low < 0 or high >= len(gt_masks):
         found = low if low < 0 else high
         raise ValueError(f"matched_idxs must lie in [0, {len(gt_masks)}) for as many masks, found {found}")
-    if isinstance(gt_masks, EncodedMasks) and not all(gt_masks.known):
-        unknown = [index for index in matched_idxs.tolist() if not gt_masks.known[index]]
-        if unknown:
-            raise ValueError(f"matched_idxs names instance {unknown[0]}, which has no mask")
     # Autocast would round matrix products to half precision.
     with torch.autocast(gt_masks.device.type if isinstance(gt_masks, Tensor) else "cpu", enabled=False):
         if isinstance(gt_masks, EncodedMasks):
@@ -141,6 +137,9 @@ def _from_encoded(
         low = boxes[:, :2] + 0.5
         boxes = torch.cat([low, low + (boxes[:, 2:] - boxes[:, :2]).clamp(min=1.0)], dim=1)
     targets = torch.empty((len(boxes), size, size), dtype=torch.float32)
+    for index in sorted(set(matched_idxs.tolist())):
+        if not masks.has_mask(index):
+            raise ValueError(f"instance {index} has no mask, so there are no mask targets of it")
     rle = torch.tensor([masks.is_rle(index) for index in matched_idxs.tolist()])
     for chosen, make in ((~rle, _from_polygons), (rle, _from_rles)):
         if chosen.any():

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from maskloss.detection.models import MAX_SIDE, ModelName, num_stages
+from maskloss.detection.models import ModelName
 from maskloss.errors import InputError
 from maskloss.losses.criterion import MaskRCNNLoss
 from maskloss.training.losses import LossConfig, make_loss
@@ -48,13 +48,12 @@ class TrainConfig:
         optimizer: "sgd" or "adamw".
         learning_rate: at its highest.
         momentum: of SGD.
-        weight_decay: of the optimizer, on every parameter of the model; those that a loss has of its own have none.
+        weight_decay: of the optimizer, on every parameter.
         warmup_steps: steps in which the learning rate rises linearly from a thousandth.
         schedule: "step" divides the learning rate by ten after 2/3 and 8/9 of the steps, "cosine" lowers it
             to 0, "constant" keeps it.
         gradient_clip: largest norm of the gradient; 0 for no limit.
-        mixed_precision: "no", "fp16" or "bf16", in training; evaluation always computes in float32, as `maskloss
-            evaluate` and `predict` do.
+        mixed_precision: "no", "fp16" or "bf16".
         min_size: shorter side in px that images are resized to; of several, training draws one per image and
             evaluation takes the last. The model's default where not given: 800, small models 320.
         max_size: longest side in px; the model's default where not given: 1333, small models 512, or as much more
@@ -62,9 +61,11 @@ class TrainConfig:
         image_mean: of pixels in [0, 1], per channel; from the weights' metadata, else ImageNet's.
         image_std: of pixels in [0, 1], per channel; from the weights' metadata, else ImageNet's.
         frozen_normalization: keep the backbone's batch norms constant; from the weights' metadata, else
-            where weights are given, but in maskrcnn_resnet50_fpn_v2, as in torchvision.
-        trainable_layers: stages of the backbone, from the last, that are trained: of 5, or of 6 of mobilenet_v2. Where
-            not given 3 with pretrained weights, of a whole model or of a backbone, as in torchvision, and all without.
+            where weights are given, except torchvision's of maskrcnn_resnet50_fpn_v2.
+        trainable_layers: how many of the backbone's five stages are trained, counted from its end; 3 with weights and 5
+            without where not given, as in torchvision.
+        crowds: "leave_out" trains what lies inside a crowd's box as background; "ignore" as neither positive nor
+            negative.
         horizontal_flip: probability of mirroring a training image.
         photometric_distortion: probability of each change of brightness, contrast, saturation, hue and the order of
             the channels.
@@ -102,6 +103,7 @@ class TrainConfig:
     image_std: list[float] | None = None
     frozen_normalization: bool | None = None
     trainable_layers: int | None = None
+    crowds: Literal["leave_out", "ignore"] = "leave_out"
     horizontal_flip: float = 0.5
     photometric_distortion: float = 0.0
     seed: int = 0
@@ -141,25 +143,11 @@ class TrainConfig:
             value = getattr(self, name)
             _expect(value is None or len(value) == 3, name, "three numbers, one per channel", value)
         _expect(self.image_std is None or min(self.image_std) > 0, "image_std", "above 0", self.image_std)
-        stages = num_stages(self.model)
         layers = self.trainable_layers
-        _expect(layers is None or 0 <= layers <= stages, "trainable_layers", f"from 0 to {stages}", layers)
-        _expect(
-            layers is None or layers == stages or self.weights != "none",
-            "trainable_layers",
-            f"{stages} without --weights, or random layers would never be trained",
-            layers,
-        )
+        _expect(layers is None or 0 <= layers <= 5, "trainable_layers", "from 0 to 5", layers)
         sizes = self.min_sizes
         _expect(sizes is None or (sizes and min(sizes) >= 1), "min_size", "at least 1", self.min_size)
         _expect(self.max_size is None or self.max_size >= 1, "max_size", "at least 1", self.max_size)
-        _expect(sizes is None or max(sizes) <= MAX_SIDE, "min_size", f"at most {MAX_SIDE}", self.min_size)
-        _expect(
-            self.max_size is None or self.max_size <= MAX_SIDE,
-            "max_size",
-            f"at most {MAX_SIDE}",
-            self.max_size,
-        )
         if sizes is not None and self.max_size is not None:
             _expect(
                 self.max_size >= max(sizes), "max_size", f"at least --min-size {max(sizes)}", self.max_size

@@ -1,9 +1,10 @@
-"""Evaluation: a model's losses and detections on a validation set."""
+"""COCO evaluation: losses on the validation set, and box and mask AP."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,16 +14,13 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
+from maskloss.data.batches import mixed_seed
 from maskloss.data.coco import CocoData
 from maskloss.data.dataset import CocoDataset, collate
 from maskloss.detection.conversion import losses_and_detections
 from maskloss.detection.results import coco_results
 from maskloss.errors import InputError, RunError
 from maskloss.training.metrics import Metrics, Results, average_precision
-
-#: Of the samples that losses are computed on: the same in every evaluation, so that runs of other seeds compare, and
-#: the losses of a model are the same number whoever asks.
-_SEED = 0
 
 
 @dataclass(frozen=True)
@@ -32,7 +30,7 @@ class Evaluation:
     Attributes:
         metrics: "bbox" and "segm" with AP, AP50, AP75, APs, APm and APl as fractions of 1, None for a size
             class without ground truth; "loss" with the mean of each term over the images, and their sum, or None where
-            they were not asked for.
+            no losses were asked for.
         results: COCO results with boxes and RLE masks, of every image.
     """
 
@@ -47,91 +45,86 @@ def evaluate(
     batch_size: int,
     device: torch.device,
     workers: int = 0,
-    losses: bool = True,
+    seed: int = 0,
     rank: int = 0,
     world_size: int = 1,
+    losses: bool = True,
 ) -> Evaluation:
     """Evaluate a converted model that leaves mask probabilities unpasted (`paste=None`).
 
-    The numbers do not depend on `batch_size` nor on `world_size`, beyond rounding: each loss is the mean over the
-    images of what an image gives by itself, with random draws of its own (`losses_and_detections`), and only images of
-    one size share a batch, so none is padded for another's sake. A model computes in its parameters' precision,
-    float32, unless the caller has autocast on.
+    The network sees one image at a time, in float32 whatever precision it is trained in, and what is sampled for an
+    image's losses is drawn from a seed of its own: so no number depends on the size of the batches or on how many
+    processes there are.
 
     Args:
         model: on `device`.
         data: the validation set, its categories in the model's order.
-        batch_size: images per pass, at most.
+        batch_size: images that are loaded together.
         device: where to run.
         workers: processes that load data.
-        losses: compute them, not detections alone.
+        seed: of the samples that the losses are computed on.
         rank: of this process; each takes every `world_size`-th image.
         world_size: number of processes.
+        losses: whether to compute losses, or AP alone.
 
     Raises:
         InputError: an image cannot be read.
         RunError: a loss is not finite, or a worker process died.
     """
     indices = range(rank, len(data.images), world_size)
-    batches = batches_of_one_size(
-        [(data.images[i].height, data.images[i].width) for i in indices], batch_size
-    )
     loader = DataLoader(
-        Subset(CocoDataset(data), indices), batch_sampler=batches, num_workers=workers, collate_fn=collate
+        Subset(CocoDataset(data), indices), batch_size=batch_size, num_workers=workers, collate_fn=collate
     )
+    category_ids = [category.id for category in data.categories]
     results: Results = []
-    sums: dict[str, float] = {}
+    values: list[tuple[int, dict[str, float]]] = []
     bar = tqdm(loader, desc="evaluating", disable=None if rank == 0 else True, leave=False)
-    for images, targets in batches_on(bar, device):
-        with torch.no_grad(), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            torch.manual_seed(_SEED)
-            if losses:
-                terms, detections = losses_and_detections(model, images, targets)
-            else:
-                terms, detections = {}, model(images)
-        for key, value in terms.items():
-            sums[key] = sums.get(key, 0.0) + float(value) * len(images)
-        results += coco_results(
-            model,
-            detections,
-            [(image.shape[-2], image.shape[-1]) for image in images],
-            [target["image_id"] for target in targets],
-            [category.id for category in data.categories],
-        )
+    remaining = iter(indices)
+    was_training = model.training
+    model.eval()
+    with _in_float32(model), torch.no_grad():
+        for images, targets in batches_on(bar, device):
+            for image, target in zip(images, targets, strict=True):
+                index = next(remaining)
+                if losses:
+                    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+                        torch.manual_seed(mixed_seed(seed, index))
+                        found, detections = losses_and_detections(model, [image], [target])
+                    values.append((index, {key: float(value) for key, value in found.items()}))
+                else:
+                    detections = model([image])
+                size = (image.shape[-2], image.shape[-1])
+                results += coco_results(model, detections, [size], [target["image_id"]], category_ids)
+    model.train(was_training)
     if world_size > 1:
-        results = gather_object(results)
-        sums = _summed(gather_object([sums]))
+        results, values = gather_object(results), gather_object(values)
     places = {image.id: place for place, image in enumerate(data.images)}
     results.sort(key=lambda result: places[result["image_id"]])
-    for key, total in sums.items():
-        if not math.isfinite(total):
-            raise RunError(f"evaluation: {key} is {total}, not finite; the model has diverged")
-    means: dict[str, float | None] | None = None
-    if losses:
-        means = {key: total / len(data.images) for key, total in sums.items()}
-        means["loss"] = math.fsum(sums.values()) / len(data.images)
+    means = _means(values) if losses else None
     return Evaluation({**average_precision(data, results), "loss": means}, results)
 
 
-def batches_of_one_size(sizes: Sequence[tuple[int, int]], batch_size: int) -> list[list[int]]:
-    """Group images into batches in which all have one size.
+def _means(values: list[tuple[int, dict[str, float]]]) -> dict[str, float]:
+    """Return the mean of each term over the images, added up in the images' order, and the sum of these."""
+    of_images = [losses for _, losses in sorted(values, key=lambda value: value[0])]
+    totals = {key: math.fsum(losses[key] for losses in of_images) for key in of_images[0]}
+    for key, total in totals.items():
+        if not math.isfinite(total):
+            raise RunError(f"evaluation: {key} is {total}, not finite; the model has diverged")
+    means = {key: total / len(of_images) for key, total in totals.items()}
+    means["loss"] = math.fsum(totals.values()) / len(of_images)
+    return means
 
-    Args:
-        sizes: (H, W) of each image.
-        batch_size: images in a batch, at most.
 
-    Returns:
-        Indices of images, each once; batches are in the order of their first image.
-    """
-    batches: list[list[int]] = []
-    open_batches: dict[tuple[int, int], list[int]] = {}
-    for index, size in enumerate(sizes):
-        batch = open_batches.get(size)
-        if batch is None or len(batch) == batch_size:
-            batch = open_batches[size] = []
-            batches.append(batch)
-        batch.append(index)
-    return batches
+@contextmanager
+def _in_float32(model: nn.Module) -> Iterator[None]:
+    """Take the autocast from a model that accelerate has put it on: it replaces `forward` of the instance."""
+    patched = model.__dict__.pop("forward", None)
+    try:
+        yield
+    finally:
+        if patched is not None:
+            model.__dict__["forward"] = patched
 
 
 def batches_on(loader: Any, device: torch.device) -> Iterator[tuple[list[Tensor], list[dict[str, Any]]]]:
@@ -160,11 +153,3 @@ def batches_on(loader: Any, device: torch.device) -> Iterator[tuple[list[Tensor]
             for target in targets
         ]
         yield [image.to(device, non_blocking=True) for image in images], moved
-
-
-def _summed(parts: list[dict[str, float]]) -> dict[str, float]:
-    total: dict[str, float] = {}
-    for part in parts:
-        for key, value in part.items():
-            total[key] = total.get(key, 0.0) + value
-    return total

@@ -6,7 +6,6 @@ import json
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -30,24 +29,16 @@ from maskloss.detection.models import (
     ModelSettings,
     build_model,
     load_weights,
-    pretrained_settings,
+    published_settings,
     published_weights,
 )
 from maskloss.errors import InputError, RunError
 from maskloss.files import append_line, make_folder, write_bytes, write_text
-from maskloss.training.checkpoints import (
-    checkpoint_files,
-    describe,
-    load_checkpoint,
-    model_settings_of,
-    read_weights,
-    restore,
-    save_checkpoint,
-    save_model,
-)
+from maskloss.training.checkpoints import checkpoint_files, load_checkpoint, read_weights, save_checkpoint
 from maskloss.training.config import TrainConfig
 from maskloss.training.evaluation import Evaluation, batches_on, evaluate
 from maskloss.training.metrics import write_metrics
+from maskloss.training.model_file import ModelDescription, mask_probs_of, model_settings_of, save_model
 
 _RUN_FILES = ("config.yaml", "history.jsonl", "model.safetensors", "metrics.json", "checkpoints")
 
@@ -75,7 +66,7 @@ def train(config: TrainConfig) -> TrainingResult:
         RunError: a loss is not finite, or the disk is full; the last checkpoint is there.
     """
     device = device_of(config)
-    # A loss may have parameters of its own, which start from the same random numbers in every process.
+    # What a loss begins with is the same in every process, and in every resumption.
     torch.manual_seed(config.seed)
     loss = config.make_loss()
     training, validation = read_data(config)
@@ -88,13 +79,14 @@ def train(config: TrainConfig) -> TrainingResult:
     if loaded is not None:
         _say(accelerator, f"{config.weights}: {loaded}")
     convert(model, loss, paste=None)
-    description = describe(settings, training.categories, config.loss, loss)
+    description = ModelDescription(
+        settings, training.categories, loss.mask_targets.aligned, mask_probs_of(loss), config.loss
+    )
     optimizer = _optimizer(config, model)
-    own_parameters = [parameter for parameter in loss_parameters(model) if parameter.requires_grad]
     start, elapsed = 0, 0.0
     if checkpoint is not None:
         start, elapsed = checkpoint["step"], checkpoint["seconds"]
-        restore(config.output_folder, checkpoint, model, loss, optimizer)
+        _restore(config, checkpoint, model, loss, optimizer)
     prepared, optimizer = accelerator.prepare(model, optimizer)
     if checkpoint is not None and accelerator.scaler is not None:
         accelerator.scaler.load_state_dict(checkpoint["scaler"])
@@ -112,7 +104,7 @@ def train(config: TrainConfig) -> TrainingResult:
         horizontal_flip=config.horizontal_flip, photometric_distortion=config.photometric_distortion
     )
     loader = DataLoader(
-        CocoDataset(training, transforms),
+        CocoDataset(training, transforms, crowds=config.crowds),
         batch_sampler=batches,
         num_workers=config.workers,
         collate_fn=collate,
@@ -120,19 +112,20 @@ def train(config: TrainConfig) -> TrainingResult:
     )
 
     def evaluated() -> Evaluation:
-        model.eval()
-        with _without_mixed_precision(model):
-            evaluation = evaluate(
-                model,
-                validation,
-                batch_size=config.batch_size,
-                device=accelerator.device,
-                workers=config.workers,
-                rank=accelerator.process_index,
-                world_size=accelerator.num_processes,
-            )
-        model.train()
-        return evaluation
+        if accelerator.num_processes > 1:
+            # Running statistics of a process's own last batch: all evaluate the model that the first one writes.
+            for buffer in (*model.buffers(), *loss.buffers()):
+                torch.distributed.broadcast(buffer, src=0)
+        return evaluate(
+            model,
+            validation,
+            batch_size=config.batch_size,
+            device=accelerator.device,
+            workers=config.workers,
+            seed=config.seed,
+            rank=accelerator.process_index,
+            world_size=accelerator.num_processes,
+        )
 
     # What follows is the first thing that is written.
     with _Log(config, start, enabled=accelerator.is_main_process) as log:
@@ -150,7 +143,7 @@ def train(config: TrainConfig) -> TrainingResult:
             learning_rate = config.learning_rate_at(step)
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate
-            losses = _step(config, accelerator, prepared, optimizer, incoming, step, own_parameters)
+            losses = _step(config, accelerator, prepared, optimizer, incoming, step)
             seconds = time.perf_counter() - began
             if step % config.log_every == 0 or step in (1, config.max_steps):
                 log.step(step, losses, learning_rate, seconds)
@@ -262,6 +255,19 @@ def _starting_point(config: TrainConfig, categories: list[list[Any]]) -> dict[st
     return checkpoint
 
 
+def _restore(
+    config: TrainConfig, checkpoint: dict[str, Any], model: nn.Module, loss: nn.Module, optimizer: Any
+) -> None:
+    try:
+        # What a term has gathered, such as the seesaw's counts; a checkpoint from before there was any has none.
+        loss.load_state_dict(checkpoint.get("loss", loss.state_dict()), strict=True)
+        model.load_state_dict(checkpoint["model"], strict=True)
+        optimizer.load_state_dict(checkpoint["optimizer"])
+    except (RuntimeError, ValueError, KeyError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise InputError(f"{config.output_folder}: the checkpoint is of another model: {first}") from error
+
+
 def _accelerator(config: TrainConfig, device: torch.device) -> Accelerator:
     if not torch.distributed.is_initialized():
         # accelerate keeps its state for the life of the process; a second run here may want another.
@@ -282,14 +288,16 @@ def _model_settings(config: TrainConfig, num_classes: int) -> tuple[ModelSetting
             weights = published_weights(config.model)
         except (OSError, RuntimeError) as error:
             raise InputError(f"--weights DEFAULT: cannot be downloaded: {error}") from error
+        found = published_settings(config.model)
     elif config.weights != "none":
         weights, metadata = read_weights(config.weights)
         try:
             found = model_settings_of(metadata)
         except InputError as error:
             raise InputError(f"{config.weights}: {error}") from error
-    if weights is not None:
-        found = pretrained_settings(config.model, published=config.weights == "DEFAULT") | found
+    found.setdefault("frozen_normalization", weights is not None)
+    # torchvision's `_validate_trainable_layers`.
+    found["trainable_layers"] = 5 if weights is None else 3
     for key in ("image_mean", "image_std", "frozen_normalization", "trainable_layers"):
         given = getattr(config, key)
         if given is not None:
@@ -319,19 +327,18 @@ def initial_model(
     model = build_model(settings)
     if weights is None:
         return model, settings, None
-    try:
-        loaded = load_weights(model, weights)
-    except ValueError as error:
-        raise InputError(f"{config.weights}: {error}") from error
+    loaded = load_weights(model, weights)
     if not loaded.loaded:
         raise InputError(f"{config.weights}: no tensor in it fits the model {config.model}: {loaded}")
     return model, settings, loaded
 
 
 def _optimizer(config: TrainConfig, model: nn.Module) -> torch.optim.Optimizer:
-    parameters: list[Any] = [{"params": [p for p in model.parameters() if p.requires_grad]}]
-    if own := [p for p in loss_parameters(model) if p.requires_grad]:
-        # What a loss learns, such as a temperature or the weights of its terms, has no reason to tend to 0.
+    """Make the optimizer of the model's parameters, and of the loss's own, which no weight decay pulls towards 0."""
+    parameters: list[dict[str, Any]] = [
+        {"params": [parameter for parameter in model.parameters() if parameter.requires_grad]}
+    ]
+    if own := list(loss_parameters(model)):
         parameters.append({"params": own, "weight_decay": 0.0})
     # One kernel for all parameters is several times as fast on a CPU too. Under float16 a step may be skipped, which
     # the plain kind leaves to the scaler.
@@ -349,10 +356,10 @@ def _step(
     optimizer: Any,
     incoming: Iterator[tuple[list[Tensor], list[dict[str, Any]]]],
     step: int,
-    own_parameters: list[nn.Parameter],
 ) -> dict[str, Tensor]:
     """One optimizer step; gives each term's mean over its forward passes, as tensors on the device."""
     totals: dict[str, Tensor] = {}
+    own = list(loss_parameters(accelerator.unwrap_model(model)))
     for part in range(config.accumulation_steps):
         images, targets = next(incoming)
         # Every pass has a seed of its own, so a resumed run draws what the uninterrupted one would.
@@ -364,9 +371,9 @@ def _step(
                 raise RunError(_not_finite(losses, step, targets))
             accelerator.backward(total)
             if accelerator.sync_gradients:
-                _average_gradients(own_parameters, accelerator.num_processes)
-            if config.gradient_clip and accelerator.sync_gradients:
-                accelerator.clip_grad_norm_([*model.parameters(), *own_parameters], config.gradient_clip)
+                _average_over_processes(accelerator, own)
+                if config.gradient_clip:
+                    accelerator.clip_grad_norm_([*model.parameters(), *own], config.gradient_clip)
             optimizer.step()
             optimizer.zero_grad()
         for key, value in losses.items():
@@ -374,30 +381,15 @@ def _step(
     return totals
 
 
-def _average_gradients(parameters: list[nn.Parameter], num_processes: int) -> None:
-    """Average gradients over processes, as DistributedDataParallel does for the model, of which these are no part."""
-    if num_processes == 1:
+def _average_over_processes(accelerator: Accelerator, parameters: list[nn.Parameter]) -> None:
+    """Average gradients over the processes, as DistributedDataParallel does for those of the model."""
+    if accelerator.num_processes == 1:
         return
     for parameter in parameters:
+        # A term of weight 0 gives none; all processes wait for one.
         if parameter.grad is None:
-            # Of a term that this process's images did not reach.
             parameter.grad = torch.zeros_like(parameter)
-        torch.distributed.all_reduce(parameter.grad)
-        parameter.grad /= num_processes
-
-
-@contextmanager
-def _without_mixed_precision(model: nn.Module) -> Iterator[None]:
-    """Take off the autocast that accelerate has put around a model's forward.
-
-    What is evaluated is the model that is saved, as `maskloss evaluate` computes it: in float32.
-    """
-    in_mixed_precision = vars(model).pop("forward", None)
-    try:
-        yield
-    finally:
-        if in_mixed_precision is not None:
-            model.forward = in_mixed_precision
+        parameter.grad = accelerator.reduce(parameter.grad, "mean")
 
 
 def _not_finite(losses: dict[str, Tensor], step: int, targets: list[dict[str, Any]]) -> str:
@@ -412,8 +404,8 @@ def _not_finite(losses: dict[str, Tensor], step: int, targets: list[dict[str, An
 
 def _expect_finite(model: nn.Module, loss: nn.Module, step: int) -> None:
     """Refuse to keep weights that a gradient has spoilt, although the loss was still finite."""
-    own = ((f"the loss's {name}", parameter) for name, parameter in loss.named_parameters())
-    for name, parameter in [*model.named_parameters(), *own]:
+    of_loss = ((f"the loss's {name}", p) for name, p in loss.named_parameters())
+    for name, parameter in (*model.named_parameters(), *of_loss):
         if not torch.isfinite(parameter).all():
             raise RunError(
                 f"step {step}: the weights of {name} are not finite; the last checkpoint is from before. "

@@ -29,7 +29,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from maskloss import losses
 from maskloss.errors import InputError
 from maskloss.losses.boxes import BoxRegression
 from maskloss.losses.criterion import KEYS, MaskBatch, MaskRCNNLoss, RoIBatch, RPNBatch
@@ -67,41 +66,6 @@ def make_loss(config: LossConfig) -> MaskRCNNLoss:
     if not isinstance(loss, MaskRCNNLoss):
         raise InputError(f"--loss {config!r}: gives a {type(loss).__name__}, not a MaskRCNNLoss")
     return loss
-
-
-#: Import paths that may come out of a file: what is public in our own losses.
-_OWN_PATHS = frozenset(f"maskloss.losses.{name}" for name in losses.__all__)
-
-
-def is_own_loss(config: LossConfig) -> bool:
-    """Return whether a loss consists of presets and of what `maskloss.losses` offers.
-
-    Making any other imports a user's code, which is done only where the user has named it, not for a file's sake.
-    """
-    if isinstance(config, str):
-        return config in PRESETS
-    normalizers = config.get("normalizers")
-    parts = [config[term] for term in _TERMS if term in config]
-    return all(
-        _is_own(part) for part in [*parts, *(normalizers.values() if isinstance(normalizers, dict) else [])]
-    )
-
-
-def _is_own(config: Any) -> bool:
-    """Whether `_made` imports for a term's config nothing but our own."""
-    if isinstance(config, dict):
-        return _is_own_path(config.get("class_path")) and _is_own_argument(config.get("init_args"))
-    return config is None or _is_own_path(config)
-
-
-def _is_own_argument(value: Any) -> bool:
-    if isinstance(value, dict):
-        return ("class_path" not in value or _is_own(value)) and all(map(_is_own_argument, value.values()))
-    return all(map(_is_own_argument, value)) if isinstance(value, list) else True
-
-
-def _is_own_path(path: Any) -> bool:
-    return isinstance(path, str) and path in _OWN_PATHS
 
 
 def changed_loss(base: LossConfig, changes: LossConfig) -> LossConfig:
@@ -215,7 +179,7 @@ def _composed(config: dict[str, Any]) -> MaskRCNNLoss:
             f"--loss: no key is named {', '.join(sorted(map(str, unknown)))}; {', '.join(_KEYS)} are"
         )
     preset = config.get("preset", "torchvision")
-    if not isinstance(preset, str) or preset not in PRESETS:
+    if preset not in PRESETS:
         raise InputError(f"--loss preset {preset!r}: no such preset; there are {', '.join(PRESETS)}")
     settings = PRESETS[preset]()
     for term in _TERMS:
@@ -260,12 +224,7 @@ def _made(config: Any, where: str) -> Any:
         found = imported(config, where)
         return _called(found, {}, where) if isinstance(found, type) else found
     if isinstance(config, dict) and set(config) <= {"class_path", "init_args"} and "class_path" in config:
-        given = config.get("init_args") or {}
-        if not isinstance(given, dict) or not isinstance(config["class_path"], str):
-            raise InputError(
-                f"{where}: class_path must be an import path, init_args a mapping, got {config!r}"
-            )
-        arguments = {key: _argument(value, where) for key, value in given.items()}
+        arguments = {key: _argument(value, where) for key, value in (config.get("init_args") or {}).items()}
         return _called(imported(config["class_path"], where), arguments, where)
     raise InputError(f"{where}: expected an import path, or class_path with init_args, got {config!r}")
 

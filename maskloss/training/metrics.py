@@ -1,4 +1,4 @@
-"""Metrics: what COCO results are worth, and the file that says so."""
+"""What an evaluation measures: box and mask AP as COCO has them, and metrics.json."""
 
 from __future__ import annotations
 
@@ -10,17 +10,16 @@ from typing import Any
 
 from faster_coco_eval import COCO, COCOeval_faster
 
-from maskloss.data.coco import CocoData
+from maskloss.data.coco import Annotation, CocoData
 from maskloss.files import write_text
 
 Results = list[dict[str, Any]]
-#: By group: "bbox" and "segm" with statistics by name; "loss" with terms by key, or None where they are not known.
 Metrics = dict[str, Any]
 
 _STATISTICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 
 
-def average_precision(data: CocoData, results: Results) -> dict[str, dict[str, float | None]]:
+def average_precision(data: CocoData, results: Results) -> Metrics:
     """Box and mask AP of COCO results, as pycocotools computes them, whatever the ids in the file.
 
     Ids are counted anew from 1: pycocotools, and what is faster, take an annotation's id of 0 for "not matched", so
@@ -36,11 +35,11 @@ def average_precision(data: CocoData, results: Results) -> dict[str, dict[str, f
         }
         for result in results
     ]
-    truth = COCO(_ground_truth(data, image_ids, category_ids))
-    metrics: dict[str, dict[str, float | None]] = {}
+    metrics: Metrics = {}
     # A detection's size class is that of its box where it has one, so masks are evaluated without. loadRes
     # writes into the results, so it gets copies.
     for kind, left_out in (("bbox", "segmentation"), ("segm", "bbox")):
+        truth = COCO(_ground_truth(data, image_ids, category_ids, masks=kind == "segm"))
         of_kind = [{k: v for k, v in result.items() if k != left_out} for result in results]
         if kind == "segm":
             # How good a mask is, where the mask branch says so, and not how sure its class is.
@@ -69,8 +68,14 @@ def write_metrics(path: Path, metrics: Metrics) -> None:
     write_text(path, json.dumps(metrics, indent=2, allow_nan=False) + "\n")
 
 
-def _ground_truth(data: CocoData, image_ids: dict[int, int], category_ids: dict[int, int]) -> dict[str, Any]:
-    """The data set as COCO's JSON has it, with these ids, and annotations counted from 1."""
+def _ground_truth(
+    data: CocoData, image_ids: dict[int, int], category_ids: dict[int, int], *, masks: bool
+) -> dict[str, Any]:
+    """Return the data set as COCO's JSON has it, with these ids, and annotations counted from 1.
+
+    For masks, an object that has none is a region to ignore, as crowds are: it is not missed, and detections that lie
+    mostly inside its box are neither right nor wrong.
+    """
     annotations = [
         {
             "id": number,
@@ -82,8 +87,8 @@ def _ground_truth(data: CocoData, image_ids: dict[int, int], category_ids: dict[
                 annotation.box[3] - annotation.box[1],
             ],
             "area": annotation.area,
-            "iscrowd": int(annotation.crowd),
-            "segmentation": _json_segmentation(annotation.segmentation),
+            "iscrowd": int(annotation.crowd or (masks and not annotation.has_mask)),
+            "segmentation": _json_segmentation(annotation),
         }
         for number, (image, annotation) in enumerate(
             ((image, annotation) for image in data.images for annotation in image.annotations), start=1
@@ -97,7 +102,11 @@ def _ground_truth(data: CocoData, image_ids: dict[int, int], category_ids: dict[
     return {"images": images, "annotations": annotations, "categories": categories}
 
 
-def _json_segmentation(segmentation: Any) -> Any:
+def _json_segmentation(annotation: Annotation) -> Any:
+    segmentation = annotation.segmentation
+    if segmentation is None:
+        x1, y1, x2, y2 = annotation.box
+        return [[x1, y1, x2, y1, x2, y2, x1, y2]]
     if isinstance(segmentation, dict) and isinstance(segmentation["counts"], bytes):
         return {**segmentation, "counts": segmentation["counts"].decode("ascii")}
     return segmentation

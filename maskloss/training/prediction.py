@@ -15,7 +15,7 @@ from torchvision.transforms.v2 import functional as transforms
 from maskloss.data.images import read_image
 from maskloss.detection.results import coco_results
 from maskloss.errors import InputError
-from maskloss.training.checkpoints import ModelDescription
+from maskloss.training.model_file import ModelDescription
 
 
 @dataclass(frozen=True)

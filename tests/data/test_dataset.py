@@ -112,3 +112,27 @@ def test_collate_gives_lists_of_images_and_targets(data: CocoData) -> None:
 def test_collate_passes_on_the_first_error(data: CocoData) -> None:
     first, second = InputError("first"), InputError("second")
     assert collate([CocoDataset(data)[0], first, second]) is first
+
+
+def test_an_object_without_a_mask_is_told_by_has_mask_and_keeps_its_place(tmp_path: Path) -> None:
+    def change(document: dict[str, Any]) -> None:
+        document["annotations"][0]["segmentation"] = []
+
+    _, target = CocoDataset(read_coco(*write_coco(tmp_path, change)))[0]
+    assert target["has_mask"].tolist() == [False, True]
+    assert target["masks"].segmentations[0] is None
+    assert target["masks"].bitmaps().sum(dim=(1, 2)).tolist() == [0, 4]
+    assert target["boxes"].tolist() == [[2, 1, 4, 3], [2, 1, 4, 3]]
+
+
+def test_has_mask_is_not_there_where_all_objects_have_one(data: CocoData) -> None:
+    assert "has_mask" not in CocoDataset(data)[0][1]
+
+
+def test_crowds_are_ignore_boxes_where_that_is_asked_for(data: CocoData) -> None:
+    assert "ignore_boxes" not in CocoDataset(data)[0][1]
+    dataset = CocoDataset(data, crowds="ignore")
+    assert dataset[0][1]["ignore_boxes"].tolist() == [[0, 0, 8, 5]]
+    assert dataset[0][1]["boxes"].tolist() == [[2, 1, 4, 3], [2, 1, 4, 3]]
+    assert dataset[1][1]["ignore_boxes"].shape == (0, 4)
+    assert dataset[1][1]["ignore_boxes"].dtype == torch.float32

@@ -348,17 +348,24 @@ def test_masks_of_checked_segmentations_are_those_of_the_constructor(generator):
     assert torch.equal(mask_targets(checked, boxes, index, 14), mask_targets(made, boxes, index, 14))
 
 
-def test_an_instance_may_have_no_mask():
-    masks = EncodedMasks([None, [[1, 1, 5, 1, 5, 4, 1, 4]]], 6, 8).horizontal_flip()
-    assert masks.known == [False, True]
-    assert not masks.is_rle(0)
-    assert masks.bitmaps()[0].sum() == 0
-    assert masks.extents()[0].isnan().all()
-    assert masks.extents()[1].tolist() == [3, 1, 7, 4]
-    assert masks[:1].known == [False]
-    with pytest.raises(ValueError, match="instance 0 has no mask"):
-        masks.polygons(0)
-    boxes = torch.tensor([[1.0, 1.0, 5.0, 4.0]])
-    assert mask_targets(masks, boxes, torch.tensor([1]), 4).shape == (1, 4, 4)
-    with pytest.raises(ValueError, match="names instance 0, which has no mask"):
-        mask_targets(masks, boxes, torch.tensor([0]), 4)
+def test_an_instance_without_a_mask_keeps_its_place_through_every_change() -> None:
+    square = [[1, 1, 3, 1, 3, 3, 1, 3]]
+    masks = EncodedMasks([square, None, square], 4, 6)
+    for changed in (masks, masks.resize(8, 12), masks.horizontal_flip(), masks.crop(0, 0, 4, 5)):
+        assert len(changed) == 3
+        assert [changed.has_mask(index) for index in range(3)] == [True, False, True]
+        assert not changed.is_rle(1)
+        assert changed.bitmaps().sum(dim=(1, 2)).gt(0).tolist() == [True, False, True]
+    assert masks[[1]].segmentations == (None,)
+    assert masks.extents()[1].isnan().all()
+    assert masks.horizontal_flip().extents()[0].tolist() == [3, 1, 5, 3]
+    with pytest.raises(ValueError, match="instance 1 has no mask"):
+        masks.polygons(1)
+
+
+def test_mask_targets_of_an_instance_without_a_mask_are_refused() -> None:
+    masks = EncodedMasks([[[1, 1, 3, 1, 3, 3, 1, 3]], None], 4, 6)
+    boxes = torch.tensor([[1.0, 1, 3, 3], [0, 0, 2, 2]])
+    assert mask_targets(masks, boxes, torch.tensor([0, 0]), 2).shape == (2, 2, 2)
+    with pytest.raises(ValueError, match="instance 1 has no mask"):
+        mask_targets(masks, boxes, torch.tensor([0, 1]), 2)

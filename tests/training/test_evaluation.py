@@ -266,7 +266,7 @@ def bare_model() -> nn.Module:
     return model
 
 
-def test_losses_are_averaged_over_images_and_not_over_batches(
+def test_losses_are_means_over_images_that_are_seen_one_at_a_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = write_rectangles(tmp_path / "data")
@@ -286,7 +286,7 @@ def test_losses_are_averaged_over_images_and_not_over_batches(
 
     monkeypatch.setattr(evaluation, "losses_and_detections", fake)
     found = evaluate(bare_model(), data, batch_size=4, device=torch.device("cpu"))
-    assert seen == [[1, 2, 3, 4], [5, 6]]
+    assert seen == [[1], [2], [3], [4], [5], [6]]
     # Images 1 to 6 have the mean 3.5; the mean of the batches' means would be (2.5 + 5.5) / 2 = 4.
     assert found.metrics["loss"] == pytest.approx({"loss_a": 3.5, "loss_b": 35.0, "loss": 38.5})
     assert found.results == []
@@ -318,3 +318,28 @@ def test_another_error_of_the_loader_is_not_called_a_dead_worker() -> None:
 
     with pytest.raises(RuntimeError, match="The size of tensor a"):
         next(batches_on(loader(), torch.device("cpu")))
+
+
+def test_an_object_without_a_mask_counts_for_boxes_and_is_ignored_for_masks(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    Image.new("RGB", (SIZE, SIZE)).save(tmp_path / "images/1.png")
+    common = {"image_id": 1, "category_id": 2, "area": 400, "iscrowd": 0}
+    document = {
+        "images": [{"id": 1, "file_name": "1.png", "width": SIZE, "height": SIZE}],
+        "annotations": [
+            {**common, "id": 1, "bbox": [0, 0, 20, 20], "segmentation": rectangle(0, 0, 20, 20)},
+            {**common, "id": 2, "bbox": [50, 50, 20, 20], "segmentation": []},
+        ],
+        "categories": [{"id": 2, "name": "2"}],
+    }
+    (tmp_path / "annotations.json").write_text(json.dumps(document))
+    data = read_coco(tmp_path / "images", tmp_path / "annotations.json")
+    image = document["images"][0]
+    with_mask = [result(image, 2, (0, 0, 20, 20), 0.8)]
+    both = [*with_mask, result(image, 2, (50, 50, 20, 20), 0.9)]
+    # A surer detection of the second is right for boxes, and neither right nor wrong for masks.
+    assert average_precision(data, both)["bbox"]["AP"] == pytest.approx(1.0)
+    assert average_precision(data, both)["segm"]["AP"] == pytest.approx(1.0)
+    # Without it half of the boxes are missed, 51 of 101 recall levels are reached, and no mask is missed.
+    assert average_precision(data, with_mask)["bbox"]["AP"] == pytest.approx(51 / 101)
+    assert average_precision(data, with_mask)["segm"]["AP"] == pytest.approx(1.0)

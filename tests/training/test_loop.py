@@ -22,9 +22,10 @@ from maskloss.errors import InputError, RunError
 from maskloss.files import append_line, copy_file, write_bytes
 from maskloss.losses.presets import PRESETS
 from maskloss.training import loop
-from maskloss.training.checkpoints import checkpoint_files, load_checkpoint, load_model
+from maskloss.training.checkpoints import checkpoint_files, load_checkpoint
 from maskloss.training.config import TrainConfig
 from maskloss.training.loop import chosen_device, train
+from maskloss.training.model_file import load_model
 from tests.training.conftest import UNINTERRUPTED
 from tests.training.small_runs import (
     STATISTICS,
@@ -97,7 +98,7 @@ def test_the_config_is_enough_to_repeat_the_run(finished: Path, shapes: Path) ->
 
 
 def test_the_model_describes_itself(finished: Path) -> None:
-    _, description = load_model(finished / "model.safetensors")
+    description = load_model(finished / "model.safetensors").description
     assert description.settings.name == "resnet18"
     assert description.settings.num_classes == 4
     assert description.settings.min_size == (48, 64)
@@ -578,7 +579,7 @@ def test_every_preset_trains_with_finite_terms_under_the_right_keys(
     for line in history(tmp_path / "run"):
         assert set(line) == {"step", "loss", "learning_rate", *keys}
         assert all(np.isfinite(line[key]) and line[key] > 0 for key in keys), line
-    _, description = load_model(tmp_path / "run/model.safetensors")
+    description = load_model(tmp_path / "run/model.safetensors").description
     assert description.aligned is (preset not in ("torchvision", "matterport"))
 
 
@@ -619,7 +620,7 @@ def test_the_weights_of_a_backbone_are_loaded_and_its_norms_frozen(
     for key, value in backbone.items():
         if not key.startswith("fc.") and "num_batches" not in key:
             torch.testing.assert_close(state[f"backbone.body.{key}"], value, rtol=1e-6, atol=1e-7)
-    _, description = load_model(tmp_path / "run/model.safetensors")
+    description = load_model(tmp_path / "run/model.safetensors").description
     assert description.settings.frozen_normalization is True
 
 
@@ -640,7 +641,7 @@ def test_mean_std_and_norms_come_from_the_weights_metadata(shapes: Path, tmp_pat
         **STANDING,
     )
     train(config)
-    _, description = load_model(tmp_path / "run/model.safetensors")
+    description = load_model(tmp_path / "run/model.safetensors").description
     assert description.settings.image_mean == (0.5, 0.4, 0.3)
     assert description.settings.image_std == (0.25, 0.25, 0.25)
     assert description.settings.frozen_normalization is False
@@ -673,7 +674,7 @@ def test_the_shared_mobilenet_weights_are_loaded(
         if key.startswith("features.") and "num_batches" not in key:
             name = f"backbone.body.{key.removeprefix('features.')}"
             torch.testing.assert_close(state[name], value.float(), rtol=1e-6, atol=1e-7)
-    _, description = load_model(tmp_path / "run/model.safetensors")
+    description = load_model(tmp_path / "run/model.safetensors").description
     assert description.settings.image_mean == (0.5, 0.5, 0.5)
     assert description.settings.frozen_normalization is True
 

@@ -1,486 +1,518 @@
-"""The model file and `maskloss evaluate`: the numbers of the run, whatever its loss, and one line for any odd file."""
+"""model.safetensors: what it says of itself is read back, and odd files are refused in a line."""
 
 from __future__ import annotations
 
 import copy
 import json
-import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-import safetensors
 import safetensors.torch
 import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+from torchvision.models.detection import maskrcnn_resnet50_fpn, maskrcnn_resnet50_fpn_v2
 
-from maskloss.cli import main
-from maskloss.errors import InputError
-from maskloss.losses import SeesawLoss
-from maskloss.training.checkpoints import ModelDescription, load_checkpoint, load_model, restore
-from maskloss.training.loop import train
-from maskloss.training.losses import is_own_loss
-from tests.training.small_runs import TERMS, learned_loss, small_config
-
-LEARNED = "tests.training.small_runs.learned_loss"
-MAPPING: dict[str, Any] = {
-    "preset": "aligned",
-    "classification": {"class_path": "maskloss.losses.SeesawLoss", "init_args": {"num_classes": 4}},
-    "mask": "maskloss.losses.MaskSoftmaxLoss",
-    "weights": {"mask": 2.5, "box": 0.5},
-    "mask_targets": {"binary": True},
-    "normalizers": {"box": "maskloss.losses.per_positive"},
-}
-
-
-def evaluated(shapes: Path, checkpoint: Path, output: Path, *options: Any) -> dict[str, Any]:
-    arguments = ["evaluate", "--checkpoint", checkpoint, "--images", shapes / "val/images", "--device", "cpu",
-                 "--annotations", shapes / "val/annotations.json", "--output", output, *options]  # fmt: skip
-    main([str(argument) for argument in arguments])
-    metrics: dict[str, Any] = json.loads((output / "metrics.json").read_text())
-    return metrics
-
-
-def metrics_of(run: Path) -> dict[str, Any]:
-    metrics: dict[str, Any] = json.loads((run / "metrics.json").read_text())
-    return metrics
-
-
-def described(path: Path) -> dict[str, Any]:
-    with safetensors.safe_open(path, "pt") as file:
-        content: dict[str, Any] = json.loads(file.metadata()["maskloss"])
-    return content
-
-
-# One number, wherever it is asked.
-
-
-@pytest.mark.parametrize(
-    ("loss", "precision", "seed"),
-    [
-        ("detectron2", "no", 0),
-        ("matterport", "no", 3),
-        ("paper", "bf16", 5),
-        (MAPPING, "bf16", 0),
-    ],
-    ids=["detectron2", "matterport", "paper", "mapping"],
+import maskloss
+from maskloss.data.coco import Category
+from maskloss.detection.models import ModelSettings, build_model
+from maskloss.errors import InputError, RunError
+from maskloss.losses import ClassAgnosticMaskLoss, MaskBCELoss, MaskRCNNLoss, MaskSoftmaxLoss
+from maskloss.training.checkpoints import read_weights
+from maskloss.training.config import TrainConfig
+from maskloss.training.loop import initial_model
+from maskloss.training.losses import make_loss
+from maskloss.training.model_file import (
+    ModelDescription,
+    is_self_contained,
+    load_model,
+    mask_probs_of,
+    model_settings_of,
+    save_model,
 )
-def test_evaluate_gives_the_losses_that_the_run_wrote(
-    shapes: Path, tmp_path: Path, loss: Any, precision: Any, seed: int
-) -> None:
-    config = small_config(shapes, tmp_path / "run", loss=loss, mixed_precision=precision, seed=seed)
-    train(config)
-    written = metrics_of(tmp_path / "run")
-    # The folder stands for the model in it.
-    assert evaluated(shapes, tmp_path / "run", tmp_path / "out") == written
-    one_by_one = evaluated(shapes, tmp_path / "run/model.safetensors", tmp_path / "one", "--batch-size", 1)
-    assert one_by_one["loss"] == pytest.approx(written["loss"], rel=1e-6)
-    assert one_by_one["segm"] == written["segm"]
-    # And not torchvision's, which 0.1.0 gave for each of them.
-    stock = evaluated(
-        shapes, tmp_path / "run", tmp_path / "stock", "--loss", "torchvision"
-    ) if loss != MAPPING else {"loss": {}}  # fmt: skip
-    assert stock["loss"] != written["loss"]
+from tests.training.small_runs import largest_file
 
-
-def test_results_of_an_evaluation_are_written_beside_its_metrics(
-    finished: Path, shapes: Path, tmp_path: Path
-) -> None:
-    evaluated(shapes, finished, tmp_path / "out")
-    results = json.loads((tmp_path / "out/results.json").read_text())
-    assert {result["image_id"] for result in results} == {1, 2}
-
-
-def test_what_a_loss_has_gathered_is_in_the_file_apart_from_the_model(shapes: Path, tmp_path: Path) -> None:
-    train(small_config(shapes, tmp_path / "run", loss=MAPPING))
-    tensors = safetensors.torch.load_file(tmp_path / "run/model.safetensors")
-    model, description = load_model(tmp_path / "run")
-    assert description.loss == MAPPING
-    assert description.aligned
-    assert description.mask_probs == "softmax"
-    assert not {"aligned", "mask_probs"} & set(described(tmp_path / "run/model.safetensors"))
-    seesaw = model.roi_heads.loss.classification
-    assert isinstance(seesaw, SeesawLoss)
-    of_loss = {key: tensor for key, tensor in tensors.items() if key.startswith(".")}
-    assert set(of_loss) == {f".loss.classification.{key}" for key in seesaw.state_dict()}
-    # 2 steps of 2 images in whose RoIs there are objects.
-    assert any(value.sum() > 0 for value in of_loss.values())
-    for key, value in seesaw.state_dict().items():
-        assert torch.equal(value, of_loss[f".loss.classification.{key}"])
-    # What is left is the model's, as torchvision has it.
-    model.load_state_dict({key: tensor for key, tensor in tensors.items() if key not in of_loss}, strict=True)
-
-
-# Losses of a user's own.
+DESCRIPTION = ModelDescription(
+    ModelSettings(
+        "resnet18",
+        3,
+        image_mean=(0.1, 0.2, 0.3),
+        image_std=(0.4, 0.5, 0.6),
+        frozen_normalization=True,
+        min_size=(48, 64),
+        max_size=96,
+    ),
+    (Category(3, "cat"), Category(7, "hot dog \N{HOT DOG}")),
+    aligned=True,
+)
 
 
 @pytest.fixture(scope="module")
-def users(shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run with a loss that a user has written and that has a parameter."""
-    output = tmp_path_factory.mktemp("users") / "run"
-    train(small_config(shapes, output, loss=LEARNED))
-    return output
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("saved") / "model.safetensors"
+    torch.manual_seed(3)
+    save_model(path, build_model(DESCRIPTION.settings), DESCRIPTION)
+    return path
 
 
-def test_a_users_loss_is_evaluated_where_it_is_named_again(
-    users: Path, shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert evaluated(shapes, users, tmp_path / "out", "--loss", LEARNED) == metrics_of(users)
-    assert "note" not in capsys.readouterr().err
+# The model that describes itself.
 
 
-def test_without_it_the_losses_are_null_and_one_line_says_what_is_needed(
-    users: Path, shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    found = evaluated(shapes, users, tmp_path / "out")
-    assert found == {**metrics_of(users), "loss": None}
-    notes = [line for line in capsys.readouterr().err.splitlines() if "note" in line]
-    assert notes == [f"note: the losses need --loss {LEARNED}"]
+def test_a_description_survives_the_round_trip() -> None:
+    metadata = DESCRIPTION.to_metadata()
+    assert all(isinstance(value, str) for value in metadata.values())
+    assert ModelDescription.from_metadata(metadata) == DESCRIPTION
 
 
-def test_another_loss_is_said_to_be_another_and_changes_no_detection(
-    users: Path, shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    found = evaluated(shapes, users, tmp_path / "out", "--loss", "aligned")
-    assert f"those of --loss; the model was trained with {LEARNED}" in capsys.readouterr().err
-    written = metrics_of(users)
-    assert (found["bbox"], found["segm"]) == (written["bbox"], written["segm"])
-    assert found["loss"]["loss_mask"] != written["loss"]["loss_mask"]
+def test_a_description_with_default_sizes_survives_the_round_trip() -> None:
+    plain = ModelDescription(ModelSettings("mobilenet_v2", 2), (Category(1, "a"),), aligned=False)
+    assert ModelDescription.from_metadata(plain.to_metadata()) == plain
 
 
-def test_a_loss_that_reads_masks_otherwise_is_refused(users: Path) -> None:
-    with pytest.raises(InputError, match=f"name the loss that it was trained with {LEARNED}"):
-        load_model(users, {"mask": "maskloss.losses.MaskSoftmaxLoss"})
+def test_a_saved_model_is_loaded_with_the_same_tensors(saved: Path) -> None:
+    torch.manual_seed(3)
+    expected = build_model(DESCRIPTION.settings).state_dict()
+    loaded = load_model(saved)
+    model, description = loaded.model, loaded.description
+    assert description == DESCRIPTION
+    assert not model.training
+    state = model.state_dict()
+    assert list(state) == list(expected)
+    assert all(torch.equal(state[key], expected[key]) for key in expected)
 
 
-@pytest.mark.parametrize(
-    "loss",
-    [
-        "marked.loss",
-        {"mask": "marked.loss"},
-        {"mask": {"class_path": "marked.loss"}},
-        {"mask": {"class_path": "maskloss.losses.MaskBCELoss", "init_args": {"x": {"class_path": "marked.loss"}}}},
-        {"mask": {"class_path": "maskloss.losses.MaskBCELoss", "init_args": {"x": [[{"class_path": "marked.loss"}]]}}},
-        {"normalizers": {"box": {"class_path": "marked.loss"}}},
-        {"mask": "maskloss.losses.boxes.marked"},
-        {"mask": "os.getcwd"},
-        {"mask": {"class_path": ["marked.loss"]}},
-    ],
-)  # fmt: skip
-def test_nothing_is_imported_because_a_file_says_so(
-    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, loss: Any
-) -> None:
-    (tmp_path / "marked.py").write_text(f"open({str(tmp_path / 'mark')!r}, 'w')\ndef loss(*a, **k): pass\n")
-    monkeypatch.syspath_prepend(tmp_path)
-    assert not is_own_loss(loss)
-    content = {**described(finished / "model.safetensors"), "loss": loss, "aligned": True}
-    tensors = safetensors.torch.load_file(finished / "model.safetensors")
+def test_a_loaded_model_normalises_and_resizes_as_it_was_saved(saved: Path) -> None:
+    model = load_model(saved).model
+    assert model.transform.image_mean == [0.1, 0.2, 0.3]
+    assert model.transform.image_std == [0.4, 0.5, 0.6]
+    assert model.transform.min_size == (48, 64)
+    assert model.transform.max_size == 96
+
+
+def test_a_loaded_model_leaves_masks_as_probabilities(saved: Path) -> None:
+    model = load_model(saved).model
+    with torch.no_grad():
+        detections = model([torch.rand(3, 64, 64)])[0]
+    assert len(detections["masks"]) > 0
+    assert detections["masks"].shape[1:] == (1, 28, 28)
+
+
+def test_a_model_whose_classes_compete_or_share_a_mask_is_loaded_as_such(tmp_path: Path) -> None:
+    model = build_model(DESCRIPTION.settings)
+    for loss, name, kind in (
+        (MaskRCNNLoss(mask=MaskSoftmaxLoss()), "softmax", MaskSoftmaxLoss),
+        (MaskRCNNLoss(mask=ClassAgnosticMaskLoss(MaskBCELoss())), "class_agnostic", ClassAgnosticMaskLoss),
+        (MaskRCNNLoss(), "sigmoid", MaskBCELoss),
+    ):
+        assert mask_probs_of(loss) == name
+        description = replace(DESCRIPTION, mask_probs=name)
+        save_model(tmp_path / "model.safetensors", model, description)
+        loaded = load_model(tmp_path / "model.safetensors")
+        assert loaded.description == description
+        assert isinstance(loaded.model.roi_heads.loss.mask, kind)
+
+
+def test_a_model_with_masks_of_a_users_own_is_refused_with_the_reason(tmp_path: Path) -> None:
+    class Own(MaskSoftmaxLoss):
+        """A term with probabilities that no file can hold."""
+
+    assert mask_probs_of(MaskRCNNLoss(mask=Own())) == "custom"
     path = tmp_path / "model.safetensors"
-    safetensors.torch.save_file(tensors, path, metadata={"maskloss": json.dumps(content)})
-    load_model(path)
-    assert not (tmp_path / "mark").exists()
-    assert "marked" not in sys.modules
-
-
-def test_a_file_of_0_1_0_is_read_and_its_loss_unknown(
-    finished: Path, shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    new = described(finished / "model.safetensors")
-    settings = {
-        k: v for k, v in new["settings"].items() if k not in ("trainable_layers", "normalization_eps")
-    }
-    old = {"settings": settings, "categories": new["categories"], "aligned": False}
-    tensors = safetensors.torch.load_file(finished / "model.safetensors")
-    path = tmp_path / "old.safetensors"
-    safetensors.torch.save_file(tensors, path, metadata={"maskloss": json.dumps(old)})
-    written = metrics_of(finished)
-    assert evaluated(shapes, path, tmp_path / "out") == {**written, "loss": None}
-    assert f"{path} does not say what its loss was; the losses need --loss" in capsys.readouterr().err
-    assert evaluated(shapes, path, tmp_path / "named", "--loss", "torchvision") == written
-
-
-# Odd descriptions.
-
-ODD: list[Any] = [
-    None, True, 0, -1, 1.5, 1e308, 10**30, "", "x", "1", [], [0], [None], [1, 2], [0, 0, 0], [[1]], ["a", "b", "c"],
-    [float("nan")] * 3, [-1, -1, -1], [20000], {}, {"a": 1}, "W" * 2_000_000, [10**30] * 3, [1e-30] * 3, 20000,
-]  # fmt: skip
-FIELDS: list[tuple[str | int, ...]] = [
-    ("format_version",),
-    ("settings",),
-    *(("settings", name) for name in (
-        "name", "num_classes", "image_mean", "image_std", "frozen_normalization", "min_size", "max_size",
-        "trainable_layers", "normalization_eps", "made_up",
-    )),
-    ("categories",),
-    ("categories", 0),
-    ("categories", 1, "id"),
-    ("categories", 1, "name"),
-    ("loss",),
-    ("aligned",),
-    ("mask_probs",),
-]  # fmt: skip
-
-
-@pytest.mark.parametrize("field", FIELDS, ids=lambda field: ".".join(map(str, field)))
-def test_an_odd_field_is_one_short_line_that_names_it(finished: Path, tmp_path: Path, field: Any) -> None:
-    tensors = safetensors.torch.load_file(finished / "model.safetensors")
-    good = {
-        **described(finished / "model.safetensors"),
-        "aligned": True,
-        "mask_probs": "sigmoid",
-        "loss": None,
-    }
-    messages: list[str] = []
-    for value in ODD:
-        content = copy.deepcopy(good)
-        place = content
-        for key in field[:-1]:
-            place = place[key]
-        place[field[-1]] = value
-        text = json.dumps(content)
-        try:
-            description = ModelDescription.from_metadata({"maskloss": text})
-        except ValueError as error:
-            messages.append(str(error))
-            continue
-        # What is accepted is a model, or has other tensors.
-        path = tmp_path / "model.safetensors"
-        safetensors.torch.save_file(tensors, path, metadata={"maskloss": text})
-        try:
-            model, _ = load_model(path)
-        except InputError:
-            # Constant batch norms have fewer tensors than the file.
-            assert field == ("settings", "frozen_normalization")
-            continue
-        with torch.no_grad():
-            scores = model([torch.rand(3, 40, 60)])[0]["scores"]
-        assert scores.isfinite().all(), (field, value, description)
-    assert len(messages) >= 12
-    for message in messages:
-        assert len(message.splitlines()) == 1
-        assert len(message) < 300
-        assert str(field[-1]) in message or "JSON" in message or field[:1] == ("settings",)
-
-
-def test_a_description_of_a_newer_version_says_so(finished: Path) -> None:
-    content = {**described(finished / "model.safetensors"), "format_version": 3}
-    with pytest.raises(ValueError, match="format_version is 3; a newer maskloss wrote it"):
-        ModelDescription.from_metadata({"maskloss": json.dumps(content)})
-
-
-def test_ids_must_differ(finished: Path) -> None:
-    content = described(finished / "model.safetensors")
-    content["categories"][1]["id"] = content["categories"][0]["id"]
-    with pytest.raises(ValueError, match=r"categories\[1\]\.id must be an id of its own, not 1"):
-        ModelDescription.from_metadata({"maskloss": json.dumps(content)})
-
-
-@pytest.mark.parametrize(
-    "loss",
-    [
-        {"weights": {"mask": "x"}},
-        {"weights": 3},
-        {"preset": ["aligned"]},
-        {"unknown": 1},
-        {"mask": {"class_path": "maskloss.losses.MaskDiceLoss", "init_args": [1]}},
-        {"mask": {"class_path": "maskloss.losses.MaskDiceLoss", "init_args": {"smooth": -1}}},
-        {"mask": {"class_path": "maskloss.losses.MaskDiceLoss", "init_args": {"unknown": 1}}},
-        {"mask": {"class_path": "maskloss.losses.MaskDiceLoss", "more": 1}},
-        {"mask": "maskloss.losses.LossWeights"},
-    ],
-)
-def test_a_loss_of_our_own_that_cannot_be_made_is_one_line(finished: Path, tmp_path: Path, loss: Any) -> None:
-    content = {**described(finished / "model.safetensors"), "loss": loss}
-    tensors = safetensors.torch.load_file(finished / "model.safetensors")
-    path = tmp_path / "model.safetensors"
-    safetensors.torch.save_file(tensors, path, metadata={"maskloss": json.dumps(content)})
-    with pytest.raises(InputError, match=r"model\.safetensors: .*loss") as caught:
-        load_model(path)
-    assert len(str(caught.value).splitlines()) == 1
-
-
-# Odd tensors.
-
-
-def spoilt(state: dict[str, torch.Tensor], how: str) -> dict[str, torch.Tensor]:
-    key = "roi_heads.mask_predictor.conv5_mask.weight"
-    state = dict(state)
-    if how in ("nan", "inf"):
-        state[key] = state[key].clone()
-        state[key].view(-1)[-1] = float(how)
-    elif how in ("float16", "int32", "complex64"):
-        state[key] = state[key].to(getattr(torch, how))
-    elif how == "shape":
-        state[key] = state[key][:1]
-    elif how == "missing":
-        del state[key]
-    elif how == "extra":
-        state["roi_heads.more.weight"] = torch.zeros(1)
-    elif how == "variance":
-        state["backbone.body.bn1.running_var"] = -torch.ones(64)
-    elif how == "classes":
-        state["roi_heads.box_predictor.cls_score.weight"] = torch.zeros(9, 512)
-    elif how == "loss":
-        state[".loss.mask.weight"] = torch.zeros(1)
-    return state
-
-
-@pytest.mark.parametrize(
-    ("how", "message"),
-    [
-        ("nan", "conv5_mask.weight has values that are not finite"),
-        ("inf", "conv5_mask.weight has values that are not finite"),
-        ("float16", r"conv5_mask.weight is torch.float16, not torch.float32"),
-        ("int32", r"conv5_mask.weight is torch.int32, not torch.float32"),
-        ("complex64", r"conv5_mask.weight is torch.complex64, not torch.float32"),
-        ("shape", r"conv5_mask.weight is \(1, .*not \("),
-        ("missing", "has no roi_heads.mask_predictor.conv5_mask.weight"),
-        ("extra", "the model that it describes has no roi_heads.more.weight"),
-        ("variance", "backbone.body.bn1.running_var has negative variances"),
-        ("classes", "of 9 classes, not 4"),
-        ("loss", "the loss that it describes has no mask.weight"),
-    ],
-)
-def test_odd_tensors_of_a_model_are_one_line(finished: Path, tmp_path: Path, how: str, message: str) -> None:
-    path = tmp_path / "model.safetensors"
-    metadata = {"maskloss": json.dumps(described(finished / "model.safetensors"))}
-    tensors = safetensors.torch.load_file(finished / "model.safetensors")
-    safetensors.torch.save_file(spoilt(tensors, how), path, metadata=metadata)
-    with pytest.raises(InputError, match=rf"model\.safetensors: .*{message}") as caught:
-        load_model(path)
-    assert len(str(caught.value).splitlines()) == 1
-
-
-@pytest.mark.parametrize("how", ["nan", "inf", "int32", "complex64", "variance"])
-@pytest.mark.parametrize("suffix", ["pt", "safetensors"])
-def test_weights_to_start_from_that_are_no_weights_are_refused(
-    finished: Path, shapes: Path, tmp_path: Path, how: str, suffix: str
-) -> None:
-    path = tmp_path / f"weights.{suffix}"
-    tensors = spoilt(safetensors.torch.load_file(finished / "model.safetensors"), how)
-    if suffix == "pt":
-        torch.save(tensors, path)
-    else:
-        safetensors.torch.save_file(tensors, path)
-    with pytest.raises(InputError, match=rf"weights\.{suffix}: (roi_heads|backbone)\S+ (has|is) "):
-        train(small_config(shapes, tmp_path / "run", weights=str(path)))
-    assert not (tmp_path / "run/history.jsonl").exists()
-
-
-# Odd checkpoints.
-
-
-@pytest.mark.parametrize(
-    ("field", "value"),
-    [
-        *(("step", value) for value in ("3", None, 1.5, True, -1, 0, [3], torch.ones(2))),
-        *(("seconds", value) for value in ("1", None, float("nan"), -1.0, True, [1.0])),
-        *(("config", value) for value in ("", "{", "[]", "3", None, {"max_steps": 3}, "[" * 100_000)),
-        *(("model", value) for value in (None, 3, [], {"w": 3}, {3: torch.ones(1)})),
-        ("model", {"w": torch.tensor([1.0, torch.nan])}),
-        *(("model", {"w": torch.ones(2, device="meta")}), ("model", {"w": torch.ones(2).to_sparse()})),
-        *(("optimizer", value) for value in (None, 3, [])),
-        *(("loss", value) for value in (3, None, [], {"w": torch.ones(2, device="meta")})),
-        *(("scaler", value) for value in (3, "x")),
-        *(("categories", value) for value in (3, "x", {})),
-    ],
-)  # fmt: skip
-def test_an_odd_checkpoint_is_one_line_that_names_the_field(tmp_path: Path, field: str, value: Any) -> None:
-    state = {
-        "step": 3,
-        "seconds": 1.5,
-        "config": "{}",
-        "model": {"w": torch.ones(2)},
-        "optimizer": {},
-        "loss": {},
-    }
-    path = tmp_path / "step-00000003.pt"
-    torch.save(state, path)
-    assert load_checkpoint(path)["step"] == 3
-    torch.save({**state, field: value}, path)
+    save_model(path, build_model(DESCRIPTION.settings), replace(DESCRIPTION, mask_probs="custom"))
     with pytest.raises(
-        InputError, match=rf"step-00000003\.pt: is no checkpoint of maskloss train: {field}"
-    ) as caught:
-        load_checkpoint(path)
-    assert len(str(caught.value).splitlines()) == 1
-    assert len(str(caught.value)) < 400
+        InputError, match=r"model\.safetensors: its masks come from the mask term of its loss.*by --loss"
+    ):
+        load_model(path)
+
+
+def test_a_description_from_before_there_were_other_masks_is_of_sigmoids() -> None:
+    metadata = DESCRIPTION.to_metadata()
+    content = json.loads(metadata["maskloss"])
+    del content["mask_probs"]
+    assert ModelDescription.from_metadata({"maskloss": json.dumps(content)}) == DESCRIPTION
+
+
+@pytest.mark.parametrize("kept", [0, 5, 8, 100, 10_000, -1])
+def test_a_truncated_model_is_refused(saved: Path, tmp_path: Path, kept: int) -> None:
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(saved.read_bytes()[:kept])
+    with pytest.raises(InputError, match=r"model\.safetensors: truncated, or not a safetensors file"):
+        load_model(path)
+
+
+def test_a_checkpoint_is_no_model(tmp_path: Path) -> None:
+    (tmp_path / "step-00000001.pt").write_bytes(b"")
+    with pytest.raises(
+        InputError, match=r"step-00000001\.pt: is a checkpoint.*name the run's model\.safetensors"
+    ):
+        load_model(tmp_path / "step-00000001.pt")
+
+
+def test_a_missing_model_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"model\.safetensors: cannot be read: No such file"):
+        load_model(tmp_path / "model.safetensors")
+
+
+def test_a_safetensors_file_without_a_description_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    safetensors.torch.save_file({"w": torch.zeros(2)}, path)
+    with pytest.raises(InputError, match=r"model\.safetensors: the file does not describe a model"):
+        load_model(path)
 
 
 @pytest.mark.parametrize(
-    "how",
-    ["shape", "state shape", "meta", "nan", "groups", "text", "rate", "state a number", "missing", "params"],
+    "text",
+    ["", "[]", "3", "{}", '{"settings": 3}', '{"settings": {}, "categories": [], "aligned": true}', "null"],
 )
-def test_an_optimizer_of_something_else_is_one_line(how: str) -> None:
-    model = torch.nn.Linear(3, 2)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-    model(torch.ones(1, 3)).sum().backward()
-    optimizer.step()
-    checkpoint = {"model": model.state_dict(), "optimizer": copy.deepcopy(optimizer.state_dict())}
-    fresh = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-    loss = torch.nn.Module()
-    restore(Path("run"), copy.deepcopy(checkpoint), model, loss, fresh)
-    assert torch.equal(fresh.state[model.weight]["momentum_buffer"], torch.ones(2, 3))
-    state: Any = checkpoint["optimizer"]
-    if how == "shape":
-        checkpoint["model"]["weight"] = torch.ones(4, 4)
-    elif how == "state shape":
-        state["state"][0]["momentum_buffer"] = torch.ones(5)
-    elif how == "meta":
-        state["state"][0]["momentum_buffer"] = torch.ones(2, 3, device="meta")
-    elif how == "nan":
-        state["state"][0]["momentum_buffer"] = torch.full((2, 3), torch.nan)
-    elif how == "groups":
-        state["param_groups"] = state["param_groups"] * 2
-    elif how == "text":
-        state["param_groups"] = "x"
-    elif how == "rate":
-        state["param_groups"][0]["momentum"] = "0.9"
-    elif how == "state a number":
-        state["state"][0] = 3
-    elif how == "missing":
-        del state["state"]
-    else:
-        state["param_groups"][0]["params"] = [0]
-    fresh = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-    with pytest.raises(InputError, match="run: the checkpoint is of another model: ") as caught:
-        restore(Path("run"), checkpoint, model, loss, fresh)
-    assert len(str(caught.value).splitlines()) == 1
+def test_a_description_of_something_else_is_refused(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "model.safetensors"
+    safetensors.torch.save_file({"w": torch.zeros(2)}, path, metadata={"maskloss": text})
+    with pytest.raises(InputError, match=r"model\.safetensors: "):
+        load_model(path)
 
 
-# A loss that learns.
+@pytest.mark.parametrize(
+    "changes",
+    [{"num_classes": 5}, {"name": "mobilenet_v2"}, {"name": "resnet99"}, {"unknown": 1}, {"image_mean": 5}],
+    ids=str,
+)
+def test_tensors_of_another_model_than_described_are_refused(
+    saved: Path, tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    path = tmp_path / "model.safetensors"
+    content = json.loads(DESCRIPTION.to_metadata()["maskloss"])
+    content["settings"].update(changes)
+    tensors = safetensors.torch.load_file(saved)
+    safetensors.torch.save_file(tensors, path, metadata={"maskloss": json.dumps(content)})
+    with pytest.raises(
+        InputError,
+        match=r"model\.safetensors: its (tensors are of another model|\w+ must be)|it has 5 classes",
+    ) as caught:
+        load_model(path)
+    assert "\n" not in str(caught.value)
 
 
-def test_a_losss_own_parameter_is_trained_saved_and_resumed_exactly(shapes: Path, tmp_path: Path) -> None:
-    whole = small_config(
-        shapes, tmp_path / "whole", loss=LEARNED, max_steps=4, checkpoint_every=2, weight_decay=0.5
+def test_categories_that_do_not_fit_the_classes_are_refused(saved: Path, tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    content = json.loads(DESCRIPTION.to_metadata()["maskloss"])
+    del content["categories"][1]
+    tensors = safetensors.torch.load_file(saved)
+    safetensors.torch.save_file(tensors, path, metadata={"maskloss": json.dumps(content)})
+    with pytest.raises(InputError, match=r"model\.safetensors: "):
+        load_model(path)
+
+
+def test_a_model_that_cannot_be_written_whole_leaves_the_earlier_one(saved: Path, tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(b"earlier")
+    with largest_file(10_000), pytest.raises(RunError, match=r"model\.safetensors: cannot be written"):
+        save_model(path, build_model(DESCRIPTION.settings), DESCRIPTION)
+    assert path.read_bytes() == b"earlier"
+    assert [file.name for file in tmp_path.iterdir()] == ["model.safetensors"]
+
+
+# Weights.
+
+
+def test_settings_come_from_the_description_of_a_model() -> None:
+    assert model_settings_of(DESCRIPTION.to_metadata()) == {
+        "image_mean": (0.1, 0.2, 0.3),
+        "image_std": (0.4, 0.5, 0.6),
+        "frozen_normalization": True,
+        "normalization_eps": 1e-5,
+    }
+
+
+def test_settings_come_from_plain_metadata() -> None:
+    metadata = {"image_mean": "[0.5, 0.5, 0.5]", "frozen_normalization": "true", "license": "MIT"}
+    found = model_settings_of(metadata)
+    assert list(found["image_mean"]) == [0.5, 0.5, 0.5]
+    assert found["frozen_normalization"] is True
+    assert set(found) == {"image_mean", "frozen_normalization"}
+
+
+@pytest.mark.parametrize("text", ["0.5, 0.5, 0.5", "5", '"grey"', "[0.5]", "[null, 1, 1]"])
+def test_a_mean_in_the_metadata_that_is_not_three_numbers_is_refused(text: str) -> None:
+    with pytest.raises(InputError, match="image_mean"):
+        model_settings_of({"image_mean": text})
+
+
+# Checkpoints.
+
+
+# The loss of the run.
+
+
+class Scaled(nn.Module):
+    """A term of a user's own, with a parameter and a buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(1.0))
+        self.register_buffer("seen", torch.tensor(0))
+
+    def forward(self, mask_logits: Tensor, mask_targets: Tensor) -> Tensor:
+        return self.scale * (mask_logits.sigmoid() - mask_targets).abs()
+
+
+@pytest.mark.parametrize(
+    ("config", "contained"),
+    [
+        ("detectron2", True),
+        ("tests.training.small_runs.nan_at_once", False),
+        ({"preset": "aligned", "mask": "maskloss.losses.MaskDiceLoss", "weights": {"mask": 2.0}}, True),
+        ({"box": {"class_path": "maskloss.losses.BoxSmoothL1Loss", "init_args": {"beta": 1.0}}}, True),
+        ({"mask": "maskloss.losses.masks.MaskBCELoss"}, False),
+        ({"mask": "os.system"}, False),
+        ({"mask": "maskloss.losses.masks.torch.load"}, False),
+        ({"normalizers": {"box": "maskloss.losses.per_positive"}, "regularization": None}, True),
+        ({"normalizers": {"box": "my.own"}}, False),
+        (
+            {
+                "mask": {
+                    "class_path": "maskloss.losses.WeightedSum",
+                    "init_args": {"terms": [{"class_path": "os.x"}]},
+                }
+            },
+            False,
+        ),
+        (
+            {
+                "mask": {
+                    "class_path": "maskloss.losses.WeightedSum",
+                    "init_args": {"terms": [{"class_path": "maskloss.losses.MaskDiceLoss"}]},
+                }
+            },
+            True,
+        ),
+        ({"mask": 3}, False),
+        (None, False),
+    ],
+)
+def test_only_losses_of_our_own_names_are_made_of_a_file(config: Any, contained: bool) -> None:
+    assert is_self_contained(config) is contained
+
+
+def test_the_loss_comes_back_with_its_tensors(tmp_path: Path) -> None:
+    config = {
+        "preset": "detectron2",
+        "classification": {"class_path": "maskloss.losses.SeesawLoss", "init_args": {"num_classes": 3}},
+    }
+    loss = make_loss(config)
+    loss.classification.class_counts += torch.tensor([5.0, 2.0, 1.0])
+    model = maskloss.convert(build_model(DESCRIPTION.settings), loss)
+    path = tmp_path / "model.safetensors"
+    save_model(path, model, replace(DESCRIPTION, loss=config))
+    loaded = load_model(path)
+    assert loaded.loss_config == config
+    found = loaded.model.roi_heads.loss
+    assert torch.equal(found.classification.class_counts, loss.classification.class_counts)
+    assert found.mask_targets == loss.mask_targets
+    # The model's own tensors are torchvision's, under its names.
+    weights, _ = read_weights(path)
+    assert set(weights) == set(model.state_dict())
+
+
+def test_code_of_a_user_is_imported_only_if_it_is_given_again(tmp_path: Path) -> None:
+    own = {"mask": "tests.training.test_model_file.Scaled"}
+    loss = make_loss(own)
+    with torch.no_grad():
+        loss.mask.scale.fill_(3.5)
+    path = tmp_path / "model.safetensors"
+    save_model(
+        path, maskloss.convert(build_model(DESCRIPTION.settings), loss), replace(DESCRIPTION, loss=own)
     )
-    train(whole)
-    train(
-        small_config(
-            shapes, tmp_path / "run", loss=LEARNED, max_steps=4, checkpoint_every=2, weight_decay=0.5
+    without = load_model(path)
+    assert without.loss_config is None
+    assert type(without.model.roi_heads.loss.mask) is MaskBCELoss
+    again = load_model(path, loss=own)
+    assert again.loss_config == own
+    assert again.model.roi_heads.loss.mask.scale.item() == 3.5
+    other = load_model(path, loss="aligned")
+    assert other.loss_config == "aligned"
+
+
+def test_files_of_0_1_0_load_and_do_not_know_their_loss(saved: Path, tmp_path: Path) -> None:
+    content = json.loads(DESCRIPTION.to_metadata()["maskloss"])
+    for key in ("version", "loss"):
+        del content[key]
+    for key in ("normalization_eps", "trainable_layers"):
+        del content["settings"][key]
+    path = tmp_path / "model.safetensors"
+    safetensors.torch.save_file(
+        safetensors.torch.load_file(saved), path, metadata={"maskloss": json.dumps(content)}
+    )
+    loaded = load_model(path)
+    assert loaded.description == DESCRIPTION
+    assert loaded.loss_config is None
+
+
+def test_a_file_of_a_later_version_says_so(saved: Path, tmp_path: Path) -> None:
+    content = {**json.loads(DESCRIPTION.to_metadata()["maskloss"]), "version": 3}
+    path = tmp_path / "model.safetensors"
+    safetensors.torch.save_file(
+        safetensors.torch.load_file(saved), path, metadata={"maskloss": json.dumps(content)}
+    )
+    with pytest.raises(InputError, match="its version must be at most 2, a newer maskloss reads more, not 3"):
+        load_model(path)
+
+
+# Odd files.
+
+NAN = float("nan")
+ODD: list[Any] = [
+    *(None, True, 0, -1, 3, 10**30, 1e308, NAN, float("inf"), "", "x", "W" * 2_000_000, 20_000),
+    *([], [1], [1, 1], [0, 0, 0], [NAN] * 3, ["a", "b", "c"], [[1]], [20_000], {}, {"a": 1}, [{}]),
+    [{"id": 1, "name": "x"}] * 2,
+    [{"id": [1], "name": "x"}, {"id": 2, "name": "y"}],
+    [{"id": "1", "name": "x"}, {"id": "2", "name": "y"}],
+    [{"id": 10**30, "name": "x"}, {"id": 2, "name": "y"}],
+    [{"id": 1, "name": "W" * 2_000_000}, {"id": 2, "name": "y"}],
+]
+FIELDS = [
+    "categories",
+    "aligned",
+    "mask_probs",
+    "loss",
+    "version",
+    "settings",
+    "settings.name",
+    "settings.num_classes",
+    "settings.image_mean",
+    "settings.image_std",
+    "settings.min_size",
+    "settings.max_size",
+    "settings.frozen_normalization",
+    "settings.normalization_eps",
+    "settings.trainable_layers",
+]
+
+
+@pytest.mark.parametrize("field", FIELDS)
+def test_odd_descriptions_are_read_or_refused_in_a_line(saved: Path, tmp_path: Path, field: str) -> None:
+    tensors = safetensors.torch.load_file(saved)
+    path = tmp_path / "model.safetensors"
+    refused = []
+    for odd in ODD:
+        content = json.loads(DESCRIPTION.to_metadata()["maskloss"])
+        owner, _, key = field.rpartition(".")
+        (content[owner] if owner else content)[key] = odd
+        safetensors.torch.save_file(tensors, path, metadata={"maskloss": json.dumps(content)})
+        try:
+            load_model(path)
+        except InputError as error:
+            refused.append(str(error))
+    assert len(refused) >= len(ODD) // 2
+    assert all(str(path) in line for line in refused)
+    assert max(map(len, refused)) < 500 + len(str(path))
+    assert not any("\n" in line for line in refused)
+
+
+def changed(tensors: dict[str, Tensor], key: str, make: Any) -> dict[str, Tensor]:
+    return {**tensors, key: make(tensors[key])}
+
+
+BIAS = "roi_heads.box_predictor.cls_score.bias"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: changed(t, BIAS, lambda v: v * float("nan")), "holds numbers that are not finite"),
+        (lambda t: changed(t, BIAS, lambda v: v + float("inf")), "holds numbers that are not finite"),
+        (
+            lambda t: changed(t, BIAS, lambda v: v.long()),
+            r"cls_score\.bias is of torch\.int64, not of torch\.float32",
+        ),
+        (lambda t: changed(t, BIAS, lambda v: v[:-1].clone()), "its tensors are of another model"),
+        (lambda t: {k: v for k, v in t.items() if k != BIAS}, "its tensors are of another model"),
+        (lambda t: {**t, "extra": torch.zeros(2)}, "its tensors are of another model"),
+    ],
+    ids=["NaN", "infinite", "integers", "another shape", "missing", "one more"],
+)
+def test_odd_tensors_are_refused(saved: Path, tmp_path: Path, change: Any, message: str) -> None:
+    path = tmp_path / "model.safetensors"
+    tensors = change(safetensors.torch.load_file(saved))
+    safetensors.torch.save_file(tensors, path, metadata=DESCRIPTION.to_metadata())
+    with pytest.raises(InputError, match=message):
+        load_model(path)
+    if "finite" in message:
+        with pytest.raises(InputError, match=message):
+            read_weights(path)
+
+
+def test_half_precision_tensors_are_read(saved: Path, tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    tensors = changed(safetensors.torch.load_file(saved), BIAS, lambda v: v.half())
+    safetensors.torch.save_file(tensors, path, metadata=DESCRIPTION.to_metadata())
+    assert load_model(path).model.state_dict()[BIAS].dtype == torch.float32
+
+
+# torchvision's published weights: its own builder is the oracle, with random weights in the place of a download.
+
+
+@pytest.mark.parametrize(
+    ("name", "builder"),
+    [
+        ("maskrcnn_resnet50_fpn", maskrcnn_resnet50_fpn),
+        ("maskrcnn_resnet50_fpn_v2", maskrcnn_resnet50_fpn_v2),
+    ],
+)
+@pytest.mark.parametrize("trainable_layers", [None, 0, 2, 5])
+def test_default_weights_build_torchvisions_network(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str, builder: Any, trainable_layers: int | None
+) -> None:
+    torch.manual_seed(0)
+    downloaded = builder(weights=None, weights_backbone=None).state_dict()
+    for key, value in downloaded.items():
+        if "running_var" in key:
+            value.uniform_(2, 4)
+    monkeypatch.setattr(
+        "torchvision.models._api.WeightsEnum.get_state_dict", lambda *_, **__: copy.deepcopy(downloaded)
+    )
+    stock = builder(weights="DEFAULT", trainable_backbone_layers=trainable_layers)
+    config = TrainConfig(*["x"] * 5, model=name, weights="DEFAULT", trainable_layers=trainable_layers)
+    model, settings, loaded = initial_model(config, 91)
+    assert loaded is not None
+    assert not loaded.left
+    trained = {key for key, value in model.named_parameters() if value.requires_grad}
+    assert trained == {key for key, value in stock.named_parameters() if value.requires_grad}
+    assert {key: type(module).__name__ for key, module in model.backbone.named_modules()} == {
+        key: type(module).__name__ for key, module in stock.backbone.named_modules()
+    }
+    if trainable_layers is None:
+        images = torch.rand(1, 3, 64, 96)
+        with torch.no_grad():
+            one, other = (net.eval().backbone(images) for net in (model, stock))
+        assert all(other[level].isfinite().all() for level in other)
+        assert all(torch.equal(one[level], other[level]) for level in other)
+        # The file rebuilds it.
+        description = ModelDescription(
+            settings, tuple(Category(i, str(i)) for i in range(1, 91)), aligned=False
         )
-    )
-    (tmp_path / "run/checkpoints/step-00000004.pt").unlink()
-    resumed = small_config(
-        shapes, tmp_path / "run", loss=LEARNED, max_steps=4, checkpoint_every=2, weight_decay=0.5, resume=True
-    )
-    train(resumed)
-    files = [safetensors.torch.load_file(tmp_path / name / "model.safetensors") for name in ("whole", "run")]
-    key = ".loss.mask.log_scale"
-    assert files[0][key] != learned_loss().mask.log_scale
-    assert all(torch.equal(files[0][k], files[1][k]) for k in files[0])
-    assert metrics_of(tmp_path / "whole") == metrics_of(tmp_path / "run")
-    groups = load_checkpoint(tmp_path / "run/checkpoints/step-00000004.pt")["optimizer"]["param_groups"]
-    assert [group["weight_decay"] for group in groups] == [0.5, 0.0]
+        save_model(tmp_path / "model.safetensors", maskloss.convert(model), description)
+        with torch.no_grad():
+            again = load_model(tmp_path / "model.safetensors").model.backbone(images)
+        assert all(torch.equal(again[level], other[level]) for level in other)
 
 
-def test_a_loss_that_learns_has_the_terms_of_any_other(users: Path) -> None:
-    assert set(metrics_of(users)["loss"]) == {"loss", *TERMS}
+def test_how_many_stages_of_a_small_backbone_are_trained() -> None:
+    for name, all_names in (
+        ("mobilenet_v2", {str(i) for i in range(19)}),
+        ("resnet18", {"conv1", "bn1"} | {f"layer{i}" for i in range(1, 5)}),
+    ):
+        counts = []
+        for layers in range(6):
+            body = build_model(ModelSettings(name, 2, trainable_layers=layers)).backbone.body
+            trained = {key.split(".")[0] for key, value in body.named_parameters() if value.requires_grad}
+            counts.append(len(trained))
+        assert counts[0] == 0
+        assert counts == sorted(set(counts))
+        assert trained == all_names
 
 
-def test_a_mapping_is_named_on_the_command_line_as_json(shapes: Path, tmp_path: Path) -> None:
-    loss = {"mask": {"class_path": "tests.training.small_runs.LearnedScale"}, "weights": {"box": 2.0}}
-    train(small_config(shapes, tmp_path / "run", loss=loss))
-    written = metrics_of(tmp_path / "run")
-    assert evaluated(shapes, tmp_path / "run", tmp_path / "without")["loss"] is None
-    assert evaluated(shapes, tmp_path / "run", tmp_path / "with", "--loss", json.dumps(loss)) == written
+def test_the_metadata_holds_the_version(saved: Path) -> None:
+    with safe_open(saved, "pt") as file:
+        assert json.loads(file.metadata()["maskloss"])["version"] == 2

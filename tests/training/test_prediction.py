@@ -16,7 +16,7 @@ from maskloss.data.coco import Category
 from maskloss.detection.models import ModelSettings
 from maskloss.detection.transform import RCNNTransform
 from maskloss.errors import InputError
-from maskloss.training.checkpoints import ModelDescription
+from maskloss.training.model_file import ModelDescription
 from maskloss.training.prediction import Prediction, image_ids, predict
 
 DESCRIPTION = ModelDescription(

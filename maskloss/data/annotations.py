@@ -1,0 +1,753 @@
+"""Comparing annotations with their images and categories, all at once: which are kept, and with which box and area."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from pycocotools import mask as coco_mask
+
+from maskloss.data.columns import ABSENT, AREA_GIVEN, AREA_ODD, Columns, ImageColumns, integers
+from maskloss.data.entries import RLE_SIZE
+from maskloss.data.findings import Findings, Kind, shown
+from maskloss.data.records import NO_MASK, POLYGONS, RLE, BoolArray, Records, Texts
+from maskloss.masks.coverage import union_area
+from maskloss.masks.encoded import FloatArray, IntArray
+
+#: How far boxes and polygons may reach beyond the image without a warning, in px: COCO's own do, by rounding.
+BORDER_TOLERANCE = 1.0
+#: Coordinates this many times the image's longer side from it are no drawing's.
+_FAR = 10
+#: An object with a smaller share of its mask inside the image is not of this image.
+_SMALLEST_INSIDE = 0.05
+#: An area above this is taken by COCO's evaluation as of no size class, so that the object is ignored.
+_LARGEST_AREA = 1e10
+#: px², below which a polygon bounds nothing.
+NO_AREA = 1e-9
+
+_LEFT_OUT = "`maskloss repair` leaves them out"
+_FROM_MASKS = "`maskloss repair --boxes from-masks` takes the masks' extents"
+DOUBLED_ID = Kind(
+    "doubled_id", "annotation", False, "annotations with the id of another one are given a new one"
+)
+UNKNOWN_IMAGE = Kind(
+    "unknown_image",
+    "annotation",
+    True,
+    "annotations of images that are not in the file",
+    "`maskloss repair` takes texts that spell an id, and leaves out the others",
+)
+UNKNOWN_CATEGORY = Kind(
+    "unknown_category",
+    "annotation",
+    True,
+    "annotations of categories that are not in the file",
+    "`maskloss repair` takes texts that spell an id or a name, and leaves out the others",
+)
+DEGENERATE = Kind("degenerate", "annotation", False, "annotations whose mask has no area are left out")
+DEGENERATE_PART = Kind(
+    "degenerate_part", "annotation", False, "annotations lose degenerate polygons beside good ones"
+)
+NOT_FINITE = Kind(
+    "not_finite",
+    "annotation",
+    True,
+    "segmentations with a coordinate that is not finite",
+    "`maskloss repair` keeps their boxes without them",
+)
+OUTSIDE = Kind("outside", "annotation", True, "annotations that reach far outside their image", _LEFT_OUT)
+CLIPPED_MASK = Kind(
+    "clipped_mask",
+    "annotation",
+    False,
+    "segmentations that reach beyond the image's border are clipped there",
+)
+NO_BOX = Kind("no_box", "annotation", True, "annotations with neither a box nor a segmentation", _LEFT_OUT)
+BOX_FROM_MASK = Kind(
+    "box_from_mask",
+    "annotation",
+    False,
+    "boxes that are missing or not four numbers are taken from the masks",
+)
+FLAT_BOX = Kind(
+    "flat_box",
+    "annotation",
+    False,
+    "annotations with a box of no area are left out",
+    "`maskloss repair --boxes from-masks` keeps those that have a mask",
+)
+BOX_OUTSIDE = Kind("box_outside", "annotation", True, "boxes that lie outside their image", _LEFT_OUT)
+CLIPPED_BOX = Kind(
+    "clipped_box", "annotation", False, "boxes that reach beyond the image's border are clipped there"
+)
+BOX_CONVENTION = Kind("box_convention", "annotation", True, "", _FROM_MASKS)
+FRACTIONS = Kind(
+    "fractions", "annotation", True, "", "`maskloss repair` multiplies them by the images' width and height"
+)
+BOX_ONLY = Kind(
+    "box_only", "annotation", False, "objects have a box and no mask; they train the boxes and no mask"
+)
+ODD_AREA = Kind(
+    "odd_area",
+    "annotation",
+    False,
+    "areas that are zero, negative, too large or no number are replaced by the masks'",
+)
+AREA_OF_BOX = Kind("area_of_box", "annotation", False)
+CROWDS = Kind("crowds", "annotation", False)
+ALL_CROWDS = Kind("all_crowds", "annotation", True)
+
+
+@dataclass
+class _Table:
+    """The columns as arrays, and what is known of each row; R rows, P polygons."""
+
+    columns: Columns
+    positions: IntArray
+    ids: IntArray
+    image: IntArray  # (R,) index, -1 where it is none
+    form: Any
+    crowds: BoolArray
+    kept: BoolArray
+    boxes: FloatArray  # (R, 4) x, y, width, height
+    part_first: IntArray
+    part_count: IntArray
+    point_first: IntArray
+    point_count: IntArray
+    coordinates: FloatArray
+    rle_index: IntArray  # (R,) among the RLEs
+    extents: FloatArray  # (R, 4) xyxy of the mask, NaN without
+    shoelace: FloatArray  # (R,) sum of the polygons' areas, or pixels of the RLE
+    images: ImageColumns
+    findings: Findings
+
+    def name(self, row: int) -> str:
+        given = self.columns.has_id[row]
+        return f"annotation {self.ids[row]}" if given else f"annotation number {self.positions[row]}"
+
+    def where(self, row: int) -> str:
+        index = self.image[row]
+        return f" (image {self.images.ids[index]}, {shown(self.images.names[index]).strip(chr(39))})"
+
+    def size(self, row: int) -> tuple[int, int]:
+        return self.images.widths[self.image[row]], self.images.heights[self.image[row]]
+
+    def tell(self, kind: Kind, row: int, text: str) -> None:
+        self.findings.add(kind, int(self.positions[row]), self.name(row), text + self.where(row))
+
+    def drop(self, kind: Kind, rows: Iterable[Any], text: Callable[[int], str]) -> None:
+        for row in rows:
+            self.tell(kind, int(row), text(int(row)))
+            self.kept[row] = False
+
+    def polygons(self, row: int) -> list[FloatArray]:
+        parts = range(self.part_first[row], self.part_first[row] + self.part_count[row])
+        return [
+            self.coordinates[self.point_first[p] : self.point_first[p] + self.point_count[p]].reshape(-1, 2)
+            for p in parts
+        ]
+
+
+# Files hold numbers of any size, and NaN stands for what is missing.
+@np.errstate(invalid="ignore", over="ignore")
+def check_annotations(
+    columns: Columns,
+    images: ImageColumns,
+    categories: set[int],
+    faulty_categories: set[Any] | None,
+    different_sizes: Callable[[Iterable[int]], set[int]],
+    findings: Findings,
+) -> tuple[Records, IntArray]:
+    """Compare annotations with their images and categories, and join both in arrays.
+
+    Args:
+        columns: the annotations.
+        images: those that can be read.
+        categories: ids of the file.
+        faulty_categories: ids whose annotations' follow-up errors are none; None for all.
+        different_sizes: tells which of the images at some indices have files of another size than is recorded.
+        findings: what is noted.
+
+    Returns:
+        The images and the annotations without errors, and where in the file's list each of these annotations is.
+    """
+    table = _table(columns, images, findings)
+    _match_images(table, faulty_ids=images.faulty)
+    _match_categories(table, categories, faulty_categories)
+    _measure_polygons(table)
+    _measure_rles(table)
+    _check_sizes(table, different_sizes)
+    _tell_faults(table)
+    _check_fractions(table)
+    _check_masks_inside(table)
+    boxes = _check_boxes(table)
+    areas = _check_areas(table)
+    _number(table)
+    _tell_crowds(table)
+    rows = np.nonzero(table.kept)[0]
+    without = rows[(table.form[rows] == NO_MASK) & ~table.crowds[rows]]
+    if len(without) and len(without) == (~table.crowds[rows]).sum():
+        text = f"none of the {len(without)} objects has a mask: the boxes are trained, and no mask"
+        table.findings.add(BOX_ONLY, -1, "", text)
+        without = without[:0]
+    for row in without:
+        table.tell(BOX_ONLY, int(row), "has a box and no mask; it trains the boxes and no mask")
+    rows = rows[np.argsort(table.image[rows], kind="stable")]
+    counts = np.bincount(table.image[rows], minlength=len(images.ids))
+    is_rle = table.form[rows] == RLE
+    records = Records(
+        **images.arrays(),
+        first=np.concatenate([[0], counts.cumsum()]).astype(np.int64),
+        ids=table.ids[rows],
+        category_ids=_with_large(columns.category_ids, columns.odd_category_ids)[rows],
+        boxes=boxes[rows],
+        crowds=table.crowds[rows],
+        areas=areas[rows],
+        form=table.form[rows],
+        part_first=np.where(is_rle, table.rle_index[rows], table.part_first[rows]),
+        part_count=table.part_count[rows],
+        point_first=table.point_first,
+        point_count=table.point_count,
+        coordinates=table.coordinates,
+        rles=Texts.of(columns.rles),
+    )
+    return records, table.positions[rows]
+
+
+def _table(columns: Columns, images: ImageColumns, findings: Findings) -> _Table:
+    rows = len(columns)
+    form = np.array(columns.forms, dtype=np.uint8)
+    point_count = np.array(columns.point_counts, dtype=np.int64)
+    parts = np.where(form == POLYGONS, np.array(columns.part_counts, dtype=np.int64), 0)
+    is_rle = form == RLE
+    return _Table(
+        columns=columns,
+        positions=np.array(columns.positions, dtype=np.int64),
+        ids=_with_large(columns.ids, columns.odd_ids),
+        image=np.full(rows, -1),
+        form=form,
+        crowds=np.array(columns.crowds, dtype=bool),
+        kept=np.ones(rows, dtype=bool),
+        boxes=np.array(columns.boxes, dtype=np.float64).reshape(-1, 4),
+        part_first=parts.cumsum() - parts,
+        part_count=parts + is_rle,
+        point_first=point_count.cumsum() - point_count,
+        point_count=point_count,
+        coordinates=np.frombuffer(columns.coordinates, dtype=np.float64)
+        if columns.coordinates
+        else np.empty(0),
+        rle_index=is_rle.cumsum() - is_rle,
+        extents=np.full((rows, 4), np.nan),
+        shoelace=np.full(rows, np.nan),
+        images=images,
+        findings=findings,
+    )
+
+
+def _with_large(column: Any, odd: dict[int, Any]) -> IntArray:
+    """A column of ids with those of more than 64 bits in their places."""
+    large = {row: value for row, value in odd.items() if type(value) is int}
+    if not large:
+        return np.array(column, dtype=np.int64)
+    ids = np.array(column, dtype=object)
+    for row, value in large.items():
+        ids[row] = value
+    return ids
+
+
+def _match_images(table: _Table, faulty_ids: set[Any]) -> None:
+    known = integers(table.images.ids)
+    wanted = np.array(table.columns.image_ids, dtype=known.dtype)
+    odd = table.columns.odd_image_ids
+    found = np.full(len(wanted), -1)
+    if len(known):
+        order = np.argsort(known)
+        place = np.minimum(np.searchsorted(known[order], wanted), len(known) - 1)
+        found = np.where(known[order][place] == wanted, order[place], -1)
+    index = {identity: number for number, identity in enumerate(table.images.ids)} if odd else {}
+    for row, value in odd.items():
+        found[row] = index.get(value, -1) if type(value) is int else -1
+    table.image[:] = found
+    table.kept &= found >= 0
+    for row in np.nonzero(found < 0)[0].tolist():
+        value = odd[row] if row in odd else int(wanted[row])
+        if value is ABSENT:
+            if ABSENT not in faulty_ids:
+                table.findings.add(
+                    UNKNOWN_IMAGE, int(table.positions[row]), table.name(row), "missing image_id"
+                )
+            continue
+        # Of an image with an error it is a consequence.
+        if ABSENT not in faulty_ids and not (
+            isinstance(value, str | int | float | None) and value in faulty_ids
+        ):
+            text = f"image_id {shown(value)} is no image of the file"
+            table.findings.add(UNKNOWN_IMAGE, int(table.positions[row]), table.name(row), text)
+
+
+def _match_categories(table: _Table, categories: set[int], faulty: set[Any] | None) -> None:
+    wanted = np.array(table.columns.category_ids, dtype=np.int64)
+    good = np.isin(wanted, integers(sorted(categories)))
+    for row, value in table.columns.odd_category_ids.items():
+        good[row] = type(value) is int and value in categories
+    for row in np.nonzero(table.kept & ~good)[0].tolist():
+        value = table.columns.odd_category_ids.get(row, int(wanted[row]))
+        if value is ABSENT and faulty is not None:
+            table.tell(UNKNOWN_CATEGORY, row, "missing category_id")
+        elif faulty is not None and not (isinstance(value, str | int | float | None) and value in faulty):
+            table.tell(UNKNOWN_CATEGORY, row, f"category_id {shown(value)} is not in the file")
+    table.kept &= good
+
+
+def _measure_polygons(table: _Table) -> None:
+    """Find extents and areas, and take degenerate polygons out."""
+    is_polygons = table.form == POLYGONS
+    rows = np.nonzero(is_polygons)[0]
+    owner = np.repeat(rows, table.part_count[rows])
+    low, high, area = _polygon_extents(table.coordinates, table.point_first, table.point_count)
+    finite = np.isfinite(low).all(axis=1) & np.isfinite(high).all(axis=1)
+    infinite = np.unique(owner[~finite & table.kept[owner]])
+    table.drop(
+        NOT_FINITE, infinite, lambda row: "segmentation: a polygon has a coordinate that is not finite"
+    )
+    sides = np.array([table.images.widths, table.images.heights], dtype=np.float64).reshape(2, -1)
+    longest = sides.max(axis=0) if sides.shape[1] else np.ones(1)
+    image = np.maximum(table.image[owner], 0)
+    limit = (_FAR + 1) * longest[image]
+    used = finite & table.kept[owner]
+    far = used & ((low.min(axis=1) < -limit) | (high.max(axis=1) > limit)) if len(owner) else used
+    for row in np.unique(owner[far]).tolist():
+        parts = np.nonzero(owner == row)[0]
+        table.tell(OUTSIDE, row, _outside_text(table, row, low[parts].min(axis=0), high[parts].max(axis=0)))
+        table.kept[row] = False
+    # A figure of eight has a signed area of zero, and covers something.
+    extent = (high - low).prod(axis=1)
+    small = finite & table.kept[owner] & (area <= 1e-6 * extent + NO_AREA)
+    good = np.ones(len(owner), dtype=bool)
+    for part in np.nonzero(small)[0]:
+        first, count = table.point_first[part], table.point_count[part]
+        area[part] = union_area([table.coordinates[first : first + count].reshape(-1, 2)])
+        good[part] = area[part] > NO_AREA
+    total = np.bincount(owner, minlength=len(is_polygons))
+    left = np.bincount(owner[good], minlength=len(is_polygons))
+    lost = total - left
+    for row, count in table.columns.degenerate.items():
+        lost[row] += count
+    emptied = is_polygons & (left == 0) & table.kept
+    table.drop(DEGENERATE, np.nonzero(emptied)[0], lambda row: _degenerate_text(int(total[row])))
+    for row in np.nonzero((lost > 0) & table.kept)[0].tolist():
+        count = int(lost[row])
+        what = "a degenerate polygon is" if count == 1 else f"{count} degenerate polygons are"
+        table.tell(DEGENERATE_PART, row, f"segmentation: {what} left out")
+    if not good.all():
+        table.point_first, table.point_count, owner = (
+            table.point_first[good],
+            table.point_count[good],
+            owner[good],
+        )
+        low, high, area = low[good], high[good], area[good]
+        table.part_count = np.where(is_polygons, left, table.part_count)
+        table.part_first = np.where(is_polygons, left.cumsum() - left, 0)
+    for side, function, corners in ((0, np.minimum, low), (2, np.maximum, high)):
+        ends: FloatArray = np.full((len(is_polygons), 2), np.inf if side == 0 else -np.inf)
+        function.at(ends, owner, corners)
+        table.extents[is_polygons, side : side + 2] = ends[is_polygons]
+    table.shoelace[is_polygons] = np.bincount(owner, area, len(is_polygons))[is_polygons]
+
+
+def _degenerate_text(parts: int) -> str:
+    reason = "a polygon has no area" if parts else "a polygon has fewer than 3 points"
+    return f"segmentation: {reason}; the annotation is left out"
+
+
+def _outside_text(table: _Table, row: int, low: Any, high: Any) -> str:
+    width, height = table.size(row)
+    return (
+        f"segmentation: a polygon reaches outside the image of {width} x {height} (width x height): "
+        f"x {low[0]:g} to {high[0]:g}, y {low[1]:g} to {high[1]:g}"
+    )
+
+
+def _polygon_extents(
+    coordinates: FloatArray, first: IntArray, count: IntArray
+) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """Find each polygon's least and largest x and y, (P, 2), and its area by the shoelace formula, (P,)."""
+    low, high, area = np.empty((len(first), 2)), np.empty((len(first), 2)), np.empty(len(first))
+    chunk = 50_000
+    for start in range(0, len(first), chunk):
+        part = slice(start, min(start + chunk, len(first)))
+        begin, end = first[part][0], first[part][-1] + count[part][-1]
+        points = coordinates[begin:end].reshape(-1, 2)
+        heads, lengths = (first[part] - begin) // 2, count[part] // 2
+        low[part] = np.minimum.reduceat(points, heads)
+        high[part] = np.maximum.reduceat(points, heads)
+        # Relative to its first point, for the sum to keep its digits.
+        x, y = (points - np.repeat(points[heads], lengths, axis=0)).T
+        following = np.arange(1, len(points) + 1)
+        following[heads + lengths - 1] = heads
+        area[part] = np.abs(np.add.reduceat(x * y[following] - x[following] * y, heads)) / 2
+    return low, high, area
+
+
+def _measure_rles(table: _Table) -> None:
+    sizes = np.array(table.columns.rle_sizes, dtype=np.int64).reshape(-1, 2)
+    for row in np.nonzero(table.form == RLE)[0].tolist():
+        index = int(table.rle_index[row])
+        height, width = (int(side) for side in sizes[index])
+        rle = {"size": [height, width], "counts": table.columns.rles[index]}
+        if table.kept[row] and (width, height) != table.size(row):
+            swapped = ": its sides are swapped" if (height, width) == table.size(row) else ""
+            image = list(table.size(row)[::-1])
+            text = f"segmentation: the RLE's size is {[height, width]}, the image's is {image}{swapped}"
+            table.drop(RLE_SIZE, [row], lambda _, text=text: text)  # type: ignore[misc]
+        if not table.kept[row]:
+            continue
+        table.shoelace[row] = coco_mask.area(rle)
+        x, y, w, h = coco_mask.toBbox(rle).tolist()
+        table.extents[row] = x, y, x + w, y + h
+        if table.shoelace[row] == 0:
+            table.drop(
+                DEGENERATE, [row], lambda _: "segmentation: the RLE has no pixel; the annotation is left out"
+            )
+
+
+def _sizes(table: _Table) -> FloatArray:
+    """(R, 2) width and height of each row's image."""
+    sides = np.array([table.images.widths, table.images.heights], dtype=np.float64).reshape(2, -1)
+    if not sides.shape[1]:
+        return np.ones((len(table.kept), 2))
+    return sides[:, np.maximum(table.image, 0)].T
+
+
+def _beyond(corners: FloatArray, sizes: FloatArray) -> FloatArray:
+    """How far xyxy reach beyond the image, in px, (R,)."""
+    return np.maximum(-corners[:, :2], corners[:, 2:] - sizes).max(axis=1, initial=-np.inf)
+
+
+def _check_sizes(table: _Table, different_sizes: Callable[[Iterable[int]], set[int]]) -> None:
+    """Ask whether images have their recorded size where annotations reach beyond it: then that is the cause."""
+    sizes = _sizes(table)
+    corners = np.concatenate([table.boxes[:, :2], table.boxes[:, :2] + table.boxes[:, 2:]], axis=1)
+    beyond = (_beyond(table.extents, sizes) > BORDER_TOLERANCE) | (_beyond(corners, sizes) > BORDER_TOLERANCE)
+    positions = {f.position for f in table.findings.of(OUTSIDE) + table.findings.of(RLE_SIZE)}
+    beyond = (beyond & table.kept) | np.isin(table.positions, sorted(positions))
+    different = different_sizes(np.unique(table.image[beyond & (table.image >= 0)]).tolist())
+    if not different:
+        return
+    gone = np.isin(table.image, sorted(different))
+    table.kept &= ~gone
+    dropped = set(table.positions[gone].tolist())
+    for kind, findings in list(table.findings.by_kind.items()):
+        if kind.section == "annotation":
+            left = [finding for finding in findings if finding.position not in dropped]
+            table.findings.by_kind[kind] = left
+            if not left:
+                del table.findings.by_kind[kind]
+    # The images keep their places until all rows refer to the new ones.
+    places = np.cumsum([index not in different for index in range(len(table.images.ids))]) - 1
+    table.image = np.where(table.image >= 0, places[np.maximum(table.image, 0)], -1)
+    table.image[gone] = -1
+    table.images.remove(different)
+
+
+def _tell_faults(table: _Table) -> None:
+    """Pass on what was odd about single annotations, but for those of images with errors."""
+    index = {identity: number for number, identity in enumerate(table.images.ids)}
+    for fault in table.columns.faults:
+        value = fault.image_id
+        plain = isinstance(value, str | int | float)
+        if plain and value in table.images.faulty:
+            continue
+        text = fault.detail
+        if plain and value in index:
+            number = index[value]
+            if fault.kind is RLE_SIZE:
+                text += f", the image's is {[table.images.heights[number], table.images.widths[number]]}"
+            text += f" (image {value}, {shown(table.images.names[number]).strip(chr(39))})"
+        table.findings.add(fault.kind, fault.position, fault.name, text)
+
+
+def _check_fractions(table: _Table) -> None:
+    """Refuse coordinates that are all in [0, 1]: fractions of the image, not pixels."""
+    drawn = table.kept & (table.form == POLYGONS)
+    boxed = table.kept & (table.form == NO_MASK)
+    large = _sizes(table).min(axis=1) >= 8
+    for rows, extents, what in ((drawn, table.extents, "polygons"), (boxed, table.boxes, "boxes")):
+        small = (extents >= -0.01).all(axis=1) & (extents <= 1.01).all(axis=1) & large
+        if rows.any() and small[rows].all() and (what == "polygons" or not drawn.any()):
+            count = int(rows.sum())
+            text = (
+                f"the {what} look like fractions of the image instead of px: all {count} lie between 0 and 1"
+            )
+            table.findings.add(FRACTIONS, -1, "", text, what)
+            table.kept &= ~rows
+
+
+def _check_masks_inside(table: _Table) -> None:
+    """Warn of masks that reach beyond the border, and refuse those with next to nothing inside."""
+    sizes = _sizes(table)
+    beyond = _beyond(table.extents, sizes)
+    rows = np.nonzero(table.kept & (table.form == POLYGONS) & (beyond > 0))[0]
+    for row in rows.tolist():
+        width, height = table.size(row)
+        x1, y1, x2, y2 = table.extents[row]
+        inside = (min(x2, width) - max(x1, 0)) * (min(y2, height) - max(y1, 0))
+        # The pixels are counted only where the extents leave that in doubt.
+        if min(x2, width) <= max(x1, 0) or min(y2, height) <= max(y1, 0):
+            share = 0.0
+        elif inside >= 0.5 * (x2 - x1) * (y2 - y1) and beyond[row] <= BORDER_TOLERANCE:
+            continue
+        else:
+            flat = [polygon.reshape(-1).tolist() for polygon in table.polygons(row)]
+            pixels = int(coco_mask.area(coco_mask.merge(coco_mask.frPyObjects(flat, height, width))))
+            share = pixels / max(table.shoelace[row], 1e-300)
+        if share < _SMALLEST_INSIDE:
+            table.tell(
+                OUTSIDE, row, _outside_text(table, row, table.extents[row][:2], table.extents[row][2:])
+            )
+            table.kept[row] = False
+        elif beyond[row] > BORDER_TOLERANCE:
+            table.tell(
+                CLIPPED_MASK,
+                row,
+                f"segmentation: reaches {beyond[row]:.1f} px beyond the border, and is clipped there",
+            )
+
+
+def _check_boxes(table: _Table) -> FloatArray:
+    """Give boxes as xyxy inside the images, and drop rows without one."""
+    sizes = _sizes(table)
+    boxes = table.boxes
+    has_mask = table.form != NO_MASK
+    corners = np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)
+    readable = (np.abs(corners) < 1e9).all(axis=1)
+    extents = np.concatenate(
+        [np.maximum(table.extents[:, :2], 0), np.minimum(table.extents[:, 2:], sizes)], axis=1
+    )
+
+    def given(row: int) -> str:
+        value = (
+            table.columns.odd_boxes[row]
+            if row in table.columns.odd_boxes
+            else [_short(v) for v in boxes[row]]
+        )
+        return shown(value)
+
+    for row in np.nonzero(table.kept & ~readable & has_mask)[0].tolist():
+        table.tell(BOX_FROM_MASK, row, f"bbox {given(row)} is taken from the mask")
+    table.drop(
+        NO_BOX,
+        np.nonzero(table.kept & ~readable & ~has_mask)[0],
+        lambda row: f"bbox must be four finite numbers x, y, width, height, not {given(row)}",
+    )
+    flat = (boxes[:, 2] <= 0) | (boxes[:, 3] <= 0)
+    comparable = table.kept & readable & has_mask & ~table.crowds & ~flat
+    convention = suspected_convention(boxes[comparable], table.extents[comparable], sizes[comparable])
+    without = table.kept & readable & ~has_mask & ~flat
+    if not comparable.any() and _are_corners(boxes[without], corners[without], sizes[without]):
+        text = "the boxes look like x1, y1, x2, y2 instead of x, y, width, height: else most reach beyond their images"
+        table.findings.add(BOX_CONVENTION, -1, "", text, "x1, y1, x2, y2")
+        table.kept &= ~without
+    elif convention is not None:
+        name, fitting = convention
+        text = (
+            f"the boxes look like {name} instead of x, y, width, height: {fitting} of {int(comparable.sum())} are then "
+            "the extents of their masks"
+            if name
+            else f"{fitting} of {int(comparable.sum())} boxes are nowhere near their masks"
+        )
+        table.findings.add(BOX_CONVENTION, -1, "", text, name)
+    if convention is not None:
+        # What boxes without a mask are is told by the others.
+        table.kept &= has_mask
+    from_mask = table.kept & has_mask & (~readable | (convention is not None))
+    corners[from_mask] = extents[from_mask]
+    checked = table.kept & ~from_mask
+    table.drop(
+        FLAT_BOX,
+        np.nonzero(checked & flat)[0],
+        lambda row: f"bbox has a side that is zero or negative: {given(row)}; the annotation is left out",
+    )
+    beyond = _beyond(corners, sizes)
+    clipped = np.concatenate([np.clip(corners[:, :2], 0, None), np.minimum(corners[:, 2:], sizes)], axis=1)
+    nothing = (clipped[:, 2:] <= clipped[:, :2]).any(axis=1)
+    # Targets are float32.
+    single = clipped.astype(np.float32)
+    thin = (single[:, 2:] <= single[:, :2]).any(axis=1)
+    table.drop(
+        BOX_OUTSIDE,
+        np.nonzero(checked & table.kept & nothing)[0],
+        lambda row: (
+            f"bbox {given(row)} lies outside the image of {table.size(row)[0]} x {table.size(row)[1]} (width x height)"
+        ),
+    )
+    table.drop(
+        FLAT_BOX,
+        np.nonzero(table.kept & thin)[0],
+        lambda row: (
+            f"bbox {given(row)} has a side that is too small to be told from 0; the annotation is left out"
+        ),
+    )
+    reaching = np.nonzero(checked & table.kept & (beyond > BORDER_TOLERANCE))[0]
+    for row in reaching.tolist():
+        table.tell(
+            CLIPPED_BOX,
+            row,
+            f"bbox {given(row)} reaches {beyond[row]:.1f} px beyond the border, and is clipped there",
+        )
+    return clipped
+
+
+def _are_corners(boxes: FloatArray, corners: FloatArray, sizes: FloatArray) -> bool:
+    """Whether boxes without masks are x1, y1, x2, y2: so all lie in their images, and not so most reach beyond."""
+    inside = _beyond(boxes, sizes) <= BORDER_TOLERANCE
+    ordered = (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
+    reaching = _beyond(corners, sizes) > BORDER_TOLERANCE
+    return len(boxes) > 1 and bool((inside & ordered).all()) and reaching.mean() >= 0.5
+
+
+def _short(value: Any) -> int | float:
+    return int(value) if float(value).is_integer() and abs(value) < 1e15 else float(value)
+
+
+def box_readings(boxes: FloatArray, sizes: FloatArray) -> dict[str, tuple[FloatArray, ...]]:
+    """Read boxes in the conventions of other formats.
+
+    Args:
+        boxes: (R, 4) as in the file.
+        sizes: (R, 2) width and height of the images.
+
+    Returns:
+        By the convention's name x1, y1, x2 and y2, (R,) each.
+    """
+    a, b, c, d = boxes.T
+    width, height = sizes.T
+    return {
+        "x1, y1, x2, y2": (a, b, c, d),
+        "center x, center y, width, height": (a - c / 2, b - d / 2, a + c / 2, b + d / 2),
+        "y1, x1, y2, x2": (b, a, d, c),
+        "y, x, height, width": (b, a, b + d, a + c),
+        "fractions x, y, width, height": (a * width, b * height, (a + c) * width, (b + d) * height),
+        "fractions x1, y1, x2, y2": (a * width, b * height, c * width, d * height),
+        "fractions of center x, center y, width, height": (
+            (a - c / 2) * width,
+            (b - d / 2) * height,
+            (a + c / 2) * width,
+            (b + d / 2) * height,
+        ),
+    }
+
+
+def suspected_convention(boxes: FloatArray, extents: FloatArray, sizes: FloatArray) -> tuple[str, int] | None:
+    """Tell which other convention boxes follow, if they contradict their masks throughout.
+
+    Args:
+        boxes: (R, 4) as in the file.
+        extents: (R, 4) xyxy of their masks.
+        sizes: (R, 2) width and height of the images.
+
+    Returns:
+        None where they are x, y, width, height. Or the other convention and how many boxes fit it; "" for one that is
+        not known, and how many boxes are nowhere near.
+    """
+    if not len(boxes):
+        return None
+    a, b, c, d = boxes.T
+    readings = box_readings(boxes, sizes)
+    # As the mask is, or as it is clipped.
+    inside = np.clip(extents, 0, np.tile(sizes, 2))
+    longest = (extents[:, 2:] - extents[:, :2]).max(axis=1)
+
+    def fits(reading: Any, tolerance: FloatArray) -> BoolArray:
+        corners = np.stack(reading, axis=1)
+        distance = np.minimum(np.abs(corners - extents).max(axis=1), np.abs(corners - inside).max(axis=1))
+        fitting: BoolArray = (distance <= tolerance) & (corners[:, 2:] > corners[:, :2]).all(axis=1)
+        return fitting
+
+    usual = np.stack((a, b, a + c, b + d), axis=1)
+    fitting = fits(usual.T, np.maximum(2.0, 0.03 * longest))
+    # By chance a small box fits nearly everything: another reading has to fit more closely.
+    close = np.minimum(np.maximum(1.5, 0.03 * longest), 0.05 * longest)
+    # A box at the image's corner is the same either way: only the others tell.
+    best, most = "", 0
+    for name, reading in readings.items():
+        votes = int((fits(reading, close) & ~fitting).sum())
+        if votes > most:
+            best, most = name, votes
+    if most:
+        other = fits(readings[best], close)
+        if most >= 0.8 * (len(boxes) - int(fitting.sum())) and most > 4 * int((fitting & ~other).sum()):
+            return best, int(other.sum())
+    overlap = np.clip(
+        np.minimum(usual[:, 2:], extents[:, 2:]) - np.maximum(usual[:, :2], extents[:, :2]), 0, None
+    ).prod(axis=1)
+    union = np.abs(c * d) + (extents[:, 2:] - extents[:, :2]).prod(axis=1) - overlap
+    # A few loose boxes of a small set say nothing; throughout is nearly all.
+    inside_box = overlap >= 0.9 * (extents[:, 2:] - extents[:, :2]).prod(axis=1)
+    strangers = int(((overlap < 0.1 * union) & ~inside_box).sum())
+    return ("", strangers) if len(boxes) > 1 and strangers >= 0.8 * len(boxes) else None
+
+
+def _check_areas(table: _Table) -> FloatArray:
+    """Give the areas that are usable, NaN for the others."""
+    areas = np.array(table.columns.areas, dtype=np.float64)
+    state = np.array(table.columns.area_states, dtype=np.uint8)
+    has_mask = table.form != NO_MASK
+    usable = (state == AREA_GIVEN) & (areas > 0) & (areas <= _LARGEST_AREA)
+    odd = table.kept & ~usable & ((state == AREA_GIVEN) | (state == AREA_ODD))
+    # Tools write 0 where there is no mask to measure.
+    odd &= has_mask | (areas != 0)
+    for row in np.nonzero(odd)[0].tolist():
+        value = table.columns.odd_areas.get(row, float(areas[row]))
+        instead = "mask" if has_mask[row] else "box"
+        table.tell(ODD_AREA, row, f"area {shown(value)} is replaced by the {instead}'s")
+    areas[~usable] = np.nan
+    box_areas = table.boxes[:, 2] * table.boxes[:, 3]
+    telling = (
+        table.kept
+        & usable
+        & has_mask
+        & ~table.crowds
+        & (np.abs(table.shoelace - box_areas) > 0.1 * box_areas)
+    )
+    of_box = telling & (np.abs(areas - box_areas) <= 0.01 * box_areas)
+    if of_box.sum() and of_box.sum() >= 0.9 * telling.sum():
+        table.findings.add(
+            AREA_OF_BOX,
+            -1,
+            "",
+            f"area is that of the box, not of the mask, in {int(of_box.sum())} of {int(telling.sum())} annotations "
+            "where the two differ: AP of small, medium and large objects goes by it",
+        )
+    return areas
+
+
+def _number(table: _Table) -> None:
+    """Give annotations without an id, or with another one's, a new one: nothing refers to it."""
+    has_id = np.array(table.columns.has_id, dtype=bool)
+    given = np.nonzero(has_id)[0]
+    _, first = np.unique(table.ids[given], return_index=True)
+    doubled = np.setdiff1d(given, given[first])
+    for row in doubled[table.kept[doubled]].tolist():
+        table.tell(DOUBLED_ID, row, "the id is there twice; this one is given a new id")
+    renumbered = np.union1d(doubled, np.nonzero(~has_id)[0])
+    highest = int(table.ids[given].max()) if len(given) else 0
+    start = highest + 1 if 0 <= highest < 2**53 else (-(2**62))
+    table.ids[renumbered] = np.arange(start, start + len(renumbered))
+
+
+def _tell_crowds(table: _Table) -> None:
+    crowds, total = int((table.kept & table.crowds).sum()), int(table.kept.sum())
+    if not crowds:
+        return
+    text = (
+        "never a positive, and ignored in evaluation; annotation tools write brush masks so: if each is one object, "
+        "`maskloss repair --crowds objects` makes them objects"
+    )
+    if table.crowds.all():
+        table.findings.add(ALL_CROWDS, -1, "", f"all {total} annotations are crowds (iscrowd 1): {text}")
+    else:
+        are = "is a crowd" if crowds == 1 else "are crowds"
+        table.findings.add(CROWDS, -1, "", f"{crowds} of {total} annotations {are} (iscrowd 1): {text}")

@@ -1,0 +1,322 @@
+"""Images and annotations of a file in columns; annotations as they are decoded, before their images are known."""
+
+from __future__ import annotations
+
+import itertools
+from array import array
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from maskloss.data.entries import (
+    FLAT_POLYGON,
+    POINT_PAIRS,
+    RLE_IN_LIST,
+    BadEntry,
+    Segmentation,
+    is_absent,
+    is_number,
+    read_box,
+    read_crowd,
+    read_segmentation,
+    whole_number,
+)
+from maskloss.data.findings import Kind, shown
+from maskloss.data.records import NO_MASK, POLYGONS, RLE, Texts
+from maskloss.masks.encoded import IntArray
+
+FLOAT_ID = Kind(
+    "float_id", "annotation", False, "ids that are whole floats, such as 1.0, are read as integers"
+)
+MISSING_ID = Kind("missing_id", "annotation", False, "annotations without an id are given one")
+TEXT_ID = Kind("text_id", "annotation", True, "ids that are not integers", "`maskloss repair` numbers them")
+NO_OBJECT = Kind(
+    "not_an_object",
+    "annotation",
+    True,
+    "annotations that are no objects",
+    "`maskloss repair` leaves them out",
+)
+ODD_CROWD = Kind(
+    "odd_iscrowd", "annotation", False, "values of iscrowd that are null or text are read as 0 or 1"
+)
+BAD_CROWD = Kind(
+    "bad_iscrowd", "annotation", True, "values of iscrowd other than 0 and 1", "`maskloss repair` sets 0"
+)
+
+_SPELLINGS = {
+    FLAT_POLYGON: "segmentation is one flat list of numbers, read as one polygon",
+    POINT_PAIRS: "segmentation has its points as [x, y] pairs",
+    RLE_IN_LIST: "segmentation is an RLE inside a list",
+}
+#: Whether an annotation's area is a number, is missing, or is something else.
+AREA_GIVEN, AREA_MISSING, AREA_ODD = 0, 1, 2
+#: In the place of an id that is not there.
+ABSENT: Any = object()
+_NUMBER = (int, float)
+_NAN = float("nan")
+
+
+@dataclass
+class ImageColumns:
+    """The images of a file that can be read.
+
+    Attributes:
+        ids: in the file's order, with `names`, `widths`, `heights` and `positions` beside them.
+        names: of the files, as they exist.
+        widths: px.
+        heights: px.
+        positions: in the file's list.
+        faulty: ids, also odd ones, of images with an error: their annotations' follow-up errors are none.
+    """
+
+    ids: list[int] = field(default_factory=list)
+    names: list[str] = field(default_factory=list)
+    widths: list[int] = field(default_factory=list)
+    heights: list[int] = field(default_factory=list)
+    positions: list[int] = field(default_factory=list)
+    faulty: set[Any] = field(default_factory=set)
+
+    def remove(self, indices: set[int]) -> None:
+        """Take images out that turn out to be faulty."""
+        self.faulty |= {self.ids[index] for index in indices}
+        columns: list[list[Any]] = [self.ids, self.names, self.widths, self.heights, self.positions]
+        for column in columns:
+            column[:] = [value for index, value in enumerate(column) if index not in indices]
+
+    def arrays(self) -> dict[str, Any]:
+        """The images' part of `Records`."""
+        return {
+            "image_ids": integers(self.ids),
+            "widths": np.array(self.widths, dtype=np.int64),
+            "heights": np.array(self.heights, dtype=np.int64),
+            "file_names": Texts.of([name.encode("utf-8", "surrogatepass") for name in self.names]),
+        }
+
+
+@dataclass(frozen=True)
+class Fault:
+    """Something about one annotation, told once it is known whether its image is a good one."""
+
+    kind: Kind
+    position: int
+    name: str
+    detail: str
+    image_id: Any
+
+
+class Columns:
+    """What the annotations hold, a column per field, a row per annotation that is an object.
+
+    Attributes:
+        faults: what is odd about single ones.
+        odd_ids: by row, where it is an integer of more than 64 bits.
+        odd_image_ids: by row, where it is no integer, or one of more than 64 bits.
+        odd_category_ids: by row, where it is no integer, or one of more than 64 bits.
+        odd_boxes: by row, as the file has it, where it is not four finite numbers.
+        odd_areas: by row, as the file has it, where it is no number.
+        degenerate: polygons of fewer than three points, by row.
+        rles: compressed counts, in the order of their rows.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.positions, self.ids = array("q"), array("q")
+        self.image_ids, self.category_ids = array("q"), array("q")
+        self.boxes, self.areas = array("d"), array("d")  # x, y, width, height; NaN where it is odd
+        self.has_id, self.crowds, self.forms, self.area_states = (
+            bytearray(),
+            bytearray(),
+            bytearray(),
+            bytearray(),
+        )
+        self.part_counts = array("q")
+        self.point_counts, self.coordinates = array("q"), array("d")
+        self.rles: list[bytes] = []
+        self.rle_sizes = array("q")  # height, width of each
+        self.faults: list[Fault] = []
+        self.odd_ids: dict[int, int] = {}
+        self.odd_image_ids: dict[int, Any] = {}
+        self.odd_category_ids: dict[int, Any] = {}
+        self.odd_boxes: dict[int, Any] = {}
+        self.odd_areas: dict[int, Any] = {}
+        self.degenerate: dict[int, int] = {}
+
+    def __len__(self) -> int:
+        return len(self.forms)
+
+    def take(self, item: Any) -> None:
+        """Add the next annotation of the file."""
+        position = self.count
+        self.count += 1
+        if not self._take_usual(position, item):
+            self._take_any(position, item)
+
+    def _take_usual(self, position: int, item: Any) -> bool:
+        """Add an annotation as COCO itself writes it: polygons, integers, all fields. Most are such."""
+        points, parts, rows = len(self.coordinates), len(self.point_counts), len(self.forms)
+        try:
+            identity, image_id, category_id = item["id"], item["image_id"], item["category_id"]
+            crowd, area, box, polygons = item["iscrowd"], item["area"], item["bbox"], item["segmentation"]
+            if not (
+                type(identity) is int
+                and type(image_id) is int
+                and type(category_id) is int
+                and type(crowd) is int
+                and (crowd == 0 or crowd == 1)
+                and type(area) in _NUMBER
+                and type(polygons) is list
+                and polygons
+            ):
+                return False
+            x, y, width, height = box
+            if not (
+                type(x) in _NUMBER
+                and type(y) in _NUMBER
+                and type(width) in _NUMBER
+                and type(height) in _NUMBER
+            ):
+                return False
+            for polygon in polygons:
+                length = len(polygon)
+                if type(polygon) is not list or length < 6 or length % 2:
+                    raise TypeError
+                self.coordinates.extend(polygon)
+                self.point_counts.append(length)
+            self._add_row(
+                position, identity, image_id, category_id, box, crowd, area, POLYGONS, len(polygons)
+            )
+        except (TypeError, KeyError, ValueError, OverflowError):
+            del self.coordinates[points:], self.point_counts[parts:]
+            self._drop_rows(rows)
+            return False
+        self.has_id.append(1)
+        self.area_states.append(AREA_GIVEN)
+        return True
+
+    def _add_row(
+        self,
+        position: int,
+        identity: int,
+        image_id: int,
+        category_id: int,
+        box: Any,
+        crowd: int,
+        area: float,
+        form: int,
+        parts: int,
+    ) -> None:
+        self.ids.append(identity)
+        self.image_ids.append(image_id)
+        self.category_ids.append(category_id)
+        self.areas.append(area)
+        self.boxes.extend(box)
+        self.positions.append(position)
+        self.crowds.append(crowd)
+        self.part_counts.append(parts)
+        self.forms.append(form)
+
+    def _drop_rows(self, rows: int) -> None:
+        for column in (self.ids, self.image_ids, self.category_ids, self.areas, self.positions, self.crowds):
+            del column[rows:]
+        del self.boxes[4 * rows :], self.part_counts[rows:], self.forms[rows:]
+
+    def _take_any(self, position: int, item: Any) -> None:
+        name = f"annotation number {position}"
+        if not isinstance(item, dict):
+            kind = type(item).__name__
+            self.faults.append(Fault(NO_OBJECT, position, name, f"expected an object, got {kind}", None))
+            return
+        given = item.get("id")
+        identity = whole_number(given)
+        if not is_absent(given):
+            name = f"annotation {shown(given)}"
+        image_id = item.get("image_id")
+
+        def fault(kind: Kind, detail: str) -> None:
+            self.faults.append(Fault(kind, position, name, detail, image_id))
+
+        if identity is None and not is_absent(given):
+            fault(TEXT_ID, f"id must be an integer, not {shown(given)}")
+            return
+        if identity is None:
+            fault(MISSING_ID, "missing id; it is given one")
+        crowd = read_crowd(item.get("iscrowd", 0))
+        if crowd is None:
+            fault(BAD_CROWD, f"iscrowd must be 0 or 1, not {shown(item['iscrowd'])}")
+            return
+        if "iscrowd" in item and type(item["iscrowd"]) is not int:
+            fault(ODD_CROWD, f"iscrowd {shown(item['iscrowd'])} is read as {crowd}")
+        try:
+            segmentation = read_segmentation(item.get("segmentation"))
+        except BadEntry as error:
+            fault(error.kind, str(error))
+            return
+        for spelling in segmentation.spellings:
+            fault(spelling, _SPELLINGS[spelling])
+        self._take_read(position, item, identity, crowd, segmentation, fault)
+
+    def _take_read(
+        self,
+        position: int,
+        item: dict[str, Any],
+        identity: int | None,
+        crowd: int,
+        segmentation: Segmentation,
+        fault: Any,
+    ) -> None:
+        row = len(self)
+        numbers: list[int] = []
+        floats = []
+        if identity is not None and isinstance(item["id"], float):
+            floats.append("id")
+        for key, odd in (("image_id", self.odd_image_ids), ("category_id", self.odd_category_ids)):
+            number = whole_number(item.get(key))
+            if number is None:
+                odd[row] = item.get(key, ABSENT)
+            elif isinstance(item[key], float):
+                floats.append(key)
+            if number is not None and not _fits(number):
+                odd[row], number = number, 0
+            numbers.append(number or 0)
+        if identity is not None and not _fits(identity):
+            self.odd_ids[row] = identity
+        if floats:
+            fault(FLOAT_ID, f"{', '.join(floats)} {shown(item[floats[0]])} is read as an integer")
+        box = read_box(item.get("bbox"))
+        if box is None:
+            self.odd_boxes[row] = item.get("bbox")
+        area: Any = item.get("area")
+        usable = is_number(area) or isinstance(area, float)
+        if area is not None and not usable:
+            self.odd_areas[row] = area
+        if segmentation.rle is not None:
+            form, parts = RLE, 1
+            self.rles.append(segmentation.rle["counts"])
+            self.rle_sizes.extend(segmentation.rle["size"])
+        elif segmentation.empty:
+            form, parts = NO_MASK, 0
+        else:
+            form, parts = POLYGONS, len(segmentation.polygons)
+            for polygon in segmentation.polygons:
+                self.coordinates.extend(polygon)
+                self.point_counts.append(len(polygon))
+            if segmentation.degenerate:
+                self.degenerate[row] = segmentation.degenerate
+        self._add_row(
+            position, 0 if row in self.odd_ids else identity or 0, numbers[0], numbers[1],
+            box or itertools.repeat(_NAN, 4), crowd, float(area) if usable else _NAN, form, parts,
+        )  # fmt: skip
+        self.has_id.append(identity is not None)
+        self.area_states.append(AREA_GIVEN if usable else AREA_MISSING if area is None else AREA_ODD)
+
+
+def _fits(number: int) -> bool:
+    return -(2**63) <= number < 2**63
+
+
+def integers(numbers: Sequence[int]) -> IntArray:
+    """Make an array of integers: int64, or Python's own where one has more bits."""
+    return np.array(numbers, dtype=np.int64 if all(map(_fits, numbers)) else object)

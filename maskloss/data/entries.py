@@ -1,0 +1,242 @@
+"""Reading single fields of an annotation file: what annotation tools write for a number or a segmentation."""
+
+from __future__ import annotations
+
+import math
+import numbers
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from pycocotools import mask as coco_mask
+
+from maskloss.data.findings import Kind, shown
+from maskloss.masks.encoded import checked_rle
+
+_KEEPS_BOX = "`maskloss repair` keeps their boxes without them"
+
+FLAT_POLYGON = Kind(
+    "flat_polygon",
+    "annotation",
+    False,
+    "segmentations that are one flat list of numbers are read as one polygon",
+)
+POINT_PAIRS = Kind(
+    "point_pairs", "annotation", False, "segmentations with points as [x, y] pairs are read as polygons"
+)
+RLE_IN_LIST = Kind(
+    "rle_in_list", "annotation", False, "segmentations that are RLEs inside a list are read as RLEs"
+)
+BAD_SEGMENTATION = Kind(
+    "bad_segmentation", "annotation", True, "segmentations that cannot be read", _KEEPS_BOX
+)
+CORRUPT_RLE = Kind("corrupt_rle", "annotation", True, "RLEs that are corrupt", _KEEPS_BOX)
+RLE_SIZE = Kind(
+    "rle_size",
+    "annotation",
+    True,
+    "RLEs whose size is not the image's",
+    "`maskloss repair` transposes those that then fit their boxes, and keeps the boxes of the others",
+)
+
+
+#: Hashes of 64 bits and UUIDs of 128 are ids.
+_LARGEST_ID = 2**128
+
+
+class BadEntry(ValueError):
+    """A field that cannot be read.
+
+    Args:
+        kind: of the fault.
+        text: what is wrong.
+    """
+
+    def __init__(self, kind: Kind, text: str) -> None:
+        super().__init__(text)
+        self.kind = kind
+
+
+@dataclass
+class Segmentation:
+    """A segmentation as it is read.
+
+    Attributes:
+        polygons: of three points or more each.
+        rle: compressed, with its size; in the place of polygons.
+        degenerate: how many polygons had fewer than three points.
+        spellings: in which unusual forms it was written.
+    """
+
+    polygons: list[list[float]] = field(default_factory=list)
+    rle: dict[str, Any] | None = None
+    degenerate: int = 0
+    spellings: list[Kind] = field(default_factory=list)
+
+    @property
+    def empty(self) -> bool:
+        """Whether nothing is drawn, so that the annotation has a box only."""
+        return not self.polygons and self.rle is None and not self.degenerate
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value is a finite number, and not text or a truth value."""
+    try:
+        return isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:  # an integer beyond what a float holds
+        return False
+
+
+def is_absent(value: Any) -> bool:
+    """Whether a field is null, or NaN, which pandas writes for it."""
+    return value is None or (isinstance(value, float) and math.isnan(value))
+
+
+def whole_number(value: Any) -> int | None:
+    """Give an integer of an id's size, also of a float such as 3.0, as pandas writes it; None for all else."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if isinstance(value, int) and not isinstance(value, bool) and abs(value) < _LARGEST_ID:
+        return value
+    return None
+
+
+def read_crowd(value: Any) -> int | None:
+    """Give 0 or 1 for what can mean but one of them; None for all else."""
+    if is_absent(value) or value == "":
+        return 0
+    if value in (0, 1):
+        return int(value)
+    return {"0": 0, "1": 1, "false": 0, "true": 1}.get(value.lower()) if isinstance(value, str) else None
+
+
+def read_box(value: Any) -> tuple[float, float, float, float] | None:
+    """Give x, y, width and height as floats, or None where they are not four finite numbers."""
+    if not (isinstance(value, list) and len(value) == 4 and all(is_number(number) for number in value)):
+        return None
+    x, y, width, height = map(float, value)
+    return x, y, width, height
+
+
+def read_segmentation(value: Any) -> Segmentation:
+    """Read a segmentation in any form that can be read in one way only.
+
+    Raises:
+        BadEntry: it cannot.
+    """
+    result = Segmentation()
+    if is_absent(value) or value == {} or (isinstance(value, list) and not value):
+        return result
+    if isinstance(value, dict):
+        result.rle = _read_rle(value)
+        return result
+    if not isinstance(value, list):
+        raise BadEntry(
+            BAD_SEGMENTATION, f"segmentation must be a list of polygons or an RLE, not {shown(value)}"
+        )
+    if all(isinstance(part, dict) and ("counts" in part or "size" in part) for part in value):
+        rles = [_read_rle(part) for part in value]
+        if any(rle["size"] != rles[0]["size"] for rle in rles):
+            raise BadEntry(RLE_SIZE, "segmentation: the RLEs of the list have several sizes")
+        result.rle = rles[0] if len(rles) == 1 else coco_mask.merge(rles)
+        result.spellings.append(RLE_IN_LIST)
+        return result
+    for polygon in _polygons(value, result):
+        _add_polygon(polygon, result)
+    return result
+
+
+def _polygons(value: list[Any], result: Segmentation) -> list[Any]:
+    """The flat polygons of a list of numbers, of points, of flat polygons, or of polygons of points."""
+    if not any(isinstance(part, list | dict) for part in value):
+        result.spellings.append(FLAT_POLYGON)
+        return [value]
+    if len(value) > 2 and all(_is_point(part) for part in value):
+        result.spellings.append(POINT_PAIRS)
+        return [_flat(value)]
+    # OpenCV's contours have each point in a list of its own.
+    if len(value) > 2 and all(
+        isinstance(part, list) and len(part) == 1 and _is_point(part[0]) for part in value
+    ):
+        result.spellings.append(POINT_PAIRS)
+        return [_flat([part[0] for part in value])]
+    polygons = []
+    for part in value:
+        if (
+            isinstance(part, list)
+            and part
+            and all(isinstance(point, list) and len(point) == 1 and _is_point(point[0]) for point in part)
+        ):
+            part = [point[0] for point in part]
+        if isinstance(part, list) and part and all(_is_point(point) for point in part):
+            result.spellings.append(POINT_PAIRS)
+            part = _flat(part)
+        polygons.append(part)
+    result.spellings[:] = dict.fromkeys(result.spellings)
+    return polygons
+
+
+def _is_point(value: Any) -> bool:
+    return (
+        isinstance(value, list) and len(value) == 2 and not any(isinstance(v, list | dict) for v in value)
+    ) or (isinstance(value, dict) and value.keys() == {"x", "y"})
+
+
+def _flat(points: Sequence[Any]) -> list[Any]:
+    return [v for point in points for v in ((point["x"], point["y"]) if isinstance(point, dict) else point)]
+
+
+def _add_polygon(polygon: Any, result: Segmentation) -> None:
+    if not isinstance(polygon, list):
+        raise BadEntry(
+            BAD_SEGMENTATION,
+            f"segmentation: a polygon is a flat list of numbers x0, y0, x1, y1, ..., not {shown(polygon)}",
+        )
+    for number in polygon:
+        if not isinstance(number, numbers.Real) or isinstance(number, bool):
+            raise BadEntry(
+                BAD_SEGMENTATION,
+                "segmentation: a polygon is a flat list of numbers x0, y0, x1, y1, ..., but this one holds "
+                f"{shown(number)}",
+            )
+        if not is_number(number):
+            raise BadEntry(BAD_SEGMENTATION, "segmentation: a polygon has a coordinate that is not finite")
+    if len(polygon) % 2:
+        raise BadEntry(
+            BAD_SEGMENTATION, f"segmentation: a polygon has an odd number of coordinates ({len(polygon)})"
+        )
+    if len(polygon) >= 6:
+        result.polygons.append(polygon)
+    elif polygon:
+        result.degenerate += 1
+
+
+def _read_rle(value: dict[str, Any]) -> dict[str, Any]:
+    if "size" not in value or "counts" not in value:
+        raise BadEntry(
+            CORRUPT_RLE,
+            f"segmentation: an RLE needs the keys size and counts, got {shown(sorted(map(str, value)))}",
+        )
+    sides = value["size"] if isinstance(value["size"], list) and len(value["size"]) == 2 else [None]
+    size = [whole_number(side) or 0 for side in sides]
+    if min(size) <= 0 or size[0] * size[1] >= 2**31:
+        raise BadEntry(RLE_SIZE, f"segmentation: the RLE's size is {shown(value['size'])}")
+    counts = value["counts"]
+    if isinstance(counts, list) and any(isinstance(run, float) for run in counts):
+        whole = [whole_number(run) for run in counts]
+        counts = counts if None in whole else whole
+    try:
+        return checked_rle({"size": size, "counts": counts}, size[0], size[1], "segmentation")
+    except ValueError as error:
+        raise BadEntry(CORRUPT_RLE, str(error)) from None
+
+
+def box_of_mask(segmentation: Segmentation) -> list[float]:
+    """Give the x, y, width and height of a mask that is not empty."""
+    if segmentation.rle is not None:
+        box: list[float] = coco_mask.toBbox(segmentation.rle).tolist()
+        return box
+    points = np.concatenate([np.reshape(polygon, (-1, 2)) for polygon in segmentation.polygons])
+    low, high = points.min(axis=0), points.max(axis=0)
+    return [*low.tolist(), *(high - low).tolist()]

@@ -1,0 +1,388 @@
+"""model.safetensors: a trained model that says what it is, and with which loss it was trained.
+
+Only tensors and JSON are read, and no import path out of a file is followed.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from maskloss import losses as public_losses
+from maskloss.data.coco import Category
+from maskloss.detection.conversion import convert
+from maskloss.detection.models import MODEL_NAMES, ModelSettings, build_model
+from maskloss.errors import InputError
+from maskloss.files import read_bytes, write_bytes
+from maskloss.losses.criterion import MaskRCNNLoss
+from maskloss.losses.masks import ClassAgnosticMaskLoss, MaskBCELoss, MaskSoftmaxLoss
+from maskloss.losses.presets import PRESETS
+from maskloss.masks.targets import MaskTargets
+from maskloss.training.losses import LossConfig, make_loss
+
+#: Of the description; files of 0.1.0 have none, and do not know their loss.
+_VERSION = 2
+_METADATA_KEY = "maskloss"
+#: What the loss's own tensors are stored under, beside the model's, none of whose keys begins so.
+_LOSS_PREFIX = "maskloss.loss."
+
+_LARGEST_SIZE = 20_000
+_LONGEST_NAME = 1_000
+
+
+@dataclass(frozen=True)
+class ModelDescription:
+    """What `model.safetensors` says of itself.
+
+    Attributes:
+        settings: how to build the model.
+        categories: label i + 1 is category i.
+        aligned: `MaskTargets.aligned` of the targets that it learned, which decides how masks are pasted.
+        mask_probs: how logits become masks: "sigmoid" of the own class's channel, "softmax" over the classes,
+            "class_agnostic" for the sigmoid of channel 0, or "custom" where a user's mask term says how.
+        loss: the loss that it was trained with, as `TrainConfig.loss` has it; None in files of 0.1.0.
+    """
+
+    settings: ModelSettings
+    categories: tuple[Category, ...]
+    aligned: bool
+    mask_probs: str = "sigmoid"
+    loss: LossConfig | None = None
+
+    def to_metadata(self) -> dict[str, str]:
+        """Return the metadata of the safetensors file."""
+        return {"format": "pt", _METADATA_KEY: json.dumps({"version": _VERSION, **asdict(self)})}
+
+    @classmethod
+    def from_metadata(cls, metadata: dict[str, str]) -> ModelDescription:
+        """Read the metadata back.
+
+        Raises:
+            KeyError: it is not ours.
+            ValueError: a field cannot be meant; the message names it.
+        """
+        try:
+            content = json.loads(metadata[_METADATA_KEY])
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"its description is no JSON: {error}") from None
+        _check(isinstance(content, dict), "description", "an object", content)
+        version = content.get("version", 1)
+        _check(
+            version in (1, _VERSION), "version", f"at most {_VERSION}, a newer maskloss reads more", version
+        )
+        _check(isinstance(content["aligned"], bool), "aligned", "true or false", content["aligned"])
+        mask_probs = content.get("mask_probs", "sigmoid")
+        known = isinstance(mask_probs, str) and mask_probs in (*_MASK_TERMS, "custom")
+        _check(known, "mask_probs", f"one of {', '.join(_MASK_TERMS)}, custom", mask_probs)
+        loss = content.get("loss")
+        _check(loss is None or isinstance(loss, str | dict), "loss", "a name or a mapping", loss)
+        categories = _categories_of(content["categories"])
+        settings = _settings_of(content["settings"])
+        if settings.num_classes != len(categories) + 1:
+            raise ValueError(f"it has {settings.num_classes} classes, but {len(categories)} categories")
+        return cls(settings, categories, content["aligned"], mask_probs, loss)
+
+
+#: A mask term by how its logits become masks, for models whose loss cannot be made again.
+_MASK_TERMS: dict[str, Callable[[], nn.Module]] = {
+    "sigmoid": MaskBCELoss,
+    "softmax": MaskSoftmaxLoss,
+    "class_agnostic": lambda: ClassAgnosticMaskLoss(MaskBCELoss()),
+}
+
+
+def mask_probs_of(loss: MaskRCNNLoss) -> str:
+    """Name how a loss's mask term turns logits into masks, for `ModelDescription`."""
+    if loss.own_mask_probs is None:
+        return "sigmoid"
+    names = {MaskSoftmaxLoss: "softmax", ClassAgnosticMaskLoss: "class_agnostic"}
+    return names.get(type(loss.mask), "custom")
+
+
+def is_self_contained(config: LossConfig | None) -> bool:
+    """Whether a loss's config is made of presets and of `maskloss.losses` alone, and needs no code of a user."""
+    if isinstance(config, str):
+        return config in PRESETS
+    return isinstance(config, dict) and all(
+        path.startswith("maskloss.losses.") and path.removeprefix("maskloss.losses.") in public_losses.__all__
+        for path in _import_paths(config)
+    )
+
+
+def _import_paths(config: dict[str, Any]) -> Iterable[str]:
+    """Yield what a mapping of `--loss` would import."""
+    for key, value in config.items():
+        if key in ("preset", "weights", "mask_targets") or value is None:
+            continue
+        for part in value.values() if key == "normalizers" and isinstance(value, dict) else [value]:
+            yield from _paths_of_object(part)
+
+
+def _paths_of_object(value: Any) -> Iterable[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict) and "class_path" in value:
+        yield str(value["class_path"])
+        for argument in (value.get("init_args") or {}).values():
+            for part in argument if isinstance(argument, list) else [argument]:
+                if isinstance(part, dict):
+                    yield from _paths_of_object(part)
+    else:
+        yield ""  # nothing that there is
+
+
+def save_model(path: Path, model: nn.Module, description: ModelDescription) -> None:
+    """Write a converted model with its description, and its loss's own tensors under names of their own.
+
+    Raises:
+        RunError: the disk is full, or the folder does not allow it.
+    """
+    state = dict(model.state_dict())
+    if (heads := getattr(model, "roi_heads", None)) is not None and isinstance(
+        getattr(heads, "loss", None), nn.Module
+    ):
+        state |= {f"{_LOSS_PREFIX}{key}": tensor for key, tensor in heads.loss.state_dict().items()}
+    state = {key: tensor.detach().cpu().contiguous() for key, tensor in state.items()}
+    write_bytes(path, safetensors.torch.save(state, metadata=description.to_metadata()))
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model out of its file.
+
+    Attributes:
+        model: converted, in evaluation mode, leaving mask probabilities unpasted.
+        description: of the model.
+        loss_config: of the loss that the model has now; None where it is not known, because the file does not say or
+            names code that was not given again. The losses of such a model are not those of its run.
+    """
+
+    model: nn.Module
+    description: ModelDescription
+    loss_config: LossConfig | None
+
+
+def load_model(path: str | Path, *, loss: LossConfig | None = None) -> LoadedModel:
+    """Read a model saved by `save_model`.
+
+    Args:
+        path: of the file.
+        loss: the loss's config where the file's names code, which is not imported because a file says so; or another
+            loss to evaluate with.
+
+    Raises:
+        InputError: the file is missing, truncated, no safetensors file, of something else, or holds numbers that are
+            not finite; or the loss cannot be made.
+    """
+    path = Path(path)
+    if path.suffix == ".pt":
+        raise InputError(f"{path}: is a checkpoint, to resume from; name the run's model.safetensors")
+    state, metadata = read_safetensors(path)
+    try:
+        description = ModelDescription.from_metadata(metadata)
+    except (KeyError, TypeError, AttributeError):
+        raise InputError(f"{path}: the file does not describe a model of maskloss train") from None
+    except ValueError as error:
+        raise InputError(f"{path}: {error}") from None
+    config = loss
+    if config is None and is_self_contained(description.loss):
+        config = description.loss
+    if config is None and description.mask_probs == "custom":
+        raise InputError(
+            f"{path}: its masks come from the mask term of its loss, {_shown(description.loss)}, which the file cannot "
+            "hold: give it again by --loss"
+        )
+    criterion = _criterion(description) if config is None else make_loss(config)
+    own = {key: tensor for key, tensor in state.items() if not key.startswith(_LOSS_PREFIX)}
+    check_finite_tensors(path, state)
+    try:
+        model = build_model(description.settings)
+        _check_kinds(model, own)
+        model.load_state_dict(own, strict=True)
+        if config is not None and config == description.loss:
+            criterion.load_state_dict(
+                {
+                    key.removeprefix(_LOSS_PREFIX): tensor
+                    for key, tensor in state.items()
+                    if key.startswith(_LOSS_PREFIX)
+                },
+                strict=True,
+            )
+    except (TypeError, ValueError, RuntimeError, IndexError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise InputError(f"{path}: its tensors are of another model than it says: {first}") from error
+    convert(model, criterion, paste=None)
+    return LoadedModel(model.eval(), description, config)
+
+
+def _criterion(description: ModelDescription) -> MaskRCNNLoss:
+    """Make a loss whose masks come about as the model's do; its values mean nothing."""
+    return MaskRCNNLoss(
+        mask=_MASK_TERMS[description.mask_probs](),
+        mask_targets=MaskTargets(aligned=description.aligned, binary=False),
+    )
+
+
+def _shown(loss: LossConfig | None) -> str:
+    return loss if isinstance(loss, str) else "a mapping of its own code"
+
+
+def model_settings_of(metadata: dict[str, str]) -> dict[str, Any]:
+    """Image mean, std and frozen normalization, where a weights file's metadata has them.
+
+    Raises:
+        InputError: it has one that cannot be meant; the message names the key.
+    """
+    found: dict[str, Any] = {}
+    if _METADATA_KEY in metadata:
+        try:
+            settings = ModelDescription.from_metadata(metadata).settings
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise InputError(f"the metadata's description of the model cannot be read: {error}") from None
+        keys = ("image_mean", "image_std", "frozen_normalization", "normalization_eps")
+        return {key: getattr(settings, key) for key in keys}
+    for key in ("image_mean", "image_std"):
+        if key in metadata:
+            found[key] = _three_numbers(key, metadata[key])
+    if "frozen_normalization" in metadata:
+        if metadata["frozen_normalization"] not in ("true", "false"):
+            raise InputError(
+                f"the metadata's frozen_normalization must be true or false, not "
+                f"{metadata['frozen_normalization']!r}"
+            )
+        found["frozen_normalization"] = metadata["frozen_normalization"] == "true"
+    return found
+
+
+def _three_numbers(key: str, text: str) -> tuple[float, ...]:
+    try:
+        values = json.loads(text)
+        good = isinstance(values, list) and len(values) == 3 and all(_is_number(value) for value in values)
+    except (ValueError, TypeError, RecursionError):
+        good = False
+    if not good or (key == "image_std" and min(values) <= 0):
+        raise InputError(f"the metadata's {key} must be three numbers as JSON, not {text[:100]!r}")
+    return tuple(float(value) for value in values)
+
+
+def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Read the tensors and the metadata of a safetensors file.
+
+    Raises:
+        InputError: the file is missing, truncated or another.
+    """
+    content = read_bytes(path)
+    try:
+        tensors = safetensors.torch.load(content)
+        header_length = int.from_bytes(content[:8], "little")
+        metadata = json.loads(content[8 : 8 + header_length]).get("__metadata__") or {}
+    except (SafetensorError, ValueError, KeyError, RecursionError, AttributeError, TypeError) as error:
+        raise InputError(f"{path}: truncated, or not a safetensors file: {error}") from error
+    return tensors, metadata
+
+
+def without_loss_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return a model file's tensors without those of its loss."""
+    return {key: tensor for key, tensor in state.items() if not key.startswith(_LOSS_PREFIX)}
+
+
+def check_finite_tensors(path: Path, state: dict[str, Tensor]) -> None:
+    """Raise InputError, naming file and tensor, unless all numbers are finite."""
+    for key, tensor in state.items():
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise InputError(
+                f"{path}: the tensor {key[:100]} holds numbers that are not finite, of a diverged model"
+            )
+
+
+def _check_kinds(model: nn.Module, state: dict[str, Tensor]) -> None:
+    """Check that no tensor would be rounded or cut on its way into the model."""
+    for key, tensor in model.state_dict().items():
+        given = state.get(key)
+        if given is not None and given.is_floating_point() != tensor.is_floating_point():
+            raise ValueError(f"{key} is of {given.dtype}, not of {tensor.dtype}")
+
+
+def _settings_of(content: Any) -> ModelSettings:
+    _check(isinstance(content, dict), "settings", "an object", content)
+    known = {field.name for field in fields(ModelSettings)}
+    unknown = sorted(map(str, set(content) - known))
+    _check(not unknown, "settings", f"of {', '.join(sorted(known))}", ", ".join(unknown))
+    content = dict(content)
+    name, num_classes = content["name"], content["num_classes"]
+    _check(isinstance(name, str) and name in MODEL_NAMES, "name", f"one of {', '.join(MODEL_NAMES)}", name)
+    _check(
+        _is_whole(num_classes) and 2 <= num_classes <= 10**6,
+        "num_classes",
+        "a whole number from 2 on",
+        num_classes,
+    )
+    for key in ("image_mean", "image_std"):
+        values = content.get(key, (0.5, 0.5, 0.5))
+        good = (
+            isinstance(values, list | tuple)
+            and len(values) == 3
+            and all(_is_number(value) for value in values)
+        )
+        _check(good and (key == "image_mean" or min(values) > 0), key, "three numbers", values)
+        content[key] = tuple(float(value) for value in values)
+    sizes = content.get("min_size")
+    good = sizes is None or (
+        isinstance(sizes, list | tuple)
+        and len(sizes) > 0
+        and all(_is_whole(size) and 1 <= size <= _LARGEST_SIZE // 2 for size in sizes)
+    )
+    _check(good, "min_size", f"sizes from 1 to {_LARGEST_SIZE // 2} px", sizes)
+    content["min_size"] = None if sizes is None else tuple(sizes)
+    longest = content.get("max_size")
+    good = longest is None or (_is_whole(longest) and 1 <= longest <= _LARGEST_SIZE)
+    _check(good, "max_size", f"a size from 1 to {_LARGEST_SIZE} px", longest)
+    frozen = content.get("frozen_normalization", False)
+    _check(isinstance(frozen, bool), "frozen_normalization", "true or false", frozen)
+    eps = content.get("normalization_eps", 1e-5)
+    _check(_is_number(eps) and 0 <= eps < 1, "normalization_eps", "a number in [0, 1)", eps)
+    layers = content.get("trainable_layers", 5)
+    _check(_is_whole(layers) and 0 <= layers <= 5, "trainable_layers", "a whole number from 0 to 5", layers)
+    return ModelSettings(**content)
+
+
+def _categories_of(content: Any) -> tuple[Category, ...]:
+    _check(isinstance(content, list) and content, "categories", "a list", content)
+    categories = []
+    for item in content:
+        good = isinstance(item, dict) and _is_whole(item.get("id")) and isinstance(item.get("name"), str)
+        _check(good and abs(item["id"]) < 2**63, "categories", "objects with a whole id and a name", item)
+        short = len(item["name"]) <= _LONGEST_NAME
+        _check(short, "categories", f"names of at most {_LONGEST_NAME} letters", item["name"])
+        categories.append(Category(item["id"], item["name"]))
+    different = len({category.id for category in categories}) == len(categories)
+    _check(different, "categories", "of different ids", "the same id twice")
+    return tuple(categories)
+
+
+def _check(condition: Any, field: str, expected: str, value: Any) -> None:
+    """Raise ValueError, naming a field of the description."""
+    if not condition:
+        shown = str(value)
+        raise ValueError(
+            f"its {field} must be {expected}, not {shown[:60]}{'...' if len(shown) > 60 else ''}"
+        )
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: Any) -> bool:
+    try:
+        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:
+        return False
