@@ -34,7 +34,13 @@ from maskloss.detection.models import (
 )
 from maskloss.errors import InputError, RunError
 from maskloss.files import append_line, make_folder, write_bytes, write_text
-from maskloss.training.checkpoints import checkpoint_files, load_checkpoint, read_weights, save_checkpoint
+from maskloss.training.checkpoints import (
+    checkpoint_files,
+    load_checkpoint,
+    read_weights,
+    restore,
+    save_checkpoint,
+)
 from maskloss.training.config import TrainConfig
 from maskloss.training.evaluation import Evaluation, batches_on, evaluate
 from maskloss.training.metrics import write_metrics
@@ -86,7 +92,7 @@ def train(config: TrainConfig) -> TrainingResult:
     start, elapsed = 0, 0.0
     if checkpoint is not None:
         start, elapsed = checkpoint["step"], checkpoint["seconds"]
-        _restore(config, checkpoint, model, loss, optimizer)
+        restore(config.output_folder, checkpoint, model, loss, optimizer)
     prepared, optimizer = accelerator.prepare(model, optimizer)
     if checkpoint is not None and accelerator.scaler is not None:
         accelerator.scaler.load_state_dict(checkpoint["scaler"])
@@ -253,19 +259,6 @@ def _starting_point(config: TrainConfig, categories: list[list[Any]]) -> dict[st
     if checkpoint["step"] > config.max_steps:
         raise InputError(f"{file}: is past --max-steps {config.max_steps}")
     return checkpoint
-
-
-def _restore(
-    config: TrainConfig, checkpoint: dict[str, Any], model: nn.Module, loss: nn.Module, optimizer: Any
-) -> None:
-    try:
-        # What a term has gathered, such as the seesaw's counts; a checkpoint from before there was any has none.
-        loss.load_state_dict(checkpoint.get("loss", loss.state_dict()), strict=True)
-        model.load_state_dict(checkpoint["model"], strict=True)
-        optimizer.load_state_dict(checkpoint["optimizer"])
-    except (RuntimeError, ValueError, KeyError) as error:
-        first = str(error).strip().splitlines()[0]
-        raise InputError(f"{config.output_folder}: the checkpoint is of another model: {first}") from error
 
 
 def _accelerator(config: TrainConfig, device: torch.device) -> Accelerator:
