@@ -198,7 +198,7 @@ def evaluate(
     images: str,
     annotations: str,
     output: str,
-    loss: str | None = None,
+    loss: str | dict[str, Any] | None = None,
     batch_size: int = 2,
     device: Device = "auto",
 ) -> None:
@@ -208,16 +208,16 @@ def evaluate(
     imported because a file says so, the losses are computed only if it is given again.
 
     Args:
-        checkpoint: model.safetensors of a run.
+        checkpoint: model.safetensors of a run, or the run's folder.
         images: folder of the images.
         annotations: COCO-format JSON.
-        output: folder that gets metrics.json.
-        loss: a preset or the import path of a loss, where the file's own cannot be used or another is wanted.
+        output: folder that gets metrics.json and results.json.
+        loss: a preset, an import path, or a mapping as JSON, where the file's own cannot be used or another is wanted.
         batch_size: images that are loaded together.
         device: where to run.
     """
     from maskloss.data.coco import read_coco
-    from maskloss.files import locked, make_folder
+    from maskloss.files import locked, make_folder, write_text
     from maskloss.training import evaluation
     from maskloss.training.loop import chosen_device
     from maskloss.training.metrics import write_metrics
@@ -229,7 +229,8 @@ def evaluate(
     loaded = load_model(checkpoint, loss=loss)
     data = read_coco(images, annotations, categories=loaded.description.categories)
     folder = Path(output)
-    _refuse_to_overwrite(folder / "metrics.json")
+    for name in ("metrics.json", "results.json"):
+        _refuse_to_overwrite(folder / name)
     make_folder(folder)
     with locked(folder):
         for warning in data.warnings:
@@ -250,6 +251,7 @@ def evaluate(
             device=chosen,
             losses=loaded.loss_config is not None,
         )
+        write_text(folder / "results.json", json.dumps(found.results))
         write_metrics(folder / "metrics.json", found.metrics)
     _print_metrics(found.metrics)
     print(folder / "metrics.json")

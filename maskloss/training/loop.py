@@ -48,7 +48,13 @@ from maskloss.files import (
     write_text,
 )
 from maskloss.losses.criterion import KEYS, MaskRCNNLoss
-from maskloss.training.checkpoints import checkpoint_files, load_checkpoint, read_weights, save_checkpoint
+from maskloss.training.checkpoints import (
+    checkpoint_files,
+    load_checkpoint,
+    read_weights,
+    restore,
+    save_checkpoint,
+)
 from maskloss.training.config import TrainConfig
 from maskloss.training.evaluation import Evaluation, batches_on, check_sizes, evaluate
 from maskloss.training.losses import probe_copy
@@ -148,7 +154,7 @@ def _trained(
     start, elapsed = 0, 0.0
     if checkpoint is not None:
         start, elapsed = checkpoint["step"], checkpoint["seconds"]
-        _restore(config, checkpoint, model, loss, optimizer)
+        restore(config.output_folder, checkpoint, model, loss, optimizer)
     prepared, optimizer = accelerator.prepare(model, optimizer)
     if checkpoint is not None and accelerator.scaler is not None:
         accelerator.scaler.load_state_dict(checkpoint["scaler"])
@@ -373,19 +379,6 @@ def _starting_point(config: TrainConfig, identity: dict[str, Any]) -> dict[str, 
     if checkpoint["step"] > config.max_steps:
         raise InputError(f"{file}: is past --max-steps {config.max_steps}")
     return checkpoint
-
-
-def _restore(
-    config: TrainConfig, checkpoint: dict[str, Any], model: nn.Module, loss: nn.Module, optimizer: Any
-) -> None:
-    try:
-        # What a term has gathered, such as the seesaw's counts; a checkpoint from before there was any has none.
-        loss.load_state_dict(checkpoint.get("loss", loss.state_dict()), strict=True)
-        model.load_state_dict(checkpoint["model"], strict=True)
-        optimizer.load_state_dict(checkpoint["optimizer"])
-    except (RuntimeError, ValueError, KeyError) as error:
-        first = str(error).strip().splitlines()[0]
-        raise InputError(f"{config.output_folder}: the checkpoint is of another model: {first}") from error
 
 
 def _accelerator(config: TrainConfig, device: torch.device) -> Accelerator:
