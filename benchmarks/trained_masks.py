@@ -103,7 +103,7 @@ def _trained(data: CocoData, preset: str, seed: int, steps: int, file: Path) -> 
         return model
     dataset = CocoDataset(data)
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=1e-3)
-    batches = TrainingBatches(len(dataset), BATCH_SIZE, steps, seed=seed)
+    batches = TrainingBatches([0] * len(dataset), BATCH_SIZE, steps, seed=seed)
     for step, keys in enumerate(tqdm(batches, desc=file.stem, mininterval=30, leave=False), start=1):
         for group in optimizer.param_groups:
             decay = 0.5 * (1 + np.cos(np.pi * (step - 1) / steps))

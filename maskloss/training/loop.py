@@ -160,7 +160,8 @@ def _trained(
         accelerator.scaler.load_state_dict(checkpoint["scaler"])
 
     batches = TrainingBatches(
-        len(training.images),
+        # Upright images beside each other, and wide ones: batches are padded to their largest image.
+        [int(image.width >= image.height) for image in training.images],
         config.batch_size,
         config.max_steps * config.accumulation_steps,
         start=start * config.accumulation_steps,

@@ -13,50 +13,50 @@ def indices(batches: TrainingBatches) -> list[int]:
 
 @pytest.mark.parametrize(("num_images", "batch_size"), [(6, 2), (7, 3), (5, 8), (1, 2)])
 def test_each_image_is_seen_once_per_epoch(num_images: int, batch_size: int) -> None:
-    seen = indices(TrainingBatches(num_images, batch_size, 3 * num_images, seed=1))
+    seen = indices(TrainingBatches([0] * num_images, batch_size, 3 * num_images, seed=1))
     for epoch in range(3):
         in_epoch = seen[epoch * num_images : (epoch + 1) * num_images]
         assert sorted(in_epoch) == list(range(num_images))
 
 
 def test_epochs_are_shuffled_unlike_each_other() -> None:
-    seen = indices(TrainingBatches(20, 4, 10, seed=1))
+    seen = indices(TrainingBatches([0] * 20, 4, 10, seed=1))
     assert seen[:20] != list(range(20))
     assert seen[:20] != seen[20:]
 
 
 @pytest.mark.parametrize("start", [0, 1, 4, 9, 10])
 def test_a_later_start_gives_the_tail(start: int) -> None:
-    whole = list(TrainingBatches(7, 3, 10, seed=5))
-    assert list(TrainingBatches(7, 3, 10, start=start, seed=5)) == whole[start:]
+    whole = list(TrainingBatches([0] * 7, 3, 10, seed=5))
+    assert list(TrainingBatches([0] * 7, 3, 10, start=start, seed=5)) == whole[start:]
 
 
 @pytest.mark.parametrize("start", [0, 4, 10, 12])
 def test_the_length_is_the_number_of_batches_that_come(start: int) -> None:
-    batches = TrainingBatches(7, 3, 10, start=start)
+    batches = TrainingBatches([0] * 7, 3, 10, start=start)
     assert len(batches) == len(list(batches))
 
 
 def test_the_same_seed_gives_the_same_batches_and_another_seed_others() -> None:
-    first = list(TrainingBatches(9, 2, 6, seed=3))
-    assert first == list(TrainingBatches(9, 2, 6, seed=3))
-    assert indices(TrainingBatches(9, 2, 6, seed=3)) != indices(TrainingBatches(9, 2, 6, seed=4))
+    first = list(TrainingBatches([0] * 9, 2, 6, seed=3))
+    assert first == list(TrainingBatches([0] * 9, 2, 6, seed=3))
+    assert indices(TrainingBatches([0] * 9, 2, 6, seed=3)) != indices(TrainingBatches([0] * 9, 2, 6, seed=4))
 
 
 def test_one_object_gives_the_same_batches_again() -> None:
-    batches = TrainingBatches(9, 2, 6, seed=3)
+    batches = TrainingBatches([0] * 9, 2, 6, seed=3)
     assert list(batches) == list(batches)
 
 
 def test_ranks_share_what_one_process_with_their_joint_batch_would_see() -> None:
-    ranks = [list(TrainingBatches(7, 2, 5, seed=2, rank=rank, world_size=3)) for rank in range(3)]
-    joint = list(TrainingBatches(7, 6, 5, seed=2))
+    ranks = [list(TrainingBatches([0] * 7, 2, 5, seed=2, rank=rank, world_size=3)) for rank in range(3)]
+    joint = list(TrainingBatches([0] * 7, 6, 5, seed=2))
     for step in range(5):
         assert ranks[0][step] + ranks[1][step] + ranks[2][step] == joint[step]
 
 
 def test_every_sample_has_an_augmentation_seed_of_its_own() -> None:
-    seeds = [seed for batch in TrainingBatches(4, 2, 50, seed=2) for _, seed in batch]
+    seeds = [seed for batch in TrainingBatches([0] * 4, 2, 50, seed=2) for _, seed in batch]
     assert len(set(seeds)) == len(seeds) == 100
 
 
@@ -76,3 +76,70 @@ def test_neighbouring_seeds_differ_in_about_half_of_their_bits() -> None:
     # is sqrt(63 / 4 / 200) = 0.28.
     differing = [(mixed_seed(7, n) ^ mixed_seed(7, n + 1)).bit_count() for n in range(200)]
     assert 30 < sum(differing) / len(differing) < 33
+
+
+# Groups.
+
+#: Of 23 images, 9 are upright.
+GROUPS = [int(index % 5 > 1) for index in range(23)]
+
+
+def batches_of(num_batches: int, batch_size: int = 2, **options: int) -> list[list[int]]:
+    return [
+        [i for i, _ in batch] for batch in TrainingBatches(GROUPS, batch_size, num_batches, seed=3, **options)
+    ]
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 4])
+def test_a_batch_has_images_of_one_group(batch_size: int) -> None:
+    for batch in batches_of(60, batch_size):
+        assert len({GROUPS[index] for index in batch}) == 1
+        assert len(batch) == batch_size
+
+
+@pytest.mark.parametrize("batch_size", [2, 3, 4])
+def test_no_image_of_a_group_is_seen_twice_as_often(batch_size: int) -> None:
+    # 23 * batch_size batches are batch_size * batch_size epochs, after which nothing is left over.
+    seen = [index for batch in batches_of(23 * batch_size, batch_size) for index in batch]
+    counts = [seen.count(index) for index in range(23)]
+    assert counts == [batch_size * batch_size] * 23
+    # On the way no image is more than one epoch, and what a batch holds back, ahead of another.
+    for end in range(0, len(seen), 23):
+        counts = [seen[:end].count(index) for index in range(23)]
+        assert max(counts) - min(counts) <= 2
+
+
+def test_groups_come_in_a_random_order_that_the_seed_gives() -> None:
+    order = [GROUPS[batch[0]] for batch in batches_of(40)]
+    assert {0, 1} == set(order[:12])
+    assert order != sorted(order)
+    assert order[:11] != order[11:22]
+
+
+@pytest.mark.parametrize("start", [0, 1, 7, 11, 12, 30, 39, 40])
+def test_with_groups_a_later_start_gives_the_tail(start: int) -> None:
+    whole = list(TrainingBatches(GROUPS, 2, 40, seed=3))
+    batches = TrainingBatches(GROUPS, 2, 40, seed=3, start=start)
+    assert list(batches) == whole[start:]
+    assert len(batches) == 40 - start
+
+
+def test_with_groups_ranks_share_a_batch_of_one_group() -> None:
+    ranks = [batches_of(12, 2, rank=rank, world_size=3) for rank in range(3)]
+    joint = batches_of(12, 6)
+    for step in range(12):
+        together = [index for rank in ranks for index in rank[step]]
+        assert together == joint[step]
+        assert len({GROUPS[index] for index in together}) == 1
+
+
+def test_a_group_that_fills_no_batch_joins_the_largest() -> None:
+    groups = [0, *[1] * 9, 2, 2]
+    seen = [index for batch in TrainingBatches(groups, 4, 9, seed=0) for index, _ in batch]
+    assert sorted(seen) == sorted([*range(12)] * 3)
+    assert all(len(set(batch)) == 4 for batch in zip(*[iter(seen)] * 4, strict=True))
+
+
+def test_with_groups_every_sample_has_an_augmentation_seed_of_its_own() -> None:
+    seeds = [seed for batch in TrainingBatches(GROUPS, 2, 100, seed=2) for _, seed in batch]
+    assert len(set(seeds)) == 200

@@ -282,7 +282,7 @@ def test_accumulation_sees_the_images_of_all_its_passes_and_steps_once(
     monkeypatch.setattr(loop, "batches_on", watched)
     monkeypatch.setattr(torch.optim, "SGD", WatchedSGD)
     train(small_config(shapes, tmp_path / "run", max_steps=2, batch_size=1, accumulation_steps=2, seed=4))
-    expected = [[index + 1 for index, _ in batch] for batch in TrainingBatches(4, 1, 4, seed=4)]
+    expected = [[index + 1 for index, _ in batch] for batch in TrainingBatches([0] * 4, 1, 4, seed=4)]
     assert seen == expected
     assert stepped == [2, 4]
     assert [line["step"] for line in history(tmp_path / "run")] == [1, 2]
@@ -320,7 +320,7 @@ def test_a_loss_that_is_not_finite_stops_and_names_the_term_the_step_and_the_ima
     )
     with pytest.raises(RunError) as caught:
         train(config)
-    images = ", ".join(str(index + 1) for index, _ in list(TrainingBatches(4, 2, 5, seed=3))[2])
+    images = ", ".join(str(index + 1) for index, _ in list(TrainingBatches([0] * 4, 2, 5, seed=3))[2])
     text = str(caught.value)
     assert text.startswith(f"step 3: loss_mask = nan is not finite, on images {images}; ")
     assert "\n" not in text
@@ -359,7 +359,7 @@ def test_a_last_step_that_diverges_stops_instead_of_writing_nan_metrics(shapes: 
 def test_an_unreadable_training_image_is_named_and_the_checkpoint_kept(shapes: Path, tmp_path: Path) -> None:
     shutil.copytree(shapes, tmp_path / "data")
     # Batches of one: the order says in which step each image comes.
-    order = [index for batch in TrainingBatches(4, 1, 4) for index, _ in batch]
+    order = [index for batch in TrainingBatches([0] * 4, 1, 4) for index, _ in batch]
     path = tmp_path / "data/train/images" / f"{order[1] + 1:06d}.png"
     path.write_bytes(path.read_bytes()[:300])
     with pytest.raises(InputError) as caught:
