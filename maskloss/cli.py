@@ -158,6 +158,8 @@ def subset(
     output: str,
     images_per_class: int | None = None,
     max_images: int | None = None,
+    fraction: float | None = None,
+    rest: str | None = None,
     categories: str | None = None,
 ) -> None:
     """Copy a part of a COCO-format data set.
@@ -168,6 +170,8 @@ def subset(
         output: a new folder; gets images/ and annotations.json.
         images_per_class: take images until each category is in so many, if there are so many.
         max_images: take at most so many images.
+        fraction: take this share of the images, and of those of each category.
+        rest: a new folder that gets the other images, with --fraction.
         categories: names, separated by commas; only these, and images with objects of them.
     """
     from maskloss.data.subset import write_subset
@@ -179,6 +183,8 @@ def subset(
         output,
         images_per_class=images_per_class,
         max_images=max_images,
+        fraction=fraction,
+        rest=rest,
         categories=names,
     )
     print(

@@ -20,12 +20,14 @@ def write_subset(
     *,
     images_per_class: int | None = None,
     max_images: int | None = None,
+    fraction: float | None = None,
+    rest: str | None = None,
     categories: Sequence[str] | None = None,
 ) -> CocoData:
     """Copy some images and their annotations into `output`, as `images/` and `annotations.json`.
 
-    Images are taken in the file's order, so the same call gives the same subset. Annotations are copied as
-    they stand.
+    Images are taken in the file's order, or, of a fraction, so that each category has its share; the same call gives
+    the same subset. Annotations are copied as they stand.
 
     Args:
         image_folder: of the large set.
@@ -33,38 +35,79 @@ def write_subset(
         output: a new or empty folder.
         images_per_class: take images until each category that has so many is in that many images.
         max_images: take at most so many images.
+        fraction: take this share of the images, above 0 and below 1, and of the images of each category.
+        rest: a new or empty folder that gets the other images, with `fraction`.
         categories: names; only these categories, and images with at least one object of them.
 
     Returns:
         The subset, read back.
 
     Raises:
-        InputError: the large set has errors, a category is unknown, nothing is left, or `output` holds
-            something already.
+        InputError: the large set has errors, a category is unknown, nothing is left, options do not go together, or
+            a folder holds something already.
     """
     data = read_coco(image_folder, annotation_file)
-    if images_per_class is None and max_images is None and categories is None:
+    _check_options(images_per_class, max_images, fraction, output, rest, categories)
+    kept_categories = _category_ids(data, categories)
+    if fraction is None:
+        chosen = _chosen_images(data, kept_categories, images_per_class, max_images, categories is not None)
+        others: set[int] = set()
+    else:
+        chosen, others = _stratified(data, kept_categories, fraction, objects_only=categories is not None)
+    if not chosen:
+        raise InputError(f"{annotation_file}: no image has an object of these categories")
+    if rest is not None and not others:
         raise InputError(
-            "give --images-per-class, --max-images or --categories, or the subset is the whole set"
+            f"{annotation_file}: --fraction {fraction:g} of {len(chosen)} images leaves none for --rest"
+        )
+    parts = [(Path(output), chosen), *([(Path(rest), others)] if rest is not None else [])]
+    for folder, _ in parts:
+        expect_unused(folder)
+    for folder, images in parts:
+        _write_part(data, folder, images, kept_categories)
+    return read_coco(Path(output) / "images", Path(output) / "annotations.json")
+
+
+def _check_options(
+    images_per_class: int | None,
+    max_images: int | None,
+    fraction: float | None,
+    output: str,
+    rest: str | None,
+    categories: Sequence[str] | None,
+) -> None:
+    if images_per_class is None and max_images is None and categories is None and fraction is None:
+        raise InputError(
+            "give --images-per-class, --max-images, --fraction or --categories, or the subset is the whole set"
         )
     for name, value in (("images-per-class", images_per_class), ("max-images", max_images)):
         if value is not None and value < 1:
             raise InputError(f"--{name} must be at least 1, got {value}")
-    kept_categories = _category_ids(data, categories)
-    chosen = _chosen_images(data, kept_categories, images_per_class, max_images, categories is not None)
-    if not chosen:
-        raise InputError(f"{annotation_file}: no image has an object of these categories")
+        if value is not None and fraction is not None:
+            raise InputError(f"--fraction and --{name} each say how many images to take; give one of them")
+    if fraction is not None and not 0 < fraction < 1:
+        raise InputError(f"--fraction must be above 0 and below 1, got {fraction:g}")
+    if rest is None:
+        return
+    if fraction is None:
+        raise InputError("--rest takes what --fraction leaves; give --fraction too")
+    one, other = Path(output).resolve(), Path(rest).resolve()
+    if one == other or one in other.parents or other in one.parents:
+        raise InputError(
+            f"--rest {rest}: lies in --output {output}, or the other way around; name another folder"
+        )
 
-    folder = Path(output)
-    expect_unused(folder)
+
+def _write_part(data: CocoData, folder: Path, chosen: set[int], categories: set[int]) -> None:
+    """Copy these images, by id, and their annotations of these categories."""
     document: dict[str, Any] = json.loads(read_bytes(data.annotation_file))
     document["images"] = [image for image in document["images"] if image["id"] in chosen]
     document["annotations"] = [
         annotation
         for annotation in document["annotations"]
-        if annotation["image_id"] in chosen and annotation["category_id"] in kept_categories
+        if annotation["image_id"] in chosen and annotation["category_id"] in categories
     ]
-    document["categories"] = [c for c in document["categories"] if c["id"] in kept_categories]
+    document["categories"] = [c for c in document["categories"] if c["id"] in categories]
     make_folder(folder / "images")
     for image in data.images:
         if image.id in chosen:
@@ -73,7 +116,43 @@ def write_subset(
             copy_file(data.image_path(image), destination)
     # Last, so that a folder with an annotation file is a whole subset.
     write_text(folder / "annotations.json", json.dumps(document))
-    return read_coco(folder / "images", folder / "annotations.json")
+
+
+def _stratified(
+    data: CocoData, categories: set[int], fraction: float, *, objects_only: bool
+) -> tuple[set[int], set[int]]:
+    """Split the images in two, so that each part has its share of every category's images.
+
+    The category that has the fewest images left is dealt out first, each of its images to the part that lacks it most.
+    So a category of one image is in the larger part.
+
+    Source: Sechidis et al., On the stratification of multi-label data, 2011, algorithm 1.
+    """
+    present = {
+        image.id: frozenset({a.category_id for a in image.annotations if not a.crowd} & categories)
+        for image in data.images
+    }
+    left = {image: found for image, found in present.items() if found or not objects_only}
+    shares = (fraction, 1 - fraction)
+    counts = Counter(category for found in left.values() for category in found)
+    wanted = [{category: share * count for category, count in counts.items()} for share in shares]
+    room = [share * len(left) for share in shares]
+    parts: tuple[set[int], set[int]] = (set(), set())
+
+    def deal(image: int, part: int) -> None:
+        parts[part].add(image)
+        room[part] -= 1
+        for category in left.pop(image):
+            wanted[part][category] -= 1
+            counts[category] -= 1
+
+    while any(counts.values()):
+        rarest = min((category for category in counts if counts[category] > 0), key=lambda c: (counts[c], c))
+        for image in [image for image, found in left.items() if rarest in found]:
+            deal(image, max((0, 1), key=lambda part: (wanted[part][rarest], room[part])))
+    for image in list(left):
+        deal(image, max((0, 1), key=lambda part: room[part]))
+    return parts
 
 
 def _category_ids(data: CocoData, names: Sequence[str] | None) -> set[int]:

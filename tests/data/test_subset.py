@@ -169,3 +169,97 @@ def test_a_failed_copy_leaves_no_annotation_file_and_no_half_image(
     with pytest.raises(RunError, match=r"1\.png: cannot be written: No space left on device"):
         write_subset(*whole, str(tmp_path / "out"), max_images=1)
     assert not [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
+
+
+# A fraction and the rest.
+
+
+def names_of(folder: Path) -> set[str]:
+    document = json.loads((folder / "annotations.json").read_text())
+    files = {str(path.relative_to(folder / "images")) for path in (folder / "images").rglob("*.png")}
+    assert {image["file_name"] for image in document["images"]} == files
+    return files
+
+
+@pytest.mark.parametrize("fraction", [0.2, 0.5, 0.7])
+def test_a_fraction_and_the_rest_are_the_whole(
+    whole: tuple[str, str], tmp_path: Path, fraction: float
+) -> None:
+    write_subset(*whole, str(tmp_path / "a"), fraction=fraction, rest=str(tmp_path / "b"))
+    one, other = names_of(tmp_path / "a"), names_of(tmp_path / "b")
+    assert not one & other
+    assert one | other == {f"sub/{number}.png" for number in range(1, 7)}
+    documents = [json.loads((tmp_path / part / "annotations.json").read_text()) for part in "ab"]
+    whole_document = json.loads(Path(whole[1]).read_text())
+    # Crowds and fields that we do not know go along.
+    assert sum(len(d["annotations"]) for d in documents) == len(whole_document["annotations"])
+    assert all("license" in image for d in documents for image in d["images"])
+    # Of the three cats, and of the two dogs and cows each, both parts have some where they can.
+    if fraction == 0.5:
+        for document in documents:
+            assert {a["category_id"] for a in document["annotations"] if not a["iscrowd"]} == {5, 6, 7}
+
+
+def large_set(folder: Path) -> tuple[str, str]:
+    """200 images, with categories in 100, 50, 20, 4 and 1 of them, and 30 without any."""
+    (folder / "images").mkdir(parents=True)
+    Image.new("RGB", (8, 8)).save(folder / "images/a.png")
+    images, annotations = [], []
+    for number in range(200):
+        images.append({"id": number, "file_name": "a.png", "width": 8, "height": 8})
+        if number >= 170:
+            continue
+        for category, count, step in ((1, 100, 7), (2, 50, 11), (3, 20, 13), (4, 4, 17), (5, 1, 1)):
+            if number * step % 170 < count:
+                annotations.append(
+                    {"id": len(annotations) + 1, "image_id": number, "category_id": category, "bbox": [1, 1, 4, 4],
+                     "segmentation": [[1, 1, 5, 1, 5, 5, 1, 5]], "area": 16, "iscrowd": 0}
+                )  # fmt: skip
+    document = {"images": images, "annotations": annotations}
+    document["categories"] = [{"id": i, "name": str(i)} for i in range(1, 6)]
+    (folder / "a.json").write_text(json.dumps(document))
+    return str(folder / "images"), str(folder / "a.json")
+
+
+@pytest.mark.parametrize("fraction", [0.1, 0.25, 0.8])
+def test_each_category_has_its_share(tmp_path: Path, fraction: float) -> None:
+    source = large_set(tmp_path / "whole")
+    data = write_subset(*source, str(tmp_path / "a"), fraction=fraction, rest=str(tmp_path / "b"))
+    rest = read_coco(tmp_path / "b/images", tmp_path / "b/annotations.json")
+    assert len(data.images) == pytest.approx(fraction * 200, abs=2)
+    assert len(data.images) + len(rest.images) == 200
+    for category in range(1, 6):
+        one, other = (
+            sum(any(a.category_id == category for a in image.annotations) for image in part.images)
+            for part in (data, rest)
+        )
+        # Within one image of its share, the rarest first; a category of one image is in the larger part.
+        assert one == pytest.approx(fraction * (one + other), abs=1.5), category
+        if category == 5:
+            assert one == (1 if fraction > 0.5 else 0)
+    again = write_subset(*source, str(tmp_path / "c"), fraction=fraction)
+    assert [image.id for image in again.images] == [image.id for image in data.images]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"fraction": 0.0}, "--fraction must be above 0 and below 1, got 0"),
+        ({"fraction": 1.0}, "--fraction must be above 0 and below 1, got 1"),
+        ({"fraction": float("nan")}, "--fraction must be above 0 and below 1, got nan"),
+        ({"fraction": 0.5, "max_images": 3}, "--fraction and --max-images each say how many images"),
+        ({"rest": "b", "max_images": 3}, "--rest takes what --fraction leaves"),
+        ({"fraction": 0.5, "rest": "a"}, "--rest .* lies in --output"),
+        ({"fraction": 0.5, "rest": "a/b"}, "--rest .* lies in --output"),
+        ({"fraction": 0.99, "rest": "b"}, "leaves none for --rest"),
+    ],
+)
+def test_options_that_do_not_go_together_are_refused(
+    whole: tuple[str, str], tmp_path: Path, options: dict[str, Any], message: str
+) -> None:
+    if "rest" in options:
+        options = {**options, "rest": str(tmp_path / options["rest"])}
+    with pytest.raises(InputError, match=message):
+        write_subset(*whole, str(tmp_path / "a"), **options)
+    assert not (tmp_path / "a").exists()
+    assert not (tmp_path / "b").exists()
