@@ -7,6 +7,11 @@
 >>> model = maskloss.convert(model, loss, paste="matched")  # masks where the objects are
 """
 
+# ruff: noqa: E402
+from maskloss.errors import exit_on_interrupt
+
+exit_on_interrupt()  # before torch is imported, which takes seconds
+
 from maskloss import losses as losses
 from maskloss.detection.conversion import convert, loss_parameters, losses_and_detections
 from maskloss.detection.results import coco_results, mask_offset

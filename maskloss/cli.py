@@ -7,20 +7,28 @@ failed or a check that found errors.
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import os
 import re
+import signal
 import sys
-from collections.abc import Callable, Sequence
+import threading
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 from jsonargparse import ArgumentParser
 
-from maskloss.errors import InputError, RunError
+from maskloss.errors import InputError, RunError, interrupt_by_exception, one_line
 
 Device = Literal["cpu", "cuda", "auto"]
+
+#: Of a picture's name, in bytes; file systems take 255 for the whole name.
+_LONGEST_STEM = 200
 
 
 def demo(output: str = "runs/demo", max_steps: int = 260, seed: int = 0, device: Device = "auto") -> None:
@@ -37,6 +45,8 @@ def demo(output: str = "runs/demo", max_steps: int = 260, seed: int = 0, device:
     from maskloss.data.shapes import write_shapes
     from maskloss.training.config import TrainConfig
 
+    if not 0 <= seed < 2**61:
+        raise InputError(f"--seed must be at least 0 and below 2^61, got {one_line(seed, 80)}")
     folder = Path(output)
     for name, num_images, offset in (("train", 512, 0), ("val", 96, 1)):
         part = folder / "data" / name
@@ -83,6 +93,10 @@ def shapes(output: str, images: int, size: int = 128, seed: int = 0) -> None:
     """
     from maskloss.data.shapes import write_shapes
 
+    if not 0 <= seed < 2**63:
+        raise InputError(f"--seed must be at least 0 and below 2^63, got {one_line(seed, 80)}")
+    if size > 16_384:
+        raise InputError(f"--size must be at most 16,384 px, got {one_line(size, 80)}")
     write_shapes(output, images, size=size, seed=seed)
     print(f"{output}: {images} images of {size} x {size} px")
 
@@ -99,10 +113,10 @@ def check(images: str, annotations: str, all: bool = False) -> None:
 
     data, problems = check_data(images, annotations, progress=True)
     for problem in problems:
-        print(problem)
+        print(one_line(problem))
         if all and len(problem.examples) > 1:
             for example in problem.examples:
-                print(f"  {example}")
+                print(one_line(f"  {example}"))
     errors = sum(problem.error for problem in problems)
     if data is not None:
         _print_contents(data)
@@ -184,7 +198,7 @@ def evaluate(
     images: str,
     annotations: str,
     output: str,
-    loss: str | None = None,
+    loss: str | dict[str, Any] | None = None,
     batch_size: int = 2,
     device: Device = "auto",
 ) -> None:
@@ -194,48 +208,51 @@ def evaluate(
     imported because a file says so, the losses are computed only if it is given again.
 
     Args:
-        checkpoint: model.safetensors of a run.
+        checkpoint: model.safetensors of a run, or the run's folder.
         images: folder of the images.
         annotations: COCO-format JSON.
-        output: folder that gets metrics.json.
-        loss: a preset or the import path of a loss, where the file's own cannot be used or another is wanted.
+        output: folder that gets metrics.json and results.json.
+        loss: a preset, an import path, or a mapping as JSON, where the file's own cannot be used or another is wanted.
         batch_size: images that are loaded together.
         device: where to run.
     """
     from maskloss.data.coco import read_coco
-    from maskloss.files import make_folder
+    from maskloss.files import locked, make_folder, write_text
     from maskloss.training import evaluation
     from maskloss.training.loop import chosen_device
     from maskloss.training.metrics import write_metrics
     from maskloss.training.model_file import load_model
 
-    if batch_size < 1:
-        raise InputError(f"--batch-size must be at least 1, got {batch_size}")
+    if not 1 <= batch_size <= 100_000:
+        raise InputError(f"--batch-size must be in 1 to 100,000, got {one_line(batch_size, 80)}")
     chosen = chosen_device(device)
     loaded = load_model(checkpoint, loss=loss)
     data = read_coco(images, annotations, categories=loaded.description.categories)
     folder = Path(output)
-    _refuse_to_overwrite(folder / "metrics.json")
+    for name in ("metrics.json", "results.json"):
+        _refuse_to_overwrite(folder / name)
     make_folder(folder)
-    for warning in data.warnings:
-        print(f"warning: {warning}", file=sys.stderr)
-    if loaded.loss_config is None:
-        own = loaded.description.loss
-        print(
-            "no losses: the model's file does not say with which loss it was trained; give --loss"
-            if own is None
-            else f"no losses: the model was trained with {own if isinstance(own, str) else 'code of a user'}, which is "
-            "imported only if it is given by --loss",
-            file=sys.stderr,
+    with locked(folder):
+        for warning in data.warnings:
+            print(one_line(f"warning: {warning}"), file=sys.stderr)
+        if loaded.loss_config is None:
+            own = loaded.description.loss
+            print(
+                "no losses: the model's file does not say with which loss it was trained; give --loss"
+                if own is None
+                else f"no losses: the model was trained with {own if isinstance(own, str) else 'code of a user'}, "
+                "which is imported only if it is given by --loss",
+                file=sys.stderr,
+            )
+        found = evaluation.evaluate(
+            loaded.model.to(chosen),
+            data,
+            batch_size=batch_size,
+            device=chosen,
+            losses=loaded.loss_config is not None,
         )
-    found = evaluation.evaluate(
-        loaded.model.to(chosen),
-        data,
-        batch_size=batch_size,
-        device=chosen,
-        losses=loaded.loss_config is not None,
-    )
-    write_metrics(folder / "metrics.json", found.metrics)
+        write_text(folder / "results.json", json.dumps(found.results))
+        write_metrics(folder / "metrics.json", found.metrics)
     _print_metrics(found.metrics)
     print(folder / "metrics.json")
 
@@ -258,7 +275,7 @@ def predict(
         loss: the import path of the model's loss, where masks come from a mask term of a user's own.
         device: where to run.
     """
-    from maskloss.files import make_folder, write_bytes, write_text
+    from maskloss.files import locked, make_folder, write_bytes, write_text
     from maskloss.report.pictures import draw_results, png
     from maskloss.training import prediction
     from maskloss.training.loop import chosen_device
@@ -280,18 +297,19 @@ def predict(
     names = {category.id: category.name for category in description.categories}
     results: list[dict[str, Any]] = []
     taken: set[str] = set()
-    try:
-        for found in prediction.predict(
-            model.to(chosen), description, image, device=chosen, score_threshold=score_threshold
-        ):
-            file_name = _free_name(found.path.stem, taken)
-            write_bytes(folder / file_name, png(draw_results(found.image, found.results, names)))
-            results += [{**result, "file_name": found.path.name} for result in found.results]
-            print(f"{folder / file_name}: {len(found.results)} objects")
-    finally:
-        # Also when a later image fails: what was found is kept.
-        if taken:
-            write_text(folder / "results.json", json.dumps(results))
+    with locked(folder):
+        try:
+            for found in prediction.predict(
+                model.to(chosen), description, image, device=chosen, score_threshold=score_threshold
+            ):
+                file_name = _free_name(found.path.stem, taken)
+                write_bytes(folder / file_name, png(draw_results(found.image, found.results, names)))
+                results += [{**result, "file_name": found.path.name} for result in found.results]
+                print(f"{folder / file_name}: {len(found.results)} objects")
+        finally:
+            # Also when a later image fails: what was found is kept.
+            if taken:
+                write_text(folder / "results.json", json.dumps(results))
     print(folder / "results.json")
 
 
@@ -311,7 +329,7 @@ def ablate(
     from maskloss.ablation import sweep
 
     page = sweep.ablate(config, output, engine=engine, ray_address=ray_address)
-    print((Path(output) / "table.md").read_text())
+    print((Path(output) / "table.md").read_text("utf-8"))
     print(f"report: {page}")
 
 
@@ -325,28 +343,95 @@ def main(arguments: Sequence[str] | None = None) -> None:
         # A file's name may hold what the terminal's encoding has not.
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-    parser = _parser()
-    options = parser.parse_args([_underscored(a) for a in (sys.argv[1:] if arguments is None else arguments)])
-    command: str = options.command
-    settings = options[command].as_dict()
-    if command == "train":
-        settings.pop("config")
     try:
-        _COMMANDS[command](**settings)
+        with _signals_handled():
+            _run([_underscored(a) for a in (sys.argv[1:] if arguments is None else arguments)])
     except InputError as error:
         _fail(error, 2)
     except RunError as error:
         _fail(error, 1)
     except KeyboardInterrupt:
         _fail("interrupted", 130)
+    except _Terminated:
+        _fail("terminated", 143)
     except BrokenPipeError:
         # Who reads, such as `head`, has seen enough; what Python would still flush goes nowhere.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except Exception as error:
-        if type(error).__name__ == "OutOfMemoryError":
-            _fail(f"out of GPU memory; a lower --batch-size or --min-size needs less: {error}", 1)
-        raise
+        _fail_unexpectedly(error)
+
+
+def _run(arguments: list[str]) -> None:
+    parser = _parser()
+    _check_config_files(arguments)
+    try:
+        options = parser.parse_args(arguments)
+        command: str = options.command
+        settings = options[command].as_dict()
+    except (RecursionError, UnicodeError, OverflowError, MemoryError) as error:
+        raise InputError(f"the options cannot be read: {type(error).__name__}: {error}") from error
+    if command == "train":
+        settings.pop("config")
+    _COMMANDS[command](**settings)
+
+
+def _check_config_files(arguments: list[str]) -> None:
+    """Read what --config of `train` names more strictly than jsonargparse does."""
+    if arguments[:1] != ["train"]:
+        return
+    from maskloss.training.yaml_files import read_yaml
+
+    for position, argument in enumerate(arguments):
+        option, equals, value = argument.partition("=")
+        if option == "--config" and (equals or position + 1 < len(arguments)):
+            read_yaml(Path(value if equals else arguments[position + 1]))
+
+
+class _Terminated(BaseException):
+    """SIGTERM: open files are removed or finished on the way out, as at Ctrl-C."""
+
+
+@contextmanager
+def _signals_handled() -> Iterator[None]:
+    """Make Ctrl-C and SIGTERM exceptions of this process; forked ones, such as data workers, end with it."""
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    ours = in_main_thread and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    if in_main_thread:
+        interrupt_by_exception()
+    if ours:
+        signal.signal(signal.SIGTERM, _terminate)
+    try:
+        yield
+    finally:
+        if ours:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _terminate(*_: object) -> None:
+    raise _Terminated
+
+
+def _quiet_in_forks() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _fail_unexpectedly(error: Exception) -> NoReturn:
+    """Say in one line what nobody foresaw; with MASKLOSS_DEBUG=1 in full."""
+    if os.environ.get("MASKLOSS_DEBUG", "") not in ("", "0"):
+        traceback.print_exception(error)
+    if type(error).__name__ == "OutOfMemoryError":
+        _fail(f"out of GPU memory; a lower --batch-size or --min-size needs less: {error}", 1)
+    if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
+        _fail(f"out of memory; a lower --batch-size, --workers or --min-size needs less: {error}", 1)
+    if isinstance(error, OSError) and error.filename is not None:
+        _fail(f"{error.filename}: {error.strerror or error}", 1)
+    frames = traceback.extract_tb(error.__traceback__)
+    ours = [frame for frame in frames if str(Path(__file__).parent) in frame.filename] or frames
+    where = f"{Path(ours[-1].filename).name}:{ours[-1].lineno}" if ours else "no traceback"
+    described = one_line(f"{type(error).__name__}: {error}", 160)
+    _fail(f"internal error: {described} ({where}); please report it with what MASKLOSS_DEBUG=1 shows", 1)
 
 
 _COMMANDS: dict[str, Callable[..., None]] = {
@@ -366,11 +451,12 @@ class _Parser(ArgumentParser):
     """Options with hyphens on the screen, where jsonargparse has underscores; errors in one line."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        message = message if len(message) < 10_000 else one_line(message, 2000)
         line = " ".join(part.strip() for part in str(message).splitlines() if part.strip())
         # jsonargparse names an option by its key: "train.max_steps" or Parser key "max_steps".
         line = re.sub(r'Parser key "(?:\w+\.)?(\w+)"', r"--\1", line)
         line = re.sub(rf"(?<![\w./-])(?:{'|'.join(_COMMANDS)})\.(\w+)", r"--\1", line)
-        print(f"{self.prog}: error: {_hyphenated(line)}", file=sys.stderr)
+        print(one_line(f"{self.prog}: error: {_hyphenated(line)}"), file=sys.stderr)
         sys.exit(2)
 
     def format_help(self) -> str:
@@ -383,7 +469,11 @@ class _Parser(ArgumentParser):
 def _parser() -> _Parser:
     from maskloss.training.config import TrainConfig
 
-    parser = _Parser(prog="maskloss", description="Train Mask R-CNN with losses that you can choose.")
+    parser = _Parser(
+        prog="maskloss",
+        description="Train Mask R-CNN with losses that you can choose.",
+        epilog="With MASKLOSS_DEBUG=1 in the environment, an internal error shows its traceback.",
+    )
     commands = parser.add_subcommands(dest="command")
     for name, function in _COMMANDS.items():
         summary = (function.__doc__ or "").splitlines()[0]
@@ -425,6 +515,15 @@ def _print_contents(data: Any) -> None:
     )
 
 
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=lambda: _quiet_in_forks() if _is_command() else None)
+
+
+def _is_command() -> bool:
+    """Whether this process is the command, whose handler of SIGTERM is then ours."""
+    return signal.getsignal(signal.SIGTERM) is _terminate
+
+
 def _print_metrics(metrics: dict[str, Any]) -> None:
     for kind, name in (("bbox", "box"), ("segm", "mask")):
         values = "  ".join(
@@ -439,6 +538,10 @@ def _refuse_to_overwrite(path: Path) -> None:
 
 
 def _free_name(stem: str, taken: set[str]) -> str:
+    """Return a PNG's name that is not taken, of a length that every file system takes."""
+    if len(os.fsencode(stem)) > _LONGEST_STEM:
+        digest = hashlib.sha256(os.fsencode(stem)).hexdigest()[:8]
+        stem = os.fsencode(stem)[:_LONGEST_STEM].decode(errors="ignore") + f"-{digest}"
     name, number = f"{stem}.png", 1
     while name in taken:
         number += 1
@@ -459,5 +562,5 @@ def _hyphenated(text: str) -> str:
 
 
 def _fail(error: object, code: int) -> NoReturn:
-    print(f"maskloss: error: {' '.join(str(error).split())}", file=sys.stderr)
+    print(one_line(f"maskloss: error: {error}"), file=sys.stderr)
     sys.exit(code)

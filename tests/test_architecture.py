@@ -28,7 +28,7 @@ ARROWS = {
     "__main__": {"cli"},
     "errors": set(),
     "files": {"errors"},
-    "__init__": {"detection", "losses", "masks"},
+    "__init__": {"detection", "errors", "losses", "masks"},
 }
 #: All that the tensor core may import from outside, besides the standard library.
 CORE = {"torch", "torchvision.ops", "numpy", "pycocotools.mask"}

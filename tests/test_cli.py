@@ -715,3 +715,102 @@ def test_python_dash_m_maskloss_runs() -> None:
     assert process.stderr == ""
     assert "maskloss" in process.stdout
     assert "predict" in process.stdout
+
+
+# Names and sizes that file systems allow.
+
+
+def odd_data(folder: Path, file_name: str, size: tuple[int, int] = (64, 48)) -> list[Any]:
+    """One image of this name and its annotation file; the options that name them."""
+    (folder / "images").mkdir(parents=True)
+    Image.new("RGB", size, (9, 99, 30)).save(folder / "x.png")
+    (folder / "x.png").rename(folder / "images" / file_name)
+    width, height = size
+    polygon = [1, 0, width // 2, 0, width // 2, height, 1, height]
+    annotation = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [1, 0, width // 2 - 1, height]}
+    document = {
+        "images": [{"id": 1, "file_name": file_name, "width": width, "height": height}],
+        "annotations": [{**annotation, "segmentation": [polygon], "area": 400, "iscrowd": 0}],
+        "categories": [{"id": 1, "name": "x"}],
+    }
+    (folder / "a.json").write_text(json.dumps(document))
+    return ["--images", folder / "images", "--annotations", folder / "a.json"]
+
+
+def trained_on(folder: Path, output: Path) -> list[Any]:
+    options: list[Any] = ["train", "--output", output]
+    for part in ("train", "val"):
+        options += [f"--{part}-images", folder / "images", f"--{part}-annotations", folder / "a.json"]
+    small = (
+        "--model resnet18 --min-size 64 --max-size 64 --workers 0 --device cpu --warmup-steps 1 --max-steps 1"
+    )
+    return [*options, *small.split(), "--batch-size", 1]
+
+
+@pytest.mark.parametrize(
+    "name", ["caf\udce9.png", "図" * 83 + ".png", "a\nb.png"], ids=["Latin-1", "253 bytes", "a line"]
+)
+def test_names_that_a_file_system_allows_go_all_the_way(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = odd_data(tmp_path / "data", name)
+    run("check", *source)
+    run(*trained_on(tmp_path / "data", tmp_path / "run"))
+    assert (tmp_path / "run/report.html").read_text()
+    model = ["--checkpoint", tmp_path / "run/model.safetensors", "--device", "cpu"]
+    run("evaluate", *model, *source, "--output", tmp_path / "evaluated")
+    run(
+        "predict",
+        *model,
+        "--score-threshold",
+        0,
+        "--output",
+        tmp_path / "predicted",
+        tmp_path / "data/images" / name,
+    )
+    assert len(list((tmp_path / "predicted").glob("*.png"))) == 1
+    json.loads((tmp_path / "predicted/results.json").read_text())
+    run("subset", *source, "--output", tmp_path / "subset", "--max-images", 1)
+    assert (tmp_path / "subset/images" / name).is_file()
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_an_image_that_is_resized_to_nothing_is_refused_before_the_first_step(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # Of 2 x 1200 px with at most 64 px a side the height is 2 * 64 / 1200 = 0.1.
+    odd_data(tmp_path / "data", "line.png", (1200, 2))
+    code, text = failed(capsys, *trained_on(tmp_path / "data", tmp_path / "run"))
+    assert code == 2
+    assert re.search(
+        r"line\.png: 1200 x 2 px are resized to at most 64 px.*raise --max-size \(image 1 of", text
+    )
+    assert not (tmp_path / "run/config.yaml").exists()
+    model = ["--checkpoint", trained / "model.safetensors", "--device", "cpu", "--output", tmp_path / "out"]
+    code, text = failed(capsys, "predict", *model, tmp_path / "data/images/line.png")
+    assert code == 2
+    assert "leaves nothing of the shorter side" in text
+
+
+def test_a_picture_that_is_gone_leaves_the_report_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from maskloss.errors import InputError
+    from maskloss.report import page
+
+    def gone(*_: Any) -> Image.Image:
+        raise InputError("a.png: the image does not exist")
+
+    odd_data(tmp_path / "data", "a.png")
+    monkeypatch.setattr(page, "read_image", gone)
+    run(*trained_on(tmp_path / "data", tmp_path / "run"))
+    assert (tmp_path / "run/report.html").is_file()
+
+
+def test_names_and_ids_of_any_length_are_drawn() -> None:
+    from maskloss.report.pictures import category_colour, shortened
+
+    assert category_colour(10**400)
+    assert category_colour(3) == category_colour(3 + 2**31)
+    assert len(shortened("W" * 2_000_000)) == 40
+    assert shortened("caf\udce9") == "caf\\udce9"

@@ -6,21 +6,19 @@ import copy
 import math
 import re
 import sys
-from collections.abc import Hashable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 from torch import nn
 
 from maskloss.data.coco import CocoData
 from maskloss.errors import InputError
-from maskloss.files import read_bytes
 from maskloss.training.config import TrainConfig
 from maskloss.training.loop import initial_model, read_data
-from maskloss.training.losses import changed_loss, probe
+from maskloss.training.losses import changed_loss, probe_copy
+from maskloss.training.yaml_files import read_yaml
 
 _KEYS = ("base", "variants", "seeds", "baseline", "cpus", "gpus")
 #: What a sweep itself gives each run.
@@ -88,7 +86,7 @@ def read_plan(file: str | Path, output: str | Path) -> Plan:
         InputError: something in it is wrong; the message names the file, the variant and the field.
     """
     path = Path(file)
-    content = _read_yaml(path)
+    content = read_yaml(path)
     unknown = set(content) - set(_KEYS)
     if unknown:
         raise InputError(f"{path}: no key is named {', '.join(sorted(unknown))}; {', '.join(_KEYS)} are")
@@ -133,42 +131,12 @@ def read_plan(file: str | Path, output: str | Path) -> Plan:
     )
 
 
-class _Loader(yaml.SafeLoader):
-    """PyYAML's, but equal keys are an error, where it takes the last in silence, and 1e-4 is a number, as in 1.2."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        # A merge, <<, brings keys that the mapping's own may replace.
-        own = [key for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
-        keys = [self.construct_object(key, deep=True) for key in own]  # type: ignore[no-untyped-call]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"{key!r} is there {keys.count(key)} times", node.start_mark
-                )
-        return super().construct_mapping(node, deep)
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+"), list("-+.0123456789")
-)
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        content = yaml.load(read_bytes(path), _Loader)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: is no YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
-        raise InputError(f"{path}: expected a mapping with names as keys, got a {type(content).__name__}")
-    return content
-
-
 def _base(path: Path, content: dict[str, Any]) -> dict[str, Any]:
     base = content.get("base")
     where = f"{path}: base"
     if isinstance(base, str):
         other = path.parent / base
-        base, where = _read_yaml(other), str(other)
+        base, where = read_yaml(other), str(other)
         # A run's own config.yaml is a base too: what it has of its own is the sweep's to give.
         base = {key: value for key, value in base.items() if key not in _OWN_FIELDS}
     if not isinstance(base, dict):
@@ -221,7 +189,7 @@ def _config(where: str, options: dict[str, Any]) -> TrainConfig:
         # A copy: what is parsed, is parsed in place.
         parsed = parser.parse_object(copy.deepcopy(options))
         return TrainConfig(**parsed.as_dict())
-    except (ArgumentError, InputError) as error:
+    except (ArgumentError, InputError, OverflowError, RecursionError, UnicodeError) as error:
         line = " ".join(str(error).split())
         raise InputError(f"{where}: {line}") from error
 
@@ -265,4 +233,4 @@ def _check_loss(config: TrainConfig, num_classes: int, models: dict[tuple[str, s
     key = (config.model, config.weights, num_classes)
     if key not in models:
         models[key] = initial_model(config, num_classes)[0]
-    probe(copy.deepcopy(config.make_loss()), num_classes, models[key])
+    probe_copy(config.make_loss(), num_classes, models[key])

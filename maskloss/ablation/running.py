@@ -12,13 +12,14 @@ import multiprocessing
 import os
 import resource
 import shutil
+import signal
 import statistics
 import sys
 import threading
 import time
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -27,7 +28,7 @@ from typing import Any
 import yaml
 
 from maskloss.ablation.plan import Plan, Run
-from maskloss.errors import InputError, RunError
+from maskloss.errors import InputError, RunError, one_line
 from maskloss.files import make_folder, write_text
 from maskloss.training.config import TrainConfig
 
@@ -70,8 +71,8 @@ def outcome_of(run: Run) -> Outcome | None:
             f"{folder}: holds a run with another {', '.join(different)}; give another --output, or delete it"
         )
     try:
-        history = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
-        metrics = json.loads((folder / "metrics.json").read_text())
+        history = [json.loads(line) for line in (folder / "history.jsonl").read_text("utf-8").splitlines()]
+        metrics = json.loads((folder / "metrics.json").read_text("utf-8"))
         if not history or not all(metrics[kind] for kind in ("bbox", "segm")):
             return None
         return Outcome(
@@ -84,8 +85,8 @@ def outcome_of(run: Run) -> Outcome | None:
 def _written(folder: Path) -> dict[str, Any]:
     """What outcome.json says; nothing where there is none that can be read."""
     try:
-        outcome = json.loads((folder / "outcome.json").read_text())
-    except (OSError, ValueError):
+        outcome = json.loads((folder / "outcome.json").read_text("utf-8"))
+    except (OSError, ValueError, RecursionError):
         return {}
     return outcome if isinstance(outcome, dict) else {}
 
@@ -93,7 +94,7 @@ def _written(folder: Path) -> dict[str, Any]:
 def _begun_with(folder: Path) -> dict[str, Any]:
     """The options that a run was begun with; nothing where it was not."""
     try:
-        options = yaml.safe_load((folder / "config.yaml").read_text())
+        options = yaml.safe_load((folder / "config.yaml").read_text("utf-8"))
     except (OSError, ValueError, yaml.YAMLError):
         return {}
     return options if isinstance(options, dict) else {}
@@ -189,10 +190,10 @@ def execute(options: dict[str, Any], search_path: list[str] | None = None) -> No
         try:
             _train(config)
         except (InputError, RunError) as error:
-            failure = str(error)
+            failure = one_line(error)
         except (Exception, SystemExit) as error:  # a user's loss may raise anything, and the sweep goes on
             traceback.print_exc()
-            failure = f"{type(error).__name__}: {error}"
+            failure = one_line(f"{type(error).__name__}: {error}")
         if failure is not None:
             print(f"failed: {failure}")
     outcome = {
@@ -213,8 +214,21 @@ def _execute_alone(options: dict[str, Any]) -> None:
         sweep.join()
         os._exit(1)
 
+    # Ctrl-C reaches the sweep too, which ends this process.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=end_with_it, daemon=True).start()
-    execute(options)
+    code = 1
+    try:
+        execute(options)
+        code = 0
+    except BaseException as error:  # the outcome could not be written
+        with suppress(Exception):
+            print(
+                one_line(f"{options['output']}: {type(error).__name__}: {error}"), file=sys.stderr, flush=True
+            )
+    finally:
+        # What a run leaves behind, such as a user's thread that never ends, must not keep the sweep waiting.
+        os._exit(code)
 
 
 def _train(config: TrainConfig) -> None:
@@ -251,5 +265,9 @@ def _peak_bytes(config: TrainConfig) -> int:
 
 @contextmanager
 def _logged(path: Path) -> Iterator[None]:
-    with path.open("a", buffering=1) as log, redirect_stdout(log), redirect_stderr(log):
+    with (
+        path.open("a", buffering=1, encoding="utf-8", errors="backslashreplace") as log,
+        redirect_stdout(log),
+        redirect_stderr(log),
+    ):
         yield

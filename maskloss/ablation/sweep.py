@@ -6,7 +6,6 @@ import time
 from pathlib import Path
 from typing import Literal
 
-from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from maskloss.ablation.analysis import metric_of
@@ -14,7 +13,7 @@ from maskloss.ablation.plan import Plan, Run, read_plan
 from maskloss.ablation.results import Outcomes, percent, write_page, write_results
 from maskloss.ablation.running import Outcome, outcome_of, run_locally, run_on_ray
 from maskloss.errors import InputError, RunError
-from maskloss.files import make_folder, write_text
+from maskloss.files import locked, make_folder, read_bytes, write_bytes
 from maskloss.training.loop import device_of
 
 
@@ -52,12 +51,9 @@ def ablate(
     if (folder / "config.yaml").exists():
         raise InputError(f"{folder}: holds a run of maskloss train; give another --output")
     make_folder(folder)
-    try:
-        # Two sweeps in one folder would write one run's files both.
-        with FileLock(folder / ".lock", timeout=0):
-            return _swept(plan, Path(config), folder, engine, ray_address)
-    except Timeout as error:
-        raise InputError(f"{folder}: another sweep is running in it") from error
+    # Two sweeps in one folder would write one run's files both.
+    with locked(folder, "another sweep is running in it"):
+        return _swept(plan, Path(config), folder, engine, ray_address)
 
 
 def _swept(
@@ -73,7 +69,7 @@ def _swept(
             outcomes[run.variant][run.seed] = outcome
     for run in outstanding:
         make_folder(run.config.output_folder)
-    write_text(folder / "ablation.yaml", config.read_text())
+    write_bytes(folder / "ablation.yaml", read_bytes(config))
     _announce(plan, outstanding)
     running = run_locally(outstanding) if engine == "local" else run_on_ray(plan, outstanding, ray_address)
     began = time.perf_counter()

@@ -7,8 +7,10 @@ tensor subclass with kernels of its own. Where there is no exact kernel, a sampl
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NoReturn
 
+import numpy as np
 import torch
 from torch import Tensor
 from torchvision import tv_tensors
@@ -36,58 +38,113 @@ def augmentation(*, horizontal_flip: float, photometric_distortion: float) -> v2
     )
 
 
-def augmented(transforms: Transforms, image: Tensor, target: Target, seed: int) -> tuple[Tensor, Target]:
-    """Put one sample through transforms.
+#: Fields that are of the image, however many entries they have.
+_OF_THE_IMAGE = ("image_id", "size", "orig_size", "original_size", "image_size", "ignore_boxes")
 
-    Flips, resizing, jitter of the scale, crops, padding with nothing and changes of colour keep masks encoded
-    and exact. For others, such as a rotation, and where objects are dropped on the way, masks become
+
+def augmented(transforms: Transforms, image: Tensor, target: Target, seed: int) -> tuple[Tensor, Target]:
+    """Put one sample through transforms, in step with all that belongs to its objects.
+
+    Flips to either side, resizing, jitter of the scale, crops (also in the center or by IoU), padding with nothing,
+    zooming out and changes of color keep masks encoded and exact. For others, such as a rotation, masks become
     (G, H, W) uint8.
 
     Args:
         transforms: of torchvision.transforms.v2, called with the image and the target. A transform of one's own
             is to treat masks as v2's do, by the functions of `v2.functional`.
         image: (3, H, W) uint8.
-        target: boxes (G, 4) xyxy in px, labels (G,), masks `EncodedMasks`, and whatever else.
+        target: boxes (G, 4) xyxy in px, labels (G,), masks `EncodedMasks`, and whatever else: ignore_boxes (I, 4),
+            keypoints and points (G, K, 3) are changed as boxes are; of other tensors, arrays and lists, those with one
+            entry for each object follow when objects are dropped, their values as they are (`area` stays the
+            annotation's).
         seed: of all that the transforms draw from torch's generator, which is left as it was.
 
     Returns:
-        The image and a new target, without objects whose boxes were pushed out of the image.
+        The image and a new target, without objects whose boxes were pushed out of the image. Keypoints that lie outside
+        have x, y and visibility 0, points the label -1.
     """
     masks = target["masks"]
     try:
-        pixels, changed = _drawn(transforms, image, {**target, "masks": _Encoded.of(masks)}, seed)
+        pixels, changed = _transformed(transforms, image, {**target, "masks": _Encoded.of(masks)}, seed)
         carrier = changed["masks"]
-        if not isinstance(carrier, _Encoded) or len(carrier.masks) != len(changed["boxes"]):
+        if not isinstance(carrier, _Encoded):
             raise _NeedsPixels
         changed["masks"] = carrier.masks
     except _NeedsPixels:
         dense = tv_tensors.Mask(masks.bitmaps())
-        pixels, changed = _drawn(transforms, image, {**target, "masks": dense}, seed)
+        pixels, changed = _transformed(transforms, image, {**target, "masks": dense}, seed)
         changed["masks"] = changed["masks"].as_subclass(Tensor)
+    count = len(target["boxes"])
+    if len(changed["boxes"]) != count:
+        # A transform that drops objects knows boxes, labels and tensors of masks alone. Which ones it drops shows in
+        # their numbers in the place of the labels.
+        numbered = {key: value for key, value in target.items() if key != "masks"}
+        _, by_number = _transformed(transforms, image, {**numbered, "labels": torch.arange(count)}, seed)
+        changed = _selected(changed, by_number["labels"], count)
     boxes = functional.clamp_bounding_boxes(changed["boxes"]).as_subclass(Tensor)
-    kept = (boxes[:, 2:] > boxes[:, :2]).all(dim=1)
-    if kept.all():
-        return pixels, {**changed, "boxes": boxes}
-    parts = {"boxes": boxes, "labels": changed["labels"], "masks": changed["masks"]}
-    if "has_mask" in changed:
-        parts["has_mask"] = changed["has_mask"]
-    return pixels, {**changed, **{name: part[kept] for name, part in parts.items()}}
+    changed["boxes"] = boxes
+    kept = torch.where((boxes[:, 2:] > boxes[:, :2]).all(dim=1))[0]
+    return pixels, changed if len(kept) == len(boxes) else _selected(changed, kept, len(boxes))
 
 
-def _drawn(transforms: Transforms, image: Tensor, target: Target, seed: int) -> tuple[Tensor, Target]:
+def _selected(target: Target, kept: Tensor, count: int) -> Target:
+    """Return a target whose fields of `count` objects are those of the kept ones (int64)."""
+    selected: Target = {}
+    for key, value in target.items():
+        per_object = key not in _OF_THE_IMAGE and not isinstance(value, str) and _length(value) == count
+        if not per_object:
+            selected[key] = value
+        elif isinstance(value, list | tuple):
+            selected[key] = type(value)([value[index] for index in kept.tolist()])
+        else:
+            selected[key] = value[kept.numpy() if isinstance(value, np.ndarray) else kept]
+    return selected
+
+
+def _length(value: Any) -> int | None:
+    """How many entries a tensor, an array, encoded masks or a list have; None of what has none."""
+    try:
+        return len(value)
+    except TypeError:
+        return None
+
+
+def _transformed(transforms: Transforms, image: Tensor, target: Target, seed: int) -> tuple[Tensor, Target]:
+    """Call the transforms with the types that they dispatch on, and give plain tensors back."""
     size = (image.shape[-2], image.shape[-1])
-    boxes = {
-        key: tv_tensors.BoundingBoxes(target[key], format="XYXY", canvas_size=size)
-        for key in ("boxes", "ignore_boxes")
-        if key in target
+    wrapped: Target = {
+        **target,
+        "boxes": tv_tensors.BoundingBoxes(target["boxes"], format="XYXY", canvas_size=size),
+        **{key: _Beside.of_boxes(target[key], size) for key in ("ignore_boxes",) if key in target},
+        **{key: _Beside.of_points(target[key], size) for key in ("keypoints", "points") if key in target},
     }
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        changed_image, changed = transforms(tv_tensors.Image(image), {**target, **boxes})
+        changed_image, changed = transforms(tv_tensors.Image(image), wrapped)
+    changed = dict(changed)
     if "ignore_boxes" in changed:
-        ignored = functional.clamp_bounding_boxes(changed["ignore_boxes"]).as_subclass(Tensor)
+        ignored = functional.clamp_bounding_boxes(changed["ignore_boxes"].boxes).as_subclass(Tensor)
         changed["ignore_boxes"] = ignored[(ignored[:, 2:] > ignored[:, :2]).all(dim=1)]
-    return changed_image.as_subclass(Tensor), dict(changed)
+    height, width = changed_image.shape[-2:]
+    for key, outside in (("keypoints", (0.0, 0.0, 0.0)), ("points", (None, None, -1.0))):
+        if key in changed:
+            changed[key] = _points_inside(changed[key].boxes, target[key], (height, width), outside)
+    return changed_image.as_subclass(Tensor), changed
+
+
+def _points_inside(
+    moved: Tensor, before: Tensor, size: tuple[int, int], outside: tuple[float | None, ...]
+) -> Tensor:
+    """Return points (G, K, 3) with the places that they were moved to, and what they get where that is outside."""
+    points = before.clone()
+    xy = moved.as_subclass(Tensor)[:, :2].reshape(*before.shape[:2], 2).to(points.dtype)
+    points[..., :2] = xy
+    # Some versions of torchvision clamp boxes on their way, so the border counts as outside.
+    gone = (xy <= 0).any(dim=2) | (xy[..., 0] >= size[1]) | (xy[..., 1] >= size[0])
+    for place, value in enumerate(outside):
+        if value is not None:
+            points[..., place] = points[..., place].masked_fill(gone, value)
+    return points
 
 
 class _NeedsPixels(Exception):
@@ -106,8 +163,49 @@ class _Encoded(tv_tensors.TVTensor):
         return carrier
 
 
+class _Beside(tv_tensors.TVTensor):
+    """Boxes or points that move with the image, and that no transform takes for the objects' boxes.
+
+    v2 has transforms that look for the one tensor of boxes, such as a crop by IoU or the removal of degenerate boxes.
+    """
+
+    boxes: tv_tensors.BoundingBoxes
+
+    @classmethod
+    def of(cls, boxes: tv_tensors.BoundingBoxes) -> _Beside:
+        carrier = torch.empty(0).as_subclass(cls)
+        carrier.boxes = boxes
+        return carrier
+
+    @classmethod
+    def of_boxes(cls, boxes: Tensor, size: tuple[int, int]) -> _Beside:
+        return cls.of(tv_tensors.BoundingBoxes(boxes.reshape(-1, 4), format="XYXY", canvas_size=size))
+
+    @classmethod
+    def of_points(cls, points: Tensor, size: tuple[int, int]) -> _Beside:
+        """Take points (G, K, 3) as boxes without an extent."""
+        return cls.of_boxes(points[..., :2].reshape(-1, 2).repeat(1, 2).float(), size)
+
+
 def _horizontal_flip(carrier: _Encoded) -> _Encoded:
     return _Encoded.of(carrier.masks.horizontal_flip())
+
+
+def _vertical_flip(carrier: _Encoded) -> _Encoded:
+    return _Encoded.of(carrier.masks.vertical_flip())
+
+
+def _center_crop(carrier: _Encoded, output_size: Any) -> _Encoded:
+    """Crop the center as torchvision does: what is smaller than the crop is padded first."""
+    sizes = [output_size] if isinstance(output_size, int) else list(output_size)
+    height, width = (sizes * 2)[:2]
+    _, own_height, own_width = carrier.masks.shape
+    missing = max(height - own_height, 0), max(width - own_width, 0)
+    padding = [missing[1] // 2, missing[0] // 2, (missing[1] + 1) // 2, (missing[0] + 1) // 2]
+    padded = _pad(carrier, padding) if any(padding) else carrier
+    _, own_height, own_width = padded.masks.shape
+    top, left = round((own_height - height) / 2.0), round((own_width - width) / 2.0)
+    return _crop(padded, top, left, height, width)
 
 
 def _resize(carrier: _Encoded, size: Any, max_size: Any = None, **_: Any) -> _Encoded:
@@ -143,9 +241,15 @@ def _refuse(carrier: _Encoded, *_: Any, **__: Any) -> NoReturn:
     raise _NeedsPixels
 
 
+def _as_boxes(function: Callable[..., Any], carrier: _Beside, *arguments: Any, **options: Any) -> _Beside:
+    return _Beside.of(function(carrier.boxes, *arguments, **options))
+
+
 def _register() -> None:
     exact = {
         "horizontal_flip": _horizontal_flip,
+        "vertical_flip": _vertical_flip,
+        "center_crop": _center_crop,
         "resize": _resize,
         "crop": _crop,
         "resized_crop": _resized_crop,
@@ -156,6 +260,12 @@ def _register() -> None:
     changing = [name.removesuffix("_mask") for name in dir(functional) if name.endswith("_mask")]
     for name in {*changing, *exact}:
         functional.register_kernel(getattr(functional, name), _Encoded)(exact.get(name, _refuse))
+    suffix = "_bounding_boxes"
+    for name in [name.removesuffix(suffix) for name in dir(functional) if name.endswith(suffix)]:
+        function = getattr(functional, name, None)
+        if name in ("clamp", "get_size") or function is None:
+            continue
+        functional.register_kernel(function, _Beside)(partial(_as_boxes, function))
 
 
 _register()

@@ -5,17 +5,30 @@ from __future__ import annotations
 import contextlib
 import os
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
-from PIL import ExifTags, Image, ImageOps
+# Of the plugins Pillow knows the first when it is imported, and these when they are.
+from PIL import (
+    ExifTags,
+    Image,
+    ImageOps,
+    TiffImagePlugin,  # noqa: F401
+    UnidentifiedImageError,
+    WebPImagePlugin,  # noqa: F401
+)
 
 from maskloss.errors import InputError
 
+#: What Pillow may open. Its other decoders are for formats that no photograph comes in, and damaged files have made
+#: some of them fail in ways of their own.
+FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP", "GIF", "PPM")
+
 
 def read_image(path: str | os.PathLike[str], size: tuple[int, int] | None = None) -> Image.Image:
-    """Read an image as RGB, upright.
+    """Read an image as RGB, upright: JPEG, PNG, BMP, TIFF, WebP, GIF (its first picture) or PPM.
 
-    Grey, palette, CMYK and 16-bit files are converted; transparency is dropped. Pixels that are 32-bit numbers have no
+    Gray, palette, CMYK and 16-bit files are converted; transparency is dropped. Pixels that are 32-bit numbers have no
     range that is known, so they are refused.
 
     Args:
@@ -28,16 +41,8 @@ def read_image(path: str | os.PathLike[str], size: tuple[int, int] | None = None
             numbers.
     """
     path = Path(path)
-    try:
-        # Of what Pillow warns, a file that cannot be read is told by an error, and the rest reads well.
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with Image.open(path) as file:
-                return _to_rgb(_upright(file, path, size), file.format)
-    except FileNotFoundError:
-        raise InputError(f"{path}: the image does not exist") from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise InputError(f"{path}: {_why_unreadable(path, error)}") from error
+    with _opened(path) as file:
+        return _to_rgb(_upright(file, path, size), file.format)
 
 
 def read_image_size(path: str | os.PathLike[str], size: tuple[int, int] | None = None) -> tuple[int, int]:
@@ -50,12 +55,27 @@ def read_image_size(path: str | os.PathLike[str], size: tuple[int, int] | None =
     Raises:
         InputError: the file is missing or is no image.
     """
+    with _opened(Path(path)) as file:
+        return file.size if file.size == size else _turned_size(file)
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    """Open a file with Pillow, and raise InputError whatever it raises then.
+
+    Pillow's decoders raise many kinds of errors on damaged files, such as those of struct and zlib.
+    """
     try:
+        # Of what Pillow warns, a file that cannot be read is told by an error, and the rest reads well.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            with Image.open(path) as file:
-                return file.size if file.size == size else _turned_size(file)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            with Image.open(path, formats=FORMATS) as file:
+                yield file
+    except InputError:
+        raise
+    except FileNotFoundError:
+        raise InputError(f"{path}: the image does not exist") from None
+    except Exception as error:
         raise InputError(f"{path}: {_why_unreadable(path, error)}") from error
 
 
@@ -63,7 +83,10 @@ def _why_unreadable(path: str | os.PathLike[str], error: Exception) -> str:
     with contextlib.suppress(OSError), open(path, "rb") as file:
         if file.read(23) == b"version https://git-lfs":
             return "not a readable image but a Git LFS pointer: run `git lfs pull`"
-    return f"not a readable image: {error}"
+    if isinstance(error, UnidentifiedImageError):
+        return "not a readable image: it is no JPEG, PNG, BMP, TIFF, WebP, GIF or PPM, or its beginning is damaged"
+    says = " ".join(str(error).split()) or type(error).__name__
+    return f"not a readable image: {says[:150]}"
 
 
 def _upright(file: Image.Image, path: Path, size: tuple[int, int] | None) -> Image.Image:
@@ -97,6 +120,6 @@ def _to_rgb(image: Image.Image, file_format: str | None) -> Image.Image:
     if image.mode == "F" or (image.mode == "I" and file_format not in ("PNG", "PPM")):
         raise ValueError("its pixels are 32-bit numbers; save it with 8 or 16 bits")
     if image.mode.startswith("I;16") or image.mode == "I":
-        # PIL clips 16-bit grey to 255 instead of scaling it.
+        # PIL clips 16-bit gray to 255 instead of scaling it.
         image = image.convert("I").point(lambda value: value / 256).convert("L")
     return image.convert("RGB")

@@ -47,12 +47,16 @@ def write_report(
     names = {category.id: category.name for category in validation.categories}
     pictures = []
     for record in _spread(validation.images, _NUM_PICTURES):
-        image = read_image(validation.image_path(record), (record.width, record.height))
+        try:
+            image = read_image(validation.image_path(record), (record.width, record.height))
+        except InputError:
+            # It was there when it was evaluated; a picture less is no reason to have no page.
+            continue
         drawn = [r for r in results if r["image_id"] == record.id and r["score"] >= score_threshold]
         enlarge = max(1, _LONGEST_SIDE // max(image.size))
         pictures.append(
             {
-                "name": record.file_name,
+                "name": shown_name(record.file_name),
                 "truth": embedded(jpeg(draw_truth(image, record, names, enlarge=enlarge), _LONGEST_SIDE)),
                 "prediction": embedded(
                     jpeg(draw_results(image, drawn, names, enlarge=enlarge), _LONGEST_SIDE)
@@ -82,7 +86,14 @@ def write_report(
 def rendered(template: str, **values: Any) -> str:
     """Render one of the templates beside this file."""
     environment = Environment(loader=PackageLoader("maskloss.report", "."), autoescape=True)
-    return environment.get_template(template).render(**values)
+    page = environment.get_template(template).render(**values)
+    # Names of files that are not UTF-8 have letters that no encoding has.
+    return page.encode(errors="backslashreplace").decode()
+
+
+def shown_name(file_name: str) -> str:
+    """Return a file's name as a page can show it, the last 80 letters, which tell more than the first."""
+    return file_name if len(file_name) <= 80 else f"...{file_name[-77:]}"
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:

@@ -45,7 +45,8 @@ class Drawn:
 
 def category_colour(category_id: int) -> Colour:
     """Give a category its colour: the same in every picture, neighbours far apart."""
-    red, green, blue = colorsys.hsv_to_rgb((category_id * _GOLDEN_RATIO) % 1.0, 0.85, 1.0)
+    # An id may be larger than what a float holds.
+    red, green, blue = colorsys.hsv_to_rgb((category_id % 2**31 * _GOLDEN_RATIO) % 1.0, 0.85, 1.0)
     return round(255 * red), round(255 * green), round(255 * blue)
 
 
@@ -55,7 +56,7 @@ def draw_truth(
     """Draw an image's annotations over it; crowds are left out, as in training."""
     masks = record.object_masks().bitmaps()
     objects = [
-        Drawn(mask, a.box, names[a.category_id], category_colour(a.category_id))
+        Drawn(mask, a.box, shortened(names[a.category_id]), category_colour(a.category_id))
         for a, mask in zip(record.objects, masks.numpy(), strict=True)
     ]
     return draw_objects(image, objects, enlarge=enlarge)
@@ -72,7 +73,7 @@ def draw_results(
             Drawn(
                 coco_mask.decode(result["segmentation"]),
                 (x, y, x + width, y + height),
-                f"{names[result['category_id']]} {result['score']:.2f}",
+                f"{shortened(names[result['category_id']])} {result['score']:.2f}",
                 category_colour(result["category_id"]),
             )
         )
@@ -103,6 +104,12 @@ def draw_objects(image: Image.Image, objects: Sequence[Drawn], *, enlarge: int =
         canvas.rectangle(drawn.box, outline=drawn.colour, width=max(1, size // 10))
         _write(canvas, drawn, font, picture.size)
     return picture
+
+
+def shortened(name: str) -> str:
+    """Return a name as it can be shown beside a box: of at most 40 letters, none of which has no encoding."""
+    shown = name if len(name) <= 40 else f"{name[:37]}..."
+    return shown.encode(errors="backslashreplace").decode()
 
 
 def jpeg(image: Image.Image, longest: int) -> bytes:

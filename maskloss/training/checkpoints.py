@@ -6,13 +6,16 @@ Only tensors and JSON are ever read, never a pickle that could run code.
 from __future__ import annotations
 
 import io
+import json
+import math
 import pickle
 import struct
+import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from maskloss.errors import InputError
 from maskloss.files import make_folder, read_bytes, write_bytes
@@ -78,13 +81,123 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     state = _load_pickle(path)
     if not isinstance(state, dict) or not {"step", "seconds", "config", "model", "optimizer"} <= set(state):
         raise InputError(f"{path}: is no checkpoint of maskloss train")
+    try:
+        _expect(_is_int(state["step"], 1), "step", "a whole number from 1 on", state["step"])
+        _expect(_is_number(state["seconds"], 0, 1e12), "seconds", "a number from 0 on", state["seconds"])
+        _expect(isinstance(state["config"], str), "config", "JSON", state["config"])
+        try:
+            config = json.loads(state["config"])
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"config must be JSON: {_first_line(error)}") from error
+        _expect(isinstance(config, dict), "config", "a mapping", config)
+        for key in ("model", "loss"):
+            _expect_tensors(key, state.get(key, {}), any_value=key == "loss")
+        _expect(isinstance(state["optimizer"], dict), "optimizer", "a mapping", state["optimizer"])
+        scaler = state.get("scaler")
+        _expect(scaler is None or isinstance(scaler, dict), "scaler", "a mapping", scaler)
+        categories = state.get("categories", [])
+        _expect(isinstance(categories, list), "categories", "a list", categories)
+    except ValueError as error:
+        raise InputError(f"{path}: is no checkpoint of maskloss train: {error}") from error
     return state
+
+
+def restore(
+    path: Path,
+    checkpoint: dict[str, Any],
+    model: nn.Module,
+    loss: nn.Module,
+    optimizer: torch.optim.Optimizer,
+) -> None:
+    """Load a checkpoint into a run's model, loss and optimizer.
+
+    Args:
+        path: of the checkpoint, for messages.
+        checkpoint: from `load_checkpoint`.
+        model: of the run.
+        loss: of the run; a checkpoint from before losses had a state has none.
+        optimizer: of the run, before any step.
+
+    Raises:
+        InputError: it is of another model, or cannot be meant; the message names what.
+    """
+    groups = [
+        {k: v for k, v in group.items() if k not in ("params", "lr")} for group in optimizer.param_groups
+    ]
+    try:
+        loss.load_state_dict(checkpoint.get("loss", loss.state_dict()), strict=True)
+        model.load_state_dict(checkpoint["model"], strict=True)
+        optimizer.load_state_dict(checkpoint["optimizer"])
+        for group, expected in zip(optimizer.param_groups, groups, strict=True):
+            for key, value in expected.items():
+                if group.get(key) != value:
+                    raise ValueError(f"optimizer: its {key} is not {value}")
+        for parameter, state in optimizer.state.items():
+            if not isinstance(state, dict):
+                raise ValueError("optimizer: its state is not one of tensors")
+            for key, value in state.items():
+                whole = isinstance(value, Tensor) and value.dim() > 0
+                if whole and value.shape != parameter.shape:
+                    raise ValueError(
+                        f"optimizer: {key} is {tuple(value.shape)}, its parameter {tuple(parameter.shape)}"
+                    )
+                if isinstance(value, Tensor) and not torch.isfinite(value).all():
+                    raise ValueError(f"optimizer: {key} is not finite")
+    except (
+        RuntimeError,
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        IndexError,
+        AssertionError,
+    ) as error:
+        raise InputError(f"{path}: the checkpoint is of another model: {_first_line(error)}") from error
+
+
+def _expect_tensors(field: str, state: Any, *, any_value: bool) -> None:
+    """Expect a state_dict; of tensors alone, finite ones, where no other value is allowed."""
+    _expect(isinstance(state, dict), field, "a mapping of tensors", state)
+    for key, value in state.items():
+        _expect(isinstance(key, str), field, "a mapping of names", key)
+        if isinstance(value, Tensor):
+            if value.is_meta or value.layout != torch.strided:
+                raise ValueError(f"{field}: {key} holds no plain values")
+            if not any_value and not torch.isfinite(value).all():
+                raise ValueError(f"{field}: {key} is not finite")
+        else:
+            _expect(any_value, f"{field}: {key}", "a tensor", value)
+
+
+def _is_int(value: Any, low: int, high: float = math.inf) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
+
+
+def _is_number(value: Any, low: float, high: float) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high
+
+
+def _expect(condition: bool, field: str, expected: str, value: Any) -> None:
+    if not condition:
+        shown = repr(value) if isinstance(value, str | int | float | None) else type(value).__name__
+        shown = "nothing" if value is None else shown
+        raise ValueError(
+            f"{field} must be {expected}, not {shown if len(shown) <= 60 else shown[:57] + '...'}"
+        )
+
+
+def _first_line(error: BaseException) -> str:
+    first: str = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return first[:200]
 
 
 def _load_pickle(path: Path) -> Any:
     content = read_bytes(path)
     try:
-        return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            # Such as how long it takes to check sparse tensors, which are none that we want.
+            warnings.simplefilter("ignore")
+            return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise InputError(
             f"{path}: truncated, or holds more than tensors and plain values, and is not read because such "

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
 from maskloss.detection.models import ModelName
-from maskloss.errors import InputError
+from maskloss.errors import InputError, one_line
 from maskloss.losses.criterion import MaskRCNNLoss
 from maskloss.training.losses import LossConfig, make_loss
 
@@ -23,6 +24,22 @@ _FREE_ON_RESUME = {
     "checkpoint_every",
     "evaluate_every",
     "max_steps",
+}
+
+
+_PATHS = ("train_images", "train_annotations", "val_images", "val_annotations", "weights")
+
+#: Above these, a number is a slip of the keyboard, and torch would end in an overflow or without memory.
+_LARGEST = {
+    "max_steps": 10**12,
+    "warmup_steps": 10**12,
+    "log_every": 10**12,
+    "checkpoint_every": 10**12,
+    "evaluate_every": 10**12,
+    "batch_size": 100_000,
+    "accumulation_steps": 1_000_000,
+    "min_size": 65_535,
+    "max_size": 65_535,
 }
 
 
@@ -125,14 +142,18 @@ class TrainConfig:
             )
         for name in ("max_steps", "batch_size", "accumulation_steps", "log_every", "checkpoint_every"):
             _expect(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
+        for name, most in _LARGEST.items():
+            values = getattr(self, name)
+            for value in values if isinstance(values, list) else [values]:
+                _expect(value is None or value <= most, name, f"at most {most:,}", value)
         for name in ("warmup_steps", "evaluate_every", "workers", "seed"):
             _expect(getattr(self, name) >= 0, name, "at least 0", getattr(self, name))
         _expect(self.seed < 2**63, "seed", "below 2^63", self.seed)
         for name in ("weight_decay", "gradient_clip", "momentum"):
             value = getattr(self, name)
-            _expect(math.isfinite(value) and value >= 0, name, "a finite number >= 0", value)
+            _expect(_is_finite(value) and value >= 0, name, "a finite number >= 0", value)
         _expect(
-            math.isfinite(self.learning_rate) and self.learning_rate > 0,
+            _is_finite(self.learning_rate) and self.learning_rate > 0,
             "learning_rate",
             "a finite number > 0",
             self.learning_rate,
@@ -141,6 +162,8 @@ class TrainConfig:
             _expect(0 <= getattr(self, name) <= 1, name, "a probability in [0, 1]", getattr(self, name))
         for name in ("image_mean", "image_std"):
             value = getattr(self, name)
+            finite = value is None or all(_is_finite(number) for number in value)
+            _expect(finite, name, "finite numbers", value)
             _expect(value is None or len(value) == 3, name, "three numbers, one per channel", value)
         _expect(self.image_std is None or min(self.image_std) > 0, "image_std", "above 0", self.image_std)
         layers = self.trainable_layers
@@ -167,7 +190,8 @@ class TrainConfig:
         return [
             field.name
             for field in fields(self)
-            if field.name not in _FREE_ON_RESUME and other.get(field.name, field.default) != mine[field.name]
+            if field.name not in _FREE_ON_RESUME
+            and not _is_same(field.name, other.get(field.name, field.default), mine[field.name])
         ]
 
     @property
@@ -197,6 +221,23 @@ class TrainConfig:
         return self.learning_rate * warmup * decay
 
 
+def _is_same(name: str, one: Any, other: Any) -> bool:
+    """Whether two values of a field mean the same: of paths, whatever their spelling."""
+    if one == other:
+        return True
+    paths = name in _PATHS and isinstance(one, str) and isinstance(other, str)
+    return (
+        paths and not {one, other} & {"none", "DEFAULT"} and os.path.realpath(one) == os.path.realpath(other)
+    )
+
+
+def _is_finite(value: float) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # an integer beyond what a float holds
+        return False
+
+
 def _expect(condition: Any, name: str, expected: str, value: Any) -> None:
     if not condition:
-        raise InputError(f"--{name.replace('_', '-')} must be {expected}, got {value}")
+        raise InputError(f"--{name.replace('_', '-')} must be {expected}, got {one_line(value, 80)}")

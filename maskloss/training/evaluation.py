@@ -68,9 +68,10 @@ def evaluate(
         losses: whether to compute losses, or AP alone.
 
     Raises:
-        InputError: an image cannot be read.
+        InputError: an image cannot be read, or is resized to nothing.
         RunError: a loss is not finite, or a worker process died.
     """
+    check_sizes(data, model)
     indices = range(rank, len(data.images), world_size)
     loader = DataLoader(
         Subset(CocoDataset(data), indices), batch_size=batch_size, num_workers=workers, collate_fn=collate
@@ -114,6 +115,31 @@ def _means(values: list[tuple[int, dict[str, float]]]) -> dict[str, float]:
     means = {key: total / len(of_images) for key, total in totals.items()}
     means["loss"] = math.fsum(totals.values()) / len(of_images)
     return means
+
+
+def check_sizes(data: CocoData, model: nn.Module) -> None:
+    """Check that of no image a side is resized to nothing, as of one that is a thousand times as long as high.
+
+    Raises:
+        InputError: one is; the message names it.
+    """
+    for image in data.images:
+        if (fault := resized_to_nothing(model, image.width, image.height)) is not None:
+            raise InputError(
+                f"{data.image_path(image)}: {fault} (image {image.id} of {data.annotation_file})"
+            )
+
+
+def resized_to_nothing(model: nn.Module, width: int, height: int) -> str | None:
+    """Say what is wrong with an image of which the model's transform leaves nothing, None if it leaves something."""
+    transform: Any = model.transform
+    shorter, longer = sorted((width, height))
+    if int(shorter * min(min(transform.min_size) / shorter, transform.max_size / longer)) >= 1:
+        return None
+    return (
+        f"{width} x {height} px are resized to at most {transform.max_size} px, which leaves nothing of the "
+        "shorter side; cut the image into parts or raise --max-size"
+    )
 
 
 @contextmanager

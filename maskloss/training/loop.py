@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
+import os
 import sys
+import sysconfig
 import time
+import traceback
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -32,15 +37,50 @@ from maskloss.detection.models import (
     published_settings,
     published_weights,
 )
-from maskloss.errors import InputError, RunError
-from maskloss.files import append_line, make_folder, write_bytes, write_text
-from maskloss.training.checkpoints import checkpoint_files, load_checkpoint, read_weights, save_checkpoint
+from maskloss.errors import InputError, RunError, one_line
+from maskloss.files import (
+    append_line,
+    locked,
+    make_folder,
+    read_bytes,
+    remove_leftovers,
+    write_bytes,
+    write_text,
+)
+from maskloss.losses.criterion import KEYS, MaskRCNNLoss
+from maskloss.training.checkpoints import (
+    checkpoint_files,
+    load_checkpoint,
+    read_weights,
+    restore,
+    save_checkpoint,
+)
 from maskloss.training.config import TrainConfig
-from maskloss.training.evaluation import Evaluation, batches_on, evaluate
+from maskloss.training.evaluation import Evaluation, batches_on, check_sizes, evaluate
+from maskloss.training.losses import probe_copy
 from maskloss.training.metrics import write_metrics
 from maskloss.training.model_file import ModelDescription, mask_probs_of, model_settings_of, save_model
 
 _RUN_FILES = ("config.yaml", "history.jsonl", "model.safetensors", "metrics.json", "checkpoints")
+#: Fields whose files are compared by content on resume, so that data may move.
+_DATA_FIELDS = ("train_images", "train_annotations", "val_images", "val_annotations")
+#: What accelerate would take from the environment instead of the config.
+_OVERRIDES = (
+    "ACCELERATE_GRADIENT_ACCUMULATION_STEPS",
+    "ACCELERATE_MIXED_PRECISION",
+    "ACCELERATE_USE_CPU",
+    "ACCELERATE_TORCH_DEVICE",
+    "ACCELERATE_DOWNCAST_BF16",
+)
+_OVERRIDE_PREFIXES = ("ACCELERATE_DYNAMO_", "ACCELERATE_FP8_")
+#: Engines that shard or rewrite the model, which `maskloss train` does not do.
+_ENGINES = (
+    "ACCELERATE_USE_DEEPSPEED",
+    "ACCELERATE_USE_FSDP",
+    "ACCELERATE_USE_MEGATRON_LM",
+    "ACCELERATE_USE_PARALLELISM_CONFIG",
+    "ACCELERATE_USE_SAGEMAKER",
+)
 
 
 @dataclass(frozen=True)
@@ -70,14 +110,42 @@ def train(config: TrainConfig) -> TrainingResult:
     torch.manual_seed(config.seed)
     loss = config.make_loss()
     training, validation = read_data(config)
-    categories = [[category.id, category.name] for category in training.categories]
-    checkpoint = _starting_point(config, categories)
-
+    _check_output(config)
     accelerator = _accelerator(config, device)
     torch.manual_seed(config.seed)
     model, settings, loaded = initial_model(config, len(training.categories) + 1)
     if loaded is not None:
         _say(accelerator, f"{config.weights}: {loaded}")
+    for data in (training, validation):
+        check_sizes(data, model)
+    model.to(accelerator.device)
+    probe_copy(loss, len(training.categories) + 1, model, accelerator.device)
+    # Everything that can fail without a step has succeeded: from here on, the folder is written to.
+    with contextlib.ExitStack() as stack:
+        if accelerator.is_main_process:
+            make_folder(config.output_folder)
+            stack.enter_context(locked(config.output_folder))
+            remove_leftovers(config.output_folder / "checkpoints")
+        accelerator.wait_for_everyone()
+        return _trained(config, accelerator, loss, model, settings, training, validation)
+
+
+def _trained(
+    config: TrainConfig,
+    accelerator: Accelerator,
+    loss: MaskRCNNLoss,
+    model: nn.Module,
+    settings: ModelSettings,
+    training: CocoData,
+    validation: CocoData,
+) -> TrainingResult:
+    """Train in a folder that is locked."""
+    identity = {
+        "categories": [[category.id, category.name] for category in training.categories],
+        "data": {"training": _fingerprint(training), "validation": _fingerprint(validation)},
+        "world_size": accelerator.num_processes,
+    }
+    checkpoint = _starting_point(config, identity)
     convert(model, loss, paste=None)
     description = ModelDescription(
         settings, training.categories, loss.mask_targets.aligned, mask_probs_of(loss), config.loss
@@ -86,7 +154,7 @@ def train(config: TrainConfig) -> TrainingResult:
     start, elapsed = 0, 0.0
     if checkpoint is not None:
         start, elapsed = checkpoint["step"], checkpoint["seconds"]
-        _restore(config, checkpoint, model, loss, optimizer)
+        restore(config.output_folder, checkpoint, model, loss, optimizer)
     prepared, optimizer = accelerator.prepare(model, optimizer)
     if checkpoint is not None and accelerator.scaler is not None:
         accelerator.scaler.load_state_dict(checkpoint["scaler"])
@@ -143,7 +211,7 @@ def train(config: TrainConfig) -> TrainingResult:
             learning_rate = config.learning_rate_at(step)
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate
-            losses = _step(config, accelerator, prepared, optimizer, incoming, step)
+            losses = _step(config, accelerator, prepared, optimizer, incoming, step, loss)
             seconds = time.perf_counter() - began
             if step % config.log_every == 0 or step in (1, config.max_steps):
                 log.step(step, losses, learning_rate, seconds)
@@ -157,7 +225,7 @@ def train(config: TrainConfig) -> TrainingResult:
             if evaluation_due:
                 log.evaluation(step, evaluated())
             if checkpoint_due and accelerator.is_main_process:
-                _save(config, step, seconds, model, loss, optimizer, accelerator, categories)
+                _save(config, step, seconds, model, loss, optimizer, accelerator, identity)
         evaluation = evaluated()
         log.evaluation(config.max_steps, evaluation)
         if accelerator.is_main_process:
@@ -189,6 +257,12 @@ def device_of(config: TrainConfig) -> torch.device:
     device = chosen_device(config.device)
     if config.mixed_precision == "fp16" and device.type == "cpu":
         raise InputError("--mixed-precision fp16 needs a GPU; bf16 runs on CPUs")
+    cpus = os.cpu_count() or 1
+    if config.workers > max(16, 4 * cpus):
+        raise InputError(
+            f"--workers {config.workers} is far more than this machine's {cpus} CPUs can use; give at most "
+            f"{max(16, 4 * cpus)}"
+        )
     return device
 
 
@@ -221,25 +295,77 @@ def _newest_checkpoint(folder: Path) -> tuple[Path, dict[str, Any] | None]:
     return folder, None
 
 
-def _starting_point(config: TrainConfig, categories: list[list[Any]]) -> dict[str, Any] | None:
-    """The newest checkpoint, or None to start anew; refuses a folder that holds another run."""
+def _check_output(config: TrainConfig) -> None:
+    """Refuse a folder that holds another run; write nothing."""
     folder = config.output_folder
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"{folder}: is a file, not a folder")
-    held = [name for name in _RUN_FILES if (folder / name).exists()]
+    try:
+        if folder.exists() and not folder.is_dir():
+            raise InputError(f"{folder}: is a file, not a folder")
+        held = [name for name in _RUN_FILES if (folder / name).exists()]
+        # A run that failed in its first step has nothing to go on from. The events say that the config is its own.
+        if held == ["config.yaml"] and (folder / "tensorboard").is_dir():
+            held = []
+    except (OSError, ValueError) as error:
+        raise InputError(f"{folder}: cannot be read: {error}") from error
     if held and not config.resume:
         raise InputError(
             f"{folder}: already holds a run ({', '.join(held)}); give --resume or another --output"
         )
-    make_folder(folder)
+
+
+def _fingerprint(data: CocoData) -> str:
+    """Hash the annotation file and the size of every image file: what stays when the data set moves."""
+    digest = hashlib.sha256()
+    with open(data.annotation_file, "rb") as file:
+        while part := file.read(2**20):
+            digest.update(part)
+    for image in data.images:
+        try:
+            size = os.stat(data.image_path(image)).st_size
+        except OSError:
+            size = -1  # named when it is read
+        digest.update(f"\n{size}".encode())
+    return digest.hexdigest()
+
+
+def _different(config: TrainConfig, checkpoint: dict[str, Any], identity: dict[str, Any]) -> list[str]:
+    """Name what a checkpoint was made with and is otherwise now."""
+    before = json.loads(checkpoint["config"])
+    different = [name for name in config.differences(before) if name not in _DATA_FIELDS]
+    if checkpoint.get("categories", identity["categories"]) != identity["categories"]:
+        return [*different, "set of categories in --train-annotations"]
+    known = checkpoint.get("data")
+    if known is None:
+        # Of an earlier version, which kept the paths alone.
+        print(
+            "warning: the checkpoint does not say what data and how many processes it was trained with; "
+            "they are not checked",
+            file=sys.stderr,
+        )
+        return different + [
+            name
+            for name in _DATA_FIELDS
+            if os.path.realpath(before.get(name, "")) != os.path.realpath(getattr(config, name))
+        ]
+    for name, part in (("training", "train"), ("validation", "val")):
+        if known[name] != identity["data"][name]:
+            different.append(
+                f"{name} set (the content of --{part}-annotations, or images of other sizes in bytes)"
+            )
+    if checkpoint["world_size"] != identity["world_size"]:
+        different.append(f"number of processes ({checkpoint['world_size']}, now {identity['world_size']})")
+    return different
+
+
+def _starting_point(config: TrainConfig, identity: dict[str, Any]) -> dict[str, Any] | None:
+    """The newest checkpoint, or None to start anew; refuses a folder that holds another run."""
+    _check_output(config)
     if not config.resume:
         return None
-    file, checkpoint = _newest_checkpoint(folder / "checkpoints")
+    file, checkpoint = _newest_checkpoint(config.output_folder / "checkpoints")
     if checkpoint is None:
         return None
-    different = config.differences(json.loads(checkpoint["config"]))
-    if checkpoint.get("categories", categories) != categories:
-        different.append("set of categories in --train-annotations")
+    different = _different(config, checkpoint, identity)
     if different:
         raise InputError(
             f"{file}: the run was started with another {', '.join(different)}; resume with the same command"
@@ -255,28 +381,36 @@ def _starting_point(config: TrainConfig, categories: list[list[Any]]) -> dict[st
     return checkpoint
 
 
-def _restore(
-    config: TrainConfig, checkpoint: dict[str, Any], model: nn.Module, loss: nn.Module, optimizer: Any
-) -> None:
-    try:
-        # What a term has gathered, such as the seesaw's counts; a checkpoint from before there was any has none.
-        loss.load_state_dict(checkpoint.get("loss", loss.state_dict()), strict=True)
-        model.load_state_dict(checkpoint["model"], strict=True)
-        optimizer.load_state_dict(checkpoint["optimizer"])
-    except (RuntimeError, ValueError, KeyError) as error:
-        first = str(error).strip().splitlines()[0]
-        raise InputError(f"{config.output_folder}: the checkpoint is of another model: {first}") from error
-
-
 def _accelerator(config: TrainConfig, device: torch.device) -> Accelerator:
+    engines = [name for name in _ENGINES if os.environ.get(name, "").lower() in ("1", "true", "yes", "on")]
+    if engines:
+        raise InputError(
+            f"the environment variable {engines[0]} asks for an engine that maskloss train does not have; unset it, "
+            "or launch without it"
+        )
     if not torch.distributed.is_initialized():
         # accelerate keeps its state for the life of the process; a second run here may want another.
         AcceleratorState._reset_state(reset_partial_state=True)
-    return Accelerator(
-        cpu=device.type == "cpu",
-        mixed_precision=config.mixed_precision,
-        gradient_accumulation_steps=config.accumulation_steps,
-    )
+    with _without_overrides():
+        return Accelerator(
+            cpu=device.type == "cpu",
+            mixed_precision=config.mixed_precision,
+            gradient_accumulation_steps=config.accumulation_steps,
+        )
+
+
+@contextlib.contextmanager
+def _without_overrides() -> Iterator[None]:
+    """Hide variables that accelerate prefers to its arguments: a run depends on its config alone."""
+    hidden = {
+        name: os.environ.pop(name)
+        for name in list(os.environ)
+        if name in _OVERRIDES or name.startswith(_OVERRIDE_PREFIXES)
+    }
+    try:
+        yield
+    finally:
+        os.environ.update(hidden)
 
 
 def _model_settings(config: TrainConfig, num_classes: int) -> tuple[ModelSettings, dict[str, Tensor] | None]:
@@ -356,6 +490,7 @@ def _step(
     optimizer: Any,
     incoming: Iterator[tuple[list[Tensor], list[dict[str, Any]]]],
     step: int,
+    loss: MaskRCNNLoss,
 ) -> dict[str, Tensor]:
     """One optimizer step; gives each term's mean over its forward passes, as tensors on the device."""
     totals: dict[str, Tensor] = {}
@@ -365,11 +500,12 @@ def _step(
         # Every pass has a seed of its own, so a resumed run draws what the uninterrupted one would.
         torch.manual_seed(mixed_seed(config.seed, step, part, accelerator.process_index))
         with accelerator.accumulate(model):
-            losses: dict[str, Tensor] = model(images, targets)
-            total = torch.stack(list(losses.values())).sum()
-            if not torch.isfinite(total):
-                raise RunError(_not_finite(losses, step, targets))
-            accelerator.backward(total)
+            with _terms_named(loss, step):
+                losses: dict[str, Tensor] = model(images, targets)
+                total = torch.stack(list(losses.values())).sum()
+                if not torch.isfinite(total):
+                    raise RunError(_not_finite(losses, step, targets))
+                accelerator.backward(total)
             if accelerator.sync_gradients:
                 _average_over_processes(accelerator, own)
                 if config.gradient_clip:
@@ -390,6 +526,48 @@ def _average_over_processes(accelerator: Accelerator, parameters: list[nn.Parame
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
         parameter.grad = accelerator.reduce(parameter.grad, "mean")
+
+
+@contextlib.contextmanager
+def _terms_named(loss: MaskRCNNLoss, step: int) -> Iterator[None]:
+    """Turn what a term raises into a RunError that names the term and the line of the user's file."""
+    try:
+        yield
+    except (InputError, RunError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # a user's term may raise anything
+        frames = [(frame.f_code, number) for frame, number in traceback.walk_tb(error.__traceback__)]
+        lines = [(code, number) for code, number in frames if _is_users(code.co_filename)]
+        term = next(
+            (name for name in KEYS if _code_of(getattr(loss, name, None)) & {c for c, _ in frames}), None
+        )
+        in_criterion = any(Path(code.co_filename).name == "criterion.py" for code, _ in frames)
+        if not (lines or term or in_criterion):
+            raise
+        where = f" ({lines[-1][0].co_filename}:{lines[-1][1]})" if lines else ""
+        what = f"the {term} term" if term else "the loss"
+        described = one_line(f"{type(error).__name__}: {error}", 180)
+        raise RunError(f"step {step}: {what} fails: {described}{where}") from error
+
+
+def _code_of(term: Any) -> set[Any]:
+    """The code that runs where a term is called: of a function, or of a class's methods."""
+    functions = [term, *(getattr(type(term), name, None) for name in ("forward", "__call__"))]
+    return {
+        f.__code__ for f in functions if hasattr(f, "__code__") and "torch/nn" not in f.__code__.co_filename
+    }
+
+
+def _is_users(file: str) -> bool:
+    """Whether a source file is neither ours nor of a library."""
+    libraries = (
+        str(Path(__file__).resolve().parents[1]),
+        *(sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")),
+        str(Path(torch.__file__).parent),
+    )
+    return not file.startswith("<") and not os.path.realpath(file).startswith(
+        tuple(os.path.realpath(path) + os.sep for path in libraries)
+    )
 
 
 def _not_finite(losses: dict[str, Tensor], step: int, targets: list[dict[str, Any]]) -> str:
@@ -421,12 +599,12 @@ def _save(
     loss: nn.Module,
     optimizer: Any,
     accelerator: Accelerator,
-    categories: list[list[Any]],
+    identity: dict[str, Any],
 ) -> None:
     state = {
         "seconds": seconds,
         "config": json.dumps(asdict(config)),
-        "categories": categories,
+        **identity,
         "model": model.state_dict(),
         "loss": loss.state_dict(),
         "optimizer": optimizer.state_dict(),
@@ -457,21 +635,39 @@ class _Log:
         _keep_lines_up_to(self.folder / "history.jsonl", start)
         # The evaluation of the last step comes after its checkpoint, so it is done again.
         _keep_lines_up_to(self.folder / "evaluations.jsonl", min(start, config.max_steps - 1))
-        self.board = SummaryWriter(str(self.folder / "tensorboard"), purge_step=start + 1)
+        with self._events_written():
+            self.board = SummaryWriter(str(self.folder / "tensorboard"), purge_step=start + 1)
         self.bar = tqdm(initial=start, total=config.max_steps, desc="training", unit="step", disable=None)
 
     def __enter__(self) -> _Log:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        if self.enabled:
-            self.bar.close()
-            self.board.close()
+    def __exit__(self, kind: object, *_: object) -> None:
+        if not self.enabled:
+            return
+        self.bar.close()
+        try:
+            with self._events_written():
+                self.board.flush()
+                self.board.close()
+        except RunError:
+            # What ended the run comes first.
+            if kind is None:
+                raise
+
+    @contextlib.contextmanager
+    def _events_written(self) -> Iterator[None]:
+        """Name the folder of the events where TensorBoard, whose own thread writes, could not write them."""
+        try:
+            yield
+        except (OSError, ValueError) as error:
+            reason = (error.strerror if isinstance(error, OSError) else None) or error
+            raise RunError(f"{self.folder / 'tensorboard'}: cannot be written: {reason}") from error
 
     def say(self, text: str) -> None:
         """Print a line without breaking the bar."""
         if self.enabled:
-            self.bar.write(text, file=sys.stderr)
+            self.bar.write(one_line(text), file=sys.stderr)
 
     def advance(self) -> None:
         """Count a step."""
@@ -486,8 +682,9 @@ class _Log:
         total = sum(values.values())
         line = {"step": step, "loss": total, **values, "learning_rate": learning_rate, "seconds": seconds}
         append_line(self.folder / "history.jsonl", json.dumps(line))
-        for key in ("loss", *values, "learning_rate"):
-            self.board.add_scalar(f"train/{key}", line[key], step)
+        with self._events_written():
+            for key in ("loss", *values, "learning_rate"):
+                self.board.add_scalar(f"train/{key}", line[key], step)
         short = {key.removeprefix("loss_"): f"{value:.3f}" for key, value in values.items()}
         self.bar.set_postfix({"loss": f"{total:.3f}", **short})
         if self.bar.disable:
@@ -502,10 +699,11 @@ class _Log:
             self.folder / "evaluations.jsonl",
             json.dumps({"step": step, **evaluation.metrics}, allow_nan=False),
         )
-        for group, values in evaluation.metrics.items():
-            for key, value in values.items():
-                if value is not None:
-                    self.board.add_scalar(f"validation/{group}/{key}", value, step)
+        with self._events_written():
+            for group, values in evaluation.metrics.items():
+                for key, value in values.items():
+                    if value is not None:
+                        self.board.add_scalar(f"validation/{group}/{key}", value, step)
         box, mask = evaluation.metrics["bbox"]["AP"], evaluation.metrics["segm"]["AP"]
         loss = evaluation.metrics["loss"]["loss"]
         self.bar.write(
@@ -519,7 +717,7 @@ def _keep_lines_up_to(path: Path, step: int) -> None:
     if not path.exists():
         return
     kept = []
-    for line in path.read_text().splitlines():
+    for line in read_bytes(path).decode(errors="replace").splitlines():
         try:
             if json.loads(line)["step"] <= step:
                 kept.append(line)

@@ -19,6 +19,7 @@ There is no list of names to choose from: what Python can import can be a term.
 
 from __future__ import annotations
 
+import copy
 import importlib
 import os
 import sys
@@ -103,13 +104,47 @@ def imported(path: str, where: str) -> Any:
         raise InputError(f"{where} {path!r}: cannot be imported: {_described(error)}") from error
 
 
-def probe(loss: MaskRCNNLoss, num_classes: int, model: nn.Module | None = None) -> None:
+def probe_copy(
+    loss: MaskRCNNLoss, num_classes: int, model: nn.Module, device: torch.device | None = None
+) -> None:
+    """Probe a loss that is to train: neither its parameters nor what its terms have gathered changes.
+
+    Args:
+        loss: to check.
+        num_classes: C of the model, background included.
+        model: for the regularization term.
+        device: where to evaluate; a term may hold tensors that are there already.
+
+    Raises:
+        InputError: see `probe`.
+    """
+    state = {key: value.detach().clone() for key, value in loss.state_dict().items()}
+    try:
+        probed = copy.deepcopy(loss)
+    except Exception:  # a user's object may refuse to be copied: then its state is restored
+        probed = loss
+    place = next(iter(loss.state_dict().values()), torch.empty(0)).device
+    try:
+        probe(probed.to(device), num_classes, model, device)
+    finally:
+        if probed is loss:
+            loss.to(place)
+            loss.load_state_dict(state)
+
+
+def probe(
+    loss: MaskRCNNLoss,
+    num_classes: int,
+    model: nn.Module | None = None,
+    device: torch.device | None = None,
+) -> None:
     """Evaluate every term once on a few random RoIs, forward and backward.
 
     Args:
         loss: to be looked at; what its terms gather, they gather from this too.
         num_classes: C of the model, background included.
         model: what the regularisation term is evaluated on; without one it is not.
+        device: where to evaluate; the CPU where not given.
 
     Raises:
         InputError: a term raises, gives another shape, or is not finite, in value or gradient. The message names
@@ -118,14 +153,14 @@ def probe(loss: MaskRCNNLoss, num_classes: int, model: nn.Module | None = None) 
     generator = torch.Generator().manual_seed(0)
 
     def random(*shape: int) -> torch.Tensor:
-        return torch.randn(shape, generator=generator, requires_grad=True)
+        return torch.randn(shape, generator=generator).to(device).requires_grad_()
 
     def boxes(count: int) -> BoxRegression:
-        low = torch.rand(count, 2, generator=generator) * 40
+        low = torch.rand(count, 2, generator=generator).to(device) * 40
         anchors = torch.cat([low, low + 20], dim=1)
         return BoxRegression(random(count, 4), random(count, 4).detach(), lambda deltas: anchors + deltas)
 
-    labels = torch.randint(0, num_classes, (12,), generator=generator)
+    labels = torch.randint(0, num_classes, (12,), generator=generator).to(device)
     labels[:4] = labels[:4].clamp(min=1)
     positives = labels > 0
     count = int(positives.sum())
@@ -137,7 +172,7 @@ def probe(loss: MaskRCNNLoss, num_classes: int, model: nn.Module | None = None) 
     )
     rpn = RPNBatch(objectness, positives.float(), boxes(count), counts)
     rois = RoIBatch(class_logits, labels, boxes(count), counts)
-    targets = torch.rand(count, 7, 7, generator=generator)
+    targets = torch.rand(count, 7, 7, generator=generator).to(device)
     masks = MaskBatch(mask_logits, targets, labels[positives], counts)
     evaluations: list[tuple[Callable[[], dict[str, torch.Tensor]], list[list[torch.Tensor]]]] = [
         (lambda: loss.rpn_losses(rpn), [[objectness], [rpn.box.deltas]]),

@@ -174,7 +174,7 @@ def load_model(path: str | Path, *, loss: LossConfig | None = None) -> LoadedMod
     """Read a model saved by `save_model`.
 
     Args:
-        path: of the file.
+        path: of the file, or of a run's folder that has a model.safetensors.
         loss: the loss's config where the file's names code, which is not imported because a file says so; or another
             loss to evaluate with.
 
@@ -183,6 +183,8 @@ def load_model(path: str | Path, *, loss: LossConfig | None = None) -> LoadedMod
             not finite; or the loss cannot be made.
     """
     path = Path(path)
+    if path.is_dir():
+        path = path / "model.safetensors"
     if path.suffix == ".pt":
         raise InputError(f"{path}: is a checkpoint, to resume from; name the run's model.safetensors")
     state, metadata = read_safetensors(path)
@@ -220,6 +222,9 @@ def load_model(path: str | Path, *, loss: LossConfig | None = None) -> LoadedMod
         first = str(error).strip().splitlines()[0]
         raise InputError(f"{path}: its tensors are of another model than it says: {first}") from error
     convert(model, criterion, paste=None)
+    # Masks are pasted as the network has learned them, whatever loss it is evaluated with.
+    transform: Any = model.transform
+    transform.aligned_masks = description.aligned
     return LoadedModel(model.eval(), description, config)
 
 

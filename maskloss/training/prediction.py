@@ -15,6 +15,7 @@ from torchvision.transforms.v2 import functional as transforms
 from maskloss.data.images import read_image
 from maskloss.detection.results import coco_results
 from maskloss.errors import InputError
+from maskloss.training.evaluation import resized_to_nothing
 from maskloss.training.model_file import ModelDescription
 
 
@@ -61,6 +62,8 @@ def predict(
             )
     for path, image_id in zip(files, image_ids(files), strict=True):
         image = read_image(path)
+        if (fault := resized_to_nothing(model, image.width, image.height)) is not None:
+            raise InputError(f"{path}: {fault}")
         pixels = transforms.to_dtype(transforms.pil_to_tensor(image), torch.float32, scale=True).to(device)
         with torch.inference_mode():
             detection = model([pixels])[0]

@@ -53,12 +53,18 @@ def changed(transforms: Any, seed: int = 0) -> tuple[Tensor, dict[str, Any]]:
     return augmented(transforms, *scene(), seed)
 
 
-RESIZING = {"resize", "shorter side", "scale jitter", "resized crop", "large-scale jitter"}
+RESIZING = {"resize", "random resize", "shorter side", "scale jitter", "resized crop", "large-scale jitter"}
 EXACT = {
     "flip": v2.RandomHorizontalFlip(1.0),
     "resize": v2.Resize((150, 120)),
     "shorter side": v2.RandomShortestSize([70, 110], max_size=140),
     "scale jitter": v2.ScaleJitter((120, 120), (0.5, 1.5)),
+    "vertical flip": v2.RandomVerticalFlip(1.0),
+    "both flips": v2.Compose([v2.RandomVerticalFlip(1.0), v2.RandomHorizontalFlip(1.0)]),
+    "center crop": v2.CenterCrop((60, 70)),
+    "center crop of an odd size": v2.CenterCrop((61, 71)),
+    "center crop that pads": v2.CenterCrop((111, 90)),
+    "random resize": v2.RandomResize(80, 150),
     "crop": v2.RandomCrop((64, 80)),
     "crop with padding": v2.RandomCrop((110, 110), pad_if_needed=True),
     "zoom out": v2.RandomZoomOut(p=1.0, side_range=(1.2, 2.0)),
@@ -96,7 +102,7 @@ def test_masks_stay_encoded_and_move_as_their_pixels_do(name: str, seed: int) ->
     # Resized pixels are off by up to one along the edge, of 20 to 50; moved ones only where an edge is slanted.
     large = pixels.sum(dim=(1, 2)) >= 400
     ious = overlap(moved["masks"].bitmaps().bool(), pixels)[large]
-    assert (ious > (0.8 if name in RESIZING else 0.97)).all()
+    assert (ious > (0.8 if name in RESIZING else 0.96)).all()
 
 
 def test_a_flip_moves_the_image_the_boxes_and_the_masks_together() -> None:
@@ -137,10 +143,10 @@ IN_PIXELS = {
     "affine": v2.RandomAffine(10, translate=(0.1, 0.1)),
     "perspective": v2.RandomPerspective(p=1.0),
     "elastic": v2.ElasticTransform(),
-    "vertical flip": v2.RandomVerticalFlip(1.0),
-    "centre crop": v2.CenterCrop((60, 60)),
     "crop, then pad": CutAndGrow(),
-    "dropped objects": v2.Compose([v2.RandomCrop((30, 30)), v2.SanitizeBoundingBoxes()]),
+    "dropped objects": v2.Compose(
+        [v2.RandomRotation((20, 20)), v2.RandomCrop((30, 30)), v2.SanitizeBoundingBoxes()]
+    ),
     "flip, then rotation": v2.Compose([v2.RandomHorizontalFlip(1.0), v2.RandomRotation((20, 20))]),
 }
 
@@ -207,3 +213,125 @@ def test_regions_to_ignore_and_objects_without_masks_move_and_are_dropped_with_t
     assert cropped["ignore_boxes"].tolist() == [[0, 0, 30, 40]]
     assert cropped["has_mask"].tolist() == [True, True]
     assert len(cropped["boxes"]) == len(cropped["masks"]) == 2
+
+
+# Everything that belongs to an object goes with it.
+
+
+def full_target() -> dict[str, Any]:
+    """Two objects, the first in the right half and the second in the left, with every kind of field."""
+    boxes = torch.tensor([[70.0, 20, 90, 40], [10.0, 20, 30, 40]])
+    squares = [[[x1, y1, x2, y1, x2, y2, x1, y2]] for x1, y1, x2, y2 in boxes.tolist()]
+    return {
+        "boxes": boxes,
+        "labels": torch.tensor([1, 2]),
+        "masks": EncodedMasks(squares, HEIGHT, WIDTH),
+        "area": torch.tensor([900.0, 400.0]),
+        "iscrowd": torch.tensor([1, 0]),
+        "weights": torch.tensor([0.5, 2.0]),
+        "has_mask": torch.tensor([False, True]),
+        "names": ["right", "left"],
+        "scores": np.array([0.1, 0.2]),
+        "keypoints": torch.tensor([[[80.0, 30, 2], [75.0, 22, 1]], [[20.0, 30, 2], [12.0, 38, 0]]]),
+        "points": torch.tensor([[[80.0, 30, 1], [99.0, 90, 0]], [[20.0, 30, 1], [50.0, 90, 0]]]),
+        "ignore_boxes": torch.tensor([[60.0, 50, 100, 90], [0.0, 0, 40, 10], [100.0, 0, 120, 10]]),
+        "image_id": 7,
+        "orig_size": (HEIGHT, WIDTH),
+        "note": "ab",
+    }
+
+
+class LeftHalf(v2.Transform):
+    """Crops to the left 64 px."""
+
+    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+        return inpt if type(inpt) is Tensor else functional.crop(inpt, 0, 0, HEIGHT, 64)
+
+
+@pytest.mark.parametrize(
+    "last", [v2.Identity(), v2.SanitizeBoundingBoxes(), v2.SanitizeBoundingBoxes(min_size=5)]
+)
+def test_a_crop_takes_an_objects_fields_with_it(last: Any) -> None:
+    image = scene()[0]
+    _, moved = augmented(v2.Compose([LeftHalf(), last]), image, full_target(), 0)
+    assert moved["labels"].tolist() == [2]
+    assert moved["boxes"].tolist() == [[10, 20, 30, 40]]
+    assert isinstance(moved["masks"], EncodedMasks)
+    assert moved["masks"].bitmaps().sum() == 400
+    assert moved["area"].tolist() == [400]
+    assert moved["iscrowd"].tolist() == [0]
+    assert moved["weights"].tolist() == [2]
+    assert moved["has_mask"].tolist() == [True]
+    assert moved["names"] == ["left"]
+    assert moved["scores"].tolist() == [0.2]
+    assert moved["keypoints"].tolist() == [[[20, 30, 2], [12, 38, 0]]]
+    assert moved["points"].tolist() == [[[20, 30, 1], [50, 90, 0]]]
+    # Regions are filtered by themselves.
+    assert moved["ignore_boxes"].tolist() == [[60, 50, 64, 90], [0, 0, 40, 10]]
+    assert (moved["image_id"], moved["orig_size"], moved["note"]) == (7, (HEIGHT, WIDTH), "ab")
+
+
+def test_flips_move_points_keypoints_and_regions_as_boxes() -> None:
+    image = scene()[0]
+    _, moved = augmented(v2.RandomHorizontalFlip(1.0), image, full_target(), 0)
+    assert moved["points"][0].tolist() == [[WIDTH - 80, 30, 1], [WIDTH - 99, 90, 0]]
+    assert moved["keypoints"][1].tolist() == [[WIDTH - 20, 30, 2], [WIDTH - 12, 38, 0]]
+    assert moved["ignore_boxes"][1].tolist() == [WIDTH - 40, 0, WIDTH, 10]
+    _, moved = augmented(v2.RandomVerticalFlip(1.0), image, full_target(), 0)
+    assert moved["points"][0].tolist() == [[80, HEIGHT - 30, 1], [99, HEIGHT - 90, 0]]
+    assert moved["masks"].bitmaps()[0].nonzero().amin(0).tolist() == [HEIGHT - 40, 70]
+
+
+def test_resizing_scales_points() -> None:
+    _, moved = augmented(v2.Resize((2 * HEIGHT, 3 * WIDTH)), scene()[0], full_target(), 0)
+    assert moved["points"][0].tolist() == [[240, 60, 1], [297, 180, 0]]
+    assert moved["keypoints"].shape == (2, 2, 3)
+
+
+def test_points_that_leave_the_image_have_no_label() -> None:
+    class TopLeft(v2.Transform):
+        def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+            return inpt if type(inpt) is Tensor else functional.crop(inpt, 0, 0, 60, 95)
+
+    _, moved = augmented(TopLeft(), scene()[0], full_target(), 0)
+    assert moved["points"][..., 2].tolist() == [[1, -1], [1, -1]]
+    assert moved["keypoints"].tolist() == full_target()["keypoints"].tolist()
+    keypoints = full_target()
+    keypoints["keypoints"][0, 1] = torch.tensor([75.0, 70.0, 2.0])
+    _, moved = augmented(TopLeft(), scene()[0], keypoints, 0)
+    assert moved["keypoints"][0, 1].tolist() == [0, 0, 0]
+
+
+def test_a_rotation_takes_points_along() -> None:
+    # By 180 degrees about the center each point (x, y) goes to (W - x, H - y).
+    _, moved = augmented(v2.RandomRotation((180, 180)), scene()[0], full_target(), 0)
+    expected = torch.tensor([[WIDTH - 80.0, HEIGHT - 30.0], [WIDTH - 99.0, HEIGHT - 90.0]])
+    assert torch.allclose(moved["points"][0, :, :2], expected, atol=1.0)
+    assert moved["masks"].shape == (2, HEIGHT, WIDTH)
+
+
+def test_every_field_has_one_entry_per_object_whatever_the_transform_drops() -> None:
+    jitter = v2.Compose(
+        [v2.RandomIoUCrop(min_scale=0.2, trials=20), v2.RandomHorizontalFlip(), v2.SanitizeBoundingBoxes()]
+    )
+    counts = set()
+    for seed in range(40):
+        _, moved = augmented(jitter, scene()[0], full_target(), seed)
+        count = len(moved["boxes"])
+        counts.add(count)
+        for key in (
+            "labels",
+            "masks",
+            "area",
+            "iscrowd",
+            "weights",
+            "has_mask",
+            "names",
+            "scores",
+            "keypoints",
+            "points",
+        ):
+            assert len(moved[key]) == count, key
+        names = {1: "right", 2: "left"}
+        assert moved["names"] == [names[label] for label in moved["labels"].tolist()]
+    assert {1, 2} <= counts

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import pytest
 from PIL import ExifTags, Image
 
-from maskloss.data.images import read_image
+from maskloss.data.images import read_image, read_image_size
 from maskloss.errors import InputError
 
 Pixels = npt.NDArray[np.uint8]
@@ -245,3 +245,76 @@ def test_a_recorded_size_that_is_not_the_files_is_named(
     assert str(caught.value) == (
         f"{tmp_path / 'a.png'}: the file is 6 x 4, but {size[0]} x {size[1]} (width x height) is recorded for it"
     )
+
+
+# Files that are damaged, and formats that are not read.
+
+SUFFIXES = ["jpg", "png", "bmp", "tiff", "webp", "gif", "ppm"]
+
+
+def noise() -> Image.Image:
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (24, 31, 3), dtype=np.uint8))
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_damaged_files_are_read_or_refused_and_raise_nothing_else(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"a.{suffix}"
+    noise().save(path)
+    whole = path.read_bytes()
+    generator = np.random.default_rng(1)
+    refused = 0
+    for trial in range(120):
+        spoilt = bytearray(whole)
+        if trial % 3 == 0:
+            spoilt = spoilt[: int(generator.integers(0, len(whole)))]
+        for place in generator.integers(0, max(min(len(spoilt), 200), 1), 3) if spoilt else ():
+            spoilt[place] = int(generator.integers(0, 256))
+        path.write_bytes(bytes(spoilt))
+        for read in (read_image, read_image_size):
+            try:
+                read(path)
+            except InputError as error:
+                refused += 1
+                message = str(error)
+                assert message.startswith(f"{path}: ")
+                assert "\n" not in message
+                assert len(message) < len(str(path)) + 250
+    assert refused > 20
+
+
+@pytest.mark.parametrize(
+    "error", [OverflowError("x"), MemoryError(), KeyError("x"), RecursionError("a\nb"), EOFError()]
+)
+def test_whatever_pillow_raises_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    path = tmp_path / "a.png"
+    noise().save(path)
+
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("PIL.PngImagePlugin.PngImageFile.load", fail)
+    with pytest.raises(InputError, match=r"a\.png: not a readable image: \S.*$"):
+        read_image(path)
+
+
+@pytest.mark.parametrize("kind", ["DDS", "ICNS", "TGA", "PCX", "SGI"])
+def test_formats_that_no_photograph_has_are_not_opened(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "a.img"
+    noise().resize((32, 32)).save(path, format=kind)
+    with pytest.raises(InputError, match=r"it is no JPEG, PNG, BMP, TIFF, WebP, GIF or PPM"):
+        read_image(path)
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_every_format_that_is_meant_is_read(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"a.{suffix}"
+    noise().save(path)
+    assert read_image(path).size == read_image_size(path) == (31, 24)
+
+
+def test_a_phones_two_pictures_in_one_jpeg_are_read_as_the_first(tmp_path: Path) -> None:
+    path = tmp_path / "a.jpg"
+    noise().save(path, format="MPO", save_all=True, append_images=[Image.new("RGB", (31, 24))])
+    assert np.asarray(read_image(path)).std() > 10

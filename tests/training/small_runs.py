@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from maskloss.data.shapes import write_shapes
 from maskloss.losses.criterion import MaskRCNNLoss
@@ -131,3 +131,19 @@ def nan_at_once() -> MaskRCNNLoss:
 def no_loss() -> int:
     """For --loss: what is no loss."""
     return 3
+
+
+class LearnedScale(nn.Module):
+    """A mask term with a temperature of its own, at exp(0) first; its gradient is not 0."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.log_scale = nn.Parameter(torch.tensor(0.0))
+
+    def forward(self, mask_logits: Tensor, mask_targets: Tensor) -> Tensor:
+        return (mask_logits - mask_targets).square() * torch.exp(-self.log_scale) + self.log_scale
+
+
+def learned_loss() -> MaskRCNNLoss:
+    """For --loss: a loss with a parameter of its own."""
+    return MaskRCNNLoss(mask=LearnedScale())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from maskloss.data.batches import TrainingBatches
 from maskloss.data.shapes import write_shapes
 from maskloss.errors import InputError, RunError
 from maskloss.files import append_line, copy_file, write_bytes
+from maskloss.losses.criterion import MaskRCNNLoss
 from maskloss.losses.presets import PRESETS
 from maskloss.training import loop
 from maskloss.training.checkpoints import checkpoint_files, load_checkpoint
@@ -715,3 +717,140 @@ def test_an_epoch_that_is_smaller_than_a_batch_trains(shapes: Path, tmp_path: Pa
     shutil.copytree(shapes / "val", tmp_path / "data/val")
     train(small_config(tmp_path / "data", tmp_path / "run", max_steps=1, batch_size=2))
     assert [line["step"] for line in history(tmp_path / "run")] == [1]
+
+
+# What is checked before the folder is begun, and what a resumption is checked against
+
+
+def test_a_run_goes_on_with_its_data_in_another_folder(shapes: Path, tmp_path: Path) -> None:
+    config = small_config(shapes, tmp_path / "run", max_steps=2, checkpoint_every=1)
+    train(config)
+    shutil.copytree(shapes, tmp_path / "moved")
+    moved = small_config(tmp_path / "moved/../moved", tmp_path / "run", max_steps=3, resume=True)
+    train(moved)
+    assert [line["step"] for line in history(tmp_path / "run")] == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("part", "file", "message"),
+    [
+        ("train", "annotations.json", "another training set"),
+        ("val", "annotations.json", "another validation set"),
+        ("train", "images/000001.png", "another training set"),
+    ],
+)
+def test_a_run_does_not_go_on_with_other_data_under_the_same_name(
+    finished: Path, shapes: Path, tmp_path: Path, part: str, file: str, message: str
+) -> None:
+    shutil.copytree(finished, tmp_path / "run")
+    shutil.copytree(shapes, tmp_path / "data")
+    path = tmp_path / "data" / part / file
+    path.write_bytes(path.read_bytes() + b"\n")  # JSON and PNG readers alike pass over it
+    before = files(tmp_path / "run")
+    with pytest.raises(InputError, match=message):
+        train(small_config(tmp_path / "data", tmp_path / "run", **UNINTERRUPTED, resume=True))
+    assert files(tmp_path / "run") == before
+
+
+def test_a_run_does_not_go_on_with_another_number_of_processes(
+    finished: Path, shapes: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(finished, tmp_path / "run")
+    path = checkpoint_files(tmp_path / "run/checkpoints")[-1]
+    checkpoint = load_checkpoint(path)
+    assert checkpoint["world_size"] == 1
+    torch.save({**checkpoint, "world_size": 2}, path)
+    with pytest.raises(InputError, match=r"another number of processes \(2, now 1\)"):
+        train(small_config(shapes, tmp_path / "run", **UNINTERRUPTED, resume=True))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "5"),
+        ("ACCELERATE_MIXED_PRECISION", "bf16"),
+        ("ACCELERATE_USE_CPU", "true"),
+        ("ACCELERATE_TORCH_DEVICE", "meta"),
+        ("ACCELERATE_DYNAMO_BACKEND", "EAGER"),
+    ],
+)
+def test_the_config_wins_over_the_environment(
+    shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    config = small_config(shapes, tmp_path / "run", accumulation_steps=2)
+    monkeypatch.setenv(name, value)
+    made = loop._accelerator(config, torch.device("cpu"))
+    assert made.gradient_accumulation_steps == 2
+    assert made.mixed_precision == "no"
+    assert made.device == torch.device("cpu")
+    assert str(made.state.dynamo_plugin.backend.value) == "NO"
+    assert os.environ[name] == value
+
+
+@pytest.mark.parametrize("engine", ["DEEPSPEED", "FSDP", "MEGATRON_LM", "PARALLELISM_CONFIG"])
+def test_engines_of_the_environment_are_refused_by_name(
+    shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, engine: str
+) -> None:
+    monkeypatch.setenv(f"ACCELERATE_USE_{engine}", "true")
+    with pytest.raises(InputError, match=f"ACCELERATE_USE_{engine} asks for an engine"):
+        train(small_config(shapes, tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("(l - t).abs().mean()", "must return one value per positive"),
+        ("(l.detach() - t).abs()", "loss_mask of random RoIs has no gradient"),
+    ],
+)
+def test_a_bad_term_is_refused_before_the_folder_is_begun_and_the_mended_one_trains(
+    shapes: Path, tmp_path: Path, body: str, message: str
+) -> None:
+    term = eval(f"lambda l, t: {body}")
+    config = small_config(shapes, tmp_path / "run", max_steps=1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(config), "make_loss", lambda _: MaskRCNNLoss(mask=term))
+        with pytest.raises(InputError, match=message):
+            train(config)
+    assert not (tmp_path / "run").exists()
+    train(config)
+
+
+def fails_in_training(mask_logits: torch.Tensor, mask_targets: torch.Tensor) -> torch.Tensor:
+    if mask_logits.shape[-1] > 7:  # the probe's masks have 7 x 7
+        raise KeyError("no such thing")
+    return (mask_logits - mask_targets).abs()
+
+
+def test_what_a_term_raises_in_a_step_names_it_and_the_line_and_the_run_can_be_begun_again(
+    shapes: Path, tmp_path: Path
+) -> None:
+    config = small_config(shapes, tmp_path / "run", max_steps=1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(config), "make_loss", lambda _: MaskRCNNLoss(mask=fails_in_training))
+        with pytest.raises(RunError) as caught:
+            train(config)
+    line = fails_in_training.__code__.co_firstlineno + 2
+    assert str(caught.value) == (
+        f"step 1: the mask term fails: KeyError: 'no such thing' ({__file__}:{line})"
+    )
+    train(config)
+    assert [line["step"] for line in history(tmp_path / "run")] == [1]
+
+
+def test_a_full_disk_under_tensorboard_is_named(
+    shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("torch.utils.tensorboard.SummaryWriter.add_scalar", full)
+    with pytest.raises(RunError, match="tensorboard: cannot be written: No space left on device"):
+        train(small_config(shapes, tmp_path / "run", max_steps=1))
+    assert [line["step"] for line in history(tmp_path / "run")] == [1]
+
+
+def test_far_too_many_workers_are_refused(shapes: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="--workers 5000 is far more than this machine's"):
+        train(small_config(shapes, tmp_path / "run", workers=5000))

@@ -1,0 +1,107 @@
+"""Files written whole, the lock on a folder, and what killed processes leave."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from maskloss.errors import InputError, RunError, one_line
+from maskloss.files import (
+    append_line,
+    expect_unused,
+    locked,
+    make_folder,
+    read_bytes,
+    remove_leftovers,
+    write_text,
+)
+
+REPOSITORY = Path(__file__).parents[1]
+
+
+def dead_process() -> int:
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    return ended.pid
+
+
+def test_a_name_as_long_as_the_file_system_allows_is_written(tmp_path: Path) -> None:
+    name = "n" * 251 + ".txt"  # 255 bytes, the limit of ext4, XFS and APFS
+    write_text(tmp_path / name, "whole")
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_a_name_that_is_too_long_is_one_error_and_leaves_nothing(tmp_path: Path) -> None:
+    for write in (write_text, append_line):
+        with pytest.raises(RunError, match="cannot be written: File name too long"):
+            write(tmp_path / ("n" * 256), "")
+    for read in (read_bytes, make_folder, expect_unused):
+        with pytest.raises(InputError, match="File name too long"):
+            read(tmp_path / ("n" * 256))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_text_with_a_name_of_another_encoding_is_written_escaped(tmp_path: Path) -> None:
+    # What os.listdir gives for the Latin-1 bytes b"caf\xe9".
+    write_text(tmp_path / "a", "caf\udce9")
+    assert (tmp_path / "a").read_text() == "caf\\udce9"
+
+
+def test_leftovers_of_dead_processes_are_removed_and_of_running_ones_kept(tmp_path: Path) -> None:
+    dead = dead_process()
+    for name in (f".maskloss-{dead}-0123abcd.tmp", f".model.safetensors.{dead}.tmp"):
+        (tmp_path / name).write_text("half")
+    kept = [f".maskloss-{os.getppid()}-0123abcd.tmp", f"mine.{dead}.tmp", "photo.png"]
+    for name in kept:
+        (tmp_path / name).write_text("")
+    remove_leftovers(tmp_path, tmp_path / "not there")
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(kept)
+
+
+HOLDER = """
+import os, sys, time
+from pathlib import Path
+from maskloss.files import locked
+with locked(Path(sys.argv[1])):
+    if os.fork() == 0:  # as a data worker
+        time.sleep(60)
+        os._exit(0)
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
+def test_a_lock_refuses_a_second_process_and_ends_with_a_killed_one(tmp_path: Path) -> None:
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(tmp_path)],
+        stdout=subprocess.PIPE,
+        cwd=REPOSITORY,
+        start_new_session=True,
+    )
+    assert holder.stdout is not None
+    try:
+        assert holder.stdout.readline() == b"held\n"
+        with pytest.raises(InputError, match="another process is writing into it"), locked(tmp_path):
+            pass
+        holder.kill()
+        holder.wait()
+        # Although its worker still lives.
+        with locked(tmp_path):
+            pass
+    finally:
+        os.killpg(holder.pid, 9)
+        holder.stdout.close()
+        holder.wait()
+
+
+def test_a_line_on_the_screen_is_short_and_printable_and_keeps_both_ends() -> None:
+    line = one_line("a.json: " + "W" * 2_000_000 + "\n\x1b[31m\udce9 rename it")
+    assert len(line) <= 300
+    assert line.startswith("a.json: W")
+    assert line.endswith("\\x1b[31m\\udce9 rename it")
+    assert one_line("short\n  text") == "short text"

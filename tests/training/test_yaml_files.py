@@ -1,0 +1,47 @@
+"""YAML of users: what is read, and what is one error."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from maskloss.errors import InputError
+from maskloss.training.yaml_files import read_yaml
+
+BOMB = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]\n" for i in range(1, 12)
+)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "expected a mapping with names as keys, got nothing"),
+        (b"- 1\n", "got a list"),
+        (b"1: 2\n", "expected a mapping with names as keys"),
+        (b"seed: 1\nseed: 2\n", "'seed' is there 2 times"),
+        (b"model: caf\xe9\n", "is no YAML: 'utf-8' codec"),
+        (b"seed:\t1\n\tmodel: x\n", "is no YAML"),
+        (b"a: " + b"[" * 5000, "nested too deep"),
+        (b"a: &a [*a]\n", "nested too deep, or contains itself"),
+        (b"loss: !!python/object/apply:os.system [ls]\n", "could not determine a constructor"),
+        (BOMB.encode(), "its aliases stand for more than 100,000 values"),
+    ],
+)
+def test_what_is_no_config_is_one_error_that_names_the_file(
+    tmp_path: Path, content: bytes, message: str
+) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=message) as caught:
+        read_yaml(path)
+    assert str(caught.value).startswith(f"{path}: ")
+    assert len(str(caught.value)) < 600
+
+
+def test_a_few_aliases_and_a_byte_order_mark_are_read(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_bytes(
+        b"\xef\xbb\xbfone: &one {learning_rate: 1e-4}\ntwo: {<<: *one, seed: 1}\n"
+    )
+    assert read_yaml(tmp_path / "c.yaml")["two"] == {"learning_rate": 1e-4, "seed": 1}
