@@ -83,10 +83,12 @@ def probabilities(logits: Tensor) -> tuple[Tensor, Tensor]:
     Where p is near 1, `1 - p` and the slope p (1 - p) of `sigmoid` keep few digits in float32: at a logit of 12 they
     are 1 % off, at 17 they are 0.
     """
-    is_high = logits > 0
-    smaller = torch.where(is_high, -logits, logits).sigmoid()
-    larger = 1 - smaller
-    return torch.where(is_high, larger, smaller), torch.where(is_high, smaller, larger)
+    # By products, not by torch.where, which takes ten times as long on a CPU. The sign is a constant of ±1, also at 0,
+    # where abs has no slope.
+    is_high = (logits > 0).to(logits.dtype)
+    sign = 1 - 2 * is_high
+    smaller = sign * (sign * logits).sigmoid()
+    return is_high + smaller, (1 - is_high) - smaller
 
 
 def at_least_float32(tensor: Tensor) -> Tensor:
