@@ -13,6 +13,8 @@ FloatArray = npt.NDArray[np.float64]
 #: Length of an outline in px that pycocotools is given as it is. It holds five points for each px, some 100 bytes, and
 #: counts in 32-bit integers.
 _LONGEST_OUTLINE = 2.0**18
+#: Largest coordinate in px that it is given: it counts fifths of them.
+_FARTHEST = 2.0**28
 
 
 def rasterize_polygons(polygons: Sequence[FloatArray], height: int, width: int) -> npt.NDArray[np.uint8]:
@@ -33,7 +35,7 @@ def rasterize_polygons(polygons: Sequence[FloatArray], height: int, width: int) 
     fitting = []
     for polygon in polygons:
         steps = np.abs(np.diff(polygon, axis=0, append=polygon[:1]))
-        if not steps.max(axis=1).sum() <= _LONGEST_OUTLINE:
+        if not steps.max(axis=1).sum() <= _LONGEST_OUTLINE or np.abs(polygon).max() > _FARTHEST:
             polygon = clip_polygon(polygon, (-width, -height, 2 * width, 2 * height))
         if len(polygon) > 2:
             fitting.append(polygon.reshape(-1).tolist())

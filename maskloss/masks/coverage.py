@@ -22,8 +22,9 @@ _MOST_ROUNDS = 100
 #: Pieces of one instance's edges. A simple polygon of a thousand points has some thousand, one whose points are
 #: shuffled would have a third of its points cubed.
 _MOST_PIECES = 2**18
-#: Edges of all boxes that are integrated at once.
+#: Edges of all boxes that are cut at the rows of the grid at once, and of the pieces the distances to the grid's lines.
 _EDGES_AT_ONCE = 2**16
+_DISTANCES_AT_ONCE = 2**21
 #: Scan lines in a row of cells, for polygons beyond that.
 _SCAN_LINES = 64
 #: Crossings of scan lines with edges that are held at once.
@@ -152,6 +153,19 @@ def outlines(instances: Sequence[Sequence[FloatArray]]) -> tuple[Edges, list[int
             kept = ~np.isin(owners, too_many)
             heights, owners = heights[kept], owners[kept]
             continue
+        if pieces_by_instance.sum() > _MOST_PIECES:
+            # Too many together; each alone is not.
+            middle = len(instances) // 2
+            (first, of_first), (second, of_second) = (
+                outlines(instances[:middle]),
+                outlines(instances[middle:]),
+            )
+            both = Edges(
+                np.concatenate([first.start, second.start]),
+                np.concatenate([first.end, second.end]),
+                np.concatenate([first.instance, second.instance + middle]),
+            )
+            return both, of_first + [middle + number for number in of_second]
         pieces = _Pieces.of(top, bottom, polygon, instance, levels)
         crossings, of_instance = pieces.crossings()
         if not len(crossings):
@@ -299,8 +313,20 @@ def _group_ends(counts: IntArray) -> Iterator[int]:
 
 def _coverage(edges: Edges, first: IntArray, counts: IntArray, boxes: FloatArray, size: int) -> Tensor:
     """Do what `coverage` does for boxes that have so many edges each from a first one on."""
-    box, step = expanded(counts)
-    edge = first[box] + step
+    boxes_of_edges, step = expanded(counts)
+    edges_of_boxes = first[boxes_of_edges] + step
+    left_of = torch.zeros((len(boxes) * size, size + 1), dtype=torch.float64)
+    for part in range(0, len(edges_of_boxes), _EDGES_AT_ONCE):
+        chunk = slice(part, part + _EDGES_AT_ONCE)
+        _add_areas(left_of, edges, edges_of_boxes[chunk], boxes_of_edges[chunk], boxes, size)
+    covered = left_of.diff(dim=1).reshape(len(boxes), size, size)
+    return covered.clamp(0, 1).float()
+
+
+def _add_areas(
+    left_of: Tensor, edges: Edges, edge: IntArray, box: IntArray, boxes: FloatArray, size: int
+) -> None:
+    """Add to each row of each box, (P * M, M + 1), what pairs of an edge and a box bound to the left of its lines."""
     low, scale = boxes[:, :2], size / (boxes[:, 2:] - boxes[:, :2])
     start, end = ((points[edge] - low[box]) * scale[box] for points in (edges.start, edges.end))
 
@@ -320,17 +346,19 @@ def _coverage(edges: Edges, first: IntArray, counts: IntArray, boxes: FloatArray
     x_to = start[:, 0] + (y_to - start[:, 1]) * slope
 
     lines = np.arange(size + 1.0)
-    from_left = np.maximum(lines - x_from[:, None], 0)  # (pieces, M + 1)
-    to_left = np.maximum(lines - x_to[:, None], 0)
-    # The mean of max(k - x, 0) is that of its ends, times the share of the piece that is left of the line.
-    width = (x_from - x_to)[:, None]
-    steep = np.abs(width) < 1e-9
-    share = np.where(steep, 1.0, (to_left - from_left) / np.where(steep, 1.0, width))
-    area = (y_to - y_from)[:, None] * (from_left + to_left) / 2 * share
-    left_of = torch.zeros((len(boxes) * size, size + 1), dtype=torch.float64)
-    left_of.index_add_(0, torch.from_numpy(box[piece] * size + row), torch.from_numpy(area))
-    covered = left_of.diff(dim=1).reshape(len(boxes), size, size)
-    return covered.clamp(0, 1).float()
+    at_once = max(_DISTANCES_AT_ONCE // len(lines), 1)
+    for part in range(0, len(piece), at_once):
+        chunk = slice(part, part + at_once)
+        x_start, x_end, height = x_from[chunk, None], x_to[chunk, None], (y_to - y_from)[chunk, None]
+        from_left = np.maximum(lines - x_start, 0)  # (pieces, M + 1)
+        to_left = np.maximum(lines - x_end, 0)
+        # The mean of max(k - x, 0) is that of its ends, times the share of the piece that is left of the line.
+        width = x_start - x_end
+        steep = np.abs(width) < 1e-9
+        share = np.where(steep, 1.0, (to_left - from_left) / np.where(steep, 1.0, width))
+        area = height * (from_left + to_left) / 2 * share
+        of_row = box[piece[chunk]] * size + row[chunk]
+        left_of.index_add_(0, torch.from_numpy(of_row), torch.from_numpy(area))
 
 
 def scanned_coverage(polygons: Sequence[FloatArray], box: FloatArray, size: int) -> Tensor:

@@ -112,3 +112,14 @@ def test_the_process_that_used_to_die_lives():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0
     assert done.stdout.strip() == "1.0"
+
+
+@pytest.mark.parametrize("far", [429496729.0, -429496729.0, 2.0**28 + 1, 1e9])
+def test_small_polygons_far_outside_fill_nothing(far):
+    # pycocotools counts fifths of px in 32 bits, and fills columns 5 to 50 of the image with the second of these.
+    for polygon in (
+        [far - 2, 5, far + 2, 5, far + 2, 50, far - 2, 50],
+        [5, far - 2, 50, far - 2, 50, far + 2, 5, far + 2],
+    ):
+        assert not rasterize_polygons([np.array(polygon).reshape(-1, 2)], 100, 100).any()
+        assert not maskloss.EncodedMasks([[polygon]], 100, 100).bitmaps().any()

@@ -133,3 +133,35 @@ def test_many_edges_in_many_boxes_are_taken_in_groups(monkeypatch):
     expected = polygon_coverage([[polygon]], of_box, boxes, 6, AxisMap(), AxisMap())
     monkeypatch.setattr(coverage_module, "_EDGES_AT_ONCE", 450)
     assert torch.equal(polygon_coverage([[polygon]], of_box, boxes, 6, AxisMap(), AxisMap()), expected)
+
+
+def test_edges_and_their_pieces_are_integrated_in_parts(monkeypatch):
+    points = np.array(
+        [[i / 40, 9.0 if i % 2 else 1.0] for i in range(400)] + [[10.0, 9.5], [0.0, 9.5]]
+    )  # a comb
+    boxes = np.array([BOX, [1.0, 2.0, 9.0, 8.0]])
+    expected = polygon_coverage([[points]], np.zeros(2, np.int64), boxes, 6, AxisMap(), AxisMap())
+    x, y = points.T
+    area = (
+        abs((x * np.roll(y, -1) - y * np.roll(x, -1)).sum()) / 2
+    )  # the shoelace formula: it does not cross itself
+    assert expected[0].sum() * 100 / 36 == pytest.approx(area, rel=1e-5)
+    monkeypatch.setattr(coverage_module, "_EDGES_AT_ONCE", 37)
+    monkeypatch.setattr(coverage_module, "_DISTANCES_AT_ONCE", 101)
+    found = polygon_coverage([[points]], np.zeros(2, np.int64), boxes, 6, AxisMap(), AxisMap())
+    assert torch.equal(found, expected)
+
+
+def test_instances_with_too_many_pieces_together_are_outlined_in_parts(monkeypatch):
+    instances = [[square(1, 2, 4)], [shuffled(12)], [square(3, 3, 3), square(4, 4, 5)], [shuffled(10)]]
+    of_box = np.array([1, 0, 2, 3, 1])
+    boxes = np.tile(np.array([BOX]), (5, 1))
+    expected = polygon_coverage(instances, of_box, boxes, 9, AxisMap(), AxisMap())
+    calls = []
+    outline = coverage_module.outlines
+    monkeypatch.setattr(coverage_module, "outlines", lambda group: calls.append(len(group)) or outline(group))
+    monkeypatch.setattr(coverage_module, "_MOST_PIECES", 125)
+    found = polygon_coverage(instances, of_box, boxes, 9, AxisMap(), AxisMap())
+    assert calls == [4, 2, 2]
+    assert outline(instances)[1] == []
+    assert torch.equal(found, expected)
