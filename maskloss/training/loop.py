@@ -128,7 +128,6 @@ def train(config: TrainConfig) -> TrainingResult:
             batch_size=config.batch_size,
             device=accelerator.device,
             workers=config.workers,
-            seed=config.seed,
             rank=accelerator.process_index,
             world_size=accelerator.num_processes,
         )
