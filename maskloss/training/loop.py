@@ -191,7 +191,6 @@ def _trained(
             batch_size=config.batch_size,
             device=accelerator.device,
             workers=config.workers,
-            seed=config.seed,
             rank=accelerator.process_index,
             world_size=accelerator.num_processes,
         )

@@ -337,7 +337,10 @@ def _settings_of(content: Any) -> ModelSettings:
             and len(values) == 3
             and all(_is_number(value) for value in values)
         )
-        _check(good and (key == "image_mean" or min(values) > 0), key, "three numbers", values)
+        # Beyond these float32 images become infinite, or lose what is in them.
+        lowest = -1e6 if key == "image_mean" else 1e-6
+        good = good and min(values) >= lowest and max(values) <= 1e6
+        _check(good, key, f"three numbers from {lowest:g} to 1e+06", values)
         content[key] = tuple(float(value) for value in values)
     sizes = content.get("min_size")
     good = sizes is None or (
