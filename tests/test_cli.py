@@ -7,6 +7,7 @@ import io
 import json
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -814,3 +815,98 @@ def test_names_and_ids_of_any_length_are_drawn() -> None:
     assert category_colour(3) == category_colour(3 + 2**31)
     assert len(shortened("W" * 2_000_000)) == 40
     assert shortened("caf\udce9") == "caf\\udce9"
+
+
+# Whatever the input.
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--learning-rate", "1e400"],
+        ["--learning-rate", "nan"],
+        ["--seed", "1e400"],
+        ["--seed", "1" + "0" * 5000],
+        ["--min-size", "1" + "0" * 30],
+        ["--batch-size", "1000000000"],
+        ["--max-steps", "1" + "0" * 18],
+        ["--image-std", "[1, nan, 1]"],
+        ["--workers", "5000"],
+        ["--model", "x" * 100_000],
+    ],
+)
+def test_numbers_out_of_range_are_one_short_line(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str]
+) -> None:
+    code, text = failed(capsys, *train_options(data, tmp_path / "run"), *options)
+    assert code == 2
+    assert options[0] in text
+    assert len(text) <= 300
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("content", [b"a: " + b"[" * 5000, b"seed: 1\nseed: 2\n", b"model: \xe9\n", b""])
+def test_a_config_that_yaml_alone_would_take_or_choke_on_is_one_line(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], content: bytes
+) -> None:
+    (tmp_path / "c.yaml").write_bytes(content)
+    options = train_options(data, tmp_path / "run")
+    code, text = failed(capsys, "train", "--config", tmp_path / "c.yaml", *options[1:])
+    assert code == 2
+    assert text.startswith(f"maskloss: error: {tmp_path}/c.yaml: ")
+
+
+@pytest.mark.parametrize(
+    "error", [TypeError("odd"), RecursionError("deep"), MemoryError(), KeyError("W" * 10**6)]
+)
+def test_what_nobody_foresaw_is_one_line_and_exit_code_1(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def fails(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.delenv("MASKLOSS_DEBUG", raising=False)
+    monkeypatch.setattr("maskloss.data.shapes.write_shapes", fails)
+    code, text = failed(capsys, "shapes", "--output", tmp_path / "out", "--images", 1)
+    assert code == 1
+    expected = (
+        "out of memory" if isinstance(error, MemoryError) else f"internal error: {type(error).__name__}: "
+    )
+    assert text.startswith(f"maskloss: error: {expected}")
+    assert len(text) <= 300
+
+
+@pytest.mark.parametrize(
+    ("name", "code", "line"),
+    [("SIGINT", 130, "maskloss: error: interrupted"), ("SIGTERM", 143, "maskloss: error: terminated")],
+)
+def test_a_signal_while_running_is_one_line(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    code: int,
+    line: str,
+) -> None:
+    def killed(*_: Any, **__: Any) -> None:
+        signal.raise_signal(getattr(signal, name))
+
+    monkeypatch.setattr("maskloss.data.shapes.write_shapes", killed)
+    assert failed(capsys, "shapes", "--output", tmp_path / "out", "--images", 1) == (code, line)
+
+
+def test_an_interruption_during_the_imports_is_one_line() -> None:
+    # The handler is there before torch is imported, so a signal at the first line of torch finds it.
+    program = (
+        "import sys, signal\n"
+        "sys.orig_argv = ['python', '-m', 'maskloss']\n"
+        "class Interrupting:\n"
+        "    def find_spec(self, name, *_):\n"
+        "        if name == 'torch': signal.raise_signal(signal.SIGINT)\n"
+        "sys.meta_path.insert(0, Interrupting())\n"
+        "import maskloss\n"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, cwd=Path(__file__).parents[1]
+    )
+    assert (ended.returncode, ended.stderr) == (130, "maskloss: error: interrupted\n")

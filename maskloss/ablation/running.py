@@ -190,7 +190,12 @@ def execute(options: dict[str, Any], search_path: list[str] | None = None) -> No
         try:
             _train(config)
         except (InputError, RunError) as error:
-            failure = one_line(error)
+            if error.__cause__ is not None:
+                traceback.print_exc()  # into the log: a term's error is understood by where it was raised
+            # The table of a sweep has room for what a term raised; the log says which term, and where.
+            cause = error.__cause__
+            raised = isinstance(error, RunError) and cause is not None and not isinstance(cause, OSError)
+            failure = one_line(f"{type(cause).__name__}: {cause}" if raised else error)
         except (Exception, SystemExit) as error:  # a user's loss may raise anything, and the sweep goes on
             traceback.print_exc()
             failure = one_line(f"{type(error).__name__}: {error}")

@@ -119,7 +119,8 @@ def train(config: TrainConfig) -> TrainingResult:
     for data in (training, validation):
         check_sizes(data, model)
     model.to(accelerator.device)
-    probe_copy(loss, len(training.categories) + 1, model, accelerator.device)
+    # A step that is not finite says on which images, so that is left to the first one.
+    probe_copy(loss, len(training.categories) + 1, model, accelerator.device, require_finite=False)
     # Everything that can fail without a step has succeeded: from here on, the folder is written to.
     with contextlib.ExitStack() as stack:
         if accelerator.is_main_process:

@@ -105,7 +105,12 @@ def imported(path: str, where: str) -> Any:
 
 
 def probe_copy(
-    loss: MaskRCNNLoss, num_classes: int, model: nn.Module, device: torch.device | None = None
+    loss: MaskRCNNLoss,
+    num_classes: int,
+    model: nn.Module,
+    device: torch.device | None = None,
+    *,
+    require_finite: bool = True,
 ) -> None:
     """Probe a loss that is to train: neither its parameters nor what its terms have gathered changes.
 
@@ -114,6 +119,7 @@ def probe_copy(
         num_classes: C of the model, background included.
         model: for the regularization term.
         device: where to evaluate; a term may hold tensors that are there already.
+        require_finite: raise for values and gradients that are not finite, too.
 
     Raises:
         InputError: see `probe`.
@@ -125,7 +131,7 @@ def probe_copy(
         probed = loss
     place = next(iter(loss.state_dict().values()), torch.empty(0)).device
     try:
-        probe(probed.to(device), num_classes, model, device)
+        probe(probed.to(device), num_classes, model, device, require_finite=require_finite)
     finally:
         if probed is loss:
             loss.to(place)
@@ -137,6 +143,8 @@ def probe(
     num_classes: int,
     model: nn.Module | None = None,
     device: torch.device | None = None,
+    *,
+    require_finite: bool = True,
 ) -> None:
     """Evaluate every term once on a few random RoIs, forward and backward.
 
@@ -145,6 +153,7 @@ def probe(
         num_classes: C of the model, background included.
         model: what the regularisation term is evaluated on; without one it is not.
         device: where to evaluate; the CPU where not given.
+        require_finite: raise for values and gradients that are not finite, too.
 
     Raises:
         InputError: a term raises, gives another shape, or is not finite, in value or gradient. The message names
@@ -185,17 +194,19 @@ def probe(
     for evaluate, predictions in evaluations:
         try:
             for (key, value), of in zip(evaluate().items(), predictions, strict=True):
-                _expect_usable(key, value, of)
+                _expect_usable(key, value, of, require_finite)
         except InputError:
             raise
         except (Exception, SystemExit) as error:  # a user's term may raise anything
             raise InputError(f"the loss fails on random RoIs: {_described(error)}") from error
 
 
-def _expect_usable(key: str, value: torch.Tensor, predictions: list[torch.Tensor]) -> None:
+def _expect_usable(
+    key: str, value: torch.Tensor, predictions: list[torch.Tensor], require_finite: bool
+) -> None:
     """Expect a finite value with finite gradients to predictions, or to a model's parameters."""
     of = "the model" if key == KEYS["regularization"] else "random RoIs"
-    if not value.isfinite():
+    if require_finite and not value.isfinite():
         raise InputError(f"{key} of {of} is {float(value.detach())}, not finite")
     if not value.requires_grad:
         raise InputError(f"{key} of {of} has no gradient")
@@ -203,7 +214,7 @@ def _expect_usable(key: str, value: torch.Tensor, predictions: list[torch.Tensor
     known = [gradient for gradient in gradients if gradient is not None]
     if not known:
         raise InputError(f"{key} of {of} does not depend on what the model predicts")
-    if not all(gradient.isfinite().all() for gradient in known):
+    if require_finite and not all(gradient.isfinite().all() for gradient in known):
         raise InputError(f"the gradient of {key} of {of} is not finite")
 
 

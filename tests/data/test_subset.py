@@ -127,7 +127,7 @@ def test_the_same_call_gives_the_same_subset(whole: tuple[str, str], tmp_path: P
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({}, "give --images-per-class, --max-images or --categories"),
+        ({}, "give --images-per-class, --max-images, --fraction or --categories"),
         ({"max_images": 0}, "--max-images must be at least 1, got 0"),
         ({"images_per_class": -1}, "--images-per-class must be at least 1, got -1"),
         ({"categories": ["dog", "unicorn"]}, "no category is named 'unicorn'"),
