@@ -27,6 +27,8 @@ from maskloss.errors import InputError, RunError, interrupt_by_exception, one_li
 
 Device = Literal["cpu", "cuda", "auto"]
 
+#: Letters of a line of `check`, which has up to three examples.
+_REPORT_LENGTH = 800
 #: Of a picture's name, in bytes; file systems take 255 for the whole name.
 _LONGEST_STEM = 200
 
@@ -113,10 +115,10 @@ def check(images: str, annotations: str, all: bool = False) -> None:
 
     data, problems = check_data(images, annotations, progress=True)
     for problem in problems:
-        print(one_line(problem))
+        print(one_line(problem, _REPORT_LENGTH))
         if all and len(problem.examples) > 1:
             for example in problem.examples:
-                print(one_line(f"  {example}"))
+                print("  " + one_line(example, _REPORT_LENGTH))
     errors = sum(problem.error for problem in problems)
     if data is not None:
         _print_contents(data)

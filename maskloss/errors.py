@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sys
 
@@ -31,6 +32,9 @@ def one_line(text: object, limit: int = LINE_LENGTH) -> str:
         text = f"{text[: 3 * limit]} ... {text[-limit:]}"
     line = " ".join(text.split())
     line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
+    if len(line) > limit:
+        # The last parts of a path tell the most.
+        line = re.sub(r"/[^\s:]{40,}", lambda path: ".../" + "/".join(path.group().rsplit("/", 2)[-2:]), line)
     if len(line) > limit:
         line = f"{line[: limit - _END_LENGTH - 5]} ... {line[-_END_LENGTH:]}"
     return line

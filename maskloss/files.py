@@ -131,6 +131,8 @@ def locked(
         yield
     finally:
         _held.remove(lock)
+        # While it is still held: nobody waits for it, and who comes next makes a file of his own.
+        (folder / ".lock").unlink(missing_ok=True)
         lock.release()
 
 

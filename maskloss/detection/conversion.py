@@ -248,6 +248,9 @@ def losses_and_detections(
     by_size: dict[tuple[int, ...], list[int]] = {}
     for index, image in enumerate(images):
         by_size.setdefault(tuple(getattr(image, "shape", ())[-2:]), []).append(index)
+    # Before the first pass, and by their places in this batch.
+    if _takes_images_and_targets(type(model).forward):
+        targets = _checked_targets(model, images, targets)
     cuda_devices = sorted({p.device.index for p in model.parameters() if p.device.type == "cuda"})
     totals: dict[str, Tensor] = {}
     with _evaluation_mode(model, rpn.loss), torch.random.fork_rng(devices=cuda_devices):
@@ -323,14 +326,24 @@ def _check_inputs(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
     given: dict[str, Any] = {**dict(zip(("images", "targets"), args, strict=False)), **kwargs}
     if given.get("images") is None:
         return None
-    images, targets = given["images"], given.get("targets")
+    images = given["images"]
+    targets = _checked_targets(model, images, given.get("targets"))
+    return (images, targets, *args[2:]), {k: v for k, v in kwargs.items() if k not in ("images", "targets")}
+
+
+def _checked_targets(model: Any, images: Any, targets: Any) -> list[dict[str, Any]]:
+    """Check a batch, and return its targets in the form that torchvision's code needs.
+
+    Raises:
+        TypeError, ValueError: see `check_inputs`; or the transform cannot take what a target has.
+    """
+    conversion: _Conversion = model.conversion
     outside = check_inputs(
         images, targets, _expected_inputs(model), check_box_format=conversion.box_format_checks > 0
     )
     if outside is not None and not conversion.warned_of_border:
         conversion.warned_of_border = True
         warnings.warn(outside, stacklevel=2)
-    assert targets is not None  # which `check_inputs` has seen
     if any(len(target["boxes"]) for target in targets):
         conversion.box_format_checks -= 1
     targets = in_plain_form(targets, images)
@@ -346,7 +359,7 @@ def _check_inputs(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
                     f"image {index} of the batch, ignore_boxes: need torchvision's own transform, which resizes them "
                     f"with the image; model.transform is {full_name(model.transform)}"
                 )
-    return (images, targets, *args[2:]), {k: v for k, v in kwargs.items() if k not in ("images", "targets")}
+    return targets
 
 
 @cache

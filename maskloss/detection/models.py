@@ -40,8 +40,8 @@ class ModelSettings:
         max_size: longest side in px. None is the model's default.
         normalization_eps: of frozen batch norms, under the variance. torchvision's COCO weights of
             maskrcnn_resnet50_fpn need 0.
-        trainable_layers: how many of the backbone's five stages are trained, counted from its end; the FPN and the
-            heads always are.
+        trainable_layers: how many of the backbone's stages are trained, counted from its end, five of a resnet and six
+            of the mobilenet; None for all. The FPN and the heads always are.
     """
 
     name: str
@@ -52,7 +52,7 @@ class ModelSettings:
     min_size: tuple[int, ...] | None = None
     max_size: int | None = None
     normalization_eps: float = 1e-5
-    trainable_layers: int = 5
+    trainable_layers: int | None = None
 
 
 def build_model(settings: ModelSettings) -> MaskRCNN:
@@ -87,22 +87,21 @@ def build_model(settings: ModelSettings) -> MaskRCNN:
     return model
 
 
-#: The stages of each backbone, from its end, by the names of their layers; of a resnet as torchvision counts them.
+#: The stages of each backbone, from its end, by the names of their layers, as torchvision's `_resnet_fpn_extractor` and
+#: `_mobilenet_extractor` count them.
 _RESNET_STAGES = (("layer4",), ("layer3",), ("layer2",), ("layer1",), ("conv1", "bn1"))
 _MOBILENET_STAGES = (
-    tuple(str(layer) for layer in range(14, 19)),
-    tuple(str(layer) for layer in range(7, 14)),
+    ("18",),
+    ("14", "15", "16", "17"),
+    ("7", "8", "9", "10", "11", "12", "13"),
     ("4", "5", "6"),
     ("2", "3"),
     ("0", "1"),
 )
 
 
-def _freeze_stages(body: nn.Module, name: str, trainable_layers: int) -> None:
-    """Keep all but so many of the last stages as they are, as torchvision's `_resnet_fpn_extractor` does.
-
-    There a batch norm after the first convolution is trained with five stages alone.
-    """
+def _freeze_stages(body: nn.Module, name: str, trainable_layers: int | None) -> None:
+    """Keep all but so many of the last stages as they are."""
     stages = _MOBILENET_STAGES if name == "mobilenet_v2" else _RESNET_STAGES
     trained = {layer for stage in stages[:trainable_layers] for layer in stage}
     for parameter_name, parameter in body.named_parameters():

@@ -79,8 +79,8 @@ class TrainConfig:
         image_std: of pixels in [0, 1], per channel; from the weights' metadata, else ImageNet's.
         frozen_normalization: keep the backbone's batch norms constant; from the weights' metadata, else
             where weights are given, except torchvision's of maskrcnn_resnet50_fpn_v2.
-        trainable_layers: how many of the backbone's five stages are trained, counted from its end; 3 with weights and 5
-            without where not given, as in torchvision.
+        trainable_layers: how many of the backbone's stages are trained, counted from its end, of five, or six of
+            mobilenet_v2; where not given 3 with weights and all without, as in torchvision.
         crowds: "leave_out" trains what lies inside a crowd's box as background; "ignore" as neither positive nor
             negative.
         horizontal_flip: probability of mirroring a training image.
@@ -167,7 +167,14 @@ class TrainConfig:
             _expect(value is None or len(value) == 3, name, "three numbers, one per channel", value)
         _expect(self.image_std is None or min(self.image_std) > 0, "image_std", "above 0", self.image_std)
         layers = self.trainable_layers
-        _expect(layers is None or 0 <= layers <= 5, "trainable_layers", "from 0 to 5", layers)
+        stages = 6 if self.model == "mobilenet_v2" else 5
+        _expect(layers is None or 0 <= layers <= stages, "trainable_layers", f"from 0 to {stages}", layers)
+        _expect(
+            layers is None or self.weights != "none",
+            "trainable_layers",
+            "left out without --weights, whose stages it would keep at random numbers",
+            layers,
+        )
         sizes = self.min_sizes
         _expect(sizes is None or (sizes and min(sizes) >= 1), "min_size", "at least 1", self.min_size)
         _expect(self.max_size is None or self.max_size >= 1, "max_size", "at least 1", self.max_size)

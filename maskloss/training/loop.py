@@ -430,9 +430,11 @@ def _model_settings(config: TrainConfig, num_classes: int) -> tuple[ModelSetting
             found = model_settings_of(metadata)
         except InputError as error:
             raise InputError(f"{config.weights}: {error}") from error
-    found.setdefault("frozen_normalization", weights is not None)
+    found.setdefault(
+        "frozen_normalization", weights is not None and config.model != "maskrcnn_resnet50_fpn_v2"
+    )
     # torchvision's `_validate_trainable_layers`.
-    found["trainable_layers"] = 5 if weights is None else 3
+    found["trainable_layers"] = None if weights is None else 3
     for key in ("image_mean", "image_std", "frozen_normalization", "trainable_layers"):
         given = getattr(config, key)
         if given is not None:

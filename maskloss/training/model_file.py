@@ -357,8 +357,9 @@ def _settings_of(content: Any) -> ModelSettings:
     _check(isinstance(frozen, bool), "frozen_normalization", "true or false", frozen)
     eps = content.get("normalization_eps", 1e-5)
     _check(_is_number(eps) and 0 <= eps < 1, "normalization_eps", "a number in [0, 1)", eps)
-    layers = content.get("trainable_layers", 5)
-    _check(_is_whole(layers) and 0 <= layers <= 5, "trainable_layers", "a whole number from 0 to 5", layers)
+    layers = content.get("trainable_layers")
+    good = layers is None or (_is_whole(layers) and 0 <= layers <= 6)
+    _check(good, "trainable_layers", "a whole number from 0 to 6", layers)
     return ModelSettings(**content)
 
 

@@ -14,7 +14,7 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 from maskloss import EncodedMasks
 from maskloss.detection.transform import RCNNTransform
-from maskloss.masks.paste import paste_masks, paste_masks_at_offset, unaligned_offset
+from maskloss.masks.paste import paste_masks, unaligned_offset
 
 SETTINGS: dict[str, Any] = {
     "min_size": 40,
@@ -212,7 +212,7 @@ def test_matched_paste_of_unaligned_targets_undoes_what_they_were_off_by():
     scores = torch.rand(1, 1, 28, 28, generator=torch.Generator().manual_seed(0))
     [result] = transform.postprocess([{**detection()[0], "masks": scores}], [RESIZED], [ORIGINAL])
     boxes = torch.tensor([[2.0, 3.0, 6.0, 8.0]])
-    expected = paste_masks_at_offset(scores[0], boxes, ORIGINAL, offset=(0.25, 0.25), output="float")
+    expected = paste_masks(scores[0], boxes, ORIGINAL, offset=(0.25, 0.25), output="float")
     assert torch.equal(result["masks"][0], expected)
     assert not torch.equal(expected, paste_masks(scores[0], boxes, ORIGINAL, output="float"))
 
