@@ -8,6 +8,7 @@ command that takes it. `read_coco` refuses a file with the first cause; `find_pr
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import gc
 import json
 import os
@@ -203,9 +204,17 @@ def _read(
     if content is not None:
         data, _ = read_content(content, path, image_folder, categories, findings)
     problems = findings.problems(str(path))
+    del content, findings
+    _return_memory()
     if data is not None:
         data.warnings.extend(problem.text for problem in problems if not problem.error)
     return data, problems
+
+
+def _return_memory() -> None:
+    """Give the memory of what was decoded back to the system, which glibc would keep."""
+    with contextlib.suppress(OSError, AttributeError, TypeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def decode_file(path: Path, findings: Findings) -> Content | None:
