@@ -249,7 +249,7 @@ def precision(data: CocoData, steps: int, min_size: int, device: torch.device) -
     modes["channels_last"] = {"channels_last": True}
     modes["bfloat16, channels_last"] = {"dtype": torch.bfloat16, "channels_last": True}
     modes["compiled backbone"] = {"compiled": True}
-    modes["fixed size"] = {"fixed_size": True}
+    modes["fixed size"] = {"sync_free": True}
     found: dict[str, Any] = {}
     print(f"\nmean loss of {steps} steps")
     for name, mode in modes.items():
@@ -293,11 +293,11 @@ def prepared(
     dtype: torch.dtype | None = None,
     channels_last: bool = False,
     compiled: bool = False,
-    fixed_size: bool = False,
+    sync_free: bool = False,
 ) -> nn.Module:
     """A model of one side in a mode."""
     if side == "ours":
-        convert(model, fixed_size=fixed_size)
+        convert(model, sync_free=sync_free)
     if channels_last:
         model = model.to(memory_format=torch.channels_last)
     if compiled:
@@ -326,7 +326,7 @@ def speed(data: CocoData, min_size: int, device: torch.device, repeats: int) -> 
     sides: dict[str, dict[str, Any]] = {
         "torchvision": {"side": "torchvision"},
         "ours": {"side": "ours"},
-        "fixed size": {"side": "ours", "fixed_size": True},
+        "fixed size": {"side": "ours", "sync_free": True},
     }
     print(f"\n{'training step':<58}{'images/s':>10}{'times faster':>15}{'peak MiB':>10}")
     for num_classes in (91, 1204):

@@ -169,16 +169,16 @@ def sides(num_classes: int, min_size: int, device: torch.device) -> dict[str, nn
     make = partial(
         maskrcnn_resnet50_fpn, weights=None, weights_backbone=None, num_classes=num_classes, min_size=min_size
     )
-    stock, ours, fixed_size = make(), make(), make()
-    for model in (ours, fixed_size):
+    stock, ours, sync_free = make(), make(), make()
+    for model in (ours, sync_free):
         model.load_state_dict(stock.state_dict())
     # Untrained, a detector finds nothing above torchvision's threshold; at 0 it finds a hundred objects.
-    for model in (stock, ours, fixed_size):
+    for model in (stock, ours, sync_free):
         model.roi_heads.score_thresh = 0.0
     models = {
         "torchvision": stock,
         "ours": convert(ours),
-        "fixed size": convert(fixed_size, fixed_size=True),
+        "fixed size": convert(sync_free, sync_free=True),
     }
     return {side: model.to(device) for side, model in models.items()}
 

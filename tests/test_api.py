@@ -67,7 +67,7 @@ def test_each_public_name_can_be_imported_and_says_what_it_is(name):
 def test_convert_is_called_as_the_contract_says():
     assert parameters(maskloss.convert) == (
         ["model", "loss"],
-        {"paste": "torchvision", "fixed_size": False, "mask_branch": None},
+        {"paste": "torchvision", "sync_free": False, "mask_branch": None},
     )
     assert inspect.signature(maskloss.convert).parameters["loss"].default is None
 

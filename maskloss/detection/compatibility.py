@@ -98,17 +98,17 @@ def check_sync_free(model: GeneralizedRCNN) -> None:
         sampler = getattr(model, name).fg_bg_sampler
         if type(sampler) is not BalancedPositiveNegativeSampler:
             raise TypeError(
-                f"fixed_size would replace the draws of model.{name}.fg_bg_sampler, which is not torchvision's "
+                f"sync_free would replace the draws of model.{name}.fg_bg_sampler, which is not torchvision's "
                 f"BalancedPositiveNegativeSampler but {full_name(sampler)}"
             )
     if "select_training_samples" in vars(model.roi_heads):
         raise TypeError(
-            "fixed_size would drop model.roi_heads.select_training_samples, which has been patched on the instance"
+            "sync_free would drop model.roi_heads.select_training_samples, which has been patched on the instance"
         )
     for name, module in model.roi_heads.named_modules():
         if isinstance(module, _BatchNorm):
             raise ValueError(
-                f"fixed_size does not go with model.roi_heads.{name}, a {type(module).__name__}: its statistics "
+                f"sync_free does not go with model.roi_heads.{name}, a {type(module).__name__}: its statistics "
                 "would take in rows that hold no sample"
             )
 
@@ -169,7 +169,7 @@ def check_still_converted(model: GeneralizedRCNN, *, paste: str | None, allowed:
                 f"paste={paste!r}; call maskloss.convert again"
             )
         check_postprocess(transform, paste)
-    if model.training and model.rpn.fixed_size:
+    if model.training and model.rpn.sync_free:
         check_sync_free(model)
 
 

@@ -50,7 +50,7 @@ def convert(
     loss: MaskRCNNLoss | PresetName | None = None,
     *,
     paste: Paste = "torchvision",
-    fixed_size: bool = False,
+    sync_free: bool = False,
     mask_branch: MaskBranch | None = None,
 ) -> Model:
     """Give torchvision's model our losses, targets and heads, in place.
@@ -75,7 +75,7 @@ def convert(
             "torchvision". "aligned" undoes nothing: right for weights from elsewhere, such as Detectron2's and
             mmdetection's; to undo half a pixel that such a network never had cost .4 mask AP on 131 COCO photographs.
             None leaves the probabilities (D, 1, M, M), for `paste_masks` with `mask_offset`, and for `coco_results`.
-        fixed_size: in training, sample anchors and RoIs without asking the GPU how many positives there are, so
+        sync_free: in training, sample anchors and RoIs without asking the GPU how many positives there are, so
             that it need not run dry while the host waits for the answer. The samples are as large as torchvision's
             and as random, but others, so losses agree in expectation, not number by number. Between the
             transform and the losses the host then waits for NMS, once per image, and for the sizes of the RoI
@@ -89,9 +89,9 @@ def convert(
 
     Raises:
         TypeError: the model, or a part whose code ours would replace, is not torchvision's; torchvision's loss
-            functions have been replaced and no `loss` is given; or `fixed_size` is asked for with another sampler
+            functions have been replaced and no `loss` is given; or `sync_free` is asked for with another sampler
             than torchvision's. Nothing is changed then. The message names what was found.
-        ValueError: no such preset or paste; or `fixed_size` is asked for with a BatchNorm in the RoI heads, whose
+        ValueError: no such preset or paste; or `sync_free` is asked for with a BatchNorm in the RoI heads, whose
             statistics would take in the rows that nothing was drawn into.
 
     Example:
@@ -128,7 +128,7 @@ def convert(
         )
     if paste != "torchvision":
         check_postprocess(model.transform, paste)
-    if fixed_size:
+    if sync_free:
         check_sync_free(model)
 
     # The instances change their class instead of being rebuilt: whatever a user has set on them, hooks and
@@ -143,7 +143,7 @@ def convert(
     if own_transform:
         model.transform.paste = paste
         model.transform.aligned_masks = loss.mask_targets.aligned
-        model.transform.boxes_on_host = fixed_size
+        model.transform.boxes_on_host = sync_free
     predictor = model.roi_heads.mask_predictor
     if (
         type(predictor) is MaskRCNNPredictor
@@ -157,11 +157,11 @@ def convert(
         if type(pooler) is TorchvisionMultiScaleRoIAlign and "forward" not in vars(pooler):
             pooler.__class__ = MultiScaleRoIAlign
         if isinstance(pooler, MultiScaleRoIAlign):
-            pooler.fixed_size = fixed_size
+            pooler.sync_free = sync_free
     for part in (model.rpn, heads):
         if type(part.box_coder) is TorchvisionBoxCoder:
             part.box_coder.__class__ = BoxCoder
-    model.rpn.fixed_size = heads.fixed_size = fixed_size
+    model.rpn.sync_free = heads.sync_free = sync_free
     move_to(loss, next(model.parameters()))
     heads.use_mask_branch(mask_branch)
     if mask_branch is not None:

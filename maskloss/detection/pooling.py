@@ -25,12 +25,12 @@ class MultiScaleRoIAlign(TorchvisionMultiScaleRoIAlign):
     wanted, everything is torchvision's.
 
     Attributes:
-        fixed_size: in training on another device, do not ask it which boxes belong to which level; see `convert`.
+        sync_free: in training on another device, do not ask it which boxes belong to which level; see `convert`.
     """
 
     scales: list[float] | None
     map_levels: Any
-    fixed_size: bool = False
+    sync_free: bool = False
 
     def forward(
         self, x: dict[str, Tensor], boxes: list[Tensor], image_shapes: list[tuple[int, int]]
@@ -48,7 +48,7 @@ class MultiScaleRoIAlign(TorchvisionMultiScaleRoIAlign):
         features: list[Tensor] = _filter_input(x, self.featmap_names)
         ours = torch.is_grad_enabled() and not torch.compiler.is_compiling()
         our_backward = ours and all(_takes_our_backward(feature) for feature in features)
-        without_waiting = self.training and self.fixed_size and features[0].device.type != "cpu"
+        without_waiting = self.training and self.sync_free and features[0].device.type != "cpu"
         if not (our_backward or without_waiting):
             return super().forward(x, boxes, image_shapes)
         if self.scales is None or self.map_levels is None:

@@ -36,11 +36,11 @@ class RoIHeads(LossHolder, TorchvisionRoIHeads):
     inference. Matching and sampling are inherited, and the random numbers are drawn in the same order.
 
     Attributes:
-        fixed_size: sample in training without waiting for the device; see `convert`.
+        sync_free: sample in training without waiting for the device; see `convert`.
         mask_branch: what predicts masks and computes their losses; None of a model without masks.
     """
 
-    fixed_size: bool = False
+    sync_free: bool = False
 
     # Without a value: a branch with parameters of its own is a submodule, which a value of the class would hide.
     mask_branch: MaskBranch | None
@@ -111,7 +111,7 @@ class RoIHeads(LossHolder, TorchvisionRoIHeads):
         image_shapes: ImageShapes,
         targets: list[dict[str, Any]],
     ) -> dict[str, Tensor]:
-        select = self._select_slots if self.training and self.fixed_size else self._select
+        select = self._select_slots if self.training and self.sync_free else self._select
         rois = select(proposals, targets)
         class_logits, deltas = self._predict_boxes(features, rois.proposals, image_shapes)
         drawn = rois.drawn()

@@ -31,10 +31,10 @@ class RegionProposalNetwork(LossHolder, TorchvisionRPN):
     their level are decoded. Boxes are decoded in float32 under mixed precision.
 
     Attributes:
-        fixed_size: sample in training without waiting for the device; see `convert`.
+        sync_free: sample in training without waiting for the device; see `convert`.
     """
 
-    fixed_size: bool = False
+    sync_free: bool = False
 
     def forward(
         self,
@@ -184,7 +184,7 @@ class RegionProposalNetwork(LossHolder, TorchvisionRPN):
             )
             boxes = clip_boxes_to_image(boxes, size)
             scores = at_least_float32(objectness[image, chosen].sigmoid())
-            if self.training and self.fixed_size:
+            if self.training and self.sync_free:
                 boxes, scores, levels_kept = self._droppable_made_copies(boxes, scores, levels, size)
             else:
                 kept = remove_small_boxes(boxes, self.min_size)
@@ -216,7 +216,7 @@ class RegionProposalNetwork(LossHolder, TorchvisionRPN):
         """Match anchors to objects and sample them; of a fixed-size sample the sizes are on their way."""
         targets = [{**target, "boxes": sent(target["boxes"], anchors[0].device)} for target in targets]
         labels, matched_boxes = self.assign_targets_to_anchors(anchors, targets)
-        if not (self.training and self.fixed_size):
+        if not (self.training and self.sync_free):
             positives, negatives = self.fg_bg_sampler(labels)
             indices = torch.where(torch.cat(positives))[0], torch.where(torch.cat(negatives))[0]
             return _Sample(torch.cat(labels), torch.cat(matched_boxes), lambda: indices)

@@ -73,10 +73,10 @@ def with_branch(loss: MaskRCNNLoss | None = None, **options: Any) -> tuple[nn.Mo
     return maskloss.convert(model, loss, mask_branch=branch, **options), branch
 
 
-@pytest.mark.parametrize("fixed_size", [False, True])
-def test_the_branchs_losses_are_the_models_and_the_others_stay(fixed_size):
-    model, branch = with_branch(fixed_size=fixed_size)
-    expected, _ = training_pass(maskloss.convert(tiny_mask_rcnn(), fixed_size=fixed_size), *batch())
+@pytest.mark.parametrize("sync_free", [False, True])
+def test_the_branchs_losses_are_the_models_and_the_others_stay(sync_free):
+    model, branch = with_branch(sync_free=sync_free)
+    expected, _ = training_pass(maskloss.convert(tiny_mask_rcnn(), sync_free=sync_free), *batch())
     losses, gradients = training_pass(model, *batch())
     assert losses.keys() == expected.keys() | {"loss_mask_quality"}
     for key in expected.keys() - {"loss_mask"}:
@@ -221,7 +221,7 @@ def test_methods_that_are_missing_are_named():
 
 
 def test_selected_positives_by_hand():
-    model, branch = with_branch(fixed_size=True)
+    model, branch = with_branch(sync_free=True)
     training_pass(model, *batch())
     positives = branch.seen[0]
     kept = [torch.tensor([1]), torch.tensor([], dtype=torch.int64)]

@@ -30,9 +30,9 @@ class Recording:
         return mask_bce_loss(mask_logits, mask_targets)
 
 
-def mask_pass(targets: list[Target], *, fixed_size: bool = False) -> tuple[dict[str, Tensor], Recording, Any]:
+def mask_pass(targets: list[Target], *, sync_free: bool = False) -> tuple[dict[str, Tensor], Recording, Any]:
     term = Recording()
-    model = maskloss.convert(tiny_mask_rcnn(), MaskRCNNLoss(mask=term), fixed_size=fixed_size)
+    model = maskloss.convert(tiny_mask_rcnn(), MaskRCNNLoss(mask=term), sync_free=sync_free)
     losses, gradients = training_pass(model, batch()[0], targets)
     return losses, term, gradients
 
@@ -57,13 +57,13 @@ def in_three_ways(way: str, known: list[list[bool]]) -> list[Target]:
     return targets
 
 
-@pytest.mark.parametrize("fixed_size", [False, True])
+@pytest.mark.parametrize("sync_free", [False, True])
 @pytest.mark.parametrize("way", ["has_mask", "None"])
-def test_the_mask_term_is_that_of_the_objects_with_a_mask_alone(way, fixed_size):
+def test_the_mask_term_is_that_of_the_objects_with_a_mask_alone(way, sync_free):
     whole = in_three_ways(way, [[True, True], [True, True]])
-    losses, term, _ = mask_pass(whole, fixed_size=fixed_size)
+    losses, term, _ = mask_pass(whole, sync_free=sync_free)
     partial, partial_term, _ = mask_pass(
-        in_three_ways(way, [[True, False], [False, True]]), fixed_size=fixed_size
+        in_three_ways(way, [[True, False], [False, True]]), sync_free=sync_free
     )
     logits, grids = term.calls[0]
     own_logits, own_grids = partial_term.calls[0]
@@ -77,19 +77,19 @@ def test_the_mask_term_is_that_of_the_objects_with_a_mask_alone(way, fixed_size)
         assert torch.equal(partial[key], losses[key]), key
 
 
-@pytest.mark.parametrize("fixed_size", [False, True])
-def test_which_objects_are_left_is_what_was_said(fixed_size):
+@pytest.mark.parametrize("sync_free", [False, True])
+def test_which_objects_are_left_is_what_was_said(sync_free):
     # Of the second image only the second object has a mask: none of its mask's pixels is where the first one's are.
     targets = in_three_ways("has_mask", [[False, False], [False, True]])
     targets[1]["masks"][0] = 1 - targets[1]["masks"][1]
-    _, term, _ = mask_pass(targets, fixed_size=fixed_size)
+    _, term, _ = mask_pass(targets, sync_free=sync_free)
     with_both = in_three_ways("has_mask", [[False, False], [True, True]])
     with_both[1]["masks"] = targets[1]["masks"]
-    _, both, _ = mask_pass(with_both, fixed_size=fixed_size)
+    _, both, _ = mask_pass(with_both, sync_free=sync_free)
     only_second = in_three_ways("has_mask", [[False, False], [True, True]])
     only_second[1]["masks"] = targets[1]["masks"].clone()
     only_second[1]["masks"][0] = 0
-    _, marked, _ = mask_pass(only_second, fixed_size=fixed_size)
+    _, marked, _ = mask_pass(only_second, sync_free=sync_free)
     rows = [
         row
         for row in range(len(both.calls[0][1]))
@@ -98,12 +98,12 @@ def test_which_objects_are_left_is_what_was_said(fixed_size):
     assert torch.equal(term.calls[0][1], both.calls[0][1][rows])
 
 
-@pytest.mark.parametrize("fixed_size", [False, True])
+@pytest.mark.parametrize("sync_free", [False, True])
 @pytest.mark.parametrize("way", ["has_mask", "None", "has_mask without masks"])
-def test_a_batch_without_any_mask_gives_a_connected_zero_under_every_key(way, fixed_size):
+def test_a_batch_without_any_mask_gives_a_connected_zero_under_every_key(way, sync_free):
     targets = in_three_ways(way, [[False, False], [False, False]])
-    losses, _, gradients = mask_pass(targets, fixed_size=fixed_size)
-    expected, _, _ = mask_pass(batch()[1], fixed_size=fixed_size)
+    losses, _, gradients = mask_pass(targets, sync_free=sync_free)
+    expected, _, _ = mask_pass(batch()[1], sync_free=sync_free)
     assert losses.keys() == expected.keys()
     assert losses["loss_mask"].item() == 0
     for key in losses.keys() - {"loss_mask"}:
@@ -191,7 +191,7 @@ def with_regions() -> list[Target]:
     return targets
 
 
-def sampled_rois(*, fixed_size: bool, targets: list[Target]) -> tuple[list[Tensor], Tensor]:
+def sampled_rois(*, sync_free: bool, targets: list[Target]) -> tuple[list[Tensor], Tensor]:
     """Give the RoIs of each image that the box branch goes over in a step, and the labels that the loss sees."""
     rois: list[Tensor] = []
     labels: list[Tensor] = []
@@ -201,7 +201,7 @@ def sampled_rois(*, fixed_size: bool, targets: list[Target]) -> tuple[list[Tenso
         return torch.nn.functional.cross_entropy(logits, given, reduction="none")
 
     model = maskloss.convert(
-        tiny_mask_rcnn(), MaskRCNNLoss(classification=classification), fixed_size=fixed_size
+        tiny_mask_rcnn(), MaskRCNNLoss(classification=classification), sync_free=sync_free
     )
     # Without the mask branch the pooler is called once, for the box branch.
     model.roi_heads.loss.weights = maskloss.LossWeights(mask=0.0)
@@ -214,11 +214,11 @@ def test_background_in_an_ignored_region_is_not_sampled():
     # The image is resized by the same factor along both axes: 64 of 64 px, so regions stay where they are.
     region = torch.tensor([[0.0, 0.0, 80.0, 30.0]])
     targets = batch()[1]
-    before, before_labels = sampled_rois(fixed_size=False, targets=targets)
+    before, before_labels = sampled_rois(sync_free=False, targets=targets)
     background = before_labels[: len(before[0])] == 0
     assert mostly_inside(before[0][background], region).any()
     targets[0]["ignore_boxes"] = region
-    after, labels = sampled_rois(fixed_size=False, targets=targets)
+    after, labels = sampled_rois(sync_free=False, targets=targets)
     background = labels[: len(after[0])] == 0
     assert background.any()
     assert not mostly_inside(after[0][background], region).any()
@@ -237,9 +237,9 @@ def test_background_in_an_ignored_region_is_not_sampled_without_synchronization(
         lambda labels, sampler: seen.append(labels) or own(labels, sampler),
     )
     targets = batch()[1]
-    sampled_rois(fixed_size=True, targets=targets)
+    sampled_rois(sync_free=True, targets=targets)
     targets[0]["ignore_boxes"] = torch.tensor([[0.0, 0.0, 80.0, 64.0]])
-    sampled_rois(fixed_size=True, targets=targets)
+    sampled_rois(sync_free=True, targets=targets)
     before, after = seen
     assert (before[0] == 0).any()
     assert not (after[0] == 0).any()

@@ -88,7 +88,7 @@ def test_sizes_drawn_in_training_are_torchvisions():
     assert len(sizes) == 3
 
 
-@pytest.mark.parametrize("changes", [{"fixed_size": (52, 36)}, {"training": True, "_skip_resize": True}])
+@pytest.mark.parametrize("changes", [{"sync_free": (52, 36)}, {"training": True, "_skip_resize": True}])
 def test_torchvisions_other_ways_to_size_hold(changes):
     image, target = scene(31, 47)
     _, [expected] = make(GeneralizedRCNNTransform, **changes)([image], [target])

@@ -1,4 +1,4 @@
-"""Training with fixed_size=True: torchvision's samples in number and kind, and no waiting for the device."""
+"""Training with sync_free=True: torchvision's samples in number and kind, and no waiting for the device."""
 
 from __future__ import annotations
 
@@ -109,12 +109,12 @@ def assert_equal_passes(
 def test_where_all_are_drawn_losses_and_gradients_are_those_of_the_parity_mode(make, preset):
     model = taking_all(make())
     assert_equal_passes(
-        convert(copy.deepcopy(model), preset, fixed_size=True), convert(model, preset), *batch()
+        convert(copy.deepcopy(model), preset, sync_free=True), convert(model, preset), *batch()
     )
 
 
 def test_slots_that_nothing_was_drawn_into_were_there():
-    model = convert(taking_all(tiny_mask_rcnn()), fixed_size=True)
+    model = convert(taking_all(tiny_mask_rcnn()), sync_free=True)
     seen: list[Drawn] = []
     result = Reading.result
 
@@ -134,7 +134,7 @@ def test_encoded_masks_train_as_in_the_parity_mode():
         squares = [[[x1, y1, x2, y1, x2, y2, x1, y2]] for x1, y1, x2, y2 in target["boxes"].tolist()]
         target["masks"] = EncodedMasks(squares, *image.shape[-2:])
     model = taking_all(tiny_mask_rcnn())
-    assert_equal_passes(convert(copy.deepcopy(model), fixed_size=True), convert(model), images, targets)
+    assert_equal_passes(convert(copy.deepcopy(model), sync_free=True), convert(model), images, targets)
 
 
 @pytest.mark.parametrize("empty", [[0], [1], [0, 1]])
@@ -143,11 +143,11 @@ def test_images_without_objects_train_as_in_the_parity_mode(empty):
     for index in empty:
         targets[index] = without_objects(images)[index]
     model = taking_all(tiny_mask_rcnn())
-    assert_equal_passes(convert(copy.deepcopy(model), fixed_size=True), convert(model), images, targets)
+    assert_equal_passes(convert(copy.deepcopy(model), sync_free=True), convert(model), images, targets)
 
 
 def test_without_positives_every_key_is_there_and_finite():
-    model = convert(taking_all(tiny_mask_rcnn(), positive_fraction=0.0), fixed_size=True)
+    model = convert(taking_all(tiny_mask_rcnn(), positive_fraction=0.0), sync_free=True)
     losses, gradients = training_pass(model, *batch())
     assert set(losses) == {
         "loss_objectness", "loss_rpn_box_reg", "loss_classifier", "loss_box_reg", "loss_mask"
@@ -165,7 +165,7 @@ def test_on_average_losses_are_those_of_the_parity_mode():
 
     model = tiny_mask_rcnn()
     model.backbone.norm.momentum = 0.0
-    ours, parity = losses_of(convert(copy.deepcopy(model), fixed_size=True)), losses_of(convert(model))
+    ours, parity = losses_of(convert(copy.deepcopy(model), sync_free=True)), losses_of(convert(model))
     error = (ours.var(0) / len(ours) + parity.var(0) / len(parity)).sqrt()
     assert ((ours.mean(0) - parity.mean(0)).abs() <= 4 * error + 1e-6).all()
     assert (ours.std(0) <= 2 * parity.std(0) + 1e-6).all()
@@ -173,7 +173,7 @@ def test_on_average_losses_are_those_of_the_parity_mode():
 
 def test_dropping_by_copies_leaves_what_dropping_leaves_at_every_level():
     generator = torch.Generator().manual_seed(0)
-    model = convert(tiny_mask_rcnn(), fixed_size=True).rpn
+    model = convert(tiny_mask_rcnn(), sync_free=True).rpn
     model.min_size, model.score_thresh = 20.0, 0.3
     low = torch.rand(200, 2, generator=generator) * 200
     boxes = torch.cat([low, low + 60 * torch.rand(200, 2, generator=generator)], dim=1)
@@ -187,7 +187,7 @@ def test_dropping_by_copies_leaves_what_dropping_leaves_at_every_level():
 
 @pytest.mark.parametrize("rows", [slice(5, 9), slice(None)])
 def test_boxes_of_a_diverged_network_are_never_pooled(rows):
-    model = convert(tiny_mask_rcnn(), fixed_size=True).rpn
+    model = convert(tiny_mask_rcnn(), sync_free=True).rpn
     low = torch.rand(40, 2, generator=torch.Generator().manual_seed(0)) * 30
     boxes = torch.cat([low, low + 20], dim=1)
     boxes[rows] = torch.nan
@@ -202,7 +202,7 @@ def test_a_diverged_network_gives_a_loss_that_is_not_finite_and_no_crash():
     model = tiny_mask_rcnn()
     with torch.no_grad():
         model.rpn.head.bbox_pred.weight.fill_(torch.nan)
-    losses, _ = training_pass(convert(model, fixed_size=True), *batch())
+    losses, _ = training_pass(convert(model, sync_free=True), *batch())
     assert losses["loss_rpn_box_reg"].isnan()
     assert losses["loss_classifier"].isfinite()
 
@@ -217,15 +217,15 @@ class FloatMasks(GeneralizedRCNNTransform):
         return images, [{**target, "masks": self.factor * target["masks"].float()} for target in targets]
 
 
-@pytest.mark.parametrize("fixed_size", [False, True])
-def test_masks_that_a_transform_has_made_floats_of_are_read_as_what_they_hold(fixed_size):
+@pytest.mark.parametrize("sync_free", [False, True])
+def test_masks_that_a_transform_has_made_floats_of_are_read_as_what_they_hold(sync_free):
     def built() -> nn.Module:
         model = tiny_mask_rcnn()
         model.transform = FloatMasks(64, 128, [0.5] * 3, [0.2] * 3)
         return model
 
-    losses, _ = training_pass(convert(built(), fixed_size=fixed_size), *batch())
-    if not fixed_size:
+    losses, _ = training_pass(convert(built(), sync_free=sync_free), *batch())
+    if not sync_free:
         expected, _ = training_pass(built(), *batch())
         assert losses["loss_mask"].item() == pytest.approx(expected["loss_mask"].item(), rel=1e-6)
     model = built()
@@ -233,14 +233,14 @@ def test_masks_that_a_transform_has_made_floats_of_are_read_as_what_they_hold(fi
     with pytest.raises(
         ValueError, match=r"masks of torch\.float32 must hold 0 and 1 only when the transform returns"
     ):
-        training_pass(convert(model, fixed_size=fixed_size), *batch())
+        training_pass(convert(model, sync_free=sync_free), *batch())
 
 
 def test_a_patched_selection_is_refused_and_nothing_changed():
     model = tiny_mask_rcnn()
     model.roi_heads.select_training_samples = model.roi_heads.select_training_samples
     with pytest.raises(TypeError, match=r"would drop model\.roi_heads\.select_training_samples"):
-        convert(model, fixed_size=True)
+        convert(model, sync_free=True)
     assert type(model.rpn) is not rpn.RegionProposalNetwork
 
 
@@ -261,7 +261,7 @@ def test_boxes_that_are_too_small_or_score_too_low_are_no_proposals(min_size, sc
     model.rpn.min_size, model.rpn.score_thresh = min_size, score_thresh
     model.rpn._post_nms_top_n["training"] = 1000
     expected = proposals_of(convert(copy.deepcopy(model)))
-    found = proposals_of(convert(model, fixed_size=True))
+    found = proposals_of(convert(model, sync_free=True))
     assert [len(boxes) for boxes in expected] == [len(boxes) for boxes in found]
     assert all(torch.equal(*pair) for pair in zip(found, expected, strict=True))
 
@@ -296,7 +296,7 @@ class ReadElsewhere:
 
 
 @contextmanager
-def without_values(fixed_size: bool, make: Any = tiny_mask_rcnn) -> Iterator[tuple[nn.Module, Any]]:
+def without_values(sync_free: bool, make: Any = tiny_mask_rcnn) -> Iterator[tuple[nn.Module, Any]]:
     """A model on a pretended GPU; what waits by design, NMS, readings and masks' own sizes, is stood in for."""
 
     def nms(boxes: Tensor, scores: Tensor, levels: Tensor, threshold: float) -> Tensor:
@@ -310,7 +310,7 @@ def without_values(fixed_size: bool, make: Any = tiny_mask_rcnn) -> Iterator[tup
     with ExitStack() as stack:
         stack.enter_context(FakeTensorMode())
         with torch.device("cuda"):
-            model = convert(make(), fixed_size=fixed_size)
+            model = convert(make(), sync_free=sync_free)
         for module in (rpn, roi_heads):
             stack.enter_context(patch.object(module, "Reading", ReadElsewhere))
         stack.enter_context(patch.object(rpn, "batched_nms", nms))
@@ -319,7 +319,7 @@ def without_values(fixed_size: bool, make: Any = tiny_mask_rcnn) -> Iterator[tup
         images = torch.rand(2, 3, 64, 96, device="cuda")
         targets = [
             {
-                "boxes": torch.rand(2, 4, device="cpu" if fixed_size else "cuda"),
+                "boxes": torch.rand(2, 4, device="cpu" if sync_free else "cuda"),
                 "labels": torch.ones(2, dtype=torch.int64, device="cuda"),
                 "masks": torch.zeros(2, 64, 80, dtype=torch.uint8, device="cuda"),
             }
@@ -336,7 +336,7 @@ def losses_after_the_transform(model: nn.Module, images: Tensor, targets: Any) -
 
 
 def test_between_transform_and_losses_nothing_but_nms_and_the_reading_waits():
-    with without_values(fixed_size=True) as (model, examples):
+    with without_values(sync_free=True) as (model, examples):
         # The first step copies the shapes of the anchors; later ones have them.
         losses_after_the_transform(model, *examples)
         with BlockingCopies() as copies:
@@ -348,14 +348,14 @@ def test_between_transform_and_losses_nothing_but_nms_and_the_reading_waits():
 
 def test_the_parity_mode_waits_which_shows_that_waiting_would_be_seen():
     raised = (DynamicOutputShapeException, DataDependentOutputException)
-    with without_values(fixed_size=False) as (model, examples), pytest.raises(raised):
+    with without_values(sync_free=False) as (model, examples), pytest.raises(raised):
         losses_after_the_transform(model, *examples)
 
 
 def test_the_pooler_does_not_wait_to_know_which_boxes_are_of_which_level():
     names = ["0", "1"]
     model = tiny_mask_rcnn()
-    heads = convert(model, fixed_size=True).roi_heads
+    heads = convert(model, sync_free=True).roi_heads
     for pooler in (heads.box_roi_pool, heads.mask_roi_pool):
         pooler.featmap_names = names
         with FakeTensorMode():
@@ -371,7 +371,7 @@ def test_the_pooler_does_not_wait_to_know_which_boxes_are_of_which_level():
 
 
 def test_the_transform_leaves_boxes_on_the_host_in_training_alone():
-    model = convert(tiny_mask_rcnn(), fixed_size=True)
+    model = convert(tiny_mask_rcnn(), sync_free=True)
     with FakeTensorMode():
         fake = torch.rand(2, 4, device="cuda")
         model.transform.torch_choice = lambda sizes: sizes[0]
@@ -393,7 +393,7 @@ def with_batch_norm() -> MaskRCNN:
 def test_a_batch_norm_in_the_roi_heads_is_refused_by_name_and_nothing_is_changed():
     model = with_batch_norm()
     with pytest.raises(ValueError, match=r"model\.roi_heads\.box_head\.\S+, a BatchNorm2d"):
-        convert(model, fixed_size=True)
+        convert(model, sync_free=True)
     assert type(model.rpn).__module__.startswith("torchvision")
     convert(model)
 
@@ -407,17 +407,17 @@ def test_another_sampler_is_refused_by_name(part):
     model = tiny_mask_rcnn()
     getattr(model, part).fg_bg_sampler = MySampler(8, 0.5)
     with pytest.raises(TypeError, match=rf"model\.{part}\.fg_bg_sampler.*MySampler"):
-        convert(model, fixed_size=True)
+        convert(model, sync_free=True)
     assert type(model.rpn).__module__.startswith("torchvision")
 
 
 def test_converting_again_goes_back_to_torchvisions_samples():
     expected = training_pass(convert(tiny_mask_rcnn()), *batch())[0]
-    model = convert(tiny_mask_rcnn(), fixed_size=True)
+    model = convert(tiny_mask_rcnn(), sync_free=True)
     others = training_pass(model, *batch())[0]
     assert any(not torch.equal(others[key], expected[key]) for key in expected)
     back = training_pass(convert(tiny_mask_rcnn()), *batch())[0]
-    model = convert(convert(tiny_mask_rcnn(), fixed_size=True))
+    model = convert(convert(tiny_mask_rcnn(), sync_free=True))
     again = training_pass(model, *batch())[0]
     assert all(torch.equal(again[key], back[key]) for key in back)
 
@@ -425,7 +425,7 @@ def test_converting_again_goes_back_to_torchvisions_samples():
 def test_evaluation_is_that_of_the_parity_mode():
     images, targets = batch()
     model = tiny_mask_rcnn()
-    ours, parity = convert(copy.deepcopy(model), fixed_size=True).eval(), convert(model).eval()
+    ours, parity = convert(copy.deepcopy(model), sync_free=True).eval(), convert(model).eval()
     torch.manual_seed(0)
     losses, detections = losses_and_detections(ours, images, targets)
     torch.manual_seed(0)
