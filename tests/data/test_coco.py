@@ -380,7 +380,9 @@ def test_a_file_name_that_leaves_the_folder_is_refused(tmp_path: Path, file_name
 def test_an_absolute_file_name_is_refused_even_inside_the_folder(tmp_path: Path) -> None:
     file_name = str(tmp_path / "images" / "a.png")
     text = refusal(tmp_path, in_image(file_name=file_name))
-    assert f"image 10: file_name {file_name!r} leaves the image folder" in text
+    # A long name loses its middle in a message.
+    assert f"image 10: file_name {file_name[:5]!r}"[:-1] in text
+    assert "a.png' leaves the image folder" in text
 
 
 @pytest.mark.parametrize("file_name", ["", None, 3, ["a.png"], "a\0.png"])
