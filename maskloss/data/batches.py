@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 import torch
+from torch import Tensor
 from torch.utils.data import Sampler
 
 
@@ -63,10 +64,12 @@ class TrainingBatches(Sampler[list[tuple[int, int]]]):
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         epoch = self._epoch_of(self.start)
         batch = self._batches_before(epoch)
+        # Of each group the epoch whose order was used last, and the order: nearly all batches of an epoch share it.
+        orders: dict[int, tuple[int, Tensor]] = {}
         while batch < self.num_batches:
             for group, number in self._plan(epoch):
                 if self.start <= batch < self.num_batches:
-                    yield self._batch(group, number)
+                    yield self._batch(group, number, orders)
                 batch += 1
             epoch += 1
 
@@ -98,16 +101,17 @@ class TrainingBatches(Sampler[list[tuple[int, int]]]):
         generator = torch.Generator().manual_seed(mixed_seed(self.seed, epoch, len(self._members)))
         return [plan[place] for place in torch.randperm(len(plan), generator=generator).tolist()]
 
-    def _batch(self, group: int, number: int) -> list[tuple[int, int]]:
+    def _batch(self, group: int, number: int, orders: dict[int, tuple[int, Tensor]]) -> list[tuple[int, int]]:
         members = self._members[group]
         first = number * self.together + self.rank * self.batch_size
         keys = []
-        epoch, order = -1, members
+        epoch, order = orders.get(group, (-1, members))
         for position in range(first, first + self.batch_size):
             if position // len(members) != epoch:
                 epoch = position // len(members)
                 generator = torch.Generator().manual_seed(mixed_seed(self.seed, epoch, group))
                 order = members[torch.randperm(len(members), generator=generator)]
+                orders[group] = epoch, order
             keys.append((int(order[position % len(members)]), mixed_seed(self.seed, group, position)))
         return keys
 
