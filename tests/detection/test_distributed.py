@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import os
-import time
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -12,13 +11,13 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 import maskloss
 from maskloss import LossWeights, MaskRCNNLoss
 from maskloss.losses import EqualizedLoss, L2RegularizationLoss, SeesawLoss
+from tests.processes import run_ranks
 
 from .small_models import batch, tiny_mask_rcnn, training_pass, without_objects
 
@@ -95,14 +94,7 @@ def train(rank: int, folder: str) -> None:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where each rank wrote what it computed; an error where one of them hung."""
     folder = tmp_path_factory.mktemp("gloo")
-    processes = mp.start_processes(train, args=(str(folder),), nprocs=WORLD, join=False, start_method="spawn")
-    deadline = time.monotonic() + LIMIT_S
-    # `join` comes back when the first of them ends, and raises what went wrong in it.
-    while not processes.join(timeout=max(deadline - time.monotonic(), 0)):
-        if time.monotonic() >= deadline:
-            for process in processes.processes:
-                process.kill()
-            pytest.fail(f"the processes still waited for each other after {LIMIT_S} s")
+    run_ranks(train, (str(folder),), world=WORLD, limit_s=LIMIT_S)
     return folder
 
 

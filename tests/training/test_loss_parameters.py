@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import socket
-import time
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,6 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-import torch.multiprocessing as mp
 from PIL import Image
 from torch import nn
 
@@ -25,6 +23,7 @@ from maskloss.losses import LossWeights, MaskRCNNLoss
 from maskloss.training import loop
 from maskloss.training.evaluation import Evaluation, evaluate
 from maskloss.training.loop import train
+from tests.processes import run_ranks
 from tests.training.small_runs import learned_loss, narrow_models, small_config
 
 WORLD, LIMIT_S = 2, 240
@@ -118,13 +117,7 @@ def two_processes(shapes: Path, images: Path, tmp_path_factory: pytest.TempPathF
         taken.bind(("127.0.0.1", 0))
         port = taken.getsockname()[1]
     arguments = (port, str(shapes), str(images), str(folder))
-    processes = mp.start_processes(run_rank, args=arguments, nprocs=WORLD, join=False, start_method="spawn")
-    deadline = time.monotonic() + LIMIT_S
-    while not processes.join(timeout=max(deadline - time.monotonic(), 0)):
-        if time.monotonic() >= deadline:
-            for process in processes.processes:
-                process.kill()
-            pytest.fail(f"the processes still waited for each other after {LIMIT_S} s")
+    run_ranks(run_rank, arguments, world=WORLD, limit_s=LIMIT_S)
     return folder
 
 
