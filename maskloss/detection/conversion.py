@@ -318,10 +318,13 @@ class _Conversion:
 
 
 def _check_inputs(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Forward pre-hook: raise on parts that were patched since `convert`, and on bad targets, before the transform."""
+    """Forward pre-hook: raise on parts that were patched since `convert`, and on bad targets, before the transform.
+
+    `losses_and_detections` has checked the targets of all its passes itself, by their places in the whole batch.
+    """
     conversion: _Conversion = model.conversion
     check_still_converted(model, paste=conversion.paste, allowed=conversion.replaced_functions)
-    if not model.roi_heads.wants_losses or not _takes_images_and_targets(type(model).forward):
+    if not model.roi_heads.training or not _takes_images_and_targets(type(model).forward):
         return None
     given: dict[str, Any] = {**dict(zip(("images", "targets"), args, strict=False)), **kwargs}
     if given.get("images") is None:

@@ -205,14 +205,28 @@ def _check_image_form(name: str, image: Any, expected: ModelInputs) -> None:
         elif shape[0] == 1:
             cause = "; it is gray, use image.expand(3, -1, -1)"
         raise ValueError(f"{name}: expected ({channels}, H, W), got shape {shape}{cause}")
-    if expected.min_size is not None and expected.max_size is not None:
-        shorter, longer = sorted(shape[1:])
-        scale = min(expected.min_size / shorter, expected.max_size / longer)
-        if int(shorter * scale) < 1:
-            raise ValueError(
-                f"{name}: its {shape[1]} x {shape[2]} px (H x W) are resized to at most {expected.max_size} px, "
-                "which leaves nothing of its shorter side; cut it into parts or raise max_size"
-            )
+    if (
+        expected.min_size is not None
+        and expected.max_size is not None
+        and is_resized_to_nothing(shape[1], shape[2], expected.min_size, expected.max_size)
+    ):
+        raise ValueError(
+            f"{name}: its {shape[1]} x {shape[2]} px (H x W) are resized to at most {expected.max_size} px, "
+            "which leaves nothing of its shorter side; cut it into parts or raise max_size"
+        )
+
+
+def is_resized_to_nothing(height: int, width: int, min_size: int, max_size: int) -> bool:
+    """Say whether torchvision's resizing leaves no pixel of an image's shorter side.
+
+    Args:
+        height: of the image, in px.
+        width: of the image, in px.
+        min_size: px that the shorter side is to get.
+        max_size: px that the longer side may get.
+    """
+    shorter, longer = sorted((height, width))
+    return int(shorter * min(min_size / shorter, max_size / longer)) < 1
 
 
 def _check_form(name: str, image: Tensor, target: Target, expected: ModelInputs) -> None:

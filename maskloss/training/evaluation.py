@@ -19,6 +19,7 @@ from maskloss.data.coco import CocoData
 from maskloss.data.dataset import CocoDataset, collate
 from maskloss.detection.conversion import losses_and_detections
 from maskloss.detection.results import coco_results
+from maskloss.detection.target_checks import is_resized_to_nothing
 from maskloss.errors import InputError, RunError
 from maskloss.training.metrics import Metrics, Results, average_precision
 
@@ -135,8 +136,7 @@ def check_sizes(data: CocoData, model: nn.Module) -> None:
 def resized_to_nothing(model: nn.Module, width: int, height: int) -> str | None:
     """Say what is wrong with an image of which the model's transform leaves nothing, None if it leaves something."""
     transform: Any = model.transform
-    shorter, longer = sorted((width, height))
-    if int(shorter * min(min(transform.min_size) / shorter, transform.max_size / longer)) >= 1:
+    if not is_resized_to_nothing(height, width, min(transform.min_size), transform.max_size):
         return None
     return (
         f"{width} x {height} px are resized to at most {transform.max_size} px, which leaves nothing of the "
