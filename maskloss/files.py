@@ -161,7 +161,7 @@ def make_folder(path: Path) -> None:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except (OSError, ValueError) as error:
-        raise InputError(f"{path}: the folder cannot be created: {_reason(error)}") from error
+        raise InputError(f"{path}: the folder cannot be created: {reason_of(error)}") from error
     if not os.access(path, os.W_OK | os.X_OK):
         raise InputError(f"{path}: the folder cannot be written to")
 
@@ -176,7 +176,7 @@ def expect_unused(folder: Path) -> None:
     try:
         used = folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
     except (OSError, ValueError) as error:
-        raise InputError(f"{folder}: cannot be read: {_reason(error)}") from error
+        raise InputError(f"{folder}: cannot be read: {reason_of(error)}") from error
     if used:
         raise InputError(f"{folder}: already holds something; name a new folder")
 
@@ -190,7 +190,7 @@ def read_bytes(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except (OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read: {_reason(error)}") from error
+        raise InputError(f"{path}: cannot be read: {reason_of(error)}") from error
 
 
 def existing_folder(path: str | os.PathLike[str], what: str) -> Path:
@@ -203,12 +203,13 @@ def existing_folder(path: str | os.PathLike[str], what: str) -> Path:
     try:
         exists = folder.is_dir()
     except (OSError, ValueError) as error:
-        raise InputError(f"{folder}: the folder of {what} cannot be read: {_reason(error)}") from error
+        raise InputError(f"{folder}: the folder of {what} cannot be read: {reason_of(error)}") from error
     if not exists:
         raise InputError(f"{folder}: the folder of {what} does not exist")
     return folder
 
 
-def _reason(error: Exception) -> str:
+def reason_of(error: Exception) -> str:
+    """Return why a path could not be read or written."""
     # A ValueError is of a path that cannot be one, with a null byte in it.
     return (error.strerror if isinstance(error, OSError) else None) or str(error)

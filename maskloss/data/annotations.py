@@ -12,7 +12,17 @@ from pycocotools import mask as coco_mask
 from maskloss.data.columns import ABSENT, AREA_GIVEN, AREA_ODD, Columns, ImageColumns, integers
 from maskloss.data.entries import RLE_SIZE
 from maskloss.data.findings import Findings, Kind, shown
-from maskloss.data.records import NO_MASK, POLYGONS, RLE, BoolArray, Records, Texts
+from maskloss.data.records import (
+    NO_MASK,
+    POLYGONS,
+    RLE,
+    BoolArray,
+    Records,
+    Texts,
+    polygon_extents,
+    polygons_of,
+)
+from maskloss.masks.coco_format import count_pixels
 from maskloss.masks.coverage import union_area
 from maskloss.masks.encoded import FloatArray, IntArray
 
@@ -143,11 +153,8 @@ class _Table:
             self.kept[row] = False
 
     def polygons(self, row: int) -> list[FloatArray]:
-        parts = range(self.part_first[row], self.part_first[row] + self.part_count[row])
-        return [
-            self.coordinates[self.point_first[p] : self.point_first[p] + self.point_count[p]].reshape(-1, 2)
-            for p in parts
-        ]
+        parts = slice(self.part_first[row], self.part_first[row] + self.part_count[row])
+        return polygons_of(self.coordinates, self.point_first[parts], self.point_count[parts])
 
 
 # Files hold numbers of any size, and NaN stands for what is missing.
@@ -306,16 +313,14 @@ def _measure_polygons(table: _Table) -> None:
     is_polygons = table.form == POLYGONS
     rows = np.nonzero(is_polygons)[0]
     owner = np.repeat(rows, table.part_count[rows])
-    low, high, area = _polygon_extents(table.coordinates, table.point_first, table.point_count)
+    low, high = polygon_extents(table.coordinates, table.point_first, table.point_count)
+    area = _polygon_areas(table.coordinates, table.point_first, table.point_count)
     finite = np.isfinite(low).all(axis=1) & np.isfinite(high).all(axis=1)
     infinite = np.unique(owner[~finite & table.kept[owner]])
     table.drop(
         NOT_FINITE, infinite, lambda row: "segmentation: a polygon has a coordinate that is not finite"
     )
-    sides = np.array([table.images.widths, table.images.heights], dtype=np.float64).reshape(2, -1)
-    longest = sides.max(axis=0) if sides.shape[1] else np.ones(1)
-    image = np.maximum(table.image[owner], 0)
-    limit = (_FAR + 1) * longest[image]
+    limit = (_FAR + 1) * _sizes(table).max(axis=1)[owner]
     used = finite & table.kept[owner]
     far = used & ((low.min(axis=1) < -limit) | (high.max(axis=1) > limit)) if len(owner) else used
     for row in np.unique(owner[far]).tolist():
@@ -370,25 +375,21 @@ def _outside_text(table: _Table, row: int, low: Any, high: Any) -> str:
     )
 
 
-def _polygon_extents(
-    coordinates: FloatArray, first: IntArray, count: IntArray
-) -> tuple[FloatArray, FloatArray, FloatArray]:
-    """Find each polygon's least and largest x and y, (P, 2), and its area by the shoelace formula, (P,)."""
-    low, high, area = np.empty((len(first), 2)), np.empty((len(first), 2)), np.empty(len(first))
+def _polygon_areas(coordinates: FloatArray, first: IntArray, count: IntArray) -> FloatArray:
+    """Return each polygon's area by the shoelace formula, (P,), of polygons that follow each other without a gap."""
+    area = np.empty(len(first))
     chunk = 50_000
     for start in range(0, len(first), chunk):
         part = slice(start, min(start + chunk, len(first)))
         begin, end = first[part][0], first[part][-1] + count[part][-1]
         points = coordinates[begin:end].reshape(-1, 2)
         heads, lengths = (first[part] - begin) // 2, count[part] // 2
-        low[part] = np.minimum.reduceat(points, heads)
-        high[part] = np.maximum.reduceat(points, heads)
         # Relative to its first point, for the sum to keep its digits.
         x, y = (points - np.repeat(points[heads], lengths, axis=0)).T
         following = np.arange(1, len(points) + 1)
         following[heads + lengths - 1] = heads
         area[part] = np.abs(np.add.reduceat(x * y[following] - x[following] * y, heads)) / 2
-    return low, high, area
+    return area
 
 
 def _measure_rles(table: _Table) -> None:
@@ -421,6 +422,11 @@ def _sizes(table: _Table) -> FloatArray:
     return sides[:, np.maximum(table.image, 0)].T
 
 
+def _corners(boxes: FloatArray) -> FloatArray:
+    """Boxes (R, 4) of x, y, width and height as xyxy."""
+    return np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)
+
+
 def _beyond(corners: FloatArray, sizes: FloatArray) -> FloatArray:
     """How far xyxy reach beyond the image, in px, (R,)."""
     return np.maximum(-corners[:, :2], corners[:, 2:] - sizes).max(axis=1, initial=-np.inf)
@@ -429,8 +435,9 @@ def _beyond(corners: FloatArray, sizes: FloatArray) -> FloatArray:
 def _check_sizes(table: _Table, different_sizes: Callable[[Iterable[int]], set[int]]) -> None:
     """Ask whether images have their recorded size where annotations reach beyond it: then that is the cause."""
     sizes = _sizes(table)
-    corners = np.concatenate([table.boxes[:, :2], table.boxes[:, :2] + table.boxes[:, 2:]], axis=1)
-    beyond = (_beyond(table.extents, sizes) > BORDER_TOLERANCE) | (_beyond(corners, sizes) > BORDER_TOLERANCE)
+    beyond = (_beyond(table.extents, sizes) > BORDER_TOLERANCE) | (
+        _beyond(_corners(table.boxes), sizes) > BORDER_TOLERANCE
+    )
     positions = {f.position for f in table.findings.of(OUTSIDE) + table.findings.of(RLE_SIZE)}
     beyond = (beyond & table.kept) | np.isin(table.positions, sorted(positions))
     different = different_sizes(np.unique(table.image[beyond & (table.image >= 0)]).tolist())
@@ -500,8 +507,7 @@ def _check_masks_inside(table: _Table) -> None:
         elif inside >= 0.5 * (x2 - x1) * (y2 - y1) and beyond[row] <= BORDER_TOLERANCE:
             continue
         else:
-            flat = [polygon.reshape(-1).tolist() for polygon in table.polygons(row)]
-            pixels = int(coco_mask.area(coco_mask.merge(coco_mask.frPyObjects(flat, height, width))))
+            pixels = count_pixels(table.polygons(row), height, width)
             share = pixels / max(table.shoelace[row], 1e-300)
         if share < _SMALLEST_INSIDE:
             table.tell(
@@ -517,11 +523,11 @@ def _check_masks_inside(table: _Table) -> None:
 
 
 def _check_boxes(table: _Table) -> FloatArray:
-    """Give boxes as xyxy inside the images, and drop rows without one."""
+    """Return boxes as xyxy inside the images, and drop rows without one."""
     sizes = _sizes(table)
     boxes = table.boxes
     has_mask = table.form != NO_MASK
-    corners = np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)
+    corners = _corners(boxes)
     readable = (np.abs(corners) < 1e9).all(axis=1)
     extents = np.concatenate(
         [np.maximum(table.extents[:, :2], 0), np.minimum(table.extents[:, 2:], sizes)], axis=1
@@ -641,7 +647,7 @@ def box_readings(boxes: FloatArray, sizes: FloatArray) -> dict[str, tuple[FloatA
 
 
 def suspected_convention(boxes: FloatArray, extents: FloatArray, sizes: FloatArray) -> tuple[str, int] | None:
-    """Tell which other convention boxes follow, if they contradict their masks throughout.
+    """Return which other convention boxes follow, if they contradict their masks throughout.
 
     Args:
         boxes: (R, 4) as in the file.
@@ -691,7 +697,7 @@ def suspected_convention(boxes: FloatArray, extents: FloatArray, sizes: FloatArr
 
 
 def _check_areas(table: _Table) -> FloatArray:
-    """Give the areas that are usable, NaN for the others."""
+    """Return the areas that are usable, NaN for the others."""
     areas = np.array(table.columns.areas, dtype=np.float64)
     state = np.array(table.columns.area_states, dtype=np.uint8)
     has_mask = table.form != NO_MASK
@@ -725,7 +731,7 @@ def _check_areas(table: _Table) -> FloatArray:
 
 
 def _number(table: _Table) -> None:
-    """Give annotations without an id, or with another one's, a new one: nothing refers to it."""
+    """Number annotations without an id, or with another one's, anew: nothing refers to it."""
     has_id = np.array(table.columns.has_id, dtype=bool)
     given = np.nonzero(has_id)[0]
     _, first = np.unique(table.ids[given], return_index=True)

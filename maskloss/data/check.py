@@ -3,28 +3,34 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
-from PIL import ExifTags, Image
 from pycocotools import mask as coco_mask
 from tqdm import tqdm
 
 from maskloss.data.coco import (
-    LFS_POINTER,
     SIZE_DIFFERS,
-    UNREADABLE_IMAGE,
     decode_file,
     read_content,
     size_text,
+    unreadable_kind,
     unreadable_text,
 )
 from maskloss.data.findings import Findings, Kind, Problem, shown
-from maskloss.data.images import read_image, read_image_size
-from maskloss.data.records import NO_MASK, POLYGONS, RLE, BoolArray, CocoData, ImageRecord, Records
+from maskloss.data.images import is_turned_unseen, read_image, read_image_size
+from maskloss.data.records import (
+    NO_MASK,
+    POLYGONS,
+    RLE,
+    BoolArray,
+    CocoData,
+    ImageRecord,
+    Records,
+    polygon_extents,
+)
 from maskloss.errors import InputError
 from maskloss.files import existing_folder
 from maskloss.masks.encoded import FloatArray, IntArray
@@ -90,12 +96,10 @@ def check_images(data: CocoData, findings: Findings, *, progress: bool = False) 
         image = data.images[index]
         name, path = f"image {image.id}", data.image_path(image)
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                read_image(path, (image.width, image.height))
-                if _is_turned_unseen(path):
-                    text = "is turned as its EXIF orientation says, which its size cannot confirm"
-                    findings.add(TURNED, index, name, f"{image.file_name[:80]} {text}")
+            read_image(path, (image.width, image.height))
+            if is_turned_unseen(path):
+                text = "is turned as its EXIF orientation says, which its size cannot confirm"
+                findings.add(TURNED, index, name, f"{image.file_name[:80]} {text}")
         except InputError as error:
             _tell_unreadable(image, path, error, findings)
 
@@ -109,15 +113,7 @@ def _tell_unreadable(image: ImageRecord, path: Path, error: InputError, findings
     if size != recorded:
         findings.add(SIZE_DIFFERS, -1, name, size_text(image.file_name, size, recorded), (image.id, size))
         return
-    kind = LFS_POINTER if "Git LFS pointer" in str(error) else UNREADABLE_IMAGE
-    findings.add(kind, -1, name, unreadable_text(image.file_name, error), image.id)
-
-
-def _is_turned_unseen(path: Path) -> bool:
-    """Whether an image has an EXIF orientation that leaves its size as it is."""
-    with Image.open(path) as file:
-        orientation = file.getexif().get(ExifTags.Base.Orientation, 1)
-        return orientation in (2, 3, 4) or (orientation in (5, 6, 7, 8) and file.width == file.height)
+    findings.add(unreadable_kind(error), -1, name, unreadable_text(image.file_name, error), image.id)
 
 
 def _find_oddities(data: CocoData, findings: Findings) -> None:
@@ -130,11 +126,12 @@ def _find_oddities(data: CocoData, findings: Findings) -> None:
     for name, indices in names.items():
         if len(indices) > 1:
             findings.add(LISTED_TWICE, -1, "", f"{len(indices)} images have the file_name {shown(name)}")
-    distances = _box_distances(records)
+    owner, extents = _part_extents(records)
+    distances = _box_distances(records, owner, extents)
     for row in np.nonzero(distances > _BOX_TOLERANCE)[0].tolist():
         text = f"bbox is up to {distances[row]:.1f} px from the segmentation's extent"
         findings.add(BOX_FAR, row, f"annotation {records.ids[row]}", f"{text} ({_image_of(data, row)})")
-    for row in _rows_with_holes(records):
+    for row in _rows_with_holes(records, owner, extents):
         findings.add(
             HOLE,
             row,
@@ -153,7 +150,7 @@ def _find_oddities(data: CocoData, findings: Findings) -> None:
 
 
 def _image_of(data: CocoData, row: int) -> str:
-    image = data.images[int(np.searchsorted(data.records.first, row, side="right")) - 1]
+    image = data.images[data.records.image_of(row)]
     return f"image {image.id}, {image.file_name[:80]}"
 
 
@@ -161,25 +158,18 @@ def _part_extents(records: Records) -> tuple[IntArray, FloatArray]:
     """Each polygon's row and extent, (P,) and (P, 4) xyxy."""
     rows = np.nonzero(records.form == POLYGONS)[0]
     owner = np.repeat(rows, records.part_count[rows])
-    if not len(owner):
-        return owner, np.empty((0, 4))
     step = np.arange(len(owner)) - np.repeat(
         records.part_count[rows].cumsum() - records.part_count[rows], records.part_count[rows]
     )
     parts = np.repeat(records.part_first[rows], records.part_count[rows]) + step
-    extents = np.empty((len(parts), 4))
-    for number, part in enumerate(parts.tolist()):
-        first = records.point_first[part]
-        points = records.coordinates[first : first + records.point_count[part]].reshape(-1, 2)
-        extents[number, :2], extents[number, 2:] = points.min(axis=0), points.max(axis=0)
-    return owner, extents
+    low, high = polygon_extents(records.coordinates, records.point_first, records.point_count)
+    return owner, np.concatenate([low[parts], high[parts]], axis=1)
 
 
-def _box_distances(records: Records) -> FloatArray:
+def _box_distances(records: Records, owner: IntArray, parts: FloatArray) -> FloatArray:
     """Largest distance between the sides of each object's box and its mask's extent inside the image, in px."""
     extents = np.empty((len(records.ids), 4))
     extents[:, :2], extents[:, 2:] = np.inf, -np.inf
-    owner, parts = _part_extents(records)
     for side, function in ((0, np.minimum), (2, np.maximum)):
         corners = extents[:, side : side + 2].copy()
         function.at(corners, owner, parts[:, side : side + 2])
@@ -194,9 +184,8 @@ def _box_distances(records: Records) -> FloatArray:
     return distances
 
 
-def _rows_with_holes(records: Records) -> Iterator[int]:
+def _rows_with_holes(records: Records, owner: IntArray, extents: FloatArray) -> Iterator[int]:
     """Rows of annotations with a polygon that lies inside another of its polygons."""
-    owner, extents = _part_extents(records)
     starts = np.nonzero(np.diff(owner, prepend=-1))[0].tolist()
     for first, last in pairwise([*starts, len(owner)]):
         if last - first < 2:

@@ -529,8 +529,7 @@ def _recorded_size(
         try:
             size = read_image_size(folder.path / file_name)
         except InputError as error:
-            kind = LFS_POINTER if "Git LFS pointer" in str(error) else UNREADABLE_IMAGE
-            findings.add(kind, position, name, unreadable_text(file_name, error))
+            findings.add(unreadable_kind(error), position, name, unreadable_text(file_name, error))
             return None
         findings.add(
             MISSING_SIZE,
@@ -562,7 +561,7 @@ def _different_sizes(
             size = read_image_size(folder / images.names[index], recorded)
         except InputError as error:
             # Others are told by what decodes them.
-            if "Git LFS pointer" in str(error):
+            if unreadable_kind(error) is LFS_POINTER:
                 different.add(index)
                 findings.add(
                     LFS_POINTER,
@@ -576,6 +575,11 @@ def _different_sizes(
             text = size_text(images.names[index], size, recorded)
             findings.add(SIZE_DIFFERS, images.positions[index], f"image {images.ids[index]}", text, size)
     return different
+
+
+def unreadable_kind(error: InputError) -> Kind:
+    """Return of which kind it is that an image cannot be read."""
+    return LFS_POINTER if "Git LFS pointer" in str(error) else UNREADABLE_IMAGE
 
 
 def unreadable_text(file_name: str, error: InputError) -> str:

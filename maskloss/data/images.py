@@ -59,6 +59,17 @@ def read_image_size(path: str | os.PathLike[str], size: tuple[int, int] | None =
         return file.size if file.size == size else _turned_size(file)
 
 
+def is_turned_unseen(path: str | os.PathLike[str]) -> bool:
+    """Say whether an image has an EXIF orientation that leaves its size as it is.
+
+    Raises:
+        InputError: the file is missing or is no image.
+    """
+    with _opened(Path(path)) as file:
+        orientation = _orientation(file)
+        return orientation in (2, 3, 4) or (orientation in _SWAPPING and file.width == file.height)
+
+
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[Image.Image]:
     """Open a file with Pillow, and raise InputError whatever it raises then.
@@ -110,10 +121,18 @@ def _upright(file: Image.Image, path: Path, size: tuple[int, int] | None) -> Ima
 
 
 def _turned_size(file: Image.Image) -> tuple[int, int]:
-    """The size once the EXIF orientation is applied; 5 to 8 swap the sides."""
+    """The size once the EXIF orientation is applied."""
     width, height = file.size
-    orientation = file.getexif().get(ExifTags.Base.Orientation, 1)
-    return (height, width) if orientation in (5, 6, 7, 8) else (width, height)
+    return (height, width) if _orientation(file) in _SWAPPING else (width, height)
+
+
+#: EXIF orientations that swap the sides.
+_SWAPPING = (5, 6, 7, 8)
+
+
+def _orientation(file: Image.Image) -> int:
+    orientation: int = file.getexif().get(ExifTags.Base.Orientation, 1)
+    return orientation
 
 
 def _to_rgb(image: Image.Image, file_format: str | None) -> Image.Image:

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from pycocotools import mask as coco_mask
 
+from maskloss.masks.coco_format import count_pixels
 from maskloss.masks.coverage import union_area
 from maskloss.masks.encoded import EncodedMasks, FloatArray, IntArray
 
@@ -127,18 +128,19 @@ class Records:
 
     def polygons(self, row: int) -> list[FloatArray]:
         """Give an annotation's polygons as (V, 2) xy."""
-        parts = range(self.part_first[row], self.part_first[row] + self.part_count[row])
-        return [
-            self.coordinates[self.point_first[p] : self.point_first[p] + self.point_count[p]].reshape(-1, 2)
-            for p in parts
-        ]
+        parts = slice(self.part_first[row], self.part_first[row] + self.part_count[row])
+        return polygons_of(self.coordinates, self.point_first[parts], self.point_count[parts])
+
+    def image_of(self, row: int) -> int:
+        """Return the index of an annotation's image."""
+        return int(np.searchsorted(self.first, row, side="right")) - 1
 
     def mask(self, row: int) -> Any:
         """Give an annotation's polygons, its RLE, or None, as `EncodedMasks.of_checked` takes them."""
         if self.form[row] == POLYGONS:
             return self.polygons(row)
         if self.form[row] == RLE:
-            image = int(np.searchsorted(self.first, row, side="right")) - 1
+            image = self.image_of(row)
             size = [int(self.heights[image]), int(self.widths[image])]
             return {"size": size, "counts": self.rles[int(self.part_first[row])]}
         return None
@@ -157,14 +159,44 @@ class Records:
         if self.form[row] == RLE:
             return float(coco_mask.area(self.mask(row)))
         polygons = self.polygons(row)
-        image = int(np.searchsorted(self.first, row, side="right")) - 1
-        size = np.array([self.widths[image], self.heights[image]])
-        if all((polygon >= 0).all() and (polygon <= size).all() for polygon in polygons):
+        image = self.image_of(row)
+        width, height = int(self.widths[image]), int(self.heights[image])
+        if all((polygon >= 0).all() and (polygon <= (width, height)).all() for polygon in polygons):
             return union_area(polygons)
         # What lies beyond the border is no part of the mask.
-        flat = [polygon.reshape(-1).tolist() for polygon in polygons]
-        height, width = int(size[1]), int(size[0])
-        return float(coco_mask.area(coco_mask.merge(coco_mask.frPyObjects(flat, height, width))))
+        return float(count_pixels(polygons, height, width))
+
+
+def polygons_of(coordinates: FloatArray, first: IntArray, count: IntArray) -> list[FloatArray]:
+    """Return polygons as (V, 2) xy, of which each has `count` coordinates from `first` on."""
+    return [
+        coordinates[begin : begin + length].reshape(-1, 2)
+        for begin, length in zip(first.tolist(), count.tolist(), strict=True)
+    ]
+
+
+def polygon_extents(
+    coordinates: FloatArray, first: IntArray, count: IntArray
+) -> tuple[FloatArray, FloatArray]:
+    """Find each polygon's least and largest x and y, (P, 2).
+
+    Args:
+        coordinates: x0, y0, x1, y1, ... of all polygons.
+        first: (P,) rising, where each begins; between two there may be coordinates of neither.
+        count: (P,) how many coordinates it has.
+    """
+    low, high = np.empty((len(first), 2)), np.empty((len(first), 2))
+    # In parts, for the copies to be small.
+    for start in range(0, len(first), 50_000):
+        part = slice(start, start + 50_000)
+        begin, end = first[part][0], first[part][-1] + count[part][-1]
+        points = coordinates[begin:end].reshape(-1, 2)
+        heads = (first[part] - begin) // 2
+        # By turns from a polygon's beginning to its end, and from there to the next one's beginning.
+        bounds = np.stack([heads, heads + count[part] // 2], axis=1).reshape(-1)[:-1]
+        low[part] = np.minimum.reduceat(points, bounds)[::2]
+        high[part] = np.maximum.reduceat(points, bounds)[::2]
+    return low, high
 
 
 @dataclass(frozen=True)

@@ -188,7 +188,6 @@ def _repaired(
         data, positions = coco.read_content(
             coco.Content(document["images"], document["categories"], content), path, folder, None, findings
         )
-        errors = [problem for problem in findings.problems(str(path)) if problem.error]
         first = first or next((p.shortened(200) for p in findings.problems(str(path))), None)
         fixes = _Fixes(document, folder, data, positions, crowds, boxes, log)
         log.count = 0
@@ -224,7 +223,7 @@ class _Fixes:
         boxes: str,
         log: _Log,
     ) -> None:
-        self.document, self.folder, self.data, self.log = document, folder, data, log
+        self.folder, self.data, self.log = folder, data, log
         self.images: list[Any] = document["images"]
         self.annotations: list[Any] = document["annotations"]
         self.categories: list[Any] = document["categories"]
@@ -256,10 +255,9 @@ class _Fixes:
                 self._convert_boxes(finding)
             self._take_boxes_from_masks()
         for section, left_out in self.left_out.items():
-            key = {"category": "categories"}.get(section, f"{section}s")
             if left_out:
-                kept = [item for position, item in enumerate(self.document[key]) if position not in left_out]
-                self.document[key][:] = kept
+                items = self._items[section]
+                items[:] = [item for position, item in enumerate(items) if position not in left_out]
         self.left_out = {"image": set(), "annotation": set(), "category": set()}
 
     def _fixes(self) -> dict[Kind, Callable[[Kind, Finding], None]]:
@@ -501,9 +499,8 @@ class _Fixes:
 
     def _measure(self, kind: Kind, finding: Finding) -> None:
         _, item = self._entry(kind, finding)
-        name = finding.value and item["file_name"]
         try:
-            size = finding.value or read_image_size(self.folder / (name or item["file_name"]))
+            size = finding.value or read_image_size(self.folder / item["file_name"])
         except InputError:
             self._leave_out(kind, finding)
             return
@@ -717,7 +714,7 @@ class _Fixes:
 
     def _convert_boxes(self, finding: Finding) -> None:
         """Read boxes without a mask in the convention that the others have proved."""
-        if self.boxes != "from-masks" or not finding.value:
+        if not finding.value:
             return
         for position, item in enumerate(self.annotations):
             if not isinstance(item, dict) or position in self.left_out["annotation"]:

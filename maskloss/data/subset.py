@@ -63,8 +63,9 @@ def write_subset(
     parts = [(Path(output), chosen), *([(Path(rest), others)] if rest is not None else [])]
     for folder, _ in parts:
         expect_unused(folder)
+    document = json.loads(read_bytes(data.annotation_file))
     for folder, images in parts:
-        _write_part(data, folder, images, kept_categories)
+        _write_part(data, document, folder, images, kept_categories)
     return read_coco(Path(output) / "images", Path(output) / "annotations.json")
 
 
@@ -98,16 +99,20 @@ def _check_options(
         )
 
 
-def _write_part(data: CocoData, folder: Path, chosen: set[int], categories: set[int]) -> None:
-    """Copy these images, by id, and their annotations of these categories."""
-    document: dict[str, Any] = json.loads(read_bytes(data.annotation_file))
-    document["images"] = [image for image in document["images"] if image["id"] in chosen]
-    document["annotations"] = [
-        annotation
-        for annotation in document["annotations"]
-        if annotation["image_id"] in chosen and annotation["category_id"] in categories
-    ]
-    document["categories"] = [c for c in document["categories"] if c["id"] in categories]
+def _write_part(
+    data: CocoData, document: dict[str, Any], folder: Path, chosen: set[int], categories: set[int]
+) -> None:
+    """Copy these images, by id, and their annotations of these categories in the file's document."""
+    part = {
+        **document,
+        "images": [image for image in document["images"] if image["id"] in chosen],
+        "annotations": [
+            annotation
+            for annotation in document["annotations"]
+            if annotation["image_id"] in chosen and annotation["category_id"] in categories
+        ],
+        "categories": [c for c in document["categories"] if c["id"] in categories],
+    }
     make_folder(folder / "images")
     for image in data.images:
         if image.id in chosen:
@@ -115,7 +120,7 @@ def _write_part(data: CocoData, folder: Path, chosen: set[int], categories: set[
             make_folder(destination.parent)
             copy_file(data.image_path(image), destination)
     # Last, so that a folder with an annotation file is a whole subset.
-    write_text(folder / "annotations.json", json.dumps(document))
+    write_text(folder / "annotations.json", json.dumps(part))
 
 
 def _stratified(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -32,6 +33,21 @@ def rasterize_polygons(polygons: Sequence[FloatArray], height: int, width: int) 
     Returns:
         (H, W) of 0 and 1.
     """
+    rle = _rle_of_polygons(polygons, height, width)
+    if rle is None:
+        return np.zeros((height, width), dtype=np.uint8)
+    mask: npt.NDArray[np.uint8] = coco_mask.decode(rle)
+    return mask
+
+
+def count_pixels(polygons: Sequence[FloatArray], height: int, width: int) -> int:
+    """Return how many pixels the mask of `rasterize_polygons` has, without making it."""
+    rle = _rle_of_polygons(polygons, height, width)
+    return 0 if rle is None else int(coco_mask.area(rle))
+
+
+def _rle_of_polygons(polygons: Sequence[FloatArray], height: int, width: int) -> Any:
+    """Return the union of polygons as pycocotools' RLE; None if nothing of them is near the image."""
     fitting = []
     for polygon in polygons:
         steps = np.abs(np.diff(polygon, axis=0, append=polygon[:1]))
@@ -39,12 +55,7 @@ def rasterize_polygons(polygons: Sequence[FloatArray], height: int, width: int) 
             polygon = clip_polygon(polygon, (-width, -height, 2 * width, 2 * height))
         if len(polygon) > 2:
             fitting.append(polygon.reshape(-1).tolist())
-    if not fitting:
-        return np.zeros((height, width), dtype=np.uint8)
-    mask: npt.NDArray[np.uint8] = coco_mask.decode(
-        coco_mask.merge(coco_mask.frPyObjects(fitting, height, width))
-    )
-    return mask
+    return coco_mask.merge(coco_mask.frPyObjects(fitting, height, width)) if fitting else None
 
 
 def clip_polygon(polygon: FloatArray, box: tuple[float, float, float, float]) -> FloatArray:

@@ -43,6 +43,7 @@ from maskloss.files import (
     locked,
     make_folder,
     read_bytes,
+    reason_of,
     remove_leftovers,
     write_bytes,
     write_text,
@@ -664,8 +665,7 @@ class _Log:
         try:
             yield
         except (OSError, ValueError) as error:
-            reason = (error.strerror if isinstance(error, OSError) else None) or error
-            raise RunError(f"{self.folder / 'tensorboard'}: cannot be written: {reason}") from error
+            raise RunError(f"{self.folder / 'tensorboard'}: cannot be written: {reason_of(error)}") from error
 
     def say(self, text: str) -> None:
         """Print a line without breaking the bar."""

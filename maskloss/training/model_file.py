@@ -203,7 +203,7 @@ def load_model(path: str | Path, *, loss: LossConfig | None = None) -> LoadedMod
             "hold: give it again by --loss"
         )
     criterion = _criterion(description) if config is None else make_loss(config)
-    own = {key: tensor for key, tensor in state.items() if not key.startswith(_LOSS_PREFIX)}
+    own = without_loss_state(state)
     check_finite_tensors(path, state)
     try:
         model = build_model(description.settings)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from maskloss.data.coco import CocoData, read_coco
-from maskloss.data.records import Texts
+from maskloss.data.records import Texts, polygon_extents, polygons_of
 from tests.data.coco_files import HEIGHT, WIDTH, write_coco
 
 
@@ -86,3 +86,16 @@ def test_a_data_set_keeps_arrays_and_no_object_per_annotation(tmp_path: Path) ->
 def test_masks_of_a_target_are_views_of_the_arrays(data: CocoData) -> None:
     [polygon] = data.records.polygons(0)
     assert np.shares_memory(polygon, data.records.coordinates)
+
+
+def test_extents_are_those_of_each_polygon_also_where_coordinates_between_them_belong_to_none():
+    generator = np.random.default_rng(0)
+    count = 2 * generator.integers(3, 9, 40)
+    first = count.cumsum() - count
+    coordinates = generator.uniform(-50, 50, count.sum())
+    kept = generator.random(40) < 0.6
+    low, high = polygon_extents(coordinates, first[kept], count[kept])
+    expected = polygons_of(coordinates, first[kept], count[kept])
+    assert len(expected) == kept.sum() < 40
+    np.testing.assert_array_equal(low, [polygon.min(axis=0) for polygon in expected])
+    np.testing.assert_array_equal(high, [polygon.max(axis=0) for polygon in expected])
