@@ -1,22 +1,22 @@
-"""Augmentation by torchvision.transforms.v2, with masks that stay polygons and RLEs.
+"""Augmentation by torchvision.transforms.v2, in step with all that belongs to an object.
 
-v2's transforms look at tensors only and dispatch on their type, so `EncodedMasks` goes through them inside a
-tensor subclass with kernels of its own. Where there is no exact kernel, a sample is augmented in pixels.
+Masks stay polygons and RLEs where there is an exact way; for other transforms a sample is augmented in pixels.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from torchvision import tv_tensors
+from torchvision.ops import clip_boxes_to_image
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional
 
+from maskloss.data.tv_tensors import Bitmaps, Encoded, NeedsPixels, Points, Regions, Size, plain
 from maskloss.masks.encoded import EncodedMasks
 
 Target = dict[str, Any]
@@ -38,234 +38,257 @@ def augmentation(*, horizontal_flip: float, photometric_distortion: float) -> v2
     )
 
 
-#: Fields that are of the image, however many entries they have.
+#: Fields of the image, whatever their length.
 _OF_THE_IMAGE = ("image_id", "size", "orig_size", "original_size", "image_size", "ignore_boxes")
+
+#: What a point gets whose place is outside the image: a value for x, y and the third column, or None to keep it.
+_OUTSIDE = {"keypoints": (0.0, 0.0, 0.0), "points": (None, None, -1.0)}
 
 
 def augmented(transforms: Transforms, image: Tensor, target: Target, seed: int) -> tuple[Tensor, Target]:
     """Put one sample through transforms, in step with all that belongs to its objects.
 
-    Flips to either side, resizing, jitter of the scale, crops (also in the center or by IoU), padding with nothing,
-    zooming out and changes of color keep masks encoded and exact. For others, such as a rotation, masks become
-    (G, H, W) uint8.
+    Flips to either side, resizing, jitter of the scale, crops (also in the center or by IoU), padding, zooming out and
+    changes of color keep encoded masks encoded and exact. For others, such as a rotation, masks become (G, H, W)
+    uint8, and objects without a mask are marked in `has_mask`. Masks are filled with 0 whatever the image is filled
+    with.
 
     Args:
-        transforms: of torchvision.transforms.v2, called with the image and the target. A transform of one's own
-            is to treat masks as v2's do, by the functions of `v2.functional`.
-        image: (3, H, W) uint8.
-        target: boxes (G, 4) xyxy in px, labels (G,), masks `EncodedMasks`, and whatever else: ignore_boxes (I, 4),
-            keypoints and points (G, K, 3) are changed as boxes are; of other tensors, arrays and lists, those with one
-            entry for each object follow when objects are dropped, their values as they are (`area` stays the
-            annotation's).
+        transforms: of torchvision.transforms.v2, or any function of the image and the target. A function that selects
+            objects indexes the masks with them.
+        image: (3, H, W) uint8 or float.
+        target: boxes (G, 4), xyxy in px or `BoundingBoxes` of any format that is not rotated, and any of these:
+
+            - masks: `EncodedMasks`, or a tensor (G, H, W) of 0 and 1.
+            - ignore_boxes (I, 4), xyxy in px.
+            - keypoints (G, K, 2), or (G, K, 3) with a visibility, and points (G, K, 3) with a label: x and y in px,
+              0 at the left and upper border. A flip does not exchange left and right keypoints.
+            - `KeyPoints`, which change as v2 changes them.
+            - other tensors, arrays and lists. Those with one entry per object follow when objects are dropped. Their
+              values stay: `area` is the annotation's.
         seed: of all that the transforms draw from torch's generator, which is left as it was.
 
     Returns:
-        The image and a new target, without objects whose boxes were pushed out of the image. Keypoints that lie outside
-        have x, y and visibility 0, points the label -1.
+        The image and a new target of plain tensors, boxes xyxy, without objects whose boxes were pushed out of the
+        image. Keypoints outside the image have x, y and visibility 0, points the label -1.
+
+    Raises:
+        TypeError: the image, masks or points are of another type.
+        ValueError: shapes that do not belong together, rotated boxes, or transforms that drop objects from some
+            entries only. The message names the entry.
+
+    Example:
+        >>> transforms = v2.Compose([v2.RandomRotation(10, fill=127), v2.SanitizeBoundingBoxes()])
+        >>> image, target = augmented(transforms, image, target, seed=0)
     """
-    masks = target["masks"]
+    given = _checked(image, target)
+    masks, every = given["masks"], torch.arange(len(given["boxes"]))
     try:
-        pixels, changed = _transformed(transforms, image, {**target, "masks": _Encoded.of(masks)}, seed)
-        carrier = changed["masks"]
-        if not isinstance(carrier, _Encoded):
-            raise _NeedsPixels
-        changed["masks"] = carrier.masks
-    except _NeedsPixels:
-        dense = tv_tensors.Mask(masks.bitmaps())
-        pixels, changed = _transformed(transforms, image, {**target, "masks": dense}, seed)
-        changed["masks"] = changed["masks"].as_subclass(Tensor)
-    count = len(target["boxes"])
-    if len(changed["boxes"]) != count:
-        # A transform that drops objects knows boxes, labels and tensors of masks alone. Which ones it drops shows in
-        # their numbers in the place of the labels.
-        numbered = {key: value for key, value in target.items() if key != "masks"}
-        _, by_number = _transformed(transforms, image, {**numbered, "labels": torch.arange(count)}, seed)
-        changed = _selected(changed, by_number["labels"], count)
-    boxes = functional.clamp_bounding_boxes(changed["boxes"]).as_subclass(Tensor)
-    changed["boxes"] = boxes
+        if not isinstance(masks, EncodedMasks):
+            raise NeedsPixels
+        pixels, changed = _transformed(transforms, image, {**given, "masks": Encoded.of(masks, every)}, seed)
+    except NeedsPixels:
+        given = _with_bitmaps(given)
+        bitmaps = Bitmaps.of(given["masks"].to(torch.uint8), every)
+        pixels, changed = _transformed(transforms, image, {**given, "masks": bitmaps}, seed)
+    changed, rows = _in_step(changed, given)
+    _mark_outside(changed, given, rows, _size(pixels))
+    if target.get("masks") is None:
+        changed = {key: value for key, value in changed.items() if key in target or key not in given}
+        changed.update(masks=None) if "masks" in target else changed.pop("masks", None)
+    boxes = changed["boxes"] = clip_boxes_to_image(changed["boxes"], _size(pixels))
     kept = torch.where((boxes[:, 2:] > boxes[:, :2]).all(dim=1))[0]
-    return pixels, changed if len(kept) == len(boxes) else _selected(changed, kept, len(boxes))
+    if len(kept) < len(boxes):
+        changed = {
+            key: _rows(value, kept) if _is_per_object(key, value, len(boxes)) else value
+            for key, value in changed.items()
+        }
+    return pixels, changed
 
 
-def _selected(target: Target, kept: Tensor, count: int) -> Target:
-    """Return a target whose fields of `count` objects are those of the kept ones (int64)."""
-    selected: Target = {}
-    for key, value in target.items():
-        per_object = key not in _OF_THE_IMAGE and not isinstance(value, str) and _length(value) == count
-        if not per_object:
-            selected[key] = value
-        elif isinstance(value, list | tuple):
-            selected[key] = type(value)([value[index] for index in kept.tolist()])
-        else:
-            selected[key] = value[kept.numpy() if isinstance(value, np.ndarray) else kept]
-    return selected
+def _size(image: Tensor) -> Size:
+    return image.shape[-2], image.shape[-1]
 
 
-def _length(value: Any) -> int | None:
-    """How many entries a tensor, an array, encoded masks or a list have; None of what has none."""
-    try:
-        return len(value)
-    except TypeError:
-        return None
+def _checked(image: Tensor, target: Target) -> Target:
+    """Return the target with boxes xyxy, masks of every object, and points in floats; or raise what is wrong."""
+    if not isinstance(image, Tensor):
+        raise TypeError(
+            f"image is a {type(image).__name__}, not a tensor (3, H, W): v2.functional.pil_to_tensor makes one of PIL's"
+        )
+    if image.ndim != 3:
+        raise ValueError(f"image has the shape {tuple(image.shape)}, not (3, H, W)")
+    size = _size(image)
+    if "boxes" not in target:
+        raise ValueError(f"the target has no boxes, only {sorted(target)}")
+    checked = {**target, "boxes": _xyxy(target["boxes"], size, "boxes")}
+    count = len(checked["boxes"])
+    masks = target.get("masks")
+    if masks is None:
+        masks = EncodedMasks.of_checked([None] * count, *size)
+    elif not isinstance(masks, EncodedMasks | Tensor):
+        raise TypeError(f"masks are a {type(masks).__name__}, not EncodedMasks or a tensor (G, H, W)")
+    if tuple(masks.shape) != (count, *size):
+        raise ValueError(
+            f"masks have the shape {tuple(masks.shape)}, not {(count, *size)} as {count} boxes and the image have it"
+        )
+    checked["masks"] = masks
+    if "ignore_boxes" in target:
+        checked["ignore_boxes"] = _xyxy(target["ignore_boxes"], size, "ignore_boxes")
+    for key in _OUTSIDE:
+        if key in target and not isinstance(target[key], tv_tensors.KeyPoints):
+            checked[key] = _points(target[key], count, key)
+    return checked
+
+
+def _floats(tensor: Tensor) -> Tensor:
+    """Return a tensor that resizing and rotating do not truncate."""
+    return tensor if tensor.is_floating_point() else tensor.float()
+
+
+def _xyxy(boxes: Tensor, size: Size, name: str) -> Tensor:
+    """Return boxes of any format as plain xyxy in floats."""
+    if not isinstance(boxes, Tensor):
+        raise TypeError(f"{name} are a {type(boxes).__name__}, not a tensor (G, 4)")
+    if isinstance(boxes, tv_tensors.BoundingBoxes):
+        if boxes.shape[-1] != 4:
+            raise ValueError(f"{name} are rotated ({boxes.format.value}), not boxes of four numbers")
+        given = tv_tensors.wrap(_floats(plain(boxes)), like=boxes)
+        boxes = functional.convert_bounding_box_format(given, new_format=tv_tensors.BoundingBoxFormat.XYXY)
+    boxes = _floats(plain(boxes))
+    if not boxes.numel():
+        return boxes.reshape(0, 4)
+    if boxes.ndim != 2 or boxes.shape[1] != 4:
+        raise ValueError(f"{name} have the shape {tuple(boxes.shape)}, not (G, 4)")
+    return boxes
+
+
+def _points(points: Tensor, count: int, name: str) -> Tensor:
+    if not isinstance(points, Tensor):
+        raise TypeError(f"{name} are a {type(points).__name__}, not a tensor ({count}, K, 3)")
+    if points.numel() and (points.ndim != 3 or len(points) != count or points.shape[2] not in (2, 3)):
+        raise ValueError(
+            f"{name} have the shape {tuple(points.shape)}, not ({count}, K, 3) or ({count}, K, 2)"
+        )
+    return _floats(plain(points))
+
+
+def _with_bitmaps(target: Target) -> Target:
+    """Return the target with masks (G, H, W), and has_mask where an object has none, which bitmaps cannot say."""
+    masks = target["masks"]
+    if isinstance(masks, Tensor):
+        return target
+    has_mask = torch.tensor([masks.has_mask(index) for index in range(len(masks))], dtype=torch.bool)
+    changed = {**target, "masks": masks.bitmaps()}
+    if not has_mask.all():
+        changed["has_mask"] = has_mask & torch.as_tensor(target.get("has_mask", has_mask))
+    return changed
 
 
 def _transformed(transforms: Transforms, image: Tensor, target: Target, seed: int) -> tuple[Tensor, Target]:
-    """Call the transforms with the types that they dispatch on, and give plain tensors back."""
-    size = (image.shape[-2], image.shape[-1])
-    wrapped: Target = {
-        **target,
-        "boxes": tv_tensors.BoundingBoxes(target["boxes"], format="XYXY", canvas_size=size),
-        **{key: _Beside.of_boxes(target[key], size) for key in ("ignore_boxes",) if key in target},
-        **{key: _Beside.of_points(target[key], size) for key in ("keypoints", "points") if key in target},
-    }
+    """Call the transforms with the types that they dispatch on, and give plain boxes and points back."""
+    size = _size(image)
+    wrapped = {**target, "boxes": tv_tensors.BoundingBoxes(target["boxes"], format="XYXY", canvas_size=size)}
+    if "ignore_boxes" in target:
+        wrapped["ignore_boxes"] = Regions.of(target["ignore_boxes"], size)
+    for key in _OUTSIDE:
+        if key in target and not isinstance(target[key], tv_tensors.KeyPoints) and target[key].numel():
+            wrapped[key] = Points.of(target[key], size)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         changed_image, changed = transforms(tv_tensors.Image(image), wrapped)
-    changed = dict(changed)
-    if "ignore_boxes" in changed:
-        ignored = functional.clamp_bounding_boxes(changed["ignore_boxes"].boxes).as_subclass(Tensor)
-        changed["ignore_boxes"] = ignored[(ignored[:, 2:] > ignored[:, :2]).all(dim=1)]
-    height, width = changed_image.shape[-2:]
-    for key, outside in (("keypoints", (0.0, 0.0, 0.0)), ("points", (None, None, -1.0))):
-        if key in changed:
-            changed[key] = _points_inside(changed[key].boxes, target[key], (height, width), outside)
-    return changed_image.as_subclass(Tensor), changed
-
-
-def _points_inside(
-    moved: Tensor, before: Tensor, size: tuple[int, int], outside: tuple[float | None, ...]
-) -> Tensor:
-    """Return points (G, K, 3) with the places that they were moved to, and what they get where that is outside."""
-    points = before.clone()
-    xy = moved.as_subclass(Tensor)[:, :2].reshape(*before.shape[:2], 2).to(points.dtype)
-    points[..., :2] = xy
-    # Some versions of torchvision clamp boxes on their way, so the border counts as outside.
-    gone = (xy <= 0).any(dim=2) | (xy[..., 0] >= size[1]) | (xy[..., 1] >= size[0])
-    for place, value in enumerate(outside):
-        if value is not None:
-            points[..., place] = points[..., place].masked_fill(gone, value)
-    return points
-
-
-class _NeedsPixels(Exception):
-    """A transform has no exact counterpart for encoded masks."""
-
-
-class _Encoded(tv_tensors.TVTensor):
-    """`EncodedMasks` in the clothes of a tensor."""
-
-    masks: EncodedMasks
-
-    @classmethod
-    def of(cls, masks: EncodedMasks) -> _Encoded:
-        carrier = torch.empty(0).as_subclass(cls)
-        carrier.masks = masks
-        return carrier
-
-
-class _Beside(tv_tensors.TVTensor):
-    """Boxes or points that move with the image, and that no transform takes for the objects' boxes.
-
-    v2 has transforms that look for the one tensor of boxes, such as a crop by IoU or the removal of degenerate boxes.
-    """
-
-    boxes: tv_tensors.BoundingBoxes
-
-    @classmethod
-    def of(cls, boxes: tv_tensors.BoundingBoxes) -> _Beside:
-        carrier = torch.empty(0).as_subclass(cls)
-        carrier.boxes = boxes
-        return carrier
-
-    @classmethod
-    def of_boxes(cls, boxes: Tensor, size: tuple[int, int]) -> _Beside:
-        return cls.of(tv_tensors.BoundingBoxes(boxes.reshape(-1, 4), format="XYXY", canvas_size=size))
-
-    @classmethod
-    def of_points(cls, points: Tensor, size: tuple[int, int]) -> _Beside:
-        """Take points (G, K, 3) as boxes without an extent."""
-        return cls.of_boxes(points[..., :2].reshape(-1, 2).repeat(1, 2).float(), size)
-
-
-def _horizontal_flip(carrier: _Encoded) -> _Encoded:
-    return _Encoded.of(carrier.masks.horizontal_flip())
-
-
-def _vertical_flip(carrier: _Encoded) -> _Encoded:
-    return _Encoded.of(carrier.masks.vertical_flip())
-
-
-def _center_crop(carrier: _Encoded, output_size: Any) -> _Encoded:
-    """Crop the center as torchvision does: what is smaller than the crop is padded first."""
-    sizes = [output_size] if isinstance(output_size, int) else list(output_size)
-    height, width = (sizes * 2)[:2]
-    _, own_height, own_width = carrier.masks.shape
-    missing = max(height - own_height, 0), max(width - own_width, 0)
-    padding = [missing[1] // 2, missing[0] // 2, (missing[1] + 1) // 2, (missing[0] + 1) // 2]
-    padded = _pad(carrier, padding) if any(padding) else carrier
-    _, own_height, own_width = padded.masks.shape
-    top, left = round((own_height - height) / 2.0), round((own_width - width) / 2.0)
-    return _crop(padded, top, left, height, width)
-
-
-def _resize(carrier: _Encoded, size: Any, max_size: Any = None, **_: Any) -> _Encoded:
-    # torchvision's own rule for the new size, on a tensor without memory.
-    blank = torch.empty(carrier.masks.shape[1:], device="meta")[None]
-    height, width = functional.resize_mask(blank, size=size, max_size=max_size).shape[-2:]
-    return _Encoded.of(carrier.masks.resize(height, width))
-
-
-def _crop(carrier: _Encoded, top: int, left: int, height: int, width: int) -> _Encoded:
-    try:
-        return _Encoded.of(carrier.masks.crop(top, left, height, width))
-    except ValueError:
-        raise _NeedsPixels from None
-
-
-def _resized_crop(
-    carrier: _Encoded, top: int, left: int, height: int, width: int, size: Any, **_: Any
-) -> _Encoded:
-    return _resize(_crop(carrier, top, left, height, width), size)
-
-
-def _pad(carrier: _Encoded, padding: Any, fill: Any = None, padding_mode: str = "constant") -> _Encoded:
-    if padding_mode != "constant" or fill not in (None, 0):
-        raise _NeedsPixels
-    sides = [padding] if isinstance(padding, int) else list(padding)
-    left, top, right, bottom = (sides * 4)[:4]  # of one, two (x and y) or four numbers
-    _, height, width = carrier.masks.shape
-    return _crop(carrier, -top, -left, top + height + bottom, left + width + right)
-
-
-def _refuse(carrier: _Encoded, *_: Any, **__: Any) -> NoReturn:
-    raise _NeedsPixels
-
-
-def _as_boxes(function: Callable[..., Any], carrier: _Beside, *arguments: Any, **options: Any) -> _Beside:
-    return _Beside.of(function(carrier.boxes, *arguments, **options))
-
-
-def _register() -> None:
-    exact = {
-        "horizontal_flip": _horizontal_flip,
-        "vertical_flip": _vertical_flip,
-        "center_crop": _center_crop,
-        "resize": _resize,
-        "crop": _crop,
-        "resized_crop": _resized_crop,
-        "pad": _pad,
-        "to_dtype": lambda carrier, *_, **__: carrier,
+    if not isinstance(changed_image, Tensor):
+        raise TypeError(f"the transforms returned a {type(changed_image).__name__} as image, not a tensor")
+    changed = {
+        key: plain(value) if isinstance(value, tv_tensors.TVTensor) and key != "masks" else value
+        for key, value in {**changed, "boxes": _returned_boxes(changed["boxes"])}.items()
     }
-    # v2 passes by a type that has no kernel; so whatever changes masks gets one, also what is yet to come.
-    changing = [name.removesuffix("_mask") for name in dir(functional) if name.endswith("_mask")]
-    for name in {*changing, *exact}:
-        functional.register_kernel(getattr(functional, name), _Encoded)(exact.get(name, _refuse))
-    suffix = "_bounding_boxes"
-    for name in [name.removesuffix(suffix) for name in dir(functional) if name.endswith(suffix)]:
-        function = getattr(functional, name, None)
-        if name in ("clamp", "get_size") or function is None:
+    if "ignore_boxes" in changed:
+        ignored = clip_boxes_to_image(changed["ignore_boxes"], _size(changed_image))
+        changed["ignore_boxes"] = ignored[(ignored[:, 2:] > ignored[:, :2]).all(dim=1)]
+    return plain(changed_image), changed
+
+
+def _returned_boxes(boxes: Tensor) -> Tensor:
+    """Return xyxy boxes (G, 4) of what the transforms made of them."""
+    if isinstance(boxes, tv_tensors.BoundingBoxes):
+        return _xyxy(boxes, boxes.canvas_size, "boxes")
+    # Degenerate boxes are marked as such by v2; negative sides are not its doing.
+    if (boxes[:, 2:] < boxes[:, :2]).any():
+        raise ValueError(
+            "the transforms returned plain boxes that are not xyxy: leave ConvertBoundingBoxFormat or ToPureTensor out"
+        )
+    return boxes
+
+
+def _in_step(changed: Target, given: Target) -> tuple[Target, Tensor]:
+    """Select the objects that are left from every entry.
+
+    Returns:
+        The target with plain masks, and the numbers (G,) of the objects among those given.
+    """
+    count, left = len(given["boxes"]), len(changed["boxes"])
+    masks = changed.get("masks")
+    rows = masks.rows if isinstance(masks, Bitmaps | Encoded) else torch.arange(count)
+    result: Target = {
+        **changed,
+        "masks": _plain_masks(
+            masks, given["masks"].dtype if isinstance(given["masks"], Tensor) else torch.uint8
+        ),
+    }
+    for key in result.keys() & given.keys() - {"boxes", "masks"}:
+        value, before = result[key], given[key]
+        if not _is_per_object(key, before, count):
             continue
-        functional.register_kernel(function, _Beside)(partial(_as_boxes, function))
+        if _is_per_object(key, value, count) and (value is before or len(rows) < count):
+            result[key] = _rows(value, rows)
+        elif not _is_per_object(key, value, left) and key not in _OUTSIDE:
+            # v2 selected from it at one time and not at another; its values are no matter of v2's.
+            result[key] = _rows(before, rows)
+    for key, before in given.items():
+        if _is_per_object(key, before, count) and not _is_per_object(key, result.get(key), left):
+            raise ValueError(
+                f"the transforms left {left} of {count} boxes, but not of {key}: where they select objects, "
+                "let them index the boxes and the masks, or leave it to v2.SanitizeBoundingBoxes"
+            )
+    return result, rows
 
 
-_register()
+def _plain_masks(masks: Any, dtype: torch.dtype) -> Any:
+    """Return the objects' masks without what went through the transforms in their place."""
+    if isinstance(masks, Encoded):
+        return masks.masks[masks.rows]
+    return plain(masks).to(dtype) if isinstance(masks, Tensor) else masks
+
+
+def _mark_outside(changed: Target, given: Target, rows: Tensor, size: Size) -> None:
+    """Mark points beyond the border; COCO's keypoints (0, 0, 0), which are not labeled, stay what they are."""
+    for key, outside in _OUTSIDE.items():
+        points = changed.get(key)
+        if points is None or points.ndim != 3 or points.shape[-1] != 3:
+            continue
+        x, y, mark = points.unbind(dim=-1)
+        gone = (x < 0) | (y < 0) | (x > size[1]) | (y > size[0])
+        if key == "keypoints":
+            gone |= (given[key][rows] == 0).all(dim=-1)
+        columns = [
+            column if value is None else column.masked_fill(gone, value)
+            for column, value in zip((x, y, mark), outside, strict=True)
+        ]
+        changed[key] = torch.stack(columns, dim=-1)
+
+
+def _is_per_object(key: str, value: Any, count: int) -> bool:
+    """Whether an entry has one value per object."""
+    if key in _OF_THE_IMAGE or not isinstance(value, Tensor | np.ndarray | EncodedMasks | list | tuple):
+        return False
+    if isinstance(value, Tensor | np.ndarray) and not value.ndim:
+        return False
+    return len(value) == count and not hasattr(value, "_fields")
+
+
+def _rows(value: Any, rows: Tensor) -> Any:
+    """Select rows (int64) of a tensor, an array, encoded masks, a list or a tuple."""
+    if isinstance(value, list | tuple):
+        return type(value)(value[row] for row in rows.tolist())
+    return value[rows.numpy() if isinstance(value, np.ndarray) else rows]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import PIL.Image
 import pytest
 import torch
 from pycocotools import mask as coco_mask
@@ -15,6 +16,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional
 
 from maskloss.data.augmentation import augmentation, augmented
+from maskloss.data.tv_tensors import Bitmaps, Encoded, Points, Regions
 from maskloss.masks.encoded import EncodedMasks
 
 HEIGHT, WIDTH = 96, 128
@@ -335,3 +337,393 @@ def test_every_field_has_one_entry_per_object_whatever_the_transform_drops() -> 
         names = {1: "right", 2: "left"}
         assert moved["names"] == [names[label] for label in moved["labels"].tolist()]
     assert {1, 2} <= counts
+
+
+# Fill, formats, types: what v2 gives an image must not reach its objects.
+
+
+def squares(*corners: tuple[int, int], side: int = 20) -> EncodedMasks:
+    return EncodedMasks(
+        [[[x, y, x + side, y, x + side, y + side, x, y + side]] for x, y in corners], 100, 100
+    )
+
+
+def two_squares(**entries: Any) -> tuple[Tensor, dict[str, Any]]:
+    """Two squares of 20 px in an image of 100 x 100, at (10, 10) and (60, 60)."""
+    boxes = torch.tensor([[10.0, 10, 30, 30], [60.0, 60, 80, 80]])
+    target = {"boxes": boxes, "labels": torch.tensor([1, 2]), "masks": squares((10, 10), (60, 60))}
+    return torch.full((3, 100, 100), 50, dtype=torch.uint8), {**target, **entries}
+
+
+FILLED = {
+    "rotation": v2.RandomRotation((20, 20), fill=127),
+    "rotation in three colors": v2.RandomRotation((20, 20), fill=[9, 8, 7]),
+    "fill per type": v2.RandomRotation((20, 20), fill={tv_tensors.Image: 127, tv_tensors.Mask: 255}),
+    "affine": v2.RandomAffine((20, 20), fill=127),
+    "perspective": v2.RandomPerspective(1.0, p=1.0, fill=127),
+    "elastic": v2.ElasticTransform(fill=127),
+    "crop with padding": v2.RandomCrop((120, 120), padding=20, fill=127),
+    "pad": v2.Pad(10, fill=127),
+    "pad in three colors": v2.Pad(10, fill=(1, 2, 3)),
+    "zoom out": v2.RandomZoomOut(fill=(123, 116, 103), p=1.0),
+    "by position": v2.Lambda(lambda sample: functional.pad(sample, [10], 127), tv_tensors.TVTensor),
+}
+
+
+@pytest.mark.parametrize("name", FILLED)
+@pytest.mark.parametrize("dense", [False, True])
+def test_masks_are_filled_with_0_whatever_the_image_is_filled_with(name: str, dense: bool) -> None:
+    image, target = two_squares()
+    if dense:
+        target["masks"] = target["masks"].bitmaps()
+    pixels, moved = augmented(FILLED[name], image, target, 0)
+    masks = moved["masks"] if isinstance(moved["masks"], Tensor) else moved["masks"].bitmaps()
+    assert set(masks.unique().tolist()) == {0, 1}
+    assert not torch.equal(pixels[:, :1, :1], image[:, :1, :1])  # The image was filled.
+    # Two squares of 400 px, wherever they went and whatever they lost.
+    assert (masks.sum(dim=(1, 2)) <= 500).all()
+    assert masks.shape == (len(moved["boxes"]), *pixels.shape[-2:])
+
+
+@pytest.mark.parametrize("name", ["pad in three colors", "zoom out", "pad", "crop with padding"])
+def test_padding_keeps_masks_encoded_whatever_the_fill(name: str) -> None:
+    _, moved = augmented(FILLED[name], *two_squares(), 0)
+    assert isinstance(moved["masks"], EncodedMasks)
+    assert moved["masks"].bitmaps().sum(dim=(1, 2)).tolist() == [400, 400]
+    assert torch.equal(extents(moved["masks"].bitmaps()), moved["boxes"])
+
+
+def test_an_object_without_a_mask_stays_without_in_pixels() -> None:
+    masks = EncodedMasks([squares((10, 10)).polygons(0)[0].reshape(1, -1).tolist(), None], 100, 100)
+    _, moved = augmented(v2.RandomRotation((20, 20)), *two_squares(masks=masks), 0)
+    assert moved["has_mask"].tolist() == [True, False]
+    assert moved["masks"][1].sum() == 0
+    both = two_squares(masks=masks, has_mask=torch.tensor([False, True]))
+    _, moved = augmented(v2.RandomRotation((20, 20)), *both, 0)
+    assert moved["has_mask"].tolist() == [False, False]
+    # The object with a mask is cut off; what is left has none.
+    right = v2.Compose([v2.RandomRotation((0.1, 0.1)), CropTo(40, 40, 60, 60), v2.SanitizeBoundingBoxes()])
+    _, moved = augmented(right, *two_squares(masks=masks), 0)
+    assert moved["has_mask"].tolist() == [False]
+
+
+class CropTo(v2.Transform):
+    """Crop everything to one window."""
+
+    def __init__(self, top: int, left: int, height: int, width: int) -> None:
+        super().__init__()
+        self.window = (top, left, height, width)
+
+    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+        return self._call_kernel(functional.crop, inpt, *self.window)
+
+
+FORMATS = {
+    "xywh at the end": [v2.ConvertBoundingBoxFormat("XYWH")],
+    "cxcywh at the end": [v2.ConvertBoundingBoxFormat("CXCYWH")],
+    "xywh, then a flip and back": [v2.ConvertBoundingBoxFormat("XYWH"), v2.RandomHorizontalFlip(0.0)],
+    "pure tensors": [v2.ToPureTensor()],
+    "floats, then pure tensors": [v2.ToDtype(torch.float32, scale=True), v2.ToPureTensor()],
+    "nothing": [v2.Identity()],
+}
+
+
+@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("first", [v2.Identity(), v2.RandomRotation((180, 180)), CropTo(0, 0, 50, 50)])
+def test_boxes_come_back_as_xyxy_and_all_entries_plain(name: str, first: v2.Transform) -> None:
+    extra = {
+        "keypoints": torch.tensor([[[20.0, 20, 2]], [[70.0, 70, 2]]]),
+        "ignore_boxes": torch.tensor([[0.0, 0, 10, 10]]),
+    }
+    image, expected = augmented(first, *two_squares(**extra), 0)
+    pixels, moved = augmented(v2.Compose([first, *FORMATS[name]]), *two_squares(**extra), 0)
+    assert pixels.shape == image.shape
+    assert torch.allclose(moved["boxes"], expected["boxes"], atol=1e-4)
+    assert moved["labels"].tolist() == expected["labels"].tolist()
+    for key in ("boxes", "labels", "keypoints", "ignore_boxes"):
+        assert type(moved[key]) is Tensor, key
+        assert torch.allclose(moved[key], expected[key], atol=1e-4), key
+    assert type(moved["masks"]) is type(expected["masks"])
+    assert len(moved["masks"]) == len(moved["boxes"])
+
+
+def test_plain_boxes_in_another_format_are_refused() -> None:
+    transforms = v2.Compose([v2.ConvertBoundingBoxFormat("XYWH"), v2.ToPureTensor()])
+    with pytest.raises(ValueError, match="not xyxy: leave ConvertBoundingBoxFormat"):
+        augmented(transforms, *two_squares(), 0)
+
+
+@pytest.mark.parametrize("format", ["XYWH", "CXCYWH", "XYXY"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.int64])
+def test_bounding_boxes_of_any_format_are_read(format: str, dtype: torch.dtype) -> None:
+    image, target = two_squares()
+    xyxy = tv_tensors.BoundingBoxes(target["boxes"], format="XYXY", canvas_size=(100, 100))
+    given = functional.convert_bounding_box_format(xyxy, new_format=format)
+    target["boxes"] = tv_tensors.wrap(given.as_subclass(Tensor).to(dtype), like=given)
+    _, moved = augmented(v2.Resize((50, 25)), image, target, 0)
+    assert moved["boxes"].tolist() == [[2.5, 5, 7.5, 15], [15, 30, 20, 40]]
+    assert type(moved["boxes"]) is Tensor
+
+
+def test_rotated_boxes_are_refused() -> None:
+    image, target = two_squares()
+    target["boxes"] = tv_tensors.BoundingBoxes(torch.rand(2, 5), format="XYWHR", canvas_size=(100, 100))
+    with pytest.raises(ValueError, match="boxes are rotated"):
+        augmented(v2.Identity(), image, target, 0)
+
+
+# Points.
+
+
+def test_the_border_is_inside_the_image() -> None:
+    keypoints = torch.tensor(
+        [[[0.0, 15, 2], [20, 0, 1], [100, 100, 2]], [[70, 100, 2], [0, 0, 2], [100, 0, 1]]]
+    )
+    _, moved = augmented(v2.Identity(), *two_squares(keypoints=keypoints, points=keypoints - 1), 0)
+    assert torch.equal(moved["keypoints"], keypoints)
+    assert moved["points"][..., 2].tolist() == [[-1, -1, 1], [1, -1, -1]]  # Of x or y below 0.
+    _, moved = augmented(v2.RandomHorizontalFlip(1.0), *two_squares(keypoints=keypoints), 0)
+    assert moved["keypoints"][0].tolist() == [[100, 15, 2], [80, 0, 1], [0, 100, 2]]
+
+
+def test_keypoints_that_are_not_labeled_stay_at_0() -> None:
+    # COCO: v = 0 means not labeled, and then x = y = 0.
+    keypoints = torch.tensor([[[0.0, 0, 0], [20, 20, 2]], [[70.0, 70, 2], [0, 0, 0]]])
+    points = torch.tensor([[[0.0, 0, 0]], [[70.0, 70, 1]]])
+    _, moved = augmented(v2.RandomHorizontalFlip(1.0), *two_squares(keypoints=keypoints, points=points), 0)
+    assert moved["keypoints"].tolist() == [[[0, 0, 0], [80, 20, 2]], [[30, 70, 2], [0, 0, 0]]]
+    assert moved["points"].tolist() == [[[100, 0, 0]], [[30, 70, 1]]]
+    cut = v2.Compose([CropTo(50, 50, 50, 50), v2.SanitizeBoundingBoxes()])
+    _, moved = augmented(cut, *two_squares(keypoints=keypoints), 0)
+    assert moved["keypoints"].tolist() == [[[20, 20, 2], [0, 0, 0]]]
+
+
+@pytest.mark.parametrize("key", ["keypoints", "points"])
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.float64])
+def test_points_are_not_rounded(key: str, dtype: torch.dtype) -> None:
+    given = torch.tensor([[[75, 25, 1]], [[61, 99, 1]]], dtype=dtype)
+    _, moved = augmented(v2.Resize((50, 50)), *two_squares(**{key: given}), 0)
+    assert moved[key].tolist() == [[[37.5, 12.5, 1]], [[30.5, 49.5, 1]]]
+    assert moved[key].dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+
+
+def test_keypoints_without_visibility_move() -> None:
+    given = torch.tensor([[[20.0, 20], [10, 30]], [[70.0, 70], [60, 80]]])
+    _, moved = augmented(v2.RandomHorizontalFlip(1.0), *two_squares(keypoints=given), 0)
+    assert moved["keypoints"].tolist() == [[[80, 20], [90, 30]], [[30, 70], [40, 80]]]
+    cut = v2.Compose([CropTo(50, 50, 50, 50), v2.SanitizeBoundingBoxes()])
+    _, moved = augmented(cut, *two_squares(keypoints=given), 0)
+    assert moved["keypoints"].tolist() == [[[20, 20], [10, 30]]]
+
+
+@pytest.mark.parametrize("key", ["keypoints", "landmarks"])
+def test_key_points_of_v2_move_as_v2_moves_them(key: str) -> None:
+    data = torch.tensor([[[20.0, 20], [10, 30]], [[70.0, 70], [60, 80]]])
+    given = tv_tensors.KeyPoints(data, canvas_size=(100, 100))
+    expected = functional.horizontal_flip(given).as_subclass(Tensor)
+    _, moved = augmented(v2.RandomHorizontalFlip(1.0), *two_squares(**{key: given}), 0)
+    assert torch.equal(moved[key], expected)
+    assert type(moved[key]) is Tensor
+    cut = v2.Compose([CropTo(50, 50, 50, 50), v2.SanitizeBoundingBoxes()])
+    _, moved = augmented(cut, *two_squares(**{key: given}), 0)
+    assert moved[key].tolist() == [[[20, 20], [10, 30]]]
+
+
+# Objects that are dropped, by whatever drops them.
+
+
+def of_both() -> dict[str, Any]:
+    return {
+        "area": torch.tensor([400.0, 401.0]),
+        "iscrowd": torch.tensor([0, 1]),
+        "names": ["first", "second"],
+        "scores": np.array([0.1, 0.2]),
+        "keypoints": torch.tensor([[[20.0, 20, 2]], [[70.0, 70, 2]]]),
+    }
+
+
+def select_second(image: Tensor, target: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
+    keep = target["boxes"][:, 2] > target["boxes"][:, 0]
+    return image, {**target, **{key: target[key][keep] for key in ("boxes", "labels", "masks")}}
+
+
+def select_second_by_pixels(image: Tensor, target: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
+    keep = target["masks"].sum(dim=(1, 2)) > 100
+    return image, {**target, **{key: target[key][keep] for key in ("boxes", "labels", "masks")}}
+
+
+def select_second_everywhere(image: Tensor, target: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
+    return image, {
+        key: [value[1]]
+        if isinstance(value, list)
+        else value[[1]]
+        if isinstance(value, Tensor | np.ndarray)
+        else value
+        for key, value in target.items()
+    }
+
+
+DROPPING = {
+    "labels by default": v2.SanitizeBoundingBoxes(),
+    "no labels": v2.SanitizeBoundingBoxes(labels_getter=None),
+    "labels and area": v2.SanitizeBoundingBoxes(
+        labels_getter=lambda sample: (sample[1]["labels"], sample[1]["area"])
+    ),
+    "area alone": v2.SanitizeBoundingBoxes(labels_getter=lambda sample: sample[1]["area"]),
+    "labels, then none": v2.Compose(
+        [v2.SanitizeBoundingBoxes(), v2.SanitizeBoundingBoxes(labels_getter=None)]
+    ),
+    "nobody": v2.Identity(),
+    "pure tensors": v2.Compose([v2.SanitizeBoundingBoxes(labels_getter=None), v2.ToPureTensor()]),
+    "a function": select_second,
+    "a function of pixels": select_second_by_pixels,
+    "a function of every entry": select_second_everywhere,
+}
+FIRST = {
+    "crop": CropTo(50, 50, 50, 50),
+    "in pixels": v2.Compose([v2.RandomRotation((0.01, 0.01)), CropTo(50, 50, 50, 50)]),
+}
+
+
+@pytest.mark.parametrize("dropping", DROPPING)
+@pytest.mark.parametrize("first", FIRST)
+@pytest.mark.parametrize("kind", ["encoded", "dense", "bool", "none"])
+def test_every_entry_has_the_objects_that_are_left(dropping: str, first: str, kind: str) -> None:
+    if kind == "none" and dropping == "a function of pixels":
+        pytest.skip("there are no pixels")
+    transforms = v2.Compose([FIRST[first], DROPPING[dropping]])
+    image, target = two_squares(**of_both())
+    if kind == "none":
+        del target["masks"]
+    elif kind != "encoded":
+        target["masks"] = target["masks"].bitmaps().to(torch.bool if kind == "bool" else torch.uint8)
+    _, moved = augmented(transforms, image, target, 0)
+    assert moved["labels"].tolist() == [2]
+    assert torch.allclose(moved["boxes"], torch.tensor([[10.0, 10, 30, 30]]), atol=0.1)
+    assert moved["area"].tolist() == [401]
+    assert moved["iscrowd"].tolist() == [1]
+    assert list(moved["names"]) == ["second"]
+    assert moved["scores"].tolist() == [0.2]
+    assert torch.allclose(moved["keypoints"], torch.tensor([[[20.0, 20, 2]]]), atol=0.1)
+    if kind == "none":
+        assert "masks" not in moved
+        assert "has_mask" not in moved
+        return
+    masks = moved["masks"] if isinstance(moved["masks"], Tensor) else moved["masks"].bitmaps()
+    assert masks.shape == (1, 50, 50)
+    assert masks[0, 12:28, 12:28].all()
+    assert 380 <= masks.sum() <= 420
+    if kind == "encoded":
+        assert isinstance(moved["masks"], EncodedMasks) == (
+            first == "crop" and dropping != "a function of pixels"
+        )
+    else:
+        assert moved["masks"].dtype == (torch.bool if kind == "bool" else torch.uint8)
+
+
+def test_labels_that_were_selected_once_of_two_times_are_selected_again() -> None:
+    # The first crop pushes the second object out, the second one the first.
+    squares_ = {
+        "masks": squares((10, 10), (60, 60), (10, 60)),
+        "boxes": torch.tensor([[10.0, 10, 30, 30], [60.0, 60, 80, 80], [10.0, 60, 30, 80]]),
+        "labels": torch.tensor([1, 2, 3]),
+    }
+    transforms = v2.Compose(
+        [
+            CropTo(0, 0, 100, 50),
+            v2.SanitizeBoundingBoxes(),
+            CropTo(50, 0, 50, 50),
+            v2.SanitizeBoundingBoxes(labels_getter=None),
+        ]
+    )
+    _, moved = augmented(transforms, *two_squares(**squares_), 0)
+    assert moved["labels"].tolist() == [3]
+    assert moved["boxes"].tolist() == [[10, 10, 30, 30]]
+    assert moved["masks"].bitmaps().sum() == 400
+
+
+def test_objects_that_a_function_drops_from_the_boxes_alone_are_an_error() -> None:
+    def boxes_alone(image: Tensor, target: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
+        return image, {**target, "boxes": target["boxes"][1:]}
+
+    with pytest.raises(ValueError, match=r"left 1 of 2 boxes, but not of labels: .*SanitizeBoundingBoxes"):
+        augmented(boxes_alone, *two_squares(), 0)
+
+
+def test_entries_that_are_not_of_objects_stay_what_they_are() -> None:
+    entries = {
+        "meta": {"a": 1, "b": 2},
+        "orig_size": (100, 100),
+        "image_id": torch.tensor([3, 4]),
+        "path": "ab",
+    }
+    cut = v2.Compose([CropTo(50, 50, 50, 50), v2.SanitizeBoundingBoxes()])
+    _, moved = augmented(cut, *two_squares(**entries), 0)
+    assert moved["meta"] == {"a": 1, "b": 2}
+    assert moved["orig_size"] == (100, 100)
+    assert moved["image_id"].tolist() == [3, 4]
+    assert moved["path"] == "ab"
+
+
+@pytest.mark.parametrize("kind", ["encoded", "dense", "none"])
+@pytest.mark.parametrize(
+    "transforms", [v2.RandomRotation((20, 20)), v2.SanitizeBoundingBoxes(), v2.Resize((50, 50))]
+)
+def test_an_image_without_objects_passes(kind: str, transforms: v2.Transform) -> None:
+    image, _ = two_squares()
+    target: dict[str, Any] = {"boxes": torch.tensor([]), "labels": torch.tensor([], dtype=torch.int64)}
+    if kind != "none":
+        target["masks"] = EncodedMasks([], 100, 100) if kind == "encoded" else torch.zeros(0, 100, 100)
+    target["keypoints"] = torch.zeros(0, 17, 3)
+    pixels, moved = augmented(transforms, image, target, 0)
+    assert moved["boxes"].shape == (0, 4)
+    assert moved["keypoints"].shape[0] == 0
+    if kind != "none":
+        assert moved["masks"].shape == (0, *pixels.shape[-2:])
+
+
+WRONG = [
+    ({"masks": [[1.0, 2, 3, 4, 5, 6]]}, TypeError, "masks are a list"),
+    (
+        {"masks": torch.zeros(2, 50, 50)},
+        ValueError,
+        r"masks have the shape \(2, 50, 50\), not \(2, 100, 100\)",
+    ),
+    ({"masks": squares((1, 1))}, ValueError, "masks have the shape"),
+    ({"boxes": torch.zeros(2, 5)}, ValueError, r"boxes have the shape \(2, 5\)"),
+    ({"boxes": [[1, 2, 3, 4]]}, TypeError, "boxes are a list"),
+    (
+        {"keypoints": torch.zeros(3, 4, 3)},
+        ValueError,
+        r"keypoints have the shape \(3, 4, 3\), not \(2, K, 3\)",
+    ),
+    ({"points": torch.zeros(2, 3)}, ValueError, "points have the shape"),
+    ({"points": [[1.0, 2, 1]]}, TypeError, "points are a list"),
+]
+
+
+@pytest.mark.parametrize(("entries", "error", "message"), WRONG)
+def test_entries_that_do_not_fit_are_named(
+    entries: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        augmented(v2.Identity(), *two_squares(**entries), 0)
+
+
+def test_an_image_of_another_type_is_named() -> None:
+    with pytest.raises(TypeError, match="pil_to_tensor"):
+        augmented(v2.Identity(), PIL.Image.new("RGB", (100, 100)), two_squares()[1], 0)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"not \(3, H, W\)"):
+        augmented(v2.Identity(), torch.zeros(100, 100), two_squares()[1], 0)
+    with pytest.raises(ValueError, match="the target has no boxes"):
+        augmented(v2.Identity(), two_squares()[0], {"labels": torch.tensor([1])}, 0)
+
+
+def test_every_function_of_v2_that_changes_masks_or_boxes_has_a_kernel_of_ours() -> None:
+    from torchvision.transforms.v2.functional._utils import _KERNEL_REGISTRY
+
+    for function, kernels in _KERNEL_REGISTRY.items():
+        if tv_tensors.Mask in kernels and function is not functional.get_size:
+            assert {Encoded, Bitmaps} <= set(kernels), function
+        if tv_tensors.BoundingBoxes in kernels and function not in (functional.get_size, functional.to_dtype):
+            assert {Regions, Points} <= set(kernels), function
