@@ -208,6 +208,7 @@ def evaluate(
     output: str,
     loss: str | dict[str, Any] | None = None,
     batch_size: int = 2,
+    max_detections: int | None = None,
     device: Device = "auto",
 ) -> None:
     """Compute losses and box and mask AP of a trained model.
@@ -222,6 +223,8 @@ def evaluate(
         output: folder that gets metrics.json and results.json.
         loss: a preset, an import path, or a mapping as JSON, where the file's own cannot be used or another is wanted.
         batch_size: images that are loaded together.
+        max_detections: most objects that are detected in an image, and that AP counts of one category in one; the
+            model's own where not given.
         device: where to run.
     """
     from maskloss.data.coco import read_coco
@@ -234,14 +237,15 @@ def evaluate(
     if not 1 <= batch_size <= 100_000:
         raise InputError(f"--batch-size must be in 1 to 100,000, got {one_line(batch_size, 80)}")
     chosen = chosen_device(device)
-    loaded = load_model(checkpoint, loss=loss)
+    loaded = load_model(checkpoint, loss=loss, max_detections=max_detections)
     data = read_coco(images, annotations, categories=loaded.description.categories)
     folder = Path(output)
     for name in ("metrics.json", "results.json"):
         _refuse_to_overwrite(folder / name)
     make_folder(folder)
     with locked(folder):
-        for warning in data.warnings:
+        crowded = evaluation.crowded_images(data, loaded.description.settings.max_detections)
+        for warning in [*data.warnings, *([crowded] if crowded else [])]:
             print(one_line(f"warning: {warning}"), file=sys.stderr)
         if loaded.loss_config is None:
             own = loaded.description.loss
@@ -258,6 +262,7 @@ def evaluate(
             batch_size=batch_size,
             device=chosen,
             losses=loaded.loss_config is not None,
+            crowds=loaded.description.crowds,
         )
         write_text(folder / "results.json", json.dumps(found.results))
         write_metrics(folder / "metrics.json", found.metrics)
@@ -270,6 +275,7 @@ def predict(
     checkpoint: str,
     output: str,
     score_threshold: float = 0.5,
+    max_detections: int | None = None,
     loss: str | None = None,
     device: Device = "auto",
 ) -> None:
@@ -280,6 +286,7 @@ def predict(
         checkpoint: model.safetensors of a run.
         output: folder that gets a PNG per image and results.json in COCO's results format.
         score_threshold: leave out detections of lower scores.
+        max_detections: most objects that are detected in an image; the model's own where not given.
         loss: the import path of the model's loss, where masks come from a mask term of a user's own.
         device: where to run.
     """
@@ -292,7 +299,7 @@ def predict(
     if not 0 <= score_threshold <= 1:
         raise InputError(f"--score-threshold must be in [0, 1], got {score_threshold}")
     chosen = chosen_device(device)
-    loaded = load_model(checkpoint, loss=loss)
+    loaded = load_model(checkpoint, loss=loss, max_detections=max_detections)
     model, description = loaded.model, loaded.description
     folder = Path(output)
     planned: set[str] = set()

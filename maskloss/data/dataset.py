@@ -19,6 +19,9 @@ from maskloss.errors import InputError
 
 Sample = tuple[Tensor, Target]
 
+#: What a crowd is to training: "leave_out" or "ignore", see `CocoDataset`.
+Crowds = Literal["leave_out", "ignore"]
+
 
 class CocoDataset(Dataset[Sample | InputError]):
     """Images and targets of a COCO-format file.
@@ -42,7 +45,7 @@ class CocoDataset(Dataset[Sample | InputError]):
         data: CocoData,
         transforms: Transforms | None = None,
         *,
-        crowds: Literal["leave_out", "ignore"] = "leave_out",
+        crowds: Crowds = "leave_out",
     ) -> None:
         self.data = data
         self.transforms = transforms

@@ -20,6 +20,9 @@ from maskloss.detection.mask_predictor import ClassSelectedMaskPredictor
 ModelName = Literal["maskrcnn_resnet50_fpn", "maskrcnn_resnet50_fpn_v2", "resnet18", "mobilenet_v2"]
 MODEL_NAMES: tuple[str, ...] = get_args(ModelName)
 
+#: Most detections per image that may be asked for: more would be a slip of the keyboard.
+MOST_DETECTIONS = 100_000
+
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -42,6 +45,7 @@ class ModelSettings:
             maskrcnn_resnet50_fpn need 0.
         trainable_layers: how many of the backbone's stages are trained, counted from its end, five of a resnet and six
             of the mobilenet; None for all. The FPN and the heads always are.
+        max_detections: most objects that are detected in an image. COCO's 100 are too few for cells or crowds.
     """
 
     name: str
@@ -53,6 +57,7 @@ class ModelSettings:
     max_size: int | None = None
     normalization_eps: float = 1e-5
     trainable_layers: int | None = None
+    max_detections: int = 100
 
 
 def build_model(settings: ModelSettings) -> MaskRCNN:
@@ -73,6 +78,8 @@ def build_model(settings: ModelSettings) -> MaskRCNN:
         "min_size": min_size,
         # A longer shorter side than the default's would be cut back by the default's longest side.
         "max_size": settings.max_size or max(longer, round(max(min_size) * longer / shorter)),
+        "box_detections_per_img": settings.max_detections,
+        **_proposals(settings.max_detections, *((500, 300) if small else (1000, 1000))),
     }
     if settings.name == "maskrcnn_resnet50_fpn":
         model = maskrcnn_resnet50_fpn(weights=None, weights_backbone=None, **common)
@@ -85,6 +92,14 @@ def build_model(settings: ModelSettings) -> MaskRCNN:
         _freeze_normalization(model.backbone.body, settings.normalization_eps)
     _freeze_stages(model.backbone.body, settings.name, settings.trainable_layers)
     return model
+
+
+def _proposals(max_detections: int, before_nms: int, after_nms: int) -> dict[str, int]:
+    """Return how many proposals are left in evaluation: those of a default of 100 detections, or three for each."""
+    return {
+        "rpn_pre_nms_top_n_test": max(before_nms, 3 * max_detections),
+        "rpn_post_nms_top_n_test": max(after_nms, 3 * max_detections),
+    }
 
 
 #: The stages of each backbone, from its end, by the names of their layers, as torchvision's `_resnet_fpn_extractor` and
@@ -135,9 +150,7 @@ def _small_mask_rcnn(backbone: BackboneWithFPN, common: dict[str, Any]) -> MaskR
             sizes=((16,), (32,), (64,), (128,), (256,)), aspect_ratios=((0.5, 1.0, 2.0),) * 5
         ),
         rpn_pre_nms_top_n_train=1000,
-        rpn_pre_nms_top_n_test=500,
         rpn_post_nms_top_n_train=500,
-        rpn_post_nms_top_n_test=300,
         box_batch_size_per_image=64,
         box_head=TwoMLPHead(_SMALL_WIDTH * 7 * 7, 512),
         box_predictor=FastRCNNPredictor(512, num_classes),

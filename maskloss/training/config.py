@@ -8,7 +8,8 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from maskloss.detection.models import ModelName
+from maskloss.data.dataset import Crowds
+from maskloss.detection.models import MOST_DETECTIONS, ModelName
 from maskloss.errors import InputError, one_line
 from maskloss.losses.criterion import MaskRCNNLoss
 from maskloss.training.losses import LossConfig, make_loss
@@ -40,6 +41,7 @@ _LARGEST = {
     "accumulation_steps": 1_000_000,
     "min_size": 65_535,
     "max_size": 65_535,
+    "max_detections": MOST_DETECTIONS,
 }
 
 
@@ -83,6 +85,7 @@ class TrainConfig:
             mobilenet_v2; where not given 3 with weights and all without, as in torchvision.
         crowds: "leave_out" trains what lies inside a crowd's box as background; "ignore" as neither positive nor
             negative.
+        max_detections: most objects that the model detects in an image, and that AP counts of one category in one.
         horizontal_flip: probability of mirroring a training image.
         photometric_distortion: probability of each change of brightness, contrast, saturation, hue and the order of
             the channels.
@@ -120,7 +123,8 @@ class TrainConfig:
     image_std: list[float] | None = None
     frozen_normalization: bool | None = None
     trainable_layers: int | None = None
-    crowds: Literal["leave_out", "ignore"] = "leave_out"
+    crowds: Crowds = "leave_out"
+    max_detections: int = 100
     horizontal_flip: float = 0.5
     photometric_distortion: float = 0.0
     seed: int = 0
@@ -140,7 +144,14 @@ class TrainConfig:
                 "a value",
                 "none",
             )
-        for name in ("max_steps", "batch_size", "accumulation_steps", "log_every", "checkpoint_every"):
+        for name in (
+            "max_steps",
+            "batch_size",
+            "accumulation_steps",
+            "log_every",
+            "checkpoint_every",
+            "max_detections",
+        ):
             _expect(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
         for name, most in _LARGEST.items():
             values = getattr(self, name)

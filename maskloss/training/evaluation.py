@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from maskloss.data.batches import mixed_seed
 from maskloss.data.coco import CocoData
-from maskloss.data.dataset import CocoDataset, collate
+from maskloss.data.dataset import CocoDataset, Crowds, collate
 from maskloss.detection.conversion import losses_and_detections
 from maskloss.detection.results import coco_results
 from maskloss.detection.target_checks import is_resized_to_nothing
@@ -53,8 +53,11 @@ def evaluate(
     rank: int = 0,
     world_size: int = 1,
     losses: bool = True,
+    crowds: Crowds = "leave_out",
 ) -> Evaluation:
     """Evaluate a converted model that leaves mask probabilities unpasted (`paste=None`).
+
+    AP counts as many detections as the model makes (`roi_heads.detections_per_img`).
 
     The network sees one image at a time, in float32 whatever precision it is trained in, and what is sampled for an
     image's losses is drawn from a seed of its own: so no number depends on the size of the batches or on how many
@@ -69,6 +72,7 @@ def evaluate(
         rank: of this process; each takes every `world_size`-th image.
         world_size: number of processes.
         losses: whether to compute losses, or AP alone.
+        crowds: what crowds are to the losses, as in the training; AP always ignores what lies in them.
 
     Raises:
         InputError: an image cannot be read, or is resized to nothing.
@@ -77,7 +81,10 @@ def evaluate(
     check_sizes(data, model)
     indices = range(rank, len(data.images), world_size)
     loader = DataLoader(
-        Subset(CocoDataset(data), indices), batch_size=batch_size, num_workers=workers, collate_fn=collate
+        Subset(CocoDataset(data, crowds=crowds), indices),
+        batch_size=batch_size,
+        num_workers=workers,
+        collate_fn=collate,
     )
     category_ids = [category.id for category in data.categories]
     results: Results = []
@@ -105,7 +112,23 @@ def evaluate(
     places = {image.id: place for place, image in enumerate(data.images)}
     results.sort(key=lambda result: places[result["image_id"]])
     means = _means(values) if losses else None
-    return Evaluation({**average_precision(data, results), "loss": means}, results)
+    heads: Any = model.roi_heads
+    metrics = average_precision(data, results, max_detections=heads.detections_per_img)
+    return Evaluation({**metrics, "loss": means}, results)
+
+
+def crowded_images(data: CocoData, max_detections: int) -> str | None:
+    """Say how many images have more objects than are detected in one, and what finds them; None if none has."""
+    counts = [len(image.object_rows) for image in data.images]
+    crowded = sum(count > max_detections for count in counts)
+    if not crowded:
+        return None
+    most = max(counts)
+    name = data.images[counts.index(most)].file_name
+    return (
+        f"{crowded} images of {data.annotation_file} have more than the {max_detections} objects that are detected in "
+        f"one, up to {most} ({name}): --max-detections {most} would find them"
+    )
 
 
 def _means(values: list[tuple[int, dict[str, float]]]) -> dict[str, float]:

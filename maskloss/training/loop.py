@@ -57,7 +57,7 @@ from maskloss.training.checkpoints import (
     save_checkpoint,
 )
 from maskloss.training.config import TrainConfig
-from maskloss.training.evaluation import Evaluation, batches_on, check_sizes, evaluate
+from maskloss.training.evaluation import Evaluation, batches_on, check_sizes, crowded_images, evaluate
 from maskloss.training.losses import probe_copy
 from maskloss.training.metrics import write_metrics
 from maskloss.training.model_file import ModelDescription, mask_probs_of, model_settings_of, save_model
@@ -150,7 +150,12 @@ def _trained(
     checkpoint = _starting_point(config, identity)
     convert(model, loss, paste=None)
     description = ModelDescription(
-        settings, training.categories, loss.mask_targets.aligned, mask_probs_of(loss), config.loss
+        settings,
+        training.categories,
+        loss.mask_targets.aligned,
+        mask_probs_of(loss),
+        config.loss,
+        config.crowds,
     )
     optimizer = _optimizer(config, model)
     start, elapsed = 0, 0.0
@@ -195,11 +200,13 @@ def _trained(
             workers=config.workers,
             rank=accelerator.process_index,
             world_size=accelerator.num_processes,
+            crowds=config.crowds,
         )
 
     # What follows is the first thing that is written.
     with _Log(config, start, enabled=accelerator.is_main_process) as log:
-        for line in [*training.warnings, *validation.warnings]:
+        crowded = crowded_images(validation, config.max_detections)
+        for line in [*training.warnings, *validation.warnings, *([crowded] if crowded else [])]:
             log.say(f"warning: {line}")
         if config.warmup_steps > config.max_steps:
             log.say(
@@ -445,6 +452,7 @@ def _model_settings(config: TrainConfig, num_classes: int) -> tuple[ModelSetting
         num_classes,
         min_size=config.min_sizes,
         max_size=config.max_size,
+        max_detections=config.max_detections,
         **found,
     )
     return settings, weights

@@ -19,8 +19,13 @@ Metrics = dict[str, Any]
 _STATISTICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 
 
-def average_precision(data: CocoData, results: Results) -> Metrics:
-    """Box and mask AP of COCO results, as pycocotools computes them, whatever the ids in the file.
+def average_precision(data: CocoData, results: Results, *, max_detections: int = 100) -> Metrics:
+    """Return box and mask AP of COCO results, as pycocotools computes them, whatever the ids in the file.
+
+    Args:
+        data: the ground truth.
+        results: COCO results; a result without a box, or without a mask, counts for the other only.
+        max_detections: of one category in one image, the best are counted, COCO's 100 or another number.
 
     Ids are counted anew from 1: pycocotools, and what is faster, take an annotation's id of 0 for "not matched", so
     its object never counts as found, and cannot hold ids beyond 2^53.
@@ -38,15 +43,20 @@ def average_precision(data: CocoData, results: Results) -> Metrics:
     metrics: Metrics = {}
     # A detection's size class is that of its box where it has one, so masks are evaluated without. loadRes
     # writes into the results, so it gets copies.
-    for kind, left_out in (("bbox", "segmentation"), ("segm", "bbox")):
+    for kind, needed, left_out in (("bbox", "bbox", "segmentation"), ("segm", "segmentation", "bbox")):
         truth = COCO(_ground_truth(data, image_ids, category_ids, masks=kind == "segm"))
-        of_kind = [{k: v for k, v in result.items() if k != left_out} for result in results]
+        of_kind = [
+            {key: value for key, value in result.items() if key != left_out}
+            for result in results
+            if needed in result
+        ]
         if kind == "segm":
             # How good a mask is, where the mask branch says so, and not how sure its class is.
             for result in of_kind:
                 result["score"] = result.get("mask_score", result["score"])
         found = truth.loadRes(of_kind)
         evaluation = COCOeval_faster(truth, found, kind, print_function=lambda *_: None)
+        evaluation.params.maxDets = [1, min(10, max_detections), max_detections]
         evaluation.evaluate()
         evaluation.accumulate()
         with contextlib.redirect_stdout(io.StringIO()):

@@ -8,9 +8,9 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import safetensors.torch
 from safetensors import SafetensorError
@@ -18,9 +18,10 @@ from torch import Tensor, nn
 
 from maskloss import losses as public_losses
 from maskloss.data.coco import Category
+from maskloss.data.dataset import Crowds
 from maskloss.detection.conversion import convert
-from maskloss.detection.models import MODEL_NAMES, ModelSettings, build_model
-from maskloss.errors import InputError
+from maskloss.detection.models import MODEL_NAMES, MOST_DETECTIONS, ModelSettings, build_model
+from maskloss.errors import InputError, one_line
 from maskloss.files import read_bytes, write_bytes
 from maskloss.losses.criterion import MaskRCNNLoss
 from maskloss.losses.masks import ClassAgnosticMaskLoss, MaskBCELoss, MaskSoftmaxLoss
@@ -49,6 +50,7 @@ class ModelDescription:
         mask_probs: how logits become masks: "sigmoid" of the own class's channel, "softmax" over the classes,
             "class_agnostic" for the sigmoid of channel 0, or "custom" where a user's mask term says how.
         loss: the loss that it was trained with, as `TrainConfig.loss` has it; None in files of 0.1.0.
+        crowds: what crowds were to it, as `TrainConfig.crowds` has it.
     """
 
     settings: ModelSettings
@@ -56,6 +58,7 @@ class ModelDescription:
     aligned: bool
     mask_probs: str = "sigmoid"
     loss: LossConfig | None = None
+    crowds: Crowds = "leave_out"
 
     def to_metadata(self) -> dict[str, str]:
         """Return the metadata of the safetensors file."""
@@ -84,11 +87,13 @@ class ModelDescription:
         _check(known, "mask_probs", f"one of {', '.join(_MASK_TERMS)}, custom", mask_probs)
         loss = content.get("loss")
         _check(loss is None or isinstance(loss, str | dict), "loss", "a name or a mapping", loss)
+        crowds = content.get("crowds", "leave_out")
+        _check(crowds in get_args(Crowds), "crowds", f"one of {', '.join(get_args(Crowds))}", crowds)
         categories = _categories_of(content["categories"])
         settings = _settings_of(content["settings"])
         if settings.num_classes != len(categories) + 1:
             raise ValueError(f"it has {settings.num_classes} classes, but {len(categories)} categories")
-        return cls(settings, categories, content["aligned"], mask_probs, loss)
+        return cls(settings, categories, content["aligned"], mask_probs, loss, crowds)
 
 
 #: A mask term by how its logits become masks, for models whose loss cannot be made again.
@@ -170,13 +175,16 @@ class LoadedModel:
     loss_config: LossConfig | None
 
 
-def load_model(path: str | Path, *, loss: LossConfig | None = None) -> LoadedModel:
+def load_model(
+    path: str | Path, *, loss: LossConfig | None = None, max_detections: int | None = None
+) -> LoadedModel:
     """Read a model saved by `save_model`.
 
     Args:
         path: of the file, or of a run's folder that has a model.safetensors.
         loss: the loss's config where the file's names code, which is not imported because a file says so; or another
             loss to evaluate with.
+        max_detections: most objects that are detected in an image; None for the file's own.
 
     Raises:
         InputError: the file is missing, truncated, no safetensors file, of something else, or holds numbers that are
@@ -194,6 +202,13 @@ def load_model(path: str | Path, *, loss: LossConfig | None = None) -> LoadedMod
         raise InputError(f"{path}: the file does not describe a model of maskloss train") from None
     except ValueError as error:
         raise InputError(f"{path}: {error}") from None
+    if max_detections is not None:
+        if not 1 <= max_detections <= MOST_DETECTIONS:
+            raise InputError(
+                f"--max-detections must be in 1 to {MOST_DETECTIONS:,}, got {one_line(max_detections, 80)}"
+            )
+        settings = replace(description.settings, max_detections=max_detections)
+        description = replace(description, settings=settings)
     config = loss
     if config is None and is_self_contained(description.loss):
         config = description.loss
@@ -360,6 +375,9 @@ def _settings_of(content: Any) -> ModelSettings:
     layers = content.get("trainable_layers")
     good = layers is None or (_is_whole(layers) and 0 <= layers <= 6)
     _check(good, "trainable_layers", "a whole number from 0 to 6", layers)
+    most = content.get("max_detections", 100)
+    good = _is_whole(most) and 1 <= most <= MOST_DETECTIONS
+    _check(good, "max_detections", f"a whole number from 1 to {MOST_DETECTIONS:,}", most)
     return ModelSettings(**content)
 
 

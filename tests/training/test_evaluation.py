@@ -263,6 +263,8 @@ def bare_model() -> nn.Module:
     """As much of a model as evaluation asks for beside its losses and detections."""
     model = nn.Module()
     model.transform = RCNNTransform(32, 64, [0.5] * 3, [0.5] * 3)
+    model.roi_heads = nn.Module()
+    model.roi_heads.detections_per_img = 100
     return model
 
 
@@ -343,3 +345,59 @@ def test_an_object_without_a_mask_counts_for_boxes_and_is_ignored_for_masks(tmp_
     # Without it half of the boxes are missed, 51 of 101 recall levels are reached, and no mask is missed.
     assert average_precision(data, with_mask)["bbox"]["AP"] == pytest.approx(51 / 101)
     assert average_precision(data, with_mask)["segm"]["AP"] == pytest.approx(1.0)
+
+
+def write_grid(folder: Path, side: int) -> CocoData:
+    """One image with side x side squares of one category."""
+    (folder / "images").mkdir(parents=True)
+    size = 10 * side
+    Image.new("RGB", (size, size)).save(folder / "images/1.png")
+    annotations = [
+        {
+            "id": place + 1,
+            "image_id": 1,
+            "category_id": 1,
+            "bbox": [10 * (place % side), 10 * (place // side), 8, 8],
+            "area": 64,
+            "iscrowd": 0,
+            "segmentation": [rectangle_polygon(10 * (place % side), 10 * (place // side))],
+        }
+        for place in range(side * side)
+    ]
+    document = {
+        "images": [{"id": 1, "file_name": "1.png", "width": size, "height": size}],
+        "annotations": annotations,
+        "categories": [{"id": 1, "name": "cell"}],
+    }
+    (folder / "annotations.json").write_text(json.dumps(document))
+    return read_coco(folder / "images", folder / "annotations.json")
+
+
+def rectangle_polygon(x: int, y: int) -> list[int]:
+    return [x, y, x + 8, y, x + 8, y + 8, x, y + 8]
+
+
+@pytest.mark.parametrize("most", [1, 5, 10, 50, 100, 300, 400])
+def test_ap_of_more_or_fewer_than_100_detections_equals_that_of_pycocotools(
+    tmp_path: Path, most: int
+) -> None:
+    data = write_grid(tmp_path, 18)  # 324 objects
+    document = json.loads(data.annotation_file.read_text())
+    results = [
+        {"image_id": 1, "category_id": 1, "bbox": annotation["bbox"], "score": 1 - place / 1000}
+        for place, annotation in enumerate(document["annotations"])
+    ]
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth = COCO(str(data.annotation_file))
+        oracle = COCOeval(truth, truth.loadRes(copy.deepcopy(results)), "bbox")
+        oracle.params.maxDets = [most]
+        oracle.evaluate()
+        oracle.accumulate()
+    # IoU, recall, category, area "all", the one number of detections.
+    expected = float(oracle.eval["precision"][:, :, 0, 0, 0].mean())
+    assert average_precision(data, results, max_detections=most)["bbox"]["AP"] == pytest.approx(
+        expected, abs=1e-9
+    )
+    # By hand: so many of 101 recall levels are reached by the first detections, all right.
+    reached = sum(level / 100 <= min(most, 324) / 324 + 1e-12 for level in range(101))
+    assert expected == pytest.approx(reached / 101)
