@@ -189,6 +189,8 @@ def subset(
         rest=rest,
         categories=names,
     )
+    for warning in data.warnings:
+        print(one_line(f"warning: {warning}"), file=sys.stderr)
     print(
         f"{output}: {len(data.images)} images, {data.num_objects} objects, {len(data.categories)} categories"
     )

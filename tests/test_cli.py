@@ -212,6 +212,20 @@ def test_subset_copies_what_was_asked_for(data: Path, tmp_path: Path) -> None:
 # train
 
 
+def test_subset_says_how_it_reads_what_is_odd(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    document = json.loads((data / "train/annotations.json").read_text())
+    for annotation in document["annotations"]:
+        annotation["iscrowd"] = None
+    annotations = tmp_path / "annotations.json"
+    annotations.write_text(json.dumps(document))
+    run("subset", "--images", data / "train/images", "--annotations", annotations, "--output", tmp_path / "part",
+        "--max-images", 1)  # fmt: skip
+    assert "warning: " in (said := capsys.readouterr().err)
+    assert "iscrowd" in said
+
+
 def test_train_writes_every_file_of_the_contract(trained: Path) -> None:
     names = {path.name for path in trained.iterdir()}
     assert {
