@@ -17,7 +17,7 @@ from maskloss.detection.conversion import convert, loss_parameters, losses_and_d
 from maskloss.detection.results import coco_results, mask_offset
 from maskloss.losses.boxes import BoxRegression
 from maskloss.losses.criterion import MaskRCNNLoss
-from maskloss.losses.weighting import LossWeights
+from maskloss.losses.terms import LossWeights
 from maskloss.masks.encoded import EncodedMasks
 from maskloss.masks.paste import paste_masks
 from maskloss.masks.targets import MaskTargets, mask_targets

@@ -103,6 +103,7 @@ def test_a_loss_takes_a_term_each_weights_normalizers_and_mask_targets():
             "classification",
             "box",
             "mask",
+            "keypoint",
             "regularization",
             "weights",
             "normalizers",
@@ -119,7 +120,7 @@ def test_presets_are_got_by_name():
 
 def test_every_weight_is_one_by_default():
     assert dataclasses.asdict(maskloss.LossWeights()) == dict.fromkeys(
-        ["objectness", "rpn_box", "classification", "box", "mask", "regularization"], 1.0
+        ["objectness", "rpn_box", "classification", "box", "mask", "keypoint", "regularization"], 1.0
     )
 
 
@@ -196,7 +197,7 @@ def test_the_examples_in_the_docstrings_give_what_they_show(name):
     [
         "maskloss",
         "maskloss.losses.boxes",
-        "maskloss.losses.masks",
+        "maskloss.losses.mask_pixels",
         "maskloss.losses.regularization",
         "maskloss.losses.criterion",
     ],

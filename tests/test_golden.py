@@ -22,10 +22,10 @@ from maskloss.losses import (
     BoxGIoULoss,
     BoxSmoothL1Loss,
     L1RegularizationLoss,
-    L2RegularizationLoss,
+    MatterportL2Loss,
     select_class_masks,
 )
-from maskloss.losses.criterion import MaskBatch, RoIBatch, RPNBatch
+from maskloss.losses.terms import MaskBatch, RoIBatch, RPNBatch
 from tests.reference import module_of
 
 # RPN: 256 anchors per image in every library; detector: 512 RoIs, which no preset divides by.
@@ -314,7 +314,7 @@ def test_matterport_rpn_losses(scene):
 def test_matterport_l2_regularization(scene):
     model = module_of(*scene.regularized_weights())
     weight_decay = scene.number("matterport_weight_decay")
-    loss = MaskRCNNLoss(regularization=L2RegularizationLoss(weight_decay))
+    loss = MaskRCNNLoss(regularization=MatterportL2Loss(weight_decay))
     value = loss.regularization_losses(model)["loss_regularization"]
     assert_scalar(value, scene.number("matterport_l2_regularization"))
 

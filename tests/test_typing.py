@@ -37,7 +37,7 @@ loss = maskloss.MaskRCNNLoss(
 )
 learned = maskloss.MaskRCNNLoss(
     mask=maskloss.losses.WeightedSum([maskloss.losses.MaskBCELoss(), my_mask_loss], weights=[1.0, 2.0]),
-    regularization=maskloss.losses.L2RegularizationLoss(),
+    regularization=maskloss.losses.MatterportL2Loss(),
 )
 agnostic = maskloss.MaskRCNNLoss(mask=maskloss.losses.ClassAgnosticMaskLoss(my_mask_loss))
 federated = maskloss.MaskRCNNLoss(classification=maskloss.losses.FederatedLoss([1.0, 2.0]))

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from benchmarks.imbalance.networks import NETWORKS
 from benchmarks.imbalance.pictures import LARGEST_SHARE, LEAST_SHARE, pictures
 from maskloss.losses import (
+    MaskBackgroundDiceLoss,
     MaskBCELoss,
     MaskDiceLoss,
     MaskFocalLoss,
-    MaskInverseDiceLoss,
     MaskWeightedBCELoss,
     MaskWeightedDiceLoss,
     WeightedSum,
@@ -73,7 +73,7 @@ def losses(train_masks: Tensor) -> dict[str, tuple[int, Loss]]:
         "inverse frequency": (1, MaskWeightedBCELoss(foreground, background)),
         "Dice": (1, MaskDiceLoss()),
         "weighted Dice": (1, weighted_dice),
-        "inverse Dice": (1, MaskInverseDiceLoss()),
+        "inverse Dice": (1, MaskBackgroundDiceLoss()),
         "focal": (1, MaskFocalLoss()),
         "weighted CE + Dice": (1, WeightedSum([weighted, weighted_dice])),
     }

@@ -30,13 +30,20 @@ _PARTS: dict[str, tuple[type, type]] = {
 #: Methods of torchvision's parts that ours do without; what a user puts in the place of one would not be called.
 _UNCALLED_METHODS = {
     "rpn": ("compute_loss", "filter_proposals"),
-    "roi_heads": ("fastrcnn_loss", "maskrcnn_loss", "project_masks_on_boxes", "maskrcnn_inference"),
+    "roi_heads": (
+        "fastrcnn_loss",
+        "maskrcnn_loss",
+        "keypointrcnn_loss",
+        "project_masks_on_boxes",
+        "maskrcnn_inference",
+    ),
 }
 
 #: torchvision's functions that ours stand in for, where they are defined, and what to give instead.
 _REPLACED_FUNCTIONS: dict[str, tuple[Any, str]] = {
     "fastrcnn_loss": (torchvision_roi_heads, "the classification and box terms"),
     "maskrcnn_loss": (torchvision_roi_heads, "the mask term"),
+    "keypointrcnn_loss": (torchvision_roi_heads, "the keypoint term"),
     "project_masks_on_boxes": (torchvision_roi_heads, "mask_targets"),
     "maskrcnn_inference": (torchvision_roi_heads, "a mask term with mask_probs"),
     "compute_loss": (TorchvisionRPN, "the objectness and rpn_box terms"),

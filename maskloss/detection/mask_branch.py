@@ -15,11 +15,12 @@ from torch import Tensor, nn
 
 from maskloss.detection.loss_holder import LossHolder
 from maskloss.detection.mask_predictor import ClassSelectedMaskPredictor
-from maskloss.detection.sampling import sent
-from maskloss.losses.conventions import at_least_float32
-from maskloss.losses.criterion import KEYS, MaskBatch, zero_of
-from maskloss.losses.masks import select_class_masks
-from maskloss.losses.weighting import BatchCounts
+from maskloss.detection.sampling import send
+from maskloss.losses.arithmetic import at_least_float32
+from maskloss.losses.criterion import zero_of
+from maskloss.losses.mask_classes import select_class_masks
+from maskloss.losses.normalizers import BatchCounts
+from maskloss.losses.terms import TERMS, MaskBatch
 from maskloss.masks.targets import mask_targets, targets_of_host_boxes
 
 Features = dict[str, Tensor]
@@ -52,7 +53,7 @@ class Positives:
         Args:
             kept: per image, int64 indices of those to keep, on their device or on the host.
         """
-        on_device = [sent(indices, boxes.device) for indices, boxes in zip(kept, self.boxes, strict=True)]
+        on_device = [send(indices, boxes.device) for indices, boxes in zip(kept, self.boxes, strict=True)]
         boxes, labels, matched_idxs = (
             [values[indices] for values, indices in zip(of_images, on_device, strict=True)]
             for of_images in (self.boxes, self.labels, self.matched_idxs)
@@ -154,7 +155,9 @@ class TorchvisionMaskBranch(MaskBranch):
             # DistributedDataParallel would wait for it.
             heads: Any = self.heads
             return {
-                KEYS["mask"]: zero_of([*heads.mask_head.parameters(), *heads.mask_predictor.parameters()])
+                TERMS["mask"].key: zero_of(
+                    [*heads.mask_head.parameters(), *heads.mask_predictor.parameters()]
+                )
             }
         labels = torch.cat(positives.labels)
         channels = self.loss.mask_channels(labels)
@@ -222,7 +225,7 @@ def grids_of(
             grid = targets_of_host_boxes(
                 masks, host_boxes.double(), host_idxs, size, aligned=aligned, binary=binary
             )
-            grids.append(sent(grid, boxes.device))
+            grids.append(send(grid, boxes.device))
     return torch.cat(grids) if grids else positives.boxes[0].new_zeros((0, size, size), dtype=torch.float32)
 
 

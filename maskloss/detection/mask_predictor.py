@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.detection.mask_rcnn import MaskRCNNPredictor
 
-from maskloss.losses.masks import select_class_masks
+from maskloss.losses.mask_classes import select_class_masks
 
 
 class ClassSelectedMaskPredictor(MaskRCNNPredictor):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -17,11 +17,12 @@ from torchvision.ops import batched_nms, clip_boxes_to_image, remove_small_boxes
 from maskloss.detection.loss_holder import LossHolder, mean_losses
 from maskloss.detection.mask_branch import DetectedBoxes, MaskBranch, Positives, TorchvisionMaskBranch
 from maskloss.detection.matching import mostly_inside
-from maskloss.detection.sampling import Reading, draw_slots, sent
+from maskloss.detection.sampling import AsyncHostCopy, sample_slots, send
+from maskloss.losses.arithmetic import at_least_float32
 from maskloss.losses.boxes import BoxRegression
-from maskloss.losses.conventions import at_least_float32
-from maskloss.losses.criterion import MaskRCNNLoss, RoIBatch
-from maskloss.losses.weighting import BatchCounts
+from maskloss.losses.criterion import MaskRCNNLoss, zero_of
+from maskloss.losses.normalizers import BatchCounts
+from maskloss.losses.terms import TERMS, KeypointBatch, RoIBatch
 from maskloss.masks.encoded import EncodedMasks
 
 Features = dict[str, Tensor]
@@ -114,13 +115,13 @@ class RoIHeads(LossHolder, TorchvisionRoIHeads):
         select = self._select_slots if self.training and self.sync_free else self._select
         rois = select(proposals, targets)
         class_logits, deltas = self._predict_boxes(features, rois.proposals, image_shapes)
-        drawn = rois.drawn()
+        sampled = rois.sampled()
         labels = torch.cat(rois.labels)  # (R,), in slots more
-        positives = drawn.positives  # (P,)
+        positives = sampled.positives  # (P,)
         positive_labels, positive_boxes = labels[positives], torch.cat(rois.proposals)[positives]
         deltas_by_class = deltas.reshape(len(labels), deltas.shape[1] // 4, 4)
-        if drawn.rows is not None:
-            class_logits, labels = class_logits[drawn.rows], labels[drawn.rows]
+        if sampled.rows is not None:
+            class_logits, labels = class_logits[sampled.rows], labels[sampled.rows]
         counts = BatchCounts(
             num_images=len(proposals),
             sampled=labels.numel(),
@@ -133,26 +134,49 @@ class RoIHeads(LossHolder, TorchvisionRoIHeads):
                 labels=labels,
                 box=BoxRegression(
                     deltas_by_class[positives, positive_labels],
-                    drawn.target_deltas,
+                    sampled.target_deltas,
                     lambda encoded: self.box_coder.decode_single(encoded, positive_boxes),
                 ),
                 counts=counts,
             )
         )
         if self.mask_branch is not None:
-            by_image = list(positive_labels.split([len(boxes) for boxes in drawn.boxes]))
-            masked = Positives(drawn.boxes, by_image, drawn.matched_idxs, image_shapes, counts, drawn.on_host)
-            if drawn.with_mask is not None:
-                masked = masked.select(drawn.with_mask)
+            by_image = list(positive_labels.split([len(boxes) for boxes in sampled.boxes]))
+            masked = Positives(
+                sampled.boxes, by_image, sampled.matched_idxs, image_shapes, counts, sampled.on_host
+            )
+            if sampled.with_mask is not None:
+                masked = masked.select(sampled.with_mask)
             losses |= self.mask_branch.losses(features, masked, targets)
         if self.has_keypoint():
-            losses["loss_keypoint"] = torchvision_roi_heads.keypointrcnn_loss(
-                self._predict_keypoints(features, drawn.boxes, image_shapes),
-                drawn.boxes,
-                [target["keypoints"] for target in targets],
-                drawn.matched_idxs,
-            )
+            losses |= self._keypoint_losses(features, sampled, image_shapes, counts, targets)
         return losses
+
+    def _keypoint_losses(
+        self,
+        features: Features,
+        positives: _SampledPositives,
+        image_shapes: ImageShapes,
+        counts: BatchCounts,
+        targets: list[dict[str, Any]],
+    ) -> dict[str, Tensor]:
+        """Compute what torchvision's `keypointrcnn_loss` does, by the criterion's term."""
+        if self.loss.weights.keypoint == 0:
+            layers = (self.keypoint_head, self.keypoint_predictor)
+            return {TERMS["keypoint"].key: zero_of(p for layer in layers for p in layer.parameters())}
+        heatmaps = self._predict_keypoints(features, positives.boxes, image_shapes)  # (P, K, S, S)
+        cells, visible = [], []
+        for target, boxes, matched_idxs in zip(targets, positives.boxes, positives.matched_idxs, strict=True):
+            keypoints = target["keypoints"][matched_idxs]
+            image_cells, image_visible = torchvision_roi_heads.keypoints_to_heatmap(
+                keypoints, boxes, heatmaps.shape[-1]
+            )
+            cells.append(image_cells.view(-1))
+            visible.append(image_visible.view(-1))
+        rows = torch.where(torch.cat(visible) > 0)[0]  # (V,)
+        logits = heatmaps.flatten(2).flatten(0, 1)[rows]
+        batch = KeypointBatch(logits, torch.cat(cells)[rows], replace(counts, sampled=len(rows)))
+        return self.loss.keypoint_losses(batch)
 
     def select_training_samples(
         self, proposals: list[Tensor], targets: list[dict[str, Any]] | None
@@ -186,14 +210,14 @@ class RoIHeads(LossHolder, TorchvisionRoIHeads):
         """
         self.check_targets(targets)
         device, dtype = proposals[0].device, proposals[0].dtype
-        gt_boxes = [sent(target["boxes"].to(dtype), device) for target in targets]
+        gt_boxes = [send(target["boxes"].to(dtype), device) for target in targets]
         candidates = self.add_gt_proposals(proposals, gt_boxes)
         matched_idxs, labels = self.assign_targets_to_proposals(
             candidates, gt_boxes, [target["labels"] for target in targets]
         )
         for image, target in enumerate(targets):
             if "ignore_boxes" in target:
-                ignored = mostly_inside(candidates[image], sent(target["ignore_boxes"], device))
+                ignored = mostly_inside(candidates[image], send(target["ignore_boxes"], device))
                 labels[image] = labels[image].masked_fill(ignored & (labels[image] == 0), -1)
         return candidates, gt_boxes, matched_idxs, labels
 
@@ -202,14 +226,14 @@ class RoIHeads(LossHolder, TorchvisionRoIHeads):
         proposals, matched_idxs, labels, target_deltas = self.select_training_samples(proposals, targets)
         have_masks = _have_masks(targets, proposals[0].device) if self.has_mask() else None
 
-        def drawn() -> _Drawn:
+        def sampled() -> _SampledPositives:
             positives = torch.where(torch.cat(labels) > 0)[0]
             by_image = [torch.where(image_labels > 0)[0] for image_labels in labels]
             positive_idxs = [m[i] for m, i in zip(matched_idxs, by_image, strict=True)]
             with_mask = None
             if have_masks is not None:
                 with_mask = [torch.where(has[i])[0] for has, i in zip(have_masks, positive_idxs, strict=True)]
-            return _Drawn(
+            return _SampledPositives(
                 rows=None,
                 positives=positives,
                 target_deltas=torch.cat(list(target_deltas))[positives],
@@ -218,17 +242,17 @@ class RoIHeads(LossHolder, TorchvisionRoIHeads):
                 with_mask=with_mask,
             )
 
-        return _RoIs(proposals, labels, drawn)
+        return _RoIs(proposals, labels, sampled)
 
     def _select_slots(self, proposals: list[Tensor], targets: list[dict[str, Any]]) -> _RoIs:
         """Match, and sample as many slots in each image without waiting for the device.
 
-        The box branch goes over the slots. What has been drawn into them is known when it is needed, and
-        rows that nothing has been drawn into get no further: no loss ever sees them.
+        The box branch goes over the slots. What has been sampled into them is known when it is needed, and
+        rows that nothing has been sampled into get no further: no loss ever sees them.
         """
         device = proposals[0].device
         candidates, gt_boxes, matched_idxs, labels = self._candidates(proposals, targets)
-        slots = draw_slots(labels, self.fg_bg_sampler)
+        slots = sample_slots(labels, self.fg_bg_sampler)
         images = torch.arange(len(labels), device=device)[:, None]
         boxes, idxs, slot_labels = (
             pad_sequence(values, batch_first=True)[images, slots.indices]
@@ -239,16 +263,16 @@ class RoIHeads(LossHolder, TorchvisionRoIHeads):
         if have_masks is not None:
             with_mask = pad_sequence(have_masks, batch_first=True)
             with_mask = F.pad(with_mask, (0, 1))[images, idxs]  # (N, B); padded, for images without objects
-        reading = Reading(slots, boxes, idxs, *([] if with_mask is None else [with_mask]))
+        host_copy = AsyncHostCopy(slots, boxes, idxs, *([] if with_mask is None else [with_mask]))
 
-        def drawn() -> _Drawn:
-            known, (host_boxes, host_idxs, *host_with_mask) = reading.result()
+        def sampled() -> _SampledPositives:
+            known, (host_boxes, host_idxs, *host_with_mask) = host_copy.result()
             masked = [known.positives(values) for values in host_with_mask]  # of no or one tensor
             rows = torch.arange(slot_labels.numel(), device=device).view_as(slot_labels)
             positive_boxes, positive_idxs = known.positives(boxes), known.positives(idxs)
             matched_boxes = [gt[i] for gt, i in zip(gt_boxes, positive_idxs, strict=True)]
-            return _Drawn(
-                rows=None if sum(known.num_drawn) == rows.numel() else torch.cat(known.both(rows)),
+            return _SampledPositives(
+                rows=None if sum(known.num_sampled) == rows.numel() else torch.cat(known.both(rows)),
                 positives=torch.cat(known.positives(rows)),
                 target_deltas=self.box_coder.encode_single(
                     torch.cat(matched_boxes), torch.cat(positive_boxes)
@@ -259,7 +283,7 @@ class RoIHeads(LossHolder, TorchvisionRoIHeads):
                 with_mask=[torch.where(of_image)[0] for of_image in masked[0]] if masked else None,
             )
 
-        return _RoIs(list(boxes), list(slot_labels), drawn)
+        return _RoIs(list(boxes), list(slot_labels), sampled)
 
     def _detect(self, features: Features, proposals: list[Tensor], image_shapes: ImageShapes) -> Detections:
         class_logits, deltas = self._predict_boxes(features, proposals, image_shapes)
@@ -354,17 +378,17 @@ class _RoIs:
     Attributes:
         proposals: per image, (B_i, 4).
         labels: per image, (B_i,) int64.
-        drawn: gives which of them count, and what the positives are matched to; it may wait for the device.
+        sampled: gives which of them count, and what the positives are matched to; it may wait for the device.
     """
 
     proposals: list[Tensor]
     labels: list[Tensor]
-    drawn: Callable[[], _Drawn]
+    sampled: Callable[[], _SampledPositives]
 
 
 @dataclass(frozen=True)
-class _Drawn:
-    """What was drawn of these RoIs.
+class _SampledPositives:
+    """What was sampled of these RoIs.
 
     Attributes:
         rows: (R,) those that count, among the RoIs of all images; None where all do.
@@ -401,4 +425,4 @@ def _have_masks(targets: list[dict[str, Any]], device: torch.device) -> list[Ten
                 some_miss = True
                 has_mask = has_mask & torch.tensor(known, device=has_mask.device)
         have_masks.append(has_mask)
-    return [sent(has_mask, device) for has_mask in have_masks] if some_miss else None
+    return [send(has_mask, device) for has_mask in have_masks] if some_miss else None

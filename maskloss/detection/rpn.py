@@ -15,11 +15,11 @@ from torchvision.ops import batched_nms, clip_boxes_to_image, remove_small_boxes
 
 from maskloss.detection.loss_holder import LossHolder, mean_losses
 from maskloss.detection.matching import match, mostly_inside
-from maskloss.detection.sampling import Reading, draw_slots, sent
+from maskloss.detection.sampling import AsyncHostCopy, sample_slots, send
+from maskloss.losses.arithmetic import at_least_float32
 from maskloss.losses.boxes import BoxRegression
-from maskloss.losses.conventions import at_least_float32
-from maskloss.losses.criterion import KEYS, RPNBatch
-from maskloss.losses.weighting import BatchCounts
+from maskloss.losses.normalizers import BatchCounts
+from maskloss.losses.terms import TERMS, RPNBatch
 
 
 class RegionProposalNetwork(LossHolder, TorchvisionRPN):
@@ -109,7 +109,7 @@ class RegionProposalNetwork(LossHolder, TorchvisionRPN):
                 image_labels = (matches >= 0).float().masked_fill(between, -1.0)
                 matched_boxes.append(gt_boxes[matches.clamp(min=0)])
             if "ignore_boxes" in target:
-                ignored = mostly_inside(image_anchors, sent(target["ignore_boxes"], image_anchors.device))
+                ignored = mostly_inside(image_anchors, send(target["ignore_boxes"], image_anchors.device))
                 image_labels = image_labels.masked_fill(ignored & (image_labels == 0), -1.0)
             labels.append(image_labels)
         return labels, matched_boxes
@@ -155,7 +155,7 @@ class RegionProposalNetwork(LossHolder, TorchvisionRPN):
                 ),
             )
         )
-        return losses[KEYS["objectness"]], losses[KEYS["rpn_box"]]
+        return losses[TERMS["objectness"].key], losses[TERMS["rpn_box"].key]
 
     def _proposals(
         self,
@@ -214,22 +214,22 @@ class RegionProposalNetwork(LossHolder, TorchvisionRPN):
 
     def _sample(self, anchors: list[Tensor], targets: list[dict[str, Any]]) -> _Sample:
         """Match anchors to objects and sample them; of a fixed-size sample the sizes are on their way."""
-        targets = [{**target, "boxes": sent(target["boxes"], anchors[0].device)} for target in targets]
+        targets = [{**target, "boxes": send(target["boxes"], anchors[0].device)} for target in targets]
         labels, matched_boxes = self.assign_targets_to_anchors(anchors, targets)
         if not (self.training and self.sync_free):
             positives, negatives = self.fg_bg_sampler(labels)
             indices = torch.where(torch.cat(positives))[0], torch.where(torch.cat(negatives))[0]
             return _Sample(torch.cat(labels), torch.cat(matched_boxes), lambda: indices)
-        slots = draw_slots(labels, self.fg_bg_sampler)
-        reading = Reading(slots)
+        slots = sample_slots(labels, self.fg_bg_sampler)
+        host_copy = AsyncHostCopy(slots)
 
-        def drawn() -> tuple[Tensor, Tensor]:
+        def sampled() -> tuple[Tensor, Tensor]:
             images = torch.arange(len(anchors), device=slots.indices.device)
             among_all = slots.indices + len(anchors[0]) * images[:, None]
-            known, _ = reading.result()
-            return torch.cat(known.positives(among_all)), torch.cat(known.negatives(among_all))
+            counts, _ = host_copy.result()
+            return torch.cat(counts.positives(among_all)), torch.cat(counts.negatives(among_all))
 
-        return _Sample(torch.cat(labels), torch.cat(matched_boxes), drawn)
+        return _Sample(torch.cat(labels), torch.cat(matched_boxes), sampled)
 
     def _batch(
         self, objectness: Tensor, deltas: Tensor, anchors: list[Tensor], sample: _Sample, locations: int

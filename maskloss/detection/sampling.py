@@ -18,22 +18,22 @@ from torchvision.models.detection._utils import BalancedPositiveNegativeSampler
 
 
 @dataclass(frozen=True)
-class Slots:
+class SampledSlots:
     """What was drawn of each of N images, on the device.
 
     Attributes:
         indices: (N, B) int64, which anchor or RoI is in a slot: the positives first, then the negatives, then
             some that were not drawn.
         num_positives: (N,) int64.
-        num_drawn: (N,) int64, positives and negatives.
+        num_sampled: (N,) int64, positives and negatives.
     """
 
     indices: Tensor
     num_positives: Tensor
-    num_drawn: Tensor
+    num_sampled: Tensor
 
 
-def draw_slots(labels: Sequence[Tensor], sampler: BalancedPositiveNegativeSampler) -> Slots:
+def sample_slots(labels: Sequence[Tensor], sampler: BalancedPositiveNegativeSampler) -> SampledSlots:
     """Draw as many positives and negatives as torchvision's sampler, uniformly, without waiting for the device.
 
     The largest of random keys are drawn, instead of the first of a random permutation, so the draws are others
@@ -57,27 +57,27 @@ def draw_slots(labels: Sequence[Tensor], sampler: BalancedPositiveNegativeSample
     positives = keys.masked_fill(~positive, -1.0).topk(max_positives, dim=1).indices  # (N, K)
     negatives = keys.masked_fill(~negative, -1.0).topk(size, dim=1).indices  # (N, B)
     num_positives = positive.sum(1, keepdim=True).clamp(max=max_positives)  # (N, 1)
-    num_drawn = num_positives + torch.minimum(
+    num_sampled = num_positives + torch.minimum(
         negative.sum(1, keepdim=True), sampler.batch_size_per_image - num_positives
     )
     # Slot s holds positive s, and from slot num_positives on the negatives in turn.
     slot = torch.arange(size, device=padded.device)
     place = torch.where(slot < num_positives, slot, max_positives + slot - num_positives)
     indices = torch.cat([positives, negatives], dim=1).gather(1, place)
-    return Slots(indices, num_positives[:, 0], num_drawn[:, 0])
+    return SampledSlots(indices, num_positives[:, 0], num_sampled[:, 0])
 
 
 @dataclass(frozen=True)
-class Drawn:
+class SampleCounts:
     """How many slots of each of N images hold what, on the host.
 
     Attributes:
         num_positives: of each image.
-        num_drawn: of each image, positives and negatives.
+        num_sampled: of each image, positives and negatives.
     """
 
     num_positives: list[int]
-    num_drawn: list[int]
+    num_sampled: list[int]
 
     def positives(self, by_slot: Tensor) -> list[Tensor]:
         """Of values by slot, (N, B, ...), give each image's that belong to positives."""
@@ -85,19 +85,19 @@ class Drawn:
 
     def negatives(self, by_slot: Tensor) -> list[Tensor]:
         """Of values by slot, (N, B, ...), give each image's that belong to negatives."""
-        ends = zip(by_slot, self.num_positives, self.num_drawn, strict=True)
+        ends = zip(by_slot, self.num_positives, self.num_sampled, strict=True)
         return [values[first:last] for values, first, last in ends]
 
     def both(self, by_slot: Tensor) -> list[Tensor]:
         """Of values by slot, (N, B, ...), give each image's that something was drawn into."""
-        return [values[:count] for values, count in zip(by_slot, self.num_drawn, strict=True)]
+        return [values[:count] for values, count in zip(by_slot, self.num_sampled, strict=True)]
 
 
-class Reading:
+class AsyncHostCopy:
     """What was drawn, and other tensors, on their way from a device to the host."""
 
-    def __init__(self, slots: Slots, *others: Tensor) -> None:
-        tensors = (slots.num_positives, slots.num_drawn, *others)
+    def __init__(self, slots: SampledSlots, *others: Tensor) -> None:
+        tensors = (slots.num_positives, slots.num_sampled, *others)
         device = tensors[0].device
         # Into pinned memory, which `non_blocking` makes of it, so that the host goes on meanwhile.
         self._on_host = [tensor.to("cpu", non_blocking=device.type == "cuda") for tensor in tensors]
@@ -107,15 +107,15 @@ class Reading:
             # Of the tensors' device, which need not be the current one.
             self._arrived.record(torch.cuda.current_stream(device))
 
-    def result(self) -> tuple[Drawn, list[Tensor]]:
+    def result(self) -> tuple[SampleCounts, list[Tensor]]:
         """Wait until they have arrived, but not for what the device was given since."""
         if self._arrived is not None:
             self._arrived.synchronize()
-        num_positives, num_drawn, *others = self._on_host
-        return Drawn(num_positives.tolist(), num_drawn.tolist()), others
+        num_positives, num_sampled, *others = self._on_host
+        return SampleCounts(num_positives.tolist(), num_sampled.tolist()), others
 
 
-def sent(tensor: Tensor, device: torch.device) -> Tensor:
+def send(tensor: Tensor, device: torch.device) -> Tensor:
     """Send a tensor of the host to a device, without waiting for what the device is doing."""
     if device.type == "cuda" and tensor.device.type == "cpu":
         tensor = tensor.pin_memory()

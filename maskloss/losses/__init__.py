@@ -1,8 +1,9 @@
 """The losses of Mask R-CNN: pure functions on tensors, each with a thin Module beside it.
 
-By what they compare: `classification` and `long_tail` classes, `boxes` boxes, `masks` the pixels of masks, `regions`
-their areas, `mask_weak` masks with points and boxes, `regularization` weights with 0. `criterion` puts them together as
-`MaskRCNNLoss`; `presets` has the conventions of the libraries.
+By what they compare: `objectness` anchors, `classification` and `long_tail` classes, `boxes` boxes, `mask_pixels` the
+pixels of masks, `mask_overlap` their areas, `mask_classes` the channels of all classes, `mask_weak` masks with points
+and boxes, `regularization` weights with 0. `terms` says what a term of the loss is, `criterion` puts the terms together
+as `MaskRCNNLoss`, and `presets` has the conventions of the libraries.
 """
 
 from maskloss.losses.boxes import (
@@ -25,14 +26,10 @@ from maskloss.losses.classification import (
     ClassFocalLoss,
     ClassSigmoidLoss,
     ClassWeightedCrossEntropyLoss,
-    ObjectnessFocalLoss,
-    QualityFocalLoss,
     active_class_cross_entropy_loss,
     class_focal_loss,
     class_sigmoid_loss,
     class_weighted_cross_entropy_loss,
-    objectness_focal_loss,
-    quality_focal_loss,
 )
 from maskloss.losses.combination import (
     WeightedSum,
@@ -44,12 +41,42 @@ from maskloss.losses.frequency import (
     inverse_frequency_weights,
 )
 from maskloss.losses.long_tail import (
-    EqualizedLoss,
+    EqualizationLossV2,
     FederatedLoss,
     SeesawLoss,
-    equalized_loss,
+    equalization_loss_v2,
     federated_loss,
     seesaw_loss,
+)
+from maskloss.losses.mask_classes import (
+    ClassAgnosticMaskLoss,
+    MaskSoftmaxLoss,
+    mask_softmax_loss,
+    select_class_masks,
+)
+from maskloss.losses.mask_overlap import (
+    MaskBackgroundDiceLoss,
+    MaskDiceLoss,
+    MaskGeneralizedDiceLoss,
+    MaskLovaszLoss,
+    MaskTverskyLoss,
+    MaskWeightedDiceLoss,
+    mask_background_dice_loss,
+    mask_dice_loss,
+    mask_generalized_dice_loss,
+    mask_lovasz_loss,
+    mask_tversky_loss,
+    mask_weighted_dice_loss,
+)
+from maskloss.losses.mask_pixels import (
+    MaskBCELoss,
+    MaskBoundaryBCELoss,
+    MaskFocalLoss,
+    MaskWeightedBCELoss,
+    mask_bce_loss,
+    mask_boundary_bce_loss,
+    mask_focal_loss,
+    mask_weighted_bce_loss,
 )
 from maskloss.losses.mask_weak import (
     MaskPairwiseLoss,
@@ -59,45 +86,8 @@ from maskloss.losses.mask_weak import (
     mask_point_loss,
     mask_projection_loss,
 )
-from maskloss.losses.masks import (
-    ClassAgnosticMaskLoss,
-    MaskBCELoss,
-    MaskBoundaryBCELoss,
-    MaskFocalLoss,
-    MaskSoftmaxLoss,
-    MaskWeightedBCELoss,
-    mask_bce_loss,
-    mask_boundary_bce_loss,
-    mask_focal_loss,
-    mask_softmax_loss,
-    mask_weighted_bce_loss,
-    select_class_masks,
-)
-from maskloss.losses.regions import (
-    MaskDiceLoss,
-    MaskGeneralizedDiceLoss,
-    MaskInverseDiceLoss,
-    MaskLovaszLoss,
-    MaskTverskyLoss,
-    MaskWeightedDiceLoss,
-    mask_dice_loss,
-    mask_generalized_dice_loss,
-    mask_inverse_dice_loss,
-    mask_lovasz_loss,
-    mask_tversky_loss,
-    mask_weighted_dice_loss,
-)
-from maskloss.losses.regularization import (
-    L1RegularizationLoss,
-    L2RegularizationLoss,
-    WeightDecayLoss,
-    l1_regularization_loss,
-    l2_regularization_loss,
-    weight_decay_loss,
-)
-from maskloss.losses.weighting import (
+from maskloss.losses.normalizers import (
     BatchCounts,
-    LossWeights,
     per_full_batch,
     per_location,
     per_positive,
@@ -105,6 +95,21 @@ from maskloss.losses.weighting import (
     per_sampled,
     per_weight_sum,
 )
+from maskloss.losses.objectness import (
+    ObjectnessFocalLoss,
+    QualityFocalLoss,
+    objectness_focal_loss,
+    quality_focal_loss,
+)
+from maskloss.losses.regularization import (
+    L1RegularizationLoss,
+    MatterportL2Loss,
+    WeightDecayLoss,
+    l1_regularization_loss,
+    matterport_l2_loss,
+    weight_decay_loss,
+)
+from maskloss.losses.terms import LossWeights
 
 __all__ = [
     "ActiveClassCrossEntropyLoss",
@@ -120,17 +125,16 @@ __all__ = [
     "ClassFocalLoss",
     "ClassSigmoidLoss",
     "ClassWeightedCrossEntropyLoss",
-    "EqualizedLoss",
+    "EqualizationLossV2",
     "FederatedLoss",
     "L1RegularizationLoss",
-    "L2RegularizationLoss",
     "LossWeights",
     "MaskBCELoss",
+    "MaskBackgroundDiceLoss",
     "MaskBoundaryBCELoss",
     "MaskDiceLoss",
     "MaskFocalLoss",
     "MaskGeneralizedDiceLoss",
-    "MaskInverseDiceLoss",
     "MaskLovaszLoss",
     "MaskPairwiseLoss",
     "MaskPointLoss",
@@ -140,6 +144,7 @@ __all__ = [
     "MaskTverskyLoss",
     "MaskWeightedBCELoss",
     "MaskWeightedDiceLoss",
+    "MatterportL2Loss",
     "ObjectnessFocalLoss",
     "QualityFocalLoss",
     "SeesawLoss",
@@ -155,17 +160,16 @@ __all__ = [
     "class_focal_loss",
     "class_sigmoid_loss",
     "class_weighted_cross_entropy_loss",
-    "equalized_loss",
+    "equalization_loss_v2",
     "federated_loss",
     "inverse_frequency_weights",
     "l1_regularization_loss",
-    "l2_regularization_loss",
+    "mask_background_dice_loss",
     "mask_bce_loss",
     "mask_boundary_bce_loss",
     "mask_dice_loss",
     "mask_focal_loss",
     "mask_generalized_dice_loss",
-    "mask_inverse_dice_loss",
     "mask_lovasz_loss",
     "mask_pairwise_loss",
     "mask_point_loss",
@@ -174,6 +178,7 @@ __all__ = [
     "mask_tversky_loss",
     "mask_weighted_bce_loss",
     "mask_weighted_dice_loss",
+    "matterport_l2_loss",
     "objectness_focal_loss",
     "per_full_batch",
     "per_location",

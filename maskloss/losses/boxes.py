@@ -11,14 +11,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from maskloss.losses.conventions import (
+from maskloss.losses.arithmetic import at_least_float32, reduced
+from maskloss.losses.checks import (
     Reduction,
-    at_least_float32,
-    in_range,
-    known,
-    positive,
-    reduced,
-    same_shape,
+    check_in_range,
+    check_positive,
+    check_reduction,
+    check_same_shape,
 )
 
 
@@ -42,7 +41,7 @@ class BoxRegression:
     _target_boxes: Tensor | None = field(default=None, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        same_shape(deltas=self.deltas, target_deltas=self.target_deltas)
+        check_same_shape(deltas=self.deltas, target_deltas=self.target_deltas)
 
     @property
     def boxes(self) -> Tensor:
@@ -90,7 +89,7 @@ def box_smooth_l1_loss(regression: BoxRegression, *, beta: float, reduction: Red
 
     Source: Girshick, Fast R-CNN, 2015, arXiv:1504.08083, equation 3, which has β = 1.
     """
-    in_range(0, beta=beta)
+    check_in_range(0, beta=beta)
     deltas, targets = at_least_float32(regression.deltas), at_least_float32(regression.target_deltas)
     return reduced(F.smooth_l1_loss(deltas, targets, beta=beta, reduction="none").sum(dim=1), reduction)
 
@@ -100,9 +99,9 @@ class BoxSmoothL1Loss(nn.Module):
 
     def __init__(self, beta: float, reduction: Reduction = "none") -> None:
         super().__init__()
-        in_range(0, beta=beta)
+        check_in_range(0, beta=beta)
         self.beta = beta
-        self.reduction = known(reduction)
+        self.reduction = check_reduction(reduction)
 
     def extra_repr(self) -> str:
         """Show β."""
@@ -163,7 +162,7 @@ class BoxBalancedL1Loss(nn.Module):
         self.alpha = alpha
         self.gamma = gamma
         self.beta = beta
-        self.reduction = known(reduction)
+        self.reduction = check_reduction(reduction)
 
     def extra_repr(self) -> str:
         """Show the knobs."""
@@ -177,8 +176,8 @@ class BoxBalancedL1Loss(nn.Module):
 
 
 def _expect_balanced(alpha: float, gamma: float, beta: float) -> None:
-    positive(alpha=alpha, gamma=gamma, beta=beta)
-    in_range(0, 1, beta=beta)
+    check_positive(alpha=alpha, gamma=gamma, beta=beta)
+    check_in_range(0, 1, beta=beta)
     if gamma / alpha > 80:
         raise ValueError(f"gamma / alpha must be <= 80, got gamma={gamma:g} and alpha={alpha:g}")
 
@@ -240,7 +239,7 @@ class BoxIoULoss(nn.Module):
 
     def __init__(self, reduction: Reduction = "none") -> None:
         super().__init__()
-        self.reduction = known(reduction)
+        self.reduction = check_reduction(reduction)
 
     def forward(self, regression: BoxRegression) -> Tensor:
         """See `box_iou_loss`."""
@@ -274,7 +273,7 @@ class BoxGIoULoss(nn.Module):
 
     def __init__(self, reduction: Reduction = "none") -> None:
         super().__init__()
-        self.reduction = known(reduction)
+        self.reduction = check_reduction(reduction)
 
     def forward(self, regression: BoxRegression) -> Tensor:
         """See `box_giou_loss`."""
@@ -315,7 +314,7 @@ class BoxDIoULoss(nn.Module):
 
     def __init__(self, reduction: Reduction = "none") -> None:
         super().__init__()
-        self.reduction = known(reduction)
+        self.reduction = check_reduction(reduction)
 
     def forward(self, regression: BoxRegression) -> Tensor:
         """See `box_diou_loss`."""
@@ -361,7 +360,7 @@ class BoxCIoULoss(nn.Module):
 
     def __init__(self, reduction: Reduction = "none") -> None:
         super().__init__()
-        self.reduction = known(reduction)
+        self.reduction = check_reduction(reduction)
 
     def forward(self, regression: BoxRegression) -> Tensor:
         """See `box_ciou_loss`."""

@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from maskloss.losses.conventions import in_range, same_shape
-from maskloss.losses.terms import check_callable, check_unreduced, register_parts
+from maskloss.losses.checks import check_in_range, check_same_shape
+from maskloss.losses.term_checks import check_callable, check_unreduced, register_parts
 
 
 class WeightedSum(nn.Module):
@@ -44,7 +44,7 @@ class WeightedSum(nn.Module):
         for index, term in enumerate(terms):
             check_callable(f"term {index} of the sum", term)
             check_unreduced(f"term {index} of the sum", term)
-        in_range(0, **{f"weights[{index}]": weight for index, weight in enumerate(self.weights)})
+        check_in_range(0, **{f"weights[{index}]": weight for index, weight in enumerate(self.weights)})
         all_classes = [bool(getattr(term, "all_classes", False)) for term in terms]
         if any(all_classes) != all(all_classes):
             raise ValueError("some terms take all classes' mask logits and some their own class's: no sum")
@@ -69,6 +69,6 @@ class WeightedSum(nn.Module):
                     f"term {index} of the sum gives a {type(value).__name__}, not a tensor: a loss that gives its "
                     "weights too, which enter the divisor, cannot be added to one that does not"
                 )
-        same_shape(**{f"term_{index}": value for index, value in enumerate(values)})
+        check_same_shape(**{f"term_{index}": value for index, value in enumerate(values)})
         weighted = [weight * value for weight, value in zip(self.weights, values, strict=True)]
         return sum(weighted[1:], start=weighted[0])

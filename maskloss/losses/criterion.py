@@ -7,105 +7,42 @@ file sums a term's values, divides and weighs them.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from maskloss.losses.boxes import BoxRegression, BoxSmoothL1Loss
-from maskloss.losses.conventions import at_least_float32
-from maskloss.losses.masks import MaskBCELoss, select_class_masks
-from maskloss.losses.presets import PRESETS, PresetName, matterport
+from maskloss.losses.arithmetic import at_least_float32
+from maskloss.losses.boxes import BoxRegression
+from maskloss.losses.mask_classes import select_class_masks
+from maskloss.losses.normalizers import BatchCounts, Normalizer, per_location
+from maskloss.losses.term_checks import check_term, register_parts
 from maskloss.losses.terms import (
+    TERMS,
     AllClassesMaskTerm,
     BoxTerm,
     ClassificationTerm,
+    KeypointBatch,
+    KeypointTerm,
+    LossWeights,
+    MaskBatch,
     MaskTerm,
     ObjectnessTerm,
     RegularizationTerm,
-    check_term,
-    register_parts,
-)
-from maskloss.losses.weighting import (
-    BatchCounts,
-    LossWeights,
-    Normalizer,
-    per_location,
-    per_positive,
-    per_sampled,
-    per_weight_sum,
+    RoIBatch,
+    RPNBatch,
 )
 from maskloss.masks.targets import MaskTargets
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-#: The keys of torchvision's loss dict, by term.
-KEYS = {
-    "objectness": "loss_objectness",
-    "rpn_box": "loss_rpn_box_reg",
-    "classification": "loss_classifier",
-    "box": "loss_box_reg",
-    "mask": "loss_mask",
-    "regularization": "loss_regularization",
-}
-
-
-@dataclass(frozen=True)
-class RPNBatch:
-    """The sampled anchors of all images.
-
-    Attributes:
-        objectness: (S,) logits.
-        labels: (S,) float, 1 for an object and 0 for background.
-        box: the P positives among them.
-        counts: S is `counts.sampled`.
-    """
-
-    objectness: Tensor
-    labels: Tensor
-    box: BoxRegression
-    counts: BatchCounts
-
-
-@dataclass(frozen=True)
-class RoIBatch:
-    """The sampled RoIs of all images, without their masks.
-
-    Attributes:
-        class_logits: (R, C).
-        labels: (R,) int64, 0 is background.
-        box: the P positives among them, each with the deltas of its own class.
-        counts: R is `counts.sampled`.
-    """
-
-    class_logits: Tensor
-    labels: Tensor
-    box: BoxRegression
-    counts: BatchCounts
-
-
-@dataclass(frozen=True)
-class MaskBatch:
-    """The masks of the P positive RoIs.
-
-    Attributes:
-        mask_logits: (P, 1, M, M), the channel of each RoI's own class; (P, C, M, M) where the head computes
-            all of them.
-        mask_targets: (P, M, M) in [0, 1].
-        labels: (P,) int64, each RoI's own class.
-        counts: of the RoI batch.
-    """
-
-    mask_logits: Tensor
-    mask_targets: Tensor
-    labels: Tensor
-    counts: BatchCounts
+    from maskloss.losses.presets import PresetName
 
 
 class MaskRCNNLoss(nn.Module):
-    """The loss of a Mask R-CNN: one callable per term, one normaliser per term, one weight per term.
+    """The loss of a Mask R-CNN: one callable, one normalizer and one weight per term.
 
     What is not given is torchvision's, so `MaskRCNNLoss()` is the preset "torchvision" and
     `MaskRCNNLoss(mask=my_mask_loss)` differs from it in the mask term alone.
@@ -122,11 +59,12 @@ class MaskRCNNLoss(nn.Module):
             `mask_probs(mask_logits (D, C, M, M), labels (D,)) -> (D, M, M)`, inference takes the masks from it
             instead of the sigmoid of the own class's channel; and if it has an attribute `channel`, only that one
             is computed and C is 1.
+        keypoint: (keypoint_logits (V, S * S), cells (V,) int64) -> (V,), of the V visible keypoints of a Keypoint
+            R-CNN, each with the cell of its heatmap that it is in.
         regularization: (model) -> scalar; None for no such term and no such key.
         weights: what each term is multiplied by.
-        normalizers: per term ("objectness", "rpn_box", "classification", "box", "mask") a callable on
-            `BatchCounts` that gives the divisor of the term's summed values; the rest stay torchvision's.
-            A divisor of 0 counts as 1.
+        normalizers: per term, all but "regularization", a callable on `BatchCounts` that returns the divisor of the
+            term's summed values, such as `per_positive`; the rest stay torchvision's. A divisor of 0 counts as 1.
         mask_targets: how the mask targets are made from the ground truth; torchvision's, soft and half a
             pixel off, where not given.
 
@@ -149,8 +87,16 @@ class MaskRCNNLoss(nn.Module):
         2.0
 
     Source: He et al., Mask R-CNN, 2017, arXiv:1703.06870; the defaults are torchvision 0.29.2's
-    `fastrcnn_loss`, `maskrcnn_loss` and `RegionProposalNetwork.compute_loss`.
+    `fastrcnn_loss`, `maskrcnn_loss`, `keypointrcnn_loss` and `RegionProposalNetwork.compute_loss`.
     """
+
+    objectness: ObjectnessTerm
+    rpn_box: BoxTerm
+    classification: ClassificationTerm
+    box: BoxTerm
+    mask: MaskTerm | AllClassesMaskTerm
+    keypoint: KeypointTerm
+    regularization: RegularizationTerm | None
 
     def __init__(
         self,
@@ -160,18 +106,20 @@ class MaskRCNNLoss(nn.Module):
         classification: ClassificationTerm | None = None,
         box: BoxTerm | None = None,
         mask: MaskTerm | AllClassesMaskTerm | None = None,
+        keypoint: KeypointTerm | None = None,
         regularization: RegularizationTerm | None = None,
         weights: LossWeights | None = None,
         normalizers: Mapping[str, Normalizer] | None = None,
         mask_targets: MaskTargets | None = None,
     ) -> None:
         super().__init__()
-        given = {
+        given: dict[str, Any] = {
             "objectness": objectness,
             "rpn_box": rpn_box,
             "classification": classification,
             "box": box,
             "mask": mask,
+            "keypoint": keypoint,
             "regularization": regularization,
         }
         for name, term in given.items():
@@ -183,26 +131,14 @@ class MaskRCNNLoss(nn.Module):
         ):
             if value is not None and not isinstance(value, kind):
                 raise TypeError(f"{argument} must be a maskloss.{kind.__name__}, not {type(value).__name__}")
-        # Not by `or`: a module may be falsy, such as one that has a length.
-        self.objectness = nn.BCEWithLogitsLoss(reduction="none") if objectness is None else objectness
-        self.rpn_box = BoxSmoothL1Loss(beta=1 / 9) if rpn_box is None else rpn_box
-        self.classification = (
-            nn.CrossEntropyLoss(reduction="none") if classification is None else classification
-        )
-        self.box = BoxSmoothL1Loss(beta=1 / 9) if box is None else box
-        self.mask = MaskBCELoss() if mask is None else mask
-        self.regularization = regularization
+        for name, entry in TERMS.items():
+            term = given[name]
+            setattr(self, name, entry.default() if term is None and entry.default is not None else term)
         register_parts(self, [term for term in given.values() if term is not None])
         self.weights = LossWeights() if weights is None else weights
         self.mask_targets = MaskTargets(aligned=False, binary=False) if mask_targets is None else mask_targets
         self.normalizers: dict[str, Normalizer] = {
-            "objectness": per_sampled,
-            "rpn_box": per_sampled,
-            "classification": per_weight_sum,
-            # All sampled RoIs, not the positives: dividing by the positives would make a lone positive weigh
-            # as much as a hundred of them.
-            "box": per_sampled,
-            "mask": per_positive,
+            name: entry.normalizer for name, entry in TERMS.items() if entry.normalizer is not None
         }
         if normalizers is not None and not isinstance(normalizers, Mapping):
             raise TypeError(
@@ -220,7 +156,7 @@ class MaskRCNNLoss(nn.Module):
                     f"maskloss.losses.per_positive, not {type(normalizer).__name__}"
                 )
         self.normalizers.update(normalizers or {})
-        for name in ("classification", "box", "mask"):
+        for name in self.normalizers.keys() - {"objectness", "rpn_box"}:
             if self.normalizers[name] is per_location:
                 raise ValueError(
                     f"only the RPN has anchor locations, {name} cannot be divided by per_location"
@@ -228,7 +164,7 @@ class MaskRCNNLoss(nn.Module):
 
     @classmethod
     def preset(cls, name: PresetName, *, active_classes: Tensor | None = None) -> Self:
-        """Give the loss of a library, or of the paper.
+        """Return the loss of a library, or of the paper.
 
         Args:
             name: "torchvision", "detectron2", "matterport", "paper" or "aligned" (torchvision's terms with
@@ -239,13 +175,21 @@ class MaskRCNNLoss(nn.Module):
         Raises:
             ValueError: there is no such preset, or it takes no `active_classes`.
         """
-        if not isinstance(name, str) or name not in PRESETS:
-            raise ValueError(f"no preset is named {name!r}; there are {', '.join(PRESETS)}")
-        if active_classes is None:
-            return cls(**PRESETS[name]())
-        if name != "matterport":
-            raise ValueError(f"active_classes belongs to the preset 'matterport', not to {name!r}")
-        return cls(**matterport(active_classes))
+        from maskloss.losses.presets import make_preset  # here, because presets are made of this class
+
+        return cls(**make_preset(name, active_classes).settings())
+
+    def settings(self) -> dict[str, Any]:
+        """Return the arguments that make this loss, to change some of them.
+
+        Example:
+            >>> detectron2 = MaskRCNNLoss.preset("detectron2")
+            >>> doubled = MaskRCNNLoss(**{**detectron2.settings(), "weights": LossWeights(mask=2.0)})
+            >>> doubled.mask_targets.binary
+            True
+        """
+        names = (*TERMS, "weights", "mask_targets")
+        return {**{name: getattr(self, name) for name in names}, "normalizers": dict(self.normalizers)}
 
     @property
     def needs_all_mask_classes(self) -> bool:
@@ -269,31 +213,31 @@ class MaskRCNNLoss(nn.Module):
         return own if self.needs_all_mask_classes else None
 
     def rpn_losses(self, batch: RPNBatch) -> dict[str, Tensor]:
-        """Give `loss_objectness` and `loss_rpn_box_reg`, weighted scalars."""
+        """Return `loss_objectness` and `loss_rpn_box_reg`, weighted scalars."""
         return {
-            KEYS["objectness"]: self._term(
+            TERMS["objectness"].key: self._term(
                 "objectness",
                 batch.objectness,
                 lambda logits: self.objectness(logits, batch.labels),
                 batch.counts,
             ),
-            KEYS["rpn_box"]: self._box_term("rpn_box", batch.box, batch.counts),
+            TERMS["rpn_box"].key: self._box_term("rpn_box", batch.box, batch.counts),
         }
 
     def roi_losses(self, batch: RoIBatch) -> dict[str, Tensor]:
-        """Give `loss_classifier` and `loss_box_reg`, weighted scalars."""
+        """Return `loss_classifier` and `loss_box_reg`, weighted scalars."""
         return {
-            KEYS["classification"]: self._term(
+            TERMS["classification"].key: self._term(
                 "classification",
                 batch.class_logits,
                 lambda logits: self.classification(logits, batch.labels),
                 batch.counts,
             ),
-            KEYS["box"]: self._box_term("box", batch.box, batch.counts),
+            TERMS["box"].key: self._box_term("box", batch.box, batch.counts),
         }
 
     def mask_losses(self, batch: MaskBatch) -> dict[str, Tensor]:
-        """Give `loss_mask`, a weighted scalar."""
+        """Return `loss_mask`, a weighted scalar."""
 
         def evaluate(mask_logits: Tensor) -> Tensor:
             mask: Any = self.mask
@@ -304,18 +248,29 @@ class MaskRCNNLoss(nn.Module):
             per_pixel = getattr(values, "shape", None) == batch.mask_targets.shape
             return values.mean(dim=(1, 2)) if per_pixel else values
 
-        return {KEYS["mask"]: self._term("mask", batch.mask_logits, evaluate, batch.counts)}
+        return {TERMS["mask"].key: self._term("mask", batch.mask_logits, evaluate, batch.counts)}
+
+    def keypoint_losses(self, batch: KeypointBatch) -> dict[str, Tensor]:
+        """Return `loss_keypoint`, a weighted scalar."""
+        return {
+            TERMS["keypoint"].key: self._term(
+                "keypoint",
+                batch.keypoint_logits,
+                lambda logits: self.keypoint(logits, batch.cells),
+                batch.counts,
+            )
+        }
 
     def regularization_losses(self, model: nn.Module) -> dict[str, Tensor]:
-        """Give `loss_regularization` of the model's parameters, or nothing where no penalty is set."""
+        """Return `loss_regularization` of the model's parameters, or nothing where no penalty is set."""
         if self.regularization is None:
             return {}
         if self.weights.regularization == 0:
-            return {KEYS["regularization"]: zero_of(model.parameters())}
+            return {TERMS["regularization"].key: zero_of(model.parameters())}
         value = self.regularization(model)
         if not isinstance(value, Tensor) or value.dim() != 0:
             raise ValueError(f"the regularization term must return a scalar tensor, not {_described(value)}")
-        return {KEYS["regularization"]: self.weights.regularization * value}
+        return {TERMS["regularization"].key: self.weights.regularization * value}
 
     def _box_term(self, name: str, box: BoxRegression, counts: BatchCounts) -> Tensor:
         term: BoxTerm = getattr(self, name)
@@ -356,7 +311,7 @@ class MaskRCNNLoss(nn.Module):
 
 
 def zero_of(tensors: Any) -> Tensor:
-    """Give a zero that backpropagates a gradient of zeros to each of the tensors.
+    """Return a zero that backpropagates a gradient of zeros to each of the tensors.
 
     An empty slice's sum is exactly 0, where `tensor.sum() * 0` is NaN if the tensor holds an infinity.
     """
@@ -367,9 +322,8 @@ def zero_of(tensors: Any) -> Tensor:
 def _check_values(name: str, values: Any, count: int) -> None:
     if isinstance(values, Tensor) and values.shape == (count,):
         return
-    per = {"objectness": "sampled anchor", "classification": "sampled RoI"}.get(name, "positive")
     raise ValueError(
-        f"the {name} term must return one value per {per}, shape ({count},), not {_described(values)}"
+        f"the {name} term must return one value per {TERMS[name].per}, shape ({count},), not {_described(values)}"
         "; a torch.nn loss needs reduction='none'"
     )
 

@@ -13,8 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from maskloss.losses.arithmetic import at_least_float32, reduced
+from maskloss.losses.checks import Reduction, check_in_range, check_positive, check_reduction
 from maskloss.losses.classification import foreground_of
-from maskloss.losses.conventions import Reduction, at_least_float32, in_range, known, positive, reduced
 
 #: Lowest score of a RoI's own class in the seesaw's ratios.
 _LEAST_SCORE = 1e-2
@@ -54,7 +55,7 @@ def seesaw_loss(
     out of the softmax, into an objectness of its own; here the head is torchvision's, and the background stays in.
     The floor of 0.01 under σ_i is mmdetection 3.3.0's.
     """
-    in_range(0, p=p, q=q)
+    check_in_range(0, p=p, q=q)
     _expect_per_class("class_counts", class_counts, class_logits)
     logits = at_least_float32(class_logits)
     counts = class_counts.to(logits).clamp(min=1.0)
@@ -83,11 +84,11 @@ class SeesawLoss(nn.Module):
         self, num_classes: int, p: float = 0.8, q: float = 2.0, reduction: Reduction = "none"
     ) -> None:
         super().__init__()
-        in_range(0, p=p, q=q)
-        in_range(2, num_classes=num_classes)
+        check_in_range(0, p=p, q=q)
+        check_in_range(2, num_classes=num_classes)
         self.p = p
         self.q = q
-        self.reduction = known(reduction)
+        self.reduction = check_reduction(reduction)
         self.register_buffer("class_counts", torch.zeros(num_classes))
 
     def extra_repr(self) -> str:
@@ -106,7 +107,7 @@ class SeesawLoss(nn.Module):
         )
 
 
-def equalized_loss(
+def equalization_loss_v2(
     class_logits: Tensor,
     labels: Tensor,
     *,
@@ -138,8 +139,8 @@ def equalized_loss(
 
     Source: Tan et al., Equalization loss v2, 2020, arXiv:2012.08548, equations 4 to 6.
     """
-    positive(gamma=gamma)
-    in_range(0, mu=mu, alpha=alpha)
+    check_positive(gamma=gamma)
+    check_in_range(0, mu=mu, alpha=alpha)
     _expect_per_class("gradient_ratio", gradient_ratio, class_logits)
     logits, targets = foreground_of(class_logits, labels)
     weights = _equalizing_weights(targets, gradient_ratio[1:].to(logits), gamma, mu, alpha)
@@ -155,14 +156,14 @@ def _equalizing_weights(
     return of_positives * targets + of_negatives * (1 - targets)
 
 
-class EqualizedLoss(nn.Module):
-    """`equalized_loss` that sums up the gradients as it goes.
+class EqualizationLossV2(nn.Module):
+    """`equalization_loss_v2` that sums up the gradients as it goes.
 
     Args:
         num_classes: C, background included.
-        gamma: of `equalized_loss`.
-        mu: of `equalized_loss`.
-        alpha: of `equalized_loss`.
+        gamma: of `equalization_loss_v2`.
+        mu: of `equalization_loss_v2`.
+        alpha: of `equalization_loss_v2`.
     """
 
     positive_gradients: Tensor
@@ -177,13 +178,13 @@ class EqualizedLoss(nn.Module):
         reduction: Reduction = "none",
     ) -> None:
         super().__init__()
-        positive(gamma=gamma)
-        in_range(0, mu=mu, alpha=alpha)
-        in_range(2, num_classes=num_classes)
+        check_positive(gamma=gamma)
+        check_in_range(0, mu=mu, alpha=alpha)
+        check_in_range(2, num_classes=num_classes)
         self.gamma = gamma
         self.mu = mu
         self.alpha = alpha
-        self.reduction = known(reduction)
+        self.reduction = check_reduction(reduction)
         self.register_buffer("positive_gradients", torch.zeros(num_classes))
         self.register_buffer("negative_gradients", torch.zeros(num_classes))
 
@@ -199,9 +200,9 @@ class EqualizedLoss(nn.Module):
         return f"num_classes={self.positive_gradients.numel()}, {knobs}"
 
     def forward(self, class_logits: Tensor, labels: Tensor) -> Tensor:
-        """See `equalized_loss`; then add this batch's gradients."""
+        """See `equalization_loss_v2`; then add this batch's gradients."""
         ratio = self.gradient_ratio
-        values = equalized_loss(
+        values = equalization_loss_v2(
             class_logits,
             labels,
             gradient_ratio=ratio,
@@ -277,10 +278,10 @@ class FederatedLoss(nn.Module):
         counts = torch.as_tensor(class_counts, dtype=torch.float32)
         if counts.dim() != 1 or not (counts.isfinite() & (counts >= 0)).all():
             raise ValueError(f"class_counts must be one finite number >= 0 per class, got {class_counts}")
-        in_range(1, num_classes=num_classes)
-        in_range(0, power=power)
+        check_in_range(1, num_classes=num_classes)
+        check_in_range(0, power=power)
         self.num_classes = num_classes
-        self.reduction = known(reduction)
+        self.reduction = check_reduction(reduction)
         self.register_buffer("class_weights", counts**power)
 
     def extra_repr(self) -> str:

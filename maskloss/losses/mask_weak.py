@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from maskloss.losses.conventions import Reduction, at_least_float32, in_range, known, reduced, same_shape
+from maskloss.losses.arithmetic import at_least_float32, reduced
+from maskloss.losses.checks import Reduction, check_in_range, check_reduction, check_same_shape
 
 #: Under the sums of squares of a projection's Dice, as in BoxInst.
 _DICE_EPSILON = 1e-5
@@ -64,7 +65,7 @@ def mask_point_loss(
             f"mask_logits must be (P, M, M) and point_coords (P, K, 2), not {tuple(mask_logits.shape)} and "
             f"{tuple(point_coords.shape)}"
         )
-    same_shape(point_labels=point_labels, x_of_point_coords=point_coords[..., 0])
+    check_same_shape(point_labels=point_labels, x_of_point_coords=point_coords[..., 0])
     logits = sample_at_points(at_least_float32(mask_logits)[:, None], point_coords)[:, 0]  # (P, K)
     labels = point_labels.to(logits.dtype)
     per_point = F.binary_cross_entropy_with_logits(logits, labels.clamp(min=0), reduction="none")
@@ -77,7 +78,7 @@ class MaskPointLoss(nn.Module):
 
     def __init__(self, reduction: Reduction = "none") -> None:
         super().__init__()
-        self.reduction = known(reduction)
+        self.reduction = check_reduction(reduction)
 
     def forward(self, mask_logits: Tensor, point_coords: Tensor, point_labels: Tensor) -> Tensor:
         """See `mask_point_loss`."""
@@ -111,7 +112,7 @@ def mask_projection_loss(
 
     Source: Tian et al., BoxInst, 2020, arXiv:2012.02310, equation 3, with the Dice of squares of its code, ε = 1e-5.
     """
-    same_shape(mask_logits=mask_logits, gt_box_grids=gt_box_grids)
+    check_same_shape(mask_logits=mask_logits, gt_box_grids=gt_box_grids)
     p = at_least_float32(mask_logits).sigmoid()
     boxes = gt_box_grids.to(p.dtype)
     loss = _squared_dice(p.amax(dim=-2), boxes.amax(dim=-2)) + _squared_dice(
@@ -125,7 +126,7 @@ class MaskProjectionLoss(nn.Module):
 
     def __init__(self, reduction: Reduction = "none") -> None:
         super().__init__()
-        self.reduction = known(reduction)
+        self.reduction = check_reduction(reduction)
 
     def forward(self, mask_logits: Tensor, gt_box_grids: Tensor) -> Tensor:
         """See `mask_projection_loss`."""
@@ -170,8 +171,8 @@ def mask_pairwise_loss(
     Source: Tian et al., BoxInst, 2020, arXiv:2012.02310, equations 5 to 7; τ = 0.3 and dilation 2 are its defaults.
     BoxInst divides by the edges of all objects of the batch; here each object is divided by its own.
     """
-    same_shape(mask_logits=mask_logits, gt_box_grids=gt_box_grids)
-    same_shape(mask_logits=mask_logits, a_channel_of_image_crops=image_crops[:, 0])
+    check_same_shape(mask_logits=mask_logits, gt_box_grids=gt_box_grids)
+    check_same_shape(mask_logits=mask_logits, a_channel_of_image_crops=image_crops[:, 0])
     _check_pairwise(color_threshold, dilation)
     similarity = color_similarity(
         rgb_to_lab(at_least_float32(image_crops)), dilation=dilation
@@ -192,7 +193,7 @@ class MaskPairwiseLoss(nn.Module):
         _check_pairwise(color_threshold, dilation)
         self.color_threshold = color_threshold
         self.dilation = dilation
-        self.reduction = known(reduction)
+        self.reduction = check_reduction(reduction)
 
     def extra_repr(self) -> str:
         """Show the threshold and the dilation."""
@@ -211,7 +212,7 @@ class MaskPairwiseLoss(nn.Module):
 
 
 def _check_pairwise(color_threshold: float, dilation: int) -> None:
-    in_range(0, 1, color_threshold=color_threshold)
+    check_in_range(0, 1, color_threshold=color_threshold)
     if dilation < 1:
         raise ValueError(f"dilation must be at least 1, got {dilation}")
 

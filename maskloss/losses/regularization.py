@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from maskloss.losses.conventions import at_least_float32, in_range
+from maskloss.losses.arithmetic import at_least_float32
+from maskloss.losses.checks import check_in_range
 
 _NORMALIZATIONS = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 
@@ -29,7 +30,7 @@ def regularized_parameters(model: nn.Module) -> Iterator[nn.Parameter]:
                 yield parameter
 
 
-def l2_regularization_loss(model: nn.Module, *, weight_decay: float = 1e-4) -> Tensor:
+def matterport_l2_loss(model: nn.Module, *, weight_decay: float = 1e-4) -> Tensor:
     r"""Matterport's L2 term: the mean square of each tensor, summed over the tensors.
 
     loss = λ Σ_w Σ_i w_i² / size(w). Each tensor counts alike, however many weights it has, so this is not
@@ -48,22 +49,22 @@ def l2_regularization_loss(model: nn.Module, *, weight_decay: float = 1e-4) -> T
     Example:
         >>> linear = nn.Linear(2, 1, bias=False)
         >>> _ = nn.init.constant_(linear.weight, 3.0)
-        >>> l2_regularization_loss(linear, weight_decay=0.5).item()
+        >>> matterport_l2_loss(linear, weight_decay=0.5).item()
         4.5
 
     Source: matterport/Mask_RCNN 0038eff, `MaskRCNN.compile`: λ = 1e-4, biases included, names with "gamma"
     or "beta" left out.
     """
-    in_range(0, weight_decay=weight_decay)
+    check_in_range(0, weight_decay=weight_decay)
     return weight_decay * _total(at_least_float32(p).square().mean() for p in regularized_parameters(model))
 
 
-class L2RegularizationLoss(nn.Module):
-    """`l2_regularization_loss` with its λ."""
+class MatterportL2Loss(nn.Module):
+    """`matterport_l2_loss` with its λ."""
 
     def __init__(self, weight_decay: float = 1e-4) -> None:
         super().__init__()
-        in_range(0, weight_decay=weight_decay)
+        check_in_range(0, weight_decay=weight_decay)
         self.weight_decay = weight_decay
 
     def extra_repr(self) -> str:
@@ -71,8 +72,8 @@ class L2RegularizationLoss(nn.Module):
         return f"weight_decay={self.weight_decay:g}"
 
     def forward(self, model: nn.Module) -> Tensor:
-        """See `l2_regularization_loss`."""
-        return l2_regularization_loss(model, weight_decay=self.weight_decay)
+        """See `matterport_l2_loss`."""
+        return matterport_l2_loss(model, weight_decay=self.weight_decay)
 
 
 def weight_decay_loss(model: nn.Module, *, weight_decay: float = 1e-4) -> Tensor:
@@ -99,7 +100,7 @@ def weight_decay_loss(model: nn.Module, *, weight_decay: float = 1e-4) -> Tensor
 
     Source: Krogh and Hertz, A simple weight decay can improve generalization, 1991, equation 2.
     """
-    in_range(0, weight_decay=weight_decay)
+    check_in_range(0, weight_decay=weight_decay)
     squares = (at_least_float32(p).square().sum() for p in regularized_parameters(model))
     return weight_decay / 2 * _total(squares)
 
@@ -109,7 +110,7 @@ class WeightDecayLoss(nn.Module):
 
     def __init__(self, weight_decay: float = 1e-4) -> None:
         super().__init__()
-        in_range(0, weight_decay=weight_decay)
+        check_in_range(0, weight_decay=weight_decay)
         self.weight_decay = weight_decay
 
     def extra_repr(self) -> str:

@@ -1,16 +1,18 @@
-"""What a term of the loss is: one Protocol per term, which functions, modules and torch.nn's losses fill alike."""
+"""The terms of the loss: a Protocol for each, the batches that they are computed on, and the table of all of them."""
 
 from __future__ import annotations
 
-import functools
-import inspect
-from collections.abc import Iterable, Iterator
+import math
+import numbers
+from collections.abc import Callable
+from dataclasses import dataclass, fields
 from typing import Any, Protocol
 
 from torch import Tensor, nn
-from torch.nn.modules.loss import _Loss
 
-from maskloss.losses.boxes import BoxRegression
+from maskloss.losses.boxes import BoxRegression, BoxSmoothL1Loss
+from maskloss.losses.mask_pixels import MaskBCELoss
+from maskloss.losses.normalizers import BatchCounts, Normalizer, per_positive, per_sampled, per_weight_sum
 
 
 class ObjectnessTerm(Protocol):
@@ -54,6 +56,13 @@ class AllClassesMaskTerm(Protocol):
         """Return one value per positive, (P,), or one per cell, (P, M, M)."""
 
 
+class KeypointTerm(Protocol):
+    """Compare the logits (V, S * S) of V visible keypoints' heatmaps with the cells (V,) int64 that they are in."""
+
+    def __call__(self, keypoint_logits: Tensor, cells: Tensor, /) -> Tensor:
+        """Return one value per keypoint, (V,)."""
+
+
 class RegularizationTerm(Protocol):
     """A penalty on a model's parameters."""
 
@@ -61,160 +70,146 @@ class RegularizationTerm(Protocol):
         """Return a scalar."""
 
 
-#: What each term is called with, for error messages.
-_ARGUMENTS = {
-    "objectness": ("logits", "labels"),
-    "rpn_box": ("a BoxRegression",),
-    "classification": ("class_logits", "labels"),
-    "box": ("a BoxRegression",),
-    "mask": ("mask_logits", "mask_targets"),
-    "regularization": ("the model",),
+@dataclass(frozen=True)
+class Term:
+    """One term of the loss.
+
+    Attributes:
+        key: in torchvision's dict of losses.
+        arguments: what it is called with, for error messages.
+        per: what it returns a value for; empty of a scalar.
+        default: makes torchvision's term; None where torchvision has none.
+        normalizer: gives torchvision's divisor; None of a scalar, which nothing divides.
+    """
+
+    key: str
+    arguments: tuple[str, ...]
+    per: str = ""
+    default: Callable[[], Any] | None = None
+    normalizer: Normalizer | None = None
+
+
+#: The terms by name, in the order in which losses are shown. What repeats them loops over this table.
+TERMS: dict[str, Term] = {
+    "objectness": Term(
+        "loss_objectness",
+        ("logits", "labels"),
+        "sampled anchor",
+        lambda: nn.BCEWithLogitsLoss(reduction="none"),
+        per_sampled,
+    ),
+    "rpn_box": Term(
+        "loss_rpn_box_reg", ("a BoxRegression",), "positive", lambda: BoxSmoothL1Loss(beta=1 / 9), per_sampled
+    ),
+    "classification": Term(
+        "loss_classifier",
+        ("class_logits", "labels"),
+        "sampled RoI",
+        lambda: nn.CrossEntropyLoss(reduction="none"),
+        per_weight_sum,
+    ),
+    # Divided by all sampled RoIs, not by the positives, which would make a lone positive weigh as much as a hundred.
+    "box": Term(
+        "loss_box_reg", ("a BoxRegression",), "positive", lambda: BoxSmoothL1Loss(beta=1 / 9), per_sampled
+    ),
+    "mask": Term("loss_mask", ("mask_logits", "mask_targets"), "positive", MaskBCELoss, per_positive),
+    "keypoint": Term(
+        "loss_keypoint",
+        ("keypoint_logits", "cells"),
+        "visible keypoint",
+        lambda: nn.CrossEntropyLoss(reduction="none"),
+        per_sampled,
+    ),
+    "regularization": Term("loss_regularization", ("the model",)),
 }
 
 
-def register_parts(owner: nn.Module, terms: Iterable[Any]) -> None:
-    """Register the modules and parameters that terms hold without being modules themselves.
+@dataclass(frozen=True)
+class LossWeights:
+    """What each term is multiplied by, each >= 0. 0 skips the term's work and leaves a zero in its place."""
 
-    A function object with a learned weight among its attributes, or a `functools.partial` of a module, is called like
-    any term; registered, its parameters are found by an optimizer, move to another device and are saved. What a
-    function or a method refers to is not searched: that may be the model.
+    objectness: float = 1.0
+    rpn_box: float = 1.0
+    classification: float = 1.0
+    box: float = 1.0
+    mask: float = 1.0
+    keypoint: float = 1.0
+    regularization: float = 1.0
 
-    Args:
-        owner: the module that calls the terms; the parts become its submodule `held`, if there are any.
-        terms: any callables. Modules among them register their own parts.
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            weight = getattr(self, field.name)
+            if not isinstance(weight, numbers.Real) or isinstance(weight, bool):
+                raise TypeError(f"the weight of {field.name} must be a number, got {type(weight).__name__}")
+            # A plain number, also of numpy's scalars, so that the weights can be written to a file.
+            weight = float(weight)
+            object.__setattr__(self, field.name, weight)
+            if not (math.isfinite(weight) and weight >= 0):
+                raise ValueError(f"the weight of {field.name} must be a finite number >= 0, got {weight}")
+
+
+@dataclass(frozen=True)
+class RPNBatch:
+    """The sampled anchors of all images.
+
+    Attributes:
+        objectness: (S,) logits.
+        labels: (S,) float, 1 for an object and 0 for background.
+        box: the P positives among them.
+        counts: S is `counts.sampled`.
     """
-    parts = [part for term in terms for part in _parts_of(term)]
-    if not parts:
-        return
-    owner.held = nn.Module()
-    for index, part in enumerate(parts):
-        setattr(owner.held, f"part_{index}", part)
+
+    objectness: Tensor
+    labels: Tensor
+    box: BoxRegression
+    counts: BatchCounts
 
 
-def _parts_of(term: Any) -> Iterator[nn.Module | nn.Parameter]:
-    if isinstance(term, functools.partial):
-        yield from _parts_in([term.func, term.args, term.keywords])
-    elif not (isinstance(term, nn.Module) or inspect.isroutine(term)):
-        yield from _parts_in(getattr(term, "__dict__", {}))
+@dataclass(frozen=True)
+class RoIBatch:
+    """The sampled RoIs of all images, without their masks.
 
-
-def _parts_in(value: Any) -> Iterator[nn.Module | nn.Parameter]:
-    if isinstance(value, nn.Module | nn.Parameter):
-        yield value
-    elif isinstance(value, functools.partial):
-        yield from _parts_of(value)
-    elif isinstance(value, list | tuple | dict):
-        for one in value.values() if isinstance(value, dict) else value:
-            yield from _parts_in(one)
-
-
-def check_term(name: str, term: Any) -> None:
-    """Check that something can be a term of the loss, as far as that can be known without calling it.
-
-    Args:
-        name: of the term.
-        term: what was given for it.
-
-    Raises:
-        TypeError: it is a class, no callable, or takes other arguments; the message says what to write.
-        ValueError: it reduces its values to one number.
+    Attributes:
+        class_logits: (R, C).
+        labels: (R,) int64, 0 is background.
+        box: the P positives among them, each with the deltas of its own class.
+        counts: R is `counts.sampled`.
     """
-    check_callable(name, term)
-    arguments = _ARGUMENTS[name]
-    if name == "mask" and getattr(term, "all_classes", False):
-        arguments = (*arguments, "labels")
-    if not _takes(term, len(arguments)):
-        way_out = ""
-        if name in ("box", "rpn_box"):
-            way_out = (
-                "; write maskloss.losses.BoxSmoothL1Loss(beta=1.0), or "
-                "lambda boxes: my_loss(boxes.deltas, boxes.target_deltas)"
-            )
-        elif name == "mask" and _takes(term, 3):
-            way_out = "; a term of all classes' logits and labels has the attribute all_classes = True"
-        elif keywords := _required_keywords(term):
-            settings = ", ".join(f"{keyword}=..." for keyword in keywords)
-            way_out = f" alone; write functools.partial({_name_of(term)}, {settings})"
-        raise TypeError(f"{name}: {_name_of(term)} cannot be called with {' and '.join(arguments)}{way_out}")
-    if name != "regularization":
-        check_unreduced(name, term)
+
+    class_logits: Tensor
+    labels: Tensor
+    box: BoxRegression
+    counts: BatchCounts
 
 
-def check_callable(name: str, term: Any) -> None:
-    """Check that something is a function or a loss object.
+@dataclass(frozen=True)
+class MaskBatch:
+    """The masks of the P positive RoIs.
 
-    Args:
-        name: of the term, for the message.
-        term: what was given for it.
-
-    Raises:
-        TypeError: it is a class, or cannot be called.
+    Attributes:
+        mask_logits: (P, 1, M, M), the channel of each RoI's own class; (P, C, M, M) where the head computes
+            all of them.
+        mask_targets: (P, M, M) in [0, 1].
+        labels: (P,) int64, each RoI's own class.
+        counts: of the RoI batch.
     """
-    function = term.func if isinstance(term, functools.partial) else term
-    if isinstance(function, type):
-        raise TypeError(
-            f"{name}: {function.__name__} is a class; write {function.__name__}(...), an object of it"
-        )
-    if not callable(term):
-        raise TypeError(
-            f"{name}: a term is a function or a loss object such as those of maskloss.losses, not "
-            f"{type(term).__name__} {str(term)[:60]!r}; from names and mappings `maskloss train` makes losses"
-        )
-    if (
-        isinstance(term, nn.Module)
-        and type(term).forward is nn.Module.forward
-        and "forward" not in vars(term)
-    ):
-        raise TypeError(f"{name}: a {type(term).__name__} has no forward, so it cannot be called as a term")
+
+    mask_logits: Tensor
+    mask_targets: Tensor
+    labels: Tensor
+    counts: BatchCounts
 
 
-def check_unreduced(name: str, term: Any) -> None:
-    """Check that a term gives a value per sample, where it says how it reduces them.
+@dataclass(frozen=True)
+class KeypointBatch:
+    """The visible keypoints of the positive RoIs.
 
-    Args:
-        name: of the term, for the message.
-        term: what was given for it.
-
-    Raises:
-        ValueError: it is torch's or maskloss's, or a partial function, and sums or averages.
+    Attributes:
+        keypoint_logits: (V, S * S), each keypoint's heatmap.
+        cells: (V,) int64 in [0, S * S), the cell of its heatmap that each keypoint is in.
+        counts: V is `counts.sampled`.
     """
-    if isinstance(term, functools.partial):
-        reduction = term.keywords.get("reduction", "none")
-        way_out = "leave reduction out"
-    else:
-        own = isinstance(term, _Loss) or type(term).__module__.startswith("maskloss.")
-        reduction = getattr(term, "reduction", "none") if own else "none"
-        way_out = f'write {_name_of(term)}(reduction="none")'
-    if reduction != "none":
-        raise ValueError(
-            f'{name}: {_name_of(term)} has reduction="{reduction}", but MaskRCNNLoss needs a value per sample; '
-            f"{way_out}"
-        )
 
-
-def _takes(term: Any, count: int) -> bool:
-    """Whether a callable takes so many positional arguments; of what does not say, yes."""
-    try:
-        signature = inspect.signature(term.forward if isinstance(term, nn.Module) else term)
-    except (TypeError, ValueError):
-        return True
-    try:
-        signature.bind(*[None] * count)
-    except TypeError:
-        return False
-    return True
-
-
-def _required_keywords(term: Any) -> list[str]:
-    """Return the keyword-only arguments without a default, of a callable that says what it takes."""
-    if isinstance(term, nn.Module):
-        term = term.forward
-    parameters = inspect.signature(term).parameters.values()
-    return [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.default is p.empty]
-
-
-def _name_of(term: Any) -> str:
-    if isinstance(term, functools.partial):
-        term = term.func
-    name: str = getattr(term, "__qualname__", type(term).__qualname__)
-    return name
+    keypoint_logits: Tensor
+    cells: Tensor
+    counts: BatchCounts

@@ -12,7 +12,7 @@ from maskloss.data.dataset import Crowds
 from maskloss.detection.models import MOST_DETECTIONS, ModelName
 from maskloss.errors import InputError, one_line
 from maskloss.losses.criterion import MaskRCNNLoss
-from maskloss.training.losses import LossConfig, make_loss
+from maskloss.training.loss_config import LossConfig, make_loss
 
 #: Fields that may change between a run and its resumption. All but max_steps stay out of a step's numbers, and
 #: max_steps enters only through the learning rate's schedule.
@@ -198,7 +198,7 @@ class TrainConfig:
         """Make the loss that `loss` names.
 
         Raises:
-            InputError: see `training.losses.make_loss`.
+            InputError: see `training.loss_config.make_loss`.
         """
         return make_loss(self.loss)
 

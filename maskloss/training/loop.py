@@ -48,7 +48,8 @@ from maskloss.files import (
     write_bytes,
     write_text,
 )
-from maskloss.losses.criterion import KEYS, MaskRCNNLoss
+from maskloss.losses.criterion import MaskRCNNLoss
+from maskloss.losses.terms import TERMS
 from maskloss.training.checkpoints import (
     checkpoint_files,
     load_checkpoint,
@@ -58,7 +59,7 @@ from maskloss.training.checkpoints import (
 )
 from maskloss.training.config import TrainConfig
 from maskloss.training.evaluation import Evaluation, batches_on, check_sizes, crowded_images, evaluate
-from maskloss.training.losses import probe_copy
+from maskloss.training.loss_probe import probe_copy
 from maskloss.training.metrics import write_metrics
 from maskloss.training.model_file import ModelDescription, mask_probs_of, model_settings_of, save_model
 
@@ -551,7 +552,7 @@ def _terms_named(loss: MaskRCNNLoss, step: int) -> Iterator[None]:
         frames = [(frame.f_code, number) for frame, number in traceback.walk_tb(error.__traceback__)]
         lines = [(code, number) for code, number in frames if _is_users(code.co_filename)]
         term = next(
-            (name for name in KEYS if _code_of(getattr(loss, name, None)) & {c for c, _ in frames}), None
+            (name for name in TERMS if _code_of(getattr(loss, name, None)) & {c for c, _ in frames}), None
         )
         in_criterion = any(Path(code.co_filename).name == "criterion.py" for code, _ in frames)
         if not (lines or term or in_criterion):

@@ -24,10 +24,11 @@ from maskloss.detection.models import MODEL_NAMES, MOST_DETECTIONS, ModelSetting
 from maskloss.errors import InputError, one_line
 from maskloss.files import read_bytes, write_bytes
 from maskloss.losses.criterion import MaskRCNNLoss
-from maskloss.losses.masks import ClassAgnosticMaskLoss, MaskBCELoss, MaskSoftmaxLoss
+from maskloss.losses.mask_classes import ClassAgnosticMaskLoss, MaskSoftmaxLoss
+from maskloss.losses.mask_pixels import MaskBCELoss
 from maskloss.losses.presets import PRESETS
 from maskloss.masks.targets import MaskTargets
-from maskloss.training.losses import LossConfig, make_loss
+from maskloss.training.loss_config import LossConfig, make_loss
 
 #: Of the description; files of 0.1.0 have none, and do not know their loss.
 _VERSION = 2

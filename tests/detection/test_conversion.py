@@ -23,9 +23,9 @@ from maskloss import EncodedMasks, LossWeights, MaskRCNNLoss, MaskTargets
 from maskloss.detection import ClassSelectedMaskPredictor, RCNNTransform, RegionProposalNetwork, RoIHeads
 from maskloss.losses import (
     ClassAgnosticMaskLoss,
-    L2RegularizationLoss,
     MaskBCELoss,
     MaskSoftmaxLoss,
+    MatterportL2Loss,
     select_class_masks,
 )
 from maskloss.masks.paste import paste_masks
@@ -500,7 +500,7 @@ def test_a_copy_gives_the_same_losses_and_detections(duplicate):
 
 @pytest.mark.parametrize("duplicate", [copied, pickled])
 def test_a_copied_model_penalises_its_own_parameters(duplicate):
-    model = maskloss.convert(tiny_mask_rcnn(), MaskRCNNLoss(regularization=L2RegularizationLoss(1.0)))
+    model = maskloss.convert(tiny_mask_rcnn(), MaskRCNNLoss(regularization=MatterportL2Loss(1.0)))
     twin = duplicate(model)
     with torch.no_grad():
         for parameter in twin.parameters():
@@ -751,7 +751,7 @@ def test_under_autocast_losses_are_float32_and_every_gradient_is_there():
 def test_loss_regularization_is_there_only_where_a_penalty_is_set():
     without, _ = training_pass(maskloss.convert(tiny_mask_rcnn()), *batch())
     assert "loss_regularization" not in without
-    model = maskloss.convert(tiny_mask_rcnn(), MaskRCNNLoss(regularization=L2RegularizationLoss(0.5)))
+    model = maskloss.convert(tiny_mask_rcnn(), MaskRCNNLoss(regularization=MatterportL2Loss(0.5)))
     losses, _ = training_pass(model, *batch())
     # λ Σ mean(w²) over all tensors but the BatchNorm's.
     expected = 0.5 * sum(

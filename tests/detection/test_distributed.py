@@ -16,7 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import maskloss
 from maskloss import LossWeights, MaskRCNNLoss
-from maskloss.losses import EqualizedLoss, L2RegularizationLoss, SeesawLoss
+from maskloss.losses import EqualizationLossV2, MatterportL2Loss, SeesawLoss
 from tests.processes import run_ranks
 
 from .small_models import batch, tiny_mask_rcnn, training_pass, without_objects
@@ -27,7 +27,7 @@ CASES: dict[str, dict[str, Any]] = {
     "torchvision": {},
     "mask weight 0": {"weights": LossWeights(mask=0.0)},
     "every weight 0 but one": {"weights": LossWeights(objectness=0.0, rpn_box=0.0, box=0.0, mask=0.0)},
-    "with a penalty": {"regularization": L2RegularizationLoss(1e-2)},
+    "with a penalty": {"regularization": MatterportL2Loss(1e-2)},
 }
 
 # The processes give back {case: {"keys": per step, "gradients": per step, "parameters": at the end}}.
@@ -52,7 +52,7 @@ def rois(rank: int) -> tuple[Tensor, Tensor]:
 
 
 def long_tail_losses() -> list[nn.Module]:
-    return [SeesawLoss(4), EqualizedLoss(4)]
+    return [SeesawLoss(4), EqualizationLossV2(4)]
 
 
 def gathered(loss: nn.Module, class_logits: Tensor, labels: Tensor) -> dict[str, Tensor]:

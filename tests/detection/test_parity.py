@@ -16,7 +16,7 @@ from torchvision.models.detection.keypoint_rcnn import KeypointRCNNHeads, Keypoi
 
 import maskloss
 from maskloss import MaskRCNNLoss
-from maskloss.losses import L2RegularizationLoss, SeesawLoss, l2_regularization_loss
+from maskloss.losses import MatterportL2Loss, SeesawLoss, matterport_l2_loss
 from tests.photos import CROWDED, FEW, UPRIGHT, WITHOUT, read_photo, read_photos
 
 from .small_models import batch, tiny_keypoint_rcnn, tiny_mask_rcnn, training_pass, without_objects
@@ -337,7 +337,7 @@ def test_losses_with_detections_are_torchvisions_on_the_proposals_of_evaluation(
 
 
 def test_losses_do_not_depend_on_how_images_are_grouped(photos):
-    model = maskloss.convert(mask_rcnn(), MaskRCNNLoss(regularization=L2RegularizationLoss()))
+    model = maskloss.convert(mask_rcnn(), MaskRCNNLoss(regularization=MatterportL2Loss()))
     images, targets = choose(photos, CROWDED, FEW, UPRIGHT, WITHOUT)
     images, targets = [*images, images[1].flip(2)], [*targets, targets[1]]
 
@@ -436,10 +436,10 @@ def test_gradients_are_not_there_where_the_caller_wants_none(context):
 
 
 def test_the_penalty_is_among_the_losses_where_one_is_set():
-    model = maskloss.convert(tiny_mask_rcnn(), MaskRCNNLoss(regularization=L2RegularizationLoss(0.1)))
+    model = maskloss.convert(tiny_mask_rcnn(), MaskRCNNLoss(regularization=MatterportL2Loss(0.1)))
     losses, detections = maskloss.losses_and_detections(model, *batch())
     assert float(losses["loss_regularization"].detach()) == pytest.approx(
-        float(l2_regularization_loss(model, weight_decay=0.1).detach()), rel=1e-6
+        float(matterport_l2_loss(model, weight_decay=0.1).detach()), rel=1e-6
     )
     assert detections[0].keys() == {"boxes", "labels", "scores", "masks"}
     training = model.train()(*batch())

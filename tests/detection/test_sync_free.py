@@ -28,7 +28,7 @@ from torchvision.ops import MultiScaleRoIAlign, batched_nms
 from maskloss import EncodedMasks, convert, losses_and_detections
 from maskloss.detection import mask_branch, roi_heads, rpn
 from maskloss.detection.pooling import pooled_from_every_level
-from maskloss.detection.sampling import Drawn, Reading, Slots, draw_slots
+from maskloss.detection.sampling import AsyncHostCopy, SampleCounts, SampledSlots, sample_slots
 
 from .small_models import batch, tiny_keypoint_rcnn, tiny_mask_rcnn, training_pass, without_objects
 
@@ -46,9 +46,9 @@ def test_as_many_are_drawn_as_torchvision_draws_and_each_once(
 ) -> None:
     by_image = [torch.tensor(image, dtype=torch.int64) for image in labels]
     sampler = BalancedPositiveNegativeSampler(size, fraction)
-    slots = draw_slots(by_image, sampler)
+    slots = sample_slots(by_image, sampler)
     expected_positives, expected_negatives = sampler(by_image)
-    known, _ = Reading(slots).result()
+    known, _ = AsyncHostCopy(slots).result()
     assert known.num_positives == [int(mask.sum()) for mask in expected_positives]
     of_images = zip(
         by_image,
@@ -72,8 +72,8 @@ def test_each_is_drawn_as_often_as_any_other() -> None:
     drawn = torch.zeros(len(labels))
     times = 4000
     for _ in range(times):
-        slots = draw_slots([labels], sampler)
-        drawn[slots.indices[0, : int(slots.num_drawn[0])]] += 1
+        slots = sample_slots([labels], sampler)
+        drawn[slots.indices[0, : int(slots.num_sampled[0])]] += 1
     # Two of six positives, six of ten negatives; five standard deviations.
     share = torch.tensor([2 / 6] * 6 + [6 / 10] * 10 + [0.0] * 4)
     deviation = (share * (1 - share) / times).sqrt()
@@ -115,17 +115,17 @@ def test_where_all_are_drawn_losses_and_gradients_are_those_of_the_parity_mode(m
 
 def test_slots_that_nothing_was_drawn_into_were_there():
     model = convert(taking_all(tiny_mask_rcnn()), sync_free=True)
-    seen: list[Drawn] = []
-    result = Reading.result
+    seen: list[SampleCounts] = []
+    result = AsyncHostCopy.result
 
-    def watched(reading: Reading) -> Any:
+    def watched(reading: AsyncHostCopy) -> Any:
         known, others = result(reading)
         seen.append(known)
         return known, others
 
-    with patch.object(Reading, "result", watched):
+    with patch.object(AsyncHostCopy, "result", watched):
         training_pass(model, *batch())
-    assert len(set(seen[1].num_drawn)) == 2
+    assert len(set(seen[1].num_sampled)) == 2
 
 
 def test_encoded_masks_train_as_in_the_parity_mode():
@@ -285,14 +285,14 @@ class BlockingCopies(TorchDispatchMode):
 
 
 class ReadElsewhere:
-    """In place of a Reading: three positives and ten drawn of each image, and nothing asked of the device."""
+    """In place of an AsyncHostCopy: three positives and ten drawn of each image, and nothing asked of the device."""
 
-    def __init__(self, slots: Slots, *others: Tensor) -> None:
+    def __init__(self, slots: SampledSlots, *others: Tensor) -> None:
         self.num_images, self.others = len(slots.indices), others
 
-    def result(self) -> tuple[Drawn, list[Tensor]]:
+    def result(self) -> tuple[SampleCounts, list[Tensor]]:
         on_host = [torch.zeros(other.shape, dtype=other.dtype) for other in self.others]
-        return Drawn([3] * self.num_images, [10] * self.num_images), on_host
+        return SampleCounts([3] * self.num_images, [10] * self.num_images), on_host
 
 
 @contextmanager
@@ -312,7 +312,7 @@ def without_values(sync_free: bool, make: Any = tiny_mask_rcnn) -> Iterator[tupl
         with torch.device("cuda"):
             model = convert(make(), sync_free=sync_free)
         for module in (rpn, roi_heads):
-            stack.enter_context(patch.object(module, "Reading", ReadElsewhere))
+            stack.enter_context(patch.object(module, "AsyncHostCopy", ReadElsewhere))
         stack.enter_context(patch.object(rpn, "batched_nms", nms))
         stack.enter_context(patch.object(mask_branch, "targets_of_host_boxes", grids))
         stack.enter_context(patch.object(Tensor, "pin_memory", lambda tensor: tensor))

@@ -20,7 +20,7 @@ from maskloss.losses import (
     objectness_focal_loss,
     quality_focal_loss,
 )
-from maskloss.losses.criterion import RoIBatch
+from maskloss.losses.terms import RoIBatch
 from tests import reference
 
 

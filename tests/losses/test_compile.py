@@ -10,9 +10,9 @@ from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from maskloss.losses import BoxRegression, MaskRCNNLoss
-from maskloss.losses.criterion import MaskBatch, RoIBatch, RPNBatch
+from maskloss.losses.normalizers import BatchCounts
 from maskloss.losses.presets import PRESETS
-from maskloss.losses.weighting import BatchCounts
+from maskloss.losses.terms import MaskBatch, RoIBatch, RPNBatch
 
 C, M = 5, 7
 #: Sampled anchors, positives among them, sampled RoIs, positives among them. torch.compile treats 0 and 1 apart.

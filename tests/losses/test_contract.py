@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from maskloss import losses
 from maskloss.losses import BoxRegression
-from maskloss.training.losses import probe
+from maskloss.training.loss_probe import probe
 
 C, M = 5, 6
 
@@ -37,7 +37,7 @@ OF_MASKS = [
     Case(losses.mask_boundary_bce_loss, losses.MaskBoundaryBCELoss, {"boundary_weight": 4.0, "width": 3}),
     Case(losses.mask_dice_loss, losses.MaskDiceLoss, {"smooth": 0.5}),
     Case(losses.mask_weighted_dice_loss, losses.MaskWeightedDiceLoss, {**WEIGHTS, "smooth": 0.5}),
-    Case(losses.mask_inverse_dice_loss, losses.MaskInverseDiceLoss, {"smooth": 0.5}),
+    Case(losses.mask_background_dice_loss, losses.MaskBackgroundDiceLoss, {"smooth": 0.5}),
     Case(losses.mask_generalized_dice_loss, losses.MaskGeneralizedDiceLoss, {}),
     Case(
         losses.mask_tversky_loss,
@@ -288,7 +288,7 @@ BAD_KNOBS = [
     (losses.mask_boundary_bce_loss, losses.MaskBoundaryBCELoss, {"boundary_weight": -1.0}),
     (losses.mask_boundary_bce_loss, losses.MaskBoundaryBCELoss, {"width": 4}),
     (losses.mask_dice_loss, losses.MaskDiceLoss, {"smooth": 0.0}),
-    (losses.mask_inverse_dice_loss, losses.MaskInverseDiceLoss, {"smooth": 0.0}),
+    (losses.mask_background_dice_loss, losses.MaskBackgroundDiceLoss, {"smooth": 0.0}),
     (losses.mask_weighted_dice_loss, losses.MaskWeightedDiceLoss, {**WEIGHTS, "smooth": 0.0}),
     (losses.mask_weighted_dice_loss, losses.MaskWeightedDiceLoss, {**WEIGHTS, "negative_weight": -1.0}),
     (losses.mask_tversky_loss, losses.MaskTverskyLoss, {"alpha": -1.0}),

@@ -24,7 +24,7 @@ from maskloss.losses import (
     per_sampled,
     per_weight_sum,
 )
-from maskloss.losses.criterion import MaskBatch, RoIBatch, RPNBatch
+from maskloss.losses.terms import MaskBatch, RoIBatch, RPNBatch
 from tests.reference import module_of
 
 COUNTS = BatchCounts(num_images=2, sampled=6, positives=3, batch_size_per_image=8, locations=20)

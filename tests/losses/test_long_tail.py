@@ -10,11 +10,11 @@ from torch import Tensor
 
 from maskloss import MaskRCNNLoss
 from maskloss.losses import (
-    EqualizedLoss,
+    EqualizationLossV2,
     FederatedLoss,
     SeesawLoss,
     class_sigmoid_loss,
-    equalized_loss,
+    equalization_loss_v2,
     federated_loss,
     seesaw_loss,
 )
@@ -94,13 +94,13 @@ RATIO = torch.tensor([0.0, 0.1, 0.8, 2.0, 100.0])
 
 
 def test_equalized_agrees_with_the_reference(class_logits):
-    found = equalized_loss(class_logits, LABELS, gradient_ratio=RATIO, gamma=3.0, mu=0.7, alpha=2.0)
+    found = equalization_loss_v2(class_logits, LABELS, gradient_ratio=RATIO, gamma=3.0, mu=0.7, alpha=2.0)
     expected, _, _ = reference.equalized(class_logits, LABELS.tolist(), RATIO.tolist(), 3.0, 0.7, 2.0)
     torch.testing.assert_close(found.tolist(), expected)
 
 
 def test_the_equalized_module_sums_the_gradients_of_each_class(class_logits):
-    module = EqualizedLoss(C)
+    module = EqualizationLossV2(C)
     # Nothing known yet: f(100) = 1, and every weight is 1.
     torch.testing.assert_close(module(class_logits, LABELS), class_sigmoid_loss(class_logits, LABELS))
     _, positive, negative = reference.equalized(class_logits, LABELS.tolist(), [100.0] * C, 12.0, 0.8, 4.0)
@@ -169,7 +169,7 @@ def test_more_own_classes_than_asked_for_all_count():
 # All of them
 
 
-MODULES = [SeesawLoss(C), EqualizedLoss(C), FederatedLoss([1.0] * C, num_classes=3)]
+MODULES = [SeesawLoss(C), EqualizationLossV2(C), FederatedLoss([1.0] * C, num_classes=3)]
 
 
 @pytest.mark.parametrize("module", MODULES, ids=lambda module: type(module).__name__)
@@ -193,7 +193,7 @@ def test_no_rois_halves_and_gradients(module, class_logits):
     "make",
     [
         lambda **arguments: SeesawLoss(C, **arguments),
-        lambda **arguments: EqualizedLoss(C, **arguments),
+        lambda **arguments: EqualizationLossV2(C, **arguments),
         lambda **arguments: FederatedLoss([1.0] * C, 4, **arguments),
     ],
 )
@@ -213,7 +213,7 @@ def test_a_label_that_is_no_class_raises_and_is_not_taken_for_background(module,
         copy.deepcopy(module)(class_logits[:2], torch.tensor([1, label]))
 
 
-@pytest.mark.parametrize("make", [lambda: SeesawLoss(C), lambda: EqualizedLoss(C)])
+@pytest.mark.parametrize("make", [lambda: SeesawLoss(C), lambda: EqualizationLossV2(C)])
 def test_in_evaluation_mode_nothing_is_gathered(make, class_logits):
     module = make().eval()
     module(class_logits.requires_grad_(), LABELS)
@@ -240,10 +240,10 @@ def test_what_was_gathered_moves_and_is_saved_with_the_loss(module):
         (lambda: SeesawLoss(C, p=-1.0), "p must be"),
         (lambda: SeesawLoss(C, q=-1.0), "q must be"),
         (lambda: SeesawLoss(1), "num_classes"),
-        (lambda: EqualizedLoss(C, gamma=0.0), "gamma"),
-        (lambda: EqualizedLoss(C, alpha=-1.0), "alpha"),
-        (lambda: EqualizedLoss(C, mu=float("nan")), "mu"),
-        (lambda: EqualizedLoss(1), "num_classes"),
+        (lambda: EqualizationLossV2(C, gamma=0.0), "gamma"),
+        (lambda: EqualizationLossV2(C, alpha=-1.0), "alpha"),
+        (lambda: EqualizationLossV2(C, mu=float("nan")), "mu"),
+        (lambda: EqualizationLossV2(1), "num_classes"),
         (lambda: FederatedLoss([1.0, 1.0], power=float("nan")), "power"),
         (lambda: FederatedLoss([1.0, -1.0]), "class_counts"),
         (lambda: FederatedLoss([1.0, 2.0], num_classes=0), "num_classes"),

@@ -163,7 +163,7 @@ def other_losses() -> dict[str, tuple[nn.Module, tuple[Tensor, ...]]]:
         ),
         "ClassWeightedCrossEntropyLoss": (losses.ClassWeightedCrossEntropyLoss([1.0, 2, 3, 4]), classes),
         "SeesawLoss": (losses.SeesawLoss(4), classes),
-        "EqualizedLoss": (losses.EqualizedLoss(4), classes),
+        "EqualizationLossV2": (losses.EqualizationLossV2(4), classes),
         "FederatedLoss": (losses.FederatedLoss([0, 5, 3, 1], num_classes=2), classes),
         "MaskSoftmaxLoss": (losses.MaskSoftmaxLoss(), masks),
         "ClassAgnosticMaskLoss": (losses.ClassAgnosticMaskLoss(losses.MaskDiceLoss()), masks),
@@ -181,7 +181,7 @@ def other_losses() -> dict[str, tuple[nn.Module, tuple[Tensor, ...]]]:
             (masks[0][:, 0], crops, boxes),
         ),
         "L1RegularizationLoss": (losses.L1RegularizationLoss(), model),
-        "L2RegularizationLoss": (losses.L2RegularizationLoss(), model),
+        "MatterportL2Loss": (losses.MatterportL2Loss(), model),
         "WeightDecayLoss": (losses.WeightDecayLoss(), model),
     }
 

@@ -10,8 +10,8 @@ import torch
 
 from maskloss import BoxRegression, LossWeights, MaskRCNNLoss, MaskTargets
 from maskloss.losses import ActiveClassCrossEntropyLoss, BatchCounts
-from maskloss.losses.criterion import MaskBatch, RoIBatch, RPNBatch
 from maskloss.losses.presets import PRESETS
+from maskloss.losses.terms import MaskBatch, RoIBatch, RPNBatch
 from tests.reference import module_of
 
 LOG2 = math.log(2)

@@ -8,10 +8,10 @@ from torch import nn
 
 from maskloss.losses import (
     L1RegularizationLoss,
-    L2RegularizationLoss,
+    MatterportL2Loss,
     WeightDecayLoss,
     l1_regularization_loss,
-    l2_regularization_loss,
+    matterport_l2_loss,
     weight_decay_loss,
 )
 from tests import reference
@@ -20,7 +20,7 @@ from tests import reference
 def test_l2_by_hand_counts_each_tensor_alike():
     # Mean squares: (1 + 9) / 2 = 5 of the first, 4 of the second; 0.1 * (5 + 4) = 0.9.
     model = reference.module_of(torch.tensor([1.0, -3.0]), torch.full((10, 10), 2.0))
-    assert l2_regularization_loss(model, weight_decay=0.1).item() == pytest.approx(0.9, rel=1e-6)
+    assert matterport_l2_loss(model, weight_decay=0.1).item() == pytest.approx(0.9, rel=1e-6)
 
 
 def test_l1_by_hand_sums_absolute_values():
@@ -32,7 +32,7 @@ def test_l2_agrees_with_the_reference(generator, tolerance):
     weights = [
         torch.randn(shape, generator=generator, dtype=torch.float64) for shape in ((3, 4), (7,), (2, 2, 2))
     ]
-    value = l2_regularization_loss(reference.module_of(*weights), weight_decay=1e-4)
+    value = matterport_l2_loss(reference.module_of(*weights), weight_decay=1e-4)
     expected = reference.l2_regularization(weights, 1e-4)
     assert value.item() == pytest.approx(expected, rel=tolerance[torch.float64]["rtol"])
 
@@ -49,7 +49,7 @@ def test_l1_agrees_with_the_reference(generator, tolerance):
 def test_l2_gradient_by_hand():
     # d/dw of λ mean(w²) = 2 λ w / size.
     model = reference.module_of(torch.tensor([1.0, -3.0]))
-    l2_regularization_loss(model, weight_decay=0.5).backward()
+    matterport_l2_loss(model, weight_decay=0.5).backward()
     torch.testing.assert_close(model.weight_0.grad, torch.tensor([0.5, -1.5]))
 
 
@@ -77,7 +77,7 @@ def test_a_step_on_weight_decay_is_the_optimizers(generator):
 
 
 LOSSES = [
-    L2RegularizationLoss(weight_decay=1.0),
+    MatterportL2Loss(weight_decay=1.0),
     L1RegularizationLoss(),
     WeightDecayLoss(weight_decay=1.0),
 ]
@@ -120,7 +120,7 @@ def test_biases_count(penalty):
         model.weight.fill_(0.0)
         model.bias.fill_(3.0)
     assert penalty(model).item() == pytest.approx(
-        {L2RegularizationLoss: 9, L1RegularizationLoss: 3, WeightDecayLoss: 4.5}[type(penalty)]
+        {MatterportL2Loss: 9, L1RegularizationLoss: 3, WeightDecayLoss: 4.5}[type(penalty)]
     )
 
 
@@ -148,7 +148,7 @@ def test_half_weights_are_summed_in_float32(penalty, dtype):
     # 300² and the sum of a thousand 300s are beyond float16.
     value = penalty(reference.module_of(torch.full((1000,), 300.0, dtype=dtype)))
     assert value.dtype == torch.float32
-    expected = {L2RegularizationLoss: 90_000, L1RegularizationLoss: 300_000, WeightDecayLoss: 45_000_000}[
+    expected = {MatterportL2Loss: 90_000, L1RegularizationLoss: 300_000, WeightDecayLoss: 45_000_000}[
         type(penalty)
     ]
     assert value.item() == pytest.approx(expected, rel=1e-6)
@@ -156,7 +156,7 @@ def test_half_weights_are_summed_in_float32(penalty, dtype):
 
 def test_l2_weight_decay_of_zero_is_zero_with_zero_gradient():
     model = reference.module_of(torch.ones(3))
-    value = l2_regularization_loss(model, weight_decay=0.0)
+    value = matterport_l2_loss(model, weight_decay=0.0)
     value.backward()
     assert value == 0
     assert model.weight_0.grad.tolist() == [0, 0, 0]
@@ -165,8 +165,8 @@ def test_l2_weight_decay_of_zero_is_zero_with_zero_gradient():
 @pytest.mark.parametrize(
     "make",
     [
-        L2RegularizationLoss,
-        lambda λ: l2_regularization_loss(nn.Linear(1, 1), weight_decay=λ),
+        MatterportL2Loss,
+        lambda λ: matterport_l2_loss(nn.Linear(1, 1), weight_decay=λ),
         WeightDecayLoss,
         lambda λ: weight_decay_loss(nn.Linear(1, 1), weight_decay=λ),
     ],
@@ -179,9 +179,9 @@ def test_a_weight_decay_that_is_negative_or_not_finite_raises(make, value):
 
 def test_modules_equal_functions(generator):
     model = reference.module_of(torch.randn(3, 2, generator=generator))
-    assert L2RegularizationLoss(0.3)(model) == l2_regularization_loss(model, weight_decay=0.3)
+    assert MatterportL2Loss(0.3)(model) == matterport_l2_loss(model, weight_decay=0.3)
     assert L1RegularizationLoss()(model) == l1_regularization_loss(model)
 
 
 def test_l2_module_shows_its_weight_decay():
-    assert repr(L2RegularizationLoss()) == "L2RegularizationLoss(weight_decay=0.0001)"
+    assert repr(MatterportL2Loss()) == "MatterportL2Loss(weight_decay=0.0001)"

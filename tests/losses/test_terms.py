@@ -1,9 +1,11 @@
-"""What cannot be a term of the loss is refused where the loss is made, with what to write instead."""
+"""The table of terms; and what cannot be a term is refused where the loss is made, with what to write instead."""
 
 from __future__ import annotations
 
 import copy
+import dataclasses
 import functools
+import inspect
 import pickle
 
 import numpy as np
@@ -14,12 +16,11 @@ from torch import Tensor, nn
 
 import maskloss
 from maskloss import LossWeights, MaskRCNNLoss, losses
-from maskloss.losses import per_positive
-from maskloss.losses.criterion import MaskBatch
+from maskloss.losses import BatchCounts, MaskBCELoss, MaskDiceLoss, WeightDecayLoss, per_positive
+from maskloss.losses.terms import TERMS, KeypointBatch, MaskBatch
+from maskloss.masks.targets import MaskTargets
 
 from .test_criterion import COUNTS
-
-TERMS = ("objectness", "rpn_box", "classification", "box", "mask", "regularization")
 
 
 @pytest.mark.parametrize("term", TERMS)
@@ -371,3 +372,59 @@ def test_uncertainty_weighting_of_every_term_reaches_its_optimum():
         optimizer.step()
     plain = mask_loss_of(MaskRCNNLoss(normalizers={"mask": lambda _: 2}))
     assert float(loss.mask.s.detach()) == pytest.approx(float(plain.log()), abs=1e-4)
+
+
+def test_the_loss_and_its_weights_have_every_term_of_the_table() -> None:
+    arguments = set(inspect.signature(MaskRCNNLoss).parameters)
+    assert set(TERMS) == arguments - {"weights", "normalizers", "mask_targets"}
+    assert list(TERMS) == [field.name for field in dataclasses.fields(LossWeights)]
+    loss = MaskRCNNLoss()
+    assert set(loss.normalizers) == set(TERMS) - {"regularization"}
+    for name, term in TERMS.items():
+        assert (getattr(loss, name) is None) == (term.default is None)
+
+
+def test_the_settings_of_a_loss_make_it_again() -> None:
+    term = MaskDiceLoss()
+    loss = MaskRCNNLoss(
+        mask=term,
+        weights=LossWeights(box=2.0),
+        normalizers={"box": per_positive},
+        mask_targets=MaskTargets(aligned=True, binary=True),
+        regularization=WeightDecayLoss(),
+    )
+    again = MaskRCNNLoss(**loss.settings())
+    assert again.settings() == loss.settings()
+    assert again.mask is term
+    changed = MaskRCNNLoss(**{**loss.settings(), "mask": None})
+    assert isinstance(changed.mask, MaskBCELoss)
+    assert changed.weights.box == 2.0
+    assert loss.mask is term
+
+
+def test_a_keypoint_term_is_a_term_like_the_others() -> None:
+    torch.manual_seed(0)
+    logits, cells = torch.randn(5, 49, requires_grad=True), torch.randint(0, 49, (5,))
+    batch = KeypointBatch(logits, cells, BatchCounts(2, sampled=5, positives=3, batch_size_per_image=8))
+    expected = F.cross_entropy(logits, cells)  # torchvision's `keypointrcnn_loss`
+    assert torch.allclose(MaskRCNNLoss().keypoint_losses(batch)["loss_keypoint"], expected)
+    tripled = MaskRCNNLoss(
+        keypoint=lambda keypoint_logits, cells: 3 * F.cross_entropy(keypoint_logits, cells, reduction="none"),
+        weights=LossWeights(keypoint=0.5),
+        normalizers={"keypoint": per_positive},
+    )
+    value = tripled.keypoint_losses(batch)["loss_keypoint"]
+    assert torch.allclose(value, 0.5 * 3 * expected * 5 / 3)
+    none = KeypointBatch(
+        logits[:0], cells[:0], BatchCounts(2, sampled=0, positives=0, batch_size_per_image=8)
+    )
+    zero = MaskRCNNLoss().keypoint_losses(none)["loss_keypoint"]
+    zero.backward()
+    assert zero == 0
+    assert logits.grad is not None
+    with pytest.raises(TypeError, match=r"keypoint: .* is a class"):
+        MaskRCNNLoss(keypoint=torch.nn.CrossEntropyLoss)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r'keypoint: .* write CrossEntropyLoss\(reduction="none"\)'):
+        MaskRCNNLoss(keypoint=torch.nn.CrossEntropyLoss())
+    with pytest.raises(ValueError, match=r"one value per visible keypoint"):
+        MaskRCNNLoss(keypoint=lambda logits, cells: logits).keypoint_losses(batch)

@@ -23,7 +23,7 @@ from maskloss.losses import ClassAgnosticMaskLoss, MaskBCELoss, MaskRCNNLoss, Ma
 from maskloss.training.checkpoints import read_weights
 from maskloss.training.config import TrainConfig
 from maskloss.training.loop import initial_model
-from maskloss.training.losses import make_loss
+from maskloss.training.loss_config import make_loss
 from maskloss.training.model_file import (
     ModelDescription,
     is_self_contained,
@@ -264,9 +264,9 @@ class Scaled(nn.Module):
         ("tests.training.small_runs.nan_at_once", False),
         ({"preset": "aligned", "mask": "maskloss.losses.MaskDiceLoss", "weights": {"mask": 2.0}}, True),
         ({"box": {"class_path": "maskloss.losses.BoxSmoothL1Loss", "init_args": {"beta": 1.0}}}, True),
-        ({"mask": "maskloss.losses.masks.MaskBCELoss"}, False),
+        ({"mask": "maskloss.losses.mask_pixels.MaskBCELoss"}, False),
         ({"mask": "os.system"}, False),
-        ({"mask": "maskloss.losses.masks.torch.load"}, False),
+        ({"mask": "maskloss.losses.mask_pixels.torch.load"}, False),
         ({"normalizers": {"box": "maskloss.losses.per_positive"}, "regularization": None}, True),
         ({"normalizers": {"box": "my.own"}}, False),
         (

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from maskloss.losses import MaskSoftmaxLoss
-from maskloss.losses.masks import select_class_masks
+from maskloss.losses.mask_classes import select_class_masks
 
 
 class SoftmaxAgainstBackgroundLoss(MaskSoftmaxLoss):

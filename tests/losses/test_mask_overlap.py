@@ -1,4 +1,4 @@
-"""`maskloss.losses.regions` against MONAI, segmentation-models-pytorch and values worked out by hand."""
+"""`maskloss.losses.mask_overlap` against MONAI, segmentation-models-pytorch and values worked out by hand."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from maskloss.losses import (
+    mask_background_dice_loss,
     mask_dice_loss,
     mask_generalized_dice_loss,
-    mask_inverse_dice_loss,
     mask_lovasz_loss,
     mask_tversky_loss,
     mask_weighted_dice_loss,
@@ -60,7 +60,7 @@ def test_dice_by_hand():
     targets = torch.tensor([[[1.0, 0.0], [0.0, 0.0]]])
     assert mask_dice_loss(torch.zeros(1, 2, 2), targets).item() == pytest.approx(1 / 2)
     # Of the background: 1 - (2 · 3/2 + 1) / (2 + 3 + 1) = 1/3.
-    assert mask_inverse_dice_loss(torch.zeros(1, 2, 2), targets).item() == pytest.approx(1 / 3)
+    assert mask_background_dice_loss(torch.zeros(1, 2, 2), targets).item() == pytest.approx(1 / 3)
     # With α = 2 and β = 1/2: Σ w p t = 1, Σ w (p + t) = 2 · 3/2 + 3 · 1/4: 1 - 3 / 4.75.
     value = mask_weighted_dice_loss(torch.zeros(1, 2, 2), targets, positive_weight=2.0, negative_weight=0.5)
     assert value.item() == pytest.approx(1 - 3 / 4.75)
@@ -72,7 +72,7 @@ def test_dice_is_monais(monai, logits, targets, smooth):
     expected = theirs(images(logits), images(targets)).flatten()
     torch.testing.assert_close(mask_dice_loss(logits, targets, smooth=smooth), expected)
     expected = theirs(images(-logits), images(1 - targets)).flatten()
-    torch.testing.assert_close(mask_inverse_dice_loss(logits, targets, smooth=smooth), expected)
+    torch.testing.assert_close(mask_background_dice_loss(logits, targets, smooth=smooth), expected)
 
 
 def test_dice_is_smps(smp, logits, targets):
@@ -102,7 +102,7 @@ def test_a_low_weight_of_negatives_forgives_what_is_predicted_too_much():
     assert loss(0.1) < loss(1.0) < loss(3.0)
 
 
-@pytest.mark.parametrize("loss", [mask_dice_loss, mask_inverse_dice_loss, mask_generalized_dice_loss])
+@pytest.mark.parametrize("loss", [mask_dice_loss, mask_background_dice_loss, mask_generalized_dice_loss])
 def test_perfect_and_worst_predictions_are_the_ends_of_the_range(loss, targets):
     right = 200 * targets - 100
     torch.testing.assert_close(loss(right, targets), torch.zeros(5, dtype=torch.float64))

@@ -1,4 +1,4 @@
-"""`maskloss.losses.masks`."""
+"""`maskloss.losses.mask_pixels` and `mask_classes`."""
 
 import math
 

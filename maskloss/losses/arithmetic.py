@@ -1,42 +1,12 @@
-"""What every loss here shares: equal shapes, float32 arithmetic, the three reductions."""
+"""Arithmetic that several losses share: float32 under half inputs, exact probabilities, the three reductions."""
 
 from __future__ import annotations
-
-import math
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-Reduction = Literal["none", "sum", "mean"]
-
-
-def same_shape(**tensors: Tensor) -> None:
-    """Raise ValueError, naming every argument with its shape, unless all shapes are equal.
-
-    Broadcasting would answer silently with a loss of something else.
-    """
-    first, *others = tensors.values()
-    # Not by a set of the shapes: to hash them, torch.compile would compile anew for every number of RoIs.
-    if any(other.shape != first.shape for other in others):
-        shapes = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in tensors.items())
-        raise ValueError(f"shapes differ: {shapes}")
-
-
-def in_range(low: float, high: float = math.inf, /, **knobs: float) -> None:
-    """Raise ValueError, naming the knob, unless each is finite and lies in [low, high]."""
-    for name, value in knobs.items():
-        if not (low <= value <= high and value < math.inf):
-            expected = f">= {low:g} and finite" if high == math.inf else f"in [{low:g}, {high:g}]"
-            raise ValueError(f"{name} must be {expected}, got {value}")
-
-
-def positive(**knobs: float) -> None:
-    """Raise ValueError, naming the knob, unless each is finite and above 0."""
-    for name, value in knobs.items():
-        if not 0 < value < math.inf:
-            raise ValueError(f"{name} must be > 0 and finite, got {value}")
+from maskloss.losses.checks import Reduction, check_reduction
 
 
 def power(base: Tensor, exponent: float) -> Tensor:
@@ -96,13 +66,6 @@ def at_least_float32(tensor: Tensor) -> Tensor:
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
-def known(reduction: Reduction) -> Reduction:
-    """Give the reduction back, or raise ValueError if it is none of the three."""
-    if reduction not in ("none", "sum", "mean"):
-        raise ValueError(f'reduction must be "none", "sum" or "mean", not {reduction!r}')
-    return reduction
-
-
 def reduced(values: Tensor, reduction: Reduction) -> Tensor:
     """Apply `reduction` to one value per RoI.
 
@@ -111,6 +74,6 @@ def reduced(values: Tensor, reduction: Reduction) -> Tensor:
     Raises:
         ValueError: the reduction is none of "none", "sum" and "mean".
     """
-    if known(reduction) == "none":
+    if check_reduction(reduction) == "none":
         return values
     return values.sum() if reduction == "sum" else values.sum() / max(values.numel(), 1)

@@ -10,15 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from maskloss.losses.conventions import (
+from maskloss.losses.arithmetic import at_least_float32, probabilities, reduced
+from maskloss.losses.checks import (
     Reduction,
-    at_least_float32,
-    in_range,
-    known,
-    positive,
-    probabilities,
-    reduced,
-    same_shape,
+    check_in_range,
+    check_positive,
+    check_reduction,
+    check_same_shape,
 )
 
 
@@ -49,7 +47,7 @@ def mask_dice_loss(
     Source: Milletari et al., V-Net, 2016, arXiv:1606.04797, which squares p and t in the denominator.
     """
     p, q, t = _probs_and_targets(mask_logits, mask_targets)
-    positive(smooth=smooth)
+    check_positive(smooth=smooth)
     return reduced(_share(_area(_errors(p, q, t)), 2 * _area(p * t) + smooth), reduction)
 
 
@@ -58,9 +56,9 @@ class MaskDiceLoss(nn.Module):
 
     def __init__(self, smooth: float = 1.0, reduction: Reduction = "none") -> None:
         super().__init__()
-        positive(smooth=smooth)
+        check_positive(smooth=smooth)
         self.smooth = smooth
-        self.reduction = known(reduction)
+        self.reduction = check_reduction(reduction)
 
     def extra_repr(self) -> str:
         """Show the smoothing."""
@@ -102,8 +100,8 @@ def mask_weighted_dice_loss(
     Source: Dice's sums over pixels that are weighted as those of the weighted cross-entropy are.
     """
     p, q, t = _probs_and_targets(mask_logits, mask_targets)
-    in_range(0, positive_weight=positive_weight, negative_weight=negative_weight)
-    positive(smooth=smooth)
+    check_in_range(0, positive_weight=positive_weight, negative_weight=negative_weight)
+    check_positive(smooth=smooth)
     w = positive_weight * t + negative_weight * (1 - t)
     return reduced(_share(_area(w * _errors(p, q, t)), 2 * _area(w * p * t) + smooth), reduction)
 
@@ -119,12 +117,12 @@ class MaskWeightedDiceLoss(nn.Module):
         reduction: Reduction = "none",
     ) -> None:
         super().__init__()
-        in_range(0, positive_weight=positive_weight, negative_weight=negative_weight)
-        positive(smooth=smooth)
+        check_in_range(0, positive_weight=positive_weight, negative_weight=negative_weight)
+        check_positive(smooth=smooth)
         self.positive_weight = positive_weight
         self.negative_weight = negative_weight
         self.smooth = smooth
-        self.reduction = known(reduction)
+        self.reduction = check_reduction(reduction)
 
     def extra_repr(self) -> str:
         """Show α, β and the smoothing."""
@@ -145,7 +143,7 @@ class MaskWeightedDiceLoss(nn.Module):
         )
 
 
-def mask_inverse_dice_loss(
+def mask_background_dice_loss(
     mask_logits: Tensor, mask_targets: Tensor, *, smooth: float = 1.0, reduction: Reduction = "none"
 ) -> Tensor:
     r"""Dice loss of the background: `mask_dice_loss` with 1 - p for p and 1 - t for t.
@@ -164,28 +162,30 @@ def mask_inverse_dice_loss(
 
     Source: Dice's formula, with the two classes changing places.
     """
-    same_shape(mask_logits=mask_logits, mask_targets=mask_targets)
+    check_same_shape(mask_logits=mask_logits, mask_targets=mask_targets)
     return mask_dice_loss(
         -at_least_float32(mask_logits), 1 - at_least_float32(mask_targets), smooth=smooth, reduction=reduction
     )
 
 
-class MaskInverseDiceLoss(nn.Module):
-    """`mask_inverse_dice_loss` with its smoothing."""
+class MaskBackgroundDiceLoss(nn.Module):
+    """`mask_background_dice_loss` with its smoothing."""
 
     def __init__(self, smooth: float = 1.0, reduction: Reduction = "none") -> None:
         super().__init__()
-        positive(smooth=smooth)
+        check_positive(smooth=smooth)
         self.smooth = smooth
-        self.reduction = known(reduction)
+        self.reduction = check_reduction(reduction)
 
     def extra_repr(self) -> str:
         """Show the smoothing."""
         return f"smooth={self.smooth:g}"
 
     def forward(self, mask_logits: Tensor, mask_targets: Tensor) -> Tensor:
-        """See `mask_inverse_dice_loss`."""
-        return mask_inverse_dice_loss(mask_logits, mask_targets, smooth=self.smooth, reduction=self.reduction)
+        """See `mask_background_dice_loss`."""
+        return mask_background_dice_loss(
+            mask_logits, mask_targets, smooth=self.smooth, reduction=self.reduction
+        )
 
 
 def mask_generalized_dice_loss(
@@ -225,7 +225,7 @@ class MaskGeneralizedDiceLoss(nn.Module):
 
     def __init__(self, reduction: Reduction = "none") -> None:
         super().__init__()
-        self.reduction = known(reduction)
+        self.reduction = check_reduction(reduction)
 
     def forward(self, mask_logits: Tensor, mask_targets: Tensor) -> Tensor:
         """See `mask_generalized_dice_loss`."""
@@ -293,7 +293,7 @@ class MaskTverskyLoss(nn.Module):
         self.beta = beta
         self.gamma = gamma
         self.smooth = smooth
-        self.reduction = known(reduction)
+        self.reduction = check_reduction(reduction)
 
     def extra_repr(self) -> str:
         """Show the knobs."""
@@ -313,8 +313,8 @@ class MaskTverskyLoss(nn.Module):
 
 
 def _expect_tversky(alpha: float, beta: float, gamma: float, smooth: float) -> None:
-    in_range(0, alpha=alpha, beta=beta)
-    positive(gamma=gamma, smooth=smooth)
+    check_in_range(0, alpha=alpha, beta=beta)
+    check_positive(gamma=gamma, smooth=smooth)
 
 
 def mask_lovasz_loss(mask_logits: Tensor, mask_targets: Tensor, *, reduction: Reduction = "none") -> Tensor:
@@ -337,7 +337,7 @@ def mask_lovasz_loss(mask_logits: Tensor, mask_targets: Tensor, *, reduction: Re
 
     Source: Berman et al., The Lovász-Softmax loss, 2018, arXiv:1705.08790, algorithm 1 and section 3.1.
     """
-    same_shape(mask_logits=mask_logits, mask_targets=mask_targets)
+    check_same_shape(mask_logits=mask_logits, mask_targets=mask_targets)
     logits = at_least_float32(mask_logits).flatten(-2)
     wanted = at_least_float32(mask_targets).flatten(-2) >= 0.5
     errors, order = (1 - torch.where(wanted, logits, -logits)).sort(dim=-1, descending=True)
@@ -361,7 +361,7 @@ class MaskLovaszLoss(nn.Module):
 
     def __init__(self, reduction: Reduction = "none") -> None:
         super().__init__()
-        self.reduction = known(reduction)
+        self.reduction = check_reduction(reduction)
 
     def forward(self, mask_logits: Tensor, mask_targets: Tensor) -> Tensor:
         """See `mask_lovasz_loss`."""
@@ -370,7 +370,7 @@ class MaskLovaszLoss(nn.Module):
 
 def _probs_and_targets(mask_logits: Tensor, mask_targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return p, 1 - p and t of each pixel."""
-    same_shape(mask_logits=mask_logits, mask_targets=mask_targets)
+    check_same_shape(mask_logits=mask_logits, mask_targets=mask_targets)
     p, q = probabilities(at_least_float32(mask_logits))
     return p, q, mask_targets.to(p.dtype)
 

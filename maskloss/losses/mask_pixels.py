@@ -1,4 +1,4 @@
-"""Mask losses that add up over pixels; those of whole regions are in `regions`.
+"""Mask losses that are sums over pixels; those of whole areas are in `mask_overlap`.
 
 Written for the M x M grid of each RoI, and as good for dense logits (N, C, H, W): all but the softmax reduce the
 last two axes, and keep the others.
@@ -6,41 +6,11 @@ last two axes, and keep the others.
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from maskloss.losses.conventions import (
-    Reduction,
-    at_least_float32,
-    binary_cross_entropy,
-    in_range,
-    known,
-    reduced,
-    same_shape,
-    sigmoid_focal,
-)
-from maskloss.losses.terms import MaskTerm, check_term, register_parts
-
-
-def select_class_masks(mask_logits: Tensor, labels: Tensor) -> Tensor:
-    """Take the channel of each RoI's own class.
-
-    The other channels get no gradient, so classes do not compete for pixels.
-
-    Args:
-        mask_logits: (P, C, M, M), pre-sigmoid; C = 1 is a class-agnostic head, whose channel serves all.
-        labels: (P,) int64, in [0, C) unless C = 1.
-
-    Returns:
-        (P, M, M), a view of the class-agnostic channel or a gather of the selected ones.
-
-    Source: He et al., Mask R-CNN, 2017, arXiv:1703.06870, section 3: L_mask is only defined on the k-th
-    mask for a RoI associated with ground-truth class k.
-    """
-    if mask_logits.shape[1] == 1:
-        return mask_logits[:, 0]
-    return mask_logits[torch.arange(labels.shape[0], device=labels.device), labels]
+from maskloss.losses.arithmetic import at_least_float32, binary_cross_entropy, reduced, sigmoid_focal
+from maskloss.losses.checks import Reduction, check_in_range, check_reduction, check_same_shape
 
 
 def mask_bce_loss(mask_logits: Tensor, mask_targets: Tensor, *, reduction: Reduction = "none") -> Tensor:
@@ -62,12 +32,13 @@ def mask_bce_loss(mask_logits: Tensor, mask_targets: Tensor, *, reduction: Reduc
         ValueError: shapes differ.
 
     Example:
+        >>> import torch
         >>> mask_bce_loss(torch.zeros(1, 2, 2), torch.ones(1, 2, 2))
         tensor([0.6931])
 
     Source: He et al., Mask R-CNN, 2017, arXiv:1703.06870, section 3.
     """
-    same_shape(mask_logits=mask_logits, mask_targets=mask_targets)
+    check_same_shape(mask_logits=mask_logits, mask_targets=mask_targets)
     mask_logits = at_least_float32(mask_logits)
     per_pixel = F.binary_cross_entropy_with_logits(
         mask_logits, mask_targets.to(mask_logits.dtype), reduction="none"
@@ -80,7 +51,7 @@ class MaskBCELoss(nn.Module):
 
     def __init__(self, reduction: Reduction = "none") -> None:
         super().__init__()
-        self.reduction = known(reduction)
+        self.reduction = check_reduction(reduction)
 
     def forward(self, mask_logits: Tensor, mask_targets: Tensor) -> Tensor:
         """See `mask_bce_loss`."""
@@ -115,14 +86,15 @@ def mask_weighted_bce_loss(
         ValueError: shapes differ, or a weight is negative.
 
     Example:
+        >>> import torch
         >>> mask_weighted_bce_loss(torch.zeros(1, 1, 2), torch.tensor([[[1., 0.]]]),
         ...                        positive_weight=3.0, negative_weight=1.0)
         tensor([1.3863])
 
     Source: Xie and Tu, Holistically-nested edge detection, 2015, arXiv:1504.06375, equation 2.
     """
-    same_shape(mask_logits=mask_logits, mask_targets=mask_targets)
-    in_range(0, positive_weight=positive_weight, negative_weight=negative_weight)
+    check_same_shape(mask_logits=mask_logits, mask_targets=mask_targets)
+    check_in_range(0, positive_weight=positive_weight, negative_weight=negative_weight)
     logits = at_least_float32(mask_logits)
     targets = mask_targets.to(logits.dtype)
     per_pixel = -(
@@ -137,10 +109,10 @@ class MaskWeightedBCELoss(nn.Module):
 
     def __init__(self, positive_weight: float, negative_weight: float, reduction: Reduction = "none") -> None:
         super().__init__()
-        in_range(0, positive_weight=positive_weight, negative_weight=negative_weight)
+        check_in_range(0, positive_weight=positive_weight, negative_weight=negative_weight)
         self.positive_weight = positive_weight
         self.negative_weight = negative_weight
-        self.reduction = known(reduction)
+        self.reduction = check_reduction(reduction)
 
     def extra_repr(self) -> str:
         """Show α and β."""
@@ -184,7 +156,7 @@ def mask_focal_loss(
 
     Source: Lin et al., Focal loss for dense object detection, 2017, arXiv:1708.02002, equation 5, per pixel.
     """
-    same_shape(mask_logits=mask_logits, mask_targets=mask_targets)
+    check_same_shape(mask_logits=mask_logits, mask_targets=mask_targets)
     _expect_focal(alpha, gamma)
     logits = at_least_float32(mask_logits)
     per_pixel = sigmoid_focal(logits, mask_targets.to(logits.dtype), alpha, gamma)
@@ -199,7 +171,7 @@ class MaskFocalLoss(nn.Module):
         _expect_focal(alpha, gamma)
         self.alpha = alpha
         self.gamma = gamma
-        self.reduction = known(reduction)
+        self.reduction = check_reduction(reduction)
 
     def extra_repr(self) -> str:
         """Show α and γ."""
@@ -213,8 +185,8 @@ class MaskFocalLoss(nn.Module):
 
 
 def _expect_focal(alpha: float | None, gamma: float) -> None:
-    in_range(0, 1, alpha=0.0 if alpha is None else alpha)
-    in_range(0, gamma=gamma)
+    check_in_range(0, 1, alpha=0.0 if alpha is None else alpha)
+    check_in_range(0, gamma=gamma)
 
 
 def mask_boundary_bce_loss(
@@ -248,7 +220,7 @@ def mask_boundary_bce_loss(
     λ = 5. Windows at the border are averaged over what there is of them, where the source's code takes the outside
     for background: an object that the RoI cuts off has no boundary there.
     """
-    same_shape(mask_logits=mask_logits, mask_targets=mask_targets)
+    check_same_shape(mask_logits=mask_logits, mask_targets=mask_targets)
     _expect_boundary(boundary_weight, width)
     logits = at_least_float32(mask_logits)
     targets = mask_targets.to(logits.dtype)
@@ -267,7 +239,7 @@ class MaskBoundaryBCELoss(nn.Module):
         _expect_boundary(boundary_weight, width)
         self.boundary_weight = boundary_weight
         self.width = width
-        self.reduction = known(reduction)
+        self.reduction = check_reduction(reduction)
 
     def extra_repr(self) -> str:
         """Show λ and the window."""
@@ -285,104 +257,6 @@ class MaskBoundaryBCELoss(nn.Module):
 
 
 def _expect_boundary(boundary_weight: float, width: int) -> None:
-    in_range(0, boundary_weight=boundary_weight)
+    check_in_range(0, boundary_weight=boundary_weight)
     if width < 1 or width % 2 == 0:
         raise ValueError(f"width must be a positive odd number of pixels, got {width}")
-
-
-def mask_softmax_loss(
-    mask_logits: Tensor, mask_targets: Tensor, labels: Tensor, *, reduction: Reduction = "none"
-) -> Tensor:
-    r"""Average multinomial cross-entropy over each RoI's mask, in which classes compete for pixels.
-
-    With q = softmax(mask_logits) over the C channels, k the RoI's class and 0 the background,
-    loss = -(1/M²) Σ t log q_k + (1 - t) log q_0.
-
-    The baseline that the per-class sigmoid was compared with; see `MaskSoftmaxLoss` for what has to change in
-    inference.
-
-    Args:
-        mask_logits: (P, C, M, M), pre-softmax, with C >= 2.
-        mask_targets: (P, M, M), in [0, 1], of the RoI's own object.
-        labels: (P,) int64 in [1, C).
-        reduction: "none" gives (P,); "sum" and "mean" give a scalar.
-
-    Returns:
-        At least float32, >= 0. P = 0 gives shape (0,), or 0 when reduced.
-
-    Raises:
-        ValueError: `mask_targets` is not (P, M, M) of the logits, `labels` not (P,), or C = 1: a class-agnostic head
-            has no classes that could compete.
-
-    Source: He et al., Mask R-CNN, 2017, arXiv:1703.06870, table 2b.
-    """
-    same_shape(mask_logits_of_a_class=mask_logits[:, 0], mask_targets=mask_targets)
-    same_shape(mask_targets_of_a_pixel=mask_targets[:, 0, 0], labels=labels)
-    if mask_logits.shape[1] < 2:
-        raise ValueError("a softmax over classes needs a mask head with a channel per class, this one has 1")
-    log_q = F.log_softmax(at_least_float32(mask_logits), dim=1)  # (P, C, M, M)
-    targets = mask_targets.to(log_q.dtype)
-    per_pixel = -(targets * select_class_masks(log_q, labels) + (1 - targets) * log_q[:, 0])
-    return reduced(per_pixel.mean(dim=(-2, -1)), reduction)
-
-
-class MaskSoftmaxLoss(nn.Module):
-    """`mask_softmax_loss` as a term, and the probabilities that go with it."""
-
-    all_classes = True
-
-    def __init__(self, reduction: Reduction = "none") -> None:
-        super().__init__()
-        self.reduction = known(reduction)
-
-    def forward(self, mask_logits: Tensor, mask_targets: Tensor, labels: Tensor) -> Tensor:
-        """See `mask_softmax_loss`."""
-        return mask_softmax_loss(mask_logits, mask_targets, labels, reduction=self.reduction)
-
-    def mask_probs(self, mask_logits: Tensor, labels: Tensor) -> Tensor:
-        """Probabilities (D, M, M) of the labels' classes (D,), each against its strongest rival.
-
-        With r the other class, or background, of the highest logit this is q_k / (q_k + q_r): at least 1/2 exactly
-        where class k wins the pixel, which is how an FCN decides.
-        """
-        logits = at_least_float32(mask_logits)
-        own = select_class_masks(logits, labels)
-        classes = torch.arange(logits.shape[1], device=labels.device)
-        is_own = (labels[:, None] == classes)[:, :, None, None]
-        rival = logits.masked_fill(is_own, -torch.inf).amax(dim=1)
-        return (own - rival).sigmoid()
-
-
-class ClassAgnosticMaskLoss(nn.Module):
-    """A mask term on one channel that serves all classes, the head's channel 0.
-
-    The other channels get no gradient. With this a model of any number of classes is class-agnostic in its
-    masks, without another head.
-
-    Args:
-        mask: the term for that channel, (mask_logits (P, M, M), mask_targets (P, M, M)) -> (P,) or (P, M, M).
-
-    Raises:
-        TypeError: the term is a class or no callable, or takes other arguments.
-        ValueError: the term reduces its values to one number.
-
-    Source: He et al., Mask R-CNN, 2017, arXiv:1703.06870, section 4.1: one M x M output regardless of class.
-    """
-
-    all_classes = True
-    #: The only one that is read, so that a head need not compute the others.
-    channel = 0
-
-    def __init__(self, mask: MaskTerm) -> None:
-        super().__init__()
-        check_term("mask", mask)
-        self.mask = mask
-        register_parts(self, [mask])
-
-    def forward(self, mask_logits: Tensor, mask_targets: Tensor, labels: Tensor) -> Tensor:
-        """Give the term of channel 0, whatever the labels."""
-        return self.mask(mask_logits[:, 0], mask_targets)
-
-    def mask_probs(self, mask_logits: Tensor, labels: Tensor) -> Tensor:
-        """Probabilities (D, M, M) of channel 0, whatever the labels."""
-        return at_least_float32(mask_logits[:, 0]).sigmoid()

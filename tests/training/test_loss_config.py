@@ -1,4 +1,4 @@
-"""`maskloss.training.losses`: losses from a config."""
+"""maskloss/training/loss_config.py and loss_probe.py: losses from a config, and what is tried on them."""
 
 from __future__ import annotations
 
@@ -15,17 +15,18 @@ from maskloss.errors import InputError
 from maskloss.losses import (
     BoxGIoULoss,
     BoxSmoothL1Loss,
-    L2RegularizationLoss,
     MaskDiceLoss,
+    MatterportL2Loss,
     SeesawLoss,
     WeightedSum,
     mask_dice_loss,
     per_positive,
     per_positive_coordinate,
 )
-from maskloss.training.losses import make_loss, probe
+from maskloss.training.loss_config import make_loss
+from maskloss.training.loss_probe import probe
 
-HERE = "tests.training.test_losses"
+HERE = "tests.training.test_loss_config"
 
 
 def my_mask_loss(mask_logits: Tensor, mask_targets: Tensor) -> Tensor:
@@ -104,7 +105,7 @@ def test_a_preset_by_name_and_parts_replaced():
     assert loss.mask_targets == MaskTargets(aligned=True, binary=True)
     assert loss.normalizers["box"] is per_positive
     assert loss.normalizers["rpn_box"] is per_positive_coordinate
-    assert isinstance(loss.regularization, L2RegularizationLoss)
+    assert isinstance(loss.regularization, MatterportL2Loss)
 
 
 def test_nothing_replaced_is_torchvision_and_weights_add_to_the_presets():

@@ -1,41 +1,16 @@
-"""What a term's summed values are divided by, and what the quotient is multiplied by."""
+"""What a term's summed values are divided by: functions of a batch's counts."""
 
 from __future__ import annotations
 
-import math
-import numbers
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 from torch import Tensor
 
 
 @dataclass(frozen=True)
-class LossWeights:
-    """What each term is multiplied by, each >= 0. 0 skips the term's work and leaves a zero in its place."""
-
-    objectness: float = 1.0
-    rpn_box: float = 1.0
-    classification: float = 1.0
-    box: float = 1.0
-    mask: float = 1.0
-    regularization: float = 1.0
-
-    def __post_init__(self) -> None:
-        for field in fields(self):
-            weight = getattr(self, field.name)
-            if not isinstance(weight, numbers.Real) or isinstance(weight, bool):
-                raise TypeError(f"the weight of {field.name} must be a number, got {type(weight).__name__}")
-            # A plain number, also of numpy's scalars, so that the weights can be written to a file.
-            weight = float(weight)
-            object.__setattr__(self, field.name, weight)
-            if not (math.isfinite(weight) and weight >= 0):
-                raise ValueError(f"the weight of {field.name} must be a finite number >= 0, got {weight}")
-
-
-@dataclass(frozen=True)
 class BatchCounts:
-    """What a normaliser may divide by.
+    """What a normalizer may divide by.
 
     Attributes:
         num_images: N, in the batch.

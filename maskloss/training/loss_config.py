@@ -1,0 +1,149 @@
+"""The loss that a config names: a preset, an import path, or a preset with some parts replaced.
+
+    loss: aligned
+
+    loss: my_losses.my_loss              # a MaskRCNNLoss, or a function or class that makes one
+
+    loss:
+      preset: torchvision                # where not given
+      mask: my_losses.my_mask_loss       # a function, or a class that is made without arguments
+      box:
+        class_path: maskloss.losses.BoxSmoothL1Loss
+        init_args: {beta: 1.0}
+      weights: {mask: 2.0}
+      mask_targets: {aligned: true, binary: false}
+      normalizers: {box: maskloss.losses.per_positive}
+
+There is no list of names to choose from: what Python can import can be a term.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from maskloss.errors import InputError
+from maskloss.losses.criterion import MaskRCNNLoss
+from maskloss.losses.presets import PRESETS
+from maskloss.losses.terms import TERMS
+from maskloss.training.import_paths import described, imported
+
+LossConfig = str | dict[str, Any]
+
+_MAPPINGS = ("weights", "mask_targets", "normalizers")
+_KEYS = ("preset", *TERMS, *_MAPPINGS)
+
+
+def make_loss(config: LossConfig) -> MaskRCNNLoss:
+    """Make the loss that a config names.
+
+    Raises:
+        InputError: there is no such preset, import path or key, what is found there is no callable or cannot be
+            made, or the whole is no MaskRCNNLoss. The message names the key.
+    """
+    if isinstance(config, dict):
+        return _composed(config)
+    if not isinstance(config, str):
+        raise InputError(f"--loss: expected a preset, an import path or a mapping, got {config!r}")
+    if config in PRESETS:
+        return PRESETS[config]()
+    if "." not in config:
+        raise InputError(
+            f"--loss {config!r}: no such preset; there are {', '.join(PRESETS)}, or give an import path "
+            "package.module.name"
+        )
+    found = imported(config, "--loss")
+    loss = found if isinstance(found, MaskRCNNLoss) or not callable(found) else _called(found, {}, "--loss")
+    if not isinstance(loss, MaskRCNNLoss):
+        raise InputError(f"--loss {config!r}: gives a {type(loss).__name__}, not a MaskRCNNLoss")
+    return loss
+
+
+def changed_loss(base: LossConfig, changes: LossConfig) -> LossConfig:
+    """Give the config of a loss with some parts changed: those of a mapping without `preset`, else all of it.
+
+    Raises:
+        InputError: the base is an import path, whose parts are not known.
+    """
+    if not isinstance(changes, dict) or "preset" in changes:
+        return changes
+    if isinstance(base, str):
+        if base not in PRESETS:
+            raise InputError(f"--loss: the base's is {base!r}, of which a mapping can change no part")
+        base = {"preset": base}
+    changed = {**base, **changes}
+    for key in _MAPPINGS:
+        if isinstance(base.get(key), dict) and isinstance(changes.get(key), dict):
+            changed[key] = {**base[key], **changes[key]}
+    return changed
+
+
+def _composed(config: dict[str, Any]) -> MaskRCNNLoss:
+    unknown = set(config) - set(_KEYS)
+    if unknown:
+        raise InputError(
+            f"--loss: no key is named {', '.join(sorted(map(str, unknown)))}; {', '.join(_KEYS)} are"
+        )
+    preset = config.get("preset", "torchvision")
+    if preset not in PRESETS:
+        raise InputError(f"--loss preset {preset!r}: no such preset; there are {', '.join(PRESETS)}")
+    settings = PRESETS[preset]().settings()
+    for term in TERMS:
+        if term in config:
+            settings[term] = None if config[term] is None else _made(config[term], f"--loss {term}")
+            if config[term] is not None and not callable(settings[term]):
+                raise InputError(
+                    f"--loss {term} {config[term]!r}: is a {type(settings[term]).__name__}, no callable"
+                )
+    for key, kind, expected in (
+        ("weights", int | float, "a number"),
+        ("mask_targets", bool, "true or false"),
+        ("normalizers", str | dict, "an import path"),
+    ):
+        if not isinstance(config.get(key, {}), dict):
+            raise InputError(f"--loss {key}: expected a mapping, got {config[key]!r}")
+        for name, value in config.get(key, {}).items():
+            if not isinstance(value, kind):
+                raise InputError(f"--loss {key} {name}: expected {expected}, got {value!r}")
+    try:
+        if "weights" in config:
+            settings["weights"] = replace(settings["weights"], **config["weights"])
+        if "mask_targets" in config:
+            settings["mask_targets"] = replace(settings["mask_targets"], **config["mask_targets"])
+        if "normalizers" in config:
+            made = {
+                name: _made(path, f"--loss normalizers {name}")
+                for name, path in config["normalizers"].items()
+            }
+            settings["normalizers"] = {**settings["normalizers"], **made}
+        return MaskRCNNLoss(**settings)
+    except (TypeError, ValueError, AttributeError) as error:
+        raise InputError(f"--loss: {error}") from error
+
+
+def _made(config: Any, where: str) -> Any:
+    """Make a callable of an import path, or of a class_path with init_args, which may hold more of them."""
+    if isinstance(config, str):
+        found = imported(config, where)
+        return _called(found, {}, where) if isinstance(found, type) else found
+    if isinstance(config, dict) and set(config) <= {"class_path", "init_args"} and "class_path" in config:
+        arguments = {key: _argument(value, where) for key, value in (config.get("init_args") or {}).items()}
+        return _called(imported(config["class_path"], where), arguments, where)
+    raise InputError(f"{where}: expected an import path, or class_path with init_args, got {config!r}")
+
+
+def _argument(value: Any, where: str) -> Any:
+    if isinstance(value, dict) and "class_path" in value:
+        return _made(value, where)
+    if isinstance(value, list):
+        return [_argument(item, where) for item in value]
+    return value
+
+
+def _called(found: Any, arguments: dict[str, Any], where: str) -> Any:
+    if not callable(found):
+        raise InputError(f"{where}: is a {type(found).__name__}, no callable")
+    try:
+        return found(**arguments)
+    except (Exception, SystemExit) as error:  # a user's class may raise anything
+        raise InputError(f"{where}: cannot be made: {described(error)}") from error
