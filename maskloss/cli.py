@@ -24,6 +24,7 @@ from typing import Any, Literal, NoReturn
 from jsonargparse import ArgumentParser
 
 from maskloss.errors import InputError, RunError, interrupt_by_exception, one_line
+from maskloss.screen import messages_on_screen
 
 Device = Literal["cpu", "cuda", "auto"]
 
@@ -232,9 +233,9 @@ def evaluate(
     from maskloss.data.coco import read_coco
     from maskloss.files import locked, make_folder, write_text
     from maskloss.training import evaluation
-    from maskloss.training.loop import chosen_device
     from maskloss.training.metrics import write_metrics
     from maskloss.training.model_file import load_model
+    from maskloss.training.setup import chosen_device
 
     if not 1 <= batch_size <= 100_000:
         raise InputError(f"--batch-size must be in 1 to 100,000, got {one_line(batch_size, 80)}")
@@ -295,8 +296,8 @@ def predict(
     from maskloss.files import locked, make_folder, write_bytes, write_text
     from maskloss.report.pictures import draw_results, png
     from maskloss.training import prediction
-    from maskloss.training.loop import chosen_device
     from maskloss.training.model_file import load_model
+    from maskloss.training.setup import chosen_device
 
     if not 0 <= score_threshold <= 1:
         raise InputError(f"--score-threshold must be in [0, 1], got {score_threshold}")
@@ -361,7 +362,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     try:
-        with _signals_handled():
+        with _signals_handled(), messages_on_screen():
             _run([_underscored(a) for a in (sys.argv[1:] if arguments is None else arguments)])
     except InputError as error:
         _fail(error, 2)

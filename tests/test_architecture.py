@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "maskloss"
 
 #: Which parts of maskloss each part may import, itself aside. `errors` and `files` are leaves that the
 #: command line's side shares.
-LEAVES = {"errors", "files"}
+LEAVES = {"errors", "files", "screen"}
 ARROWS = {
     "masks": set(),
     "losses": {"masks"},
@@ -28,6 +28,7 @@ ARROWS = {
     "__main__": {"cli"},
     "errors": set(),
     "files": {"errors"},
+    "screen": {"errors"},
     "__init__": {"detection", "errors", "losses", "masks"},
 }
 #: All that the tensor core may import from outside, besides the standard library.

@@ -16,9 +16,9 @@ from torch import nn
 from maskloss.data.coco import CocoData
 from maskloss.errors import InputError
 from maskloss.training.config import TrainConfig
-from maskloss.training.loop import initial_model, read_data
 from maskloss.training.loss_config import changed_loss
 from maskloss.training.loss_probe import probe_copy
+from maskloss.training.setup import initial_model, read_data
 from maskloss.training.yaml_files import read_yaml
 
 _KEYS = ("base", "variants", "seeds", "baseline", "cpus", "gpus")

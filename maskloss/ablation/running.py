@@ -30,6 +30,7 @@ import yaml
 from maskloss.ablation.plan import Plan, Run
 from maskloss.errors import InputError, RunError, one_line
 from maskloss.files import make_folder, write_text
+from maskloss.screen import messages_on_screen
 from maskloss.training.config import TrainConfig
 
 
@@ -186,7 +187,7 @@ def execute(options: dict[str, Any], search_path: list[str] | None = None) -> No
     (folder / "outcome.json").unlink(missing_ok=True)
     failure: str | None = None
     began = time.perf_counter()
-    with _logged(folder / "log.txt"):
+    with _logged(folder / "log.txt"), messages_on_screen():
         try:
             _train(config)
         except (InputError, RunError) as error:

@@ -14,7 +14,7 @@ from maskloss.ablation.results import Outcomes, percent, write_page, write_resul
 from maskloss.ablation.running import Outcome, outcome_of, run_locally, run_on_ray
 from maskloss.errors import InputError, RunError
 from maskloss.files import locked, make_folder, read_bytes, write_bytes
-from maskloss.training.loop import device_of
+from maskloss.training.setup import device_of
 
 
 def ablate(

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from maskloss.detection.loss_holder import LossHolder
 from maskloss.detection.mask_predictor import ClassSelectedMaskPredictor
-from maskloss.detection.sampling import send
+from maskloss.detection.transfer import send
 from maskloss.losses.arithmetic import at_least_float32
 from maskloss.losses.criterion import zero_of
 from maskloss.losses.mask_classes import select_class_masks

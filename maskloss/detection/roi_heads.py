@@ -17,7 +17,8 @@ from torchvision.ops import batched_nms, clip_boxes_to_image, remove_small_boxes
 from maskloss.detection.loss_holder import LossHolder, mean_losses
 from maskloss.detection.mask_branch import DetectedBoxes, MaskBranch, Positives, TorchvisionMaskBranch
 from maskloss.detection.matching import mostly_inside
-from maskloss.detection.sampling import AsyncHostCopy, sample_slots, send
+from maskloss.detection.sampling import SampleCounts, sample_slots
+from maskloss.detection.transfer import AsyncHostCopy, send
 from maskloss.losses.arithmetic import at_least_float32
 from maskloss.losses.boxes import BoxRegression
 from maskloss.losses.criterion import MaskRCNNLoss, zero_of
@@ -263,23 +264,26 @@ class RoIHeads(LossHolder, TorchvisionRoIHeads):
         if have_masks is not None:
             with_mask = pad_sequence(have_masks, batch_first=True)
             with_mask = F.pad(with_mask, (0, 1))[images, idxs]  # (N, B); padded, for images without objects
-        host_copy = AsyncHostCopy(slots, boxes, idxs, *([] if with_mask is None else [with_mask]))
+        host_copy = AsyncHostCopy(
+            slots.num_positives, slots.num_sampled, boxes, idxs, *([] if with_mask is None else [with_mask])
+        )
 
         def sampled() -> _SampledPositives:
-            known, (host_boxes, host_idxs, *host_with_mask) = host_copy.result()
-            masked = [known.positives(values) for values in host_with_mask]  # of no or one tensor
+            num_positives, num_sampled, host_boxes, host_idxs, *host_with_mask = host_copy.result()
+            counts = SampleCounts.of(num_positives, num_sampled)
+            masked = [counts.positives(values) for values in host_with_mask]  # of no or one tensor
             rows = torch.arange(slot_labels.numel(), device=device).view_as(slot_labels)
-            positive_boxes, positive_idxs = known.positives(boxes), known.positives(idxs)
+            positive_boxes, positive_idxs = counts.positives(boxes), counts.positives(idxs)
             matched_boxes = [gt[i] for gt, i in zip(gt_boxes, positive_idxs, strict=True)]
             return _SampledPositives(
-                rows=None if sum(known.num_sampled) == rows.numel() else torch.cat(known.both(rows)),
-                positives=torch.cat(known.positives(rows)),
+                rows=None if sum(counts.num_sampled) == rows.numel() else torch.cat(counts.both(rows)),
+                positives=torch.cat(counts.positives(rows)),
                 target_deltas=self.box_coder.encode_single(
                     torch.cat(matched_boxes), torch.cat(positive_boxes)
                 ),
                 boxes=positive_boxes,
                 matched_idxs=positive_idxs,
-                on_host=list(zip(known.positives(host_boxes), known.positives(host_idxs), strict=True)),
+                on_host=list(zip(counts.positives(host_boxes), counts.positives(host_idxs), strict=True)),
                 with_mask=[torch.where(of_image)[0] for of_image in masked[0]] if masked else None,
             )
 

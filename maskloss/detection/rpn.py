@@ -15,7 +15,8 @@ from torchvision.ops import batched_nms, clip_boxes_to_image, remove_small_boxes
 
 from maskloss.detection.loss_holder import LossHolder, mean_losses
 from maskloss.detection.matching import match, mostly_inside
-from maskloss.detection.sampling import AsyncHostCopy, sample_slots, send
+from maskloss.detection.sampling import SampleCounts, sample_slots
+from maskloss.detection.transfer import AsyncHostCopy, send
 from maskloss.losses.arithmetic import at_least_float32
 from maskloss.losses.boxes import BoxRegression
 from maskloss.losses.normalizers import BatchCounts
@@ -221,12 +222,12 @@ class RegionProposalNetwork(LossHolder, TorchvisionRPN):
             indices = torch.where(torch.cat(positives))[0], torch.where(torch.cat(negatives))[0]
             return _Sample(torch.cat(labels), torch.cat(matched_boxes), lambda: indices)
         slots = sample_slots(labels, self.fg_bg_sampler)
-        host_copy = AsyncHostCopy(slots)
+        host_copy = AsyncHostCopy(slots.num_positives, slots.num_sampled)
 
         def sampled() -> tuple[Tensor, Tensor]:
             images = torch.arange(len(anchors), device=slots.indices.device)
             among_all = slots.indices + len(anchors[0]) * images[:, None]
-            counts, _ = host_copy.result()
+            counts = SampleCounts.of(*host_copy.result())
             return torch.cat(counts.positives(among_all)), torch.cat(counts.negatives(among_all))
 
         return _Sample(torch.cat(labels), torch.cat(matched_boxes), sampled)

@@ -19,11 +19,11 @@ from torchvision.models.detection._utils import BalancedPositiveNegativeSampler
 
 @dataclass(frozen=True)
 class SampledSlots:
-    """What was drawn of each of N images, on the device.
+    """What was sampled of each of N images, on the device.
 
     Attributes:
         indices: (N, B) int64, which anchor or RoI is in a slot: the positives first, then the negatives, then
-            some that were not drawn.
+            some that were not sampled.
         num_positives: (N,) int64.
         num_sampled: (N,) int64, positives and negatives.
     """
@@ -79,6 +79,11 @@ class SampleCounts:
     num_positives: list[int]
     num_sampled: list[int]
 
+    @classmethod
+    def of(cls, num_positives: Tensor, num_sampled: Tensor) -> SampleCounts:
+        """Read the counts of `SampledSlots` that have arrived on the host."""
+        return cls(num_positives.tolist(), num_sampled.tolist())
+
     def positives(self, by_slot: Tensor) -> list[Tensor]:
         """Of values by slot, (N, B, ...), give each image's that belong to positives."""
         return [values[:count] for values, count in zip(by_slot, self.num_positives, strict=True)]
@@ -89,34 +94,5 @@ class SampleCounts:
         return [values[first:last] for values, first, last in ends]
 
     def both(self, by_slot: Tensor) -> list[Tensor]:
-        """Of values by slot, (N, B, ...), give each image's that something was drawn into."""
+        """Of values by slot, (N, B, ...), give each image's that something was sampled into."""
         return [values[:count] for values, count in zip(by_slot, self.num_sampled, strict=True)]
-
-
-class AsyncHostCopy:
-    """What was drawn, and other tensors, on their way from a device to the host."""
-
-    def __init__(self, slots: SampledSlots, *others: Tensor) -> None:
-        tensors = (slots.num_positives, slots.num_sampled, *others)
-        device = tensors[0].device
-        # Into pinned memory, which `non_blocking` makes of it, so that the host goes on meanwhile.
-        self._on_host = [tensor.to("cpu", non_blocking=device.type == "cuda") for tensor in tensors]
-        self._arrived: torch.cuda.Event | None = None
-        if device.type == "cuda":
-            self._arrived = torch.cuda.Event()
-            # Of the tensors' device, which need not be the current one.
-            self._arrived.record(torch.cuda.current_stream(device))
-
-    def result(self) -> tuple[SampleCounts, list[Tensor]]:
-        """Wait until they have arrived, but not for what the device was given since."""
-        if self._arrived is not None:
-            self._arrived.synchronize()
-        num_positives, num_sampled, *others = self._on_host
-        return SampleCounts(num_positives.tolist(), num_sampled.tolist()), others
-
-
-def send(tensor: Tensor, device: torch.device) -> Tensor:
-    """Send a tensor of the host to a device, without waiting for what the device is doing."""
-    if device.type == "cuda" and tensor.device.type == "cpu":
-        tensor = tensor.pin_memory()
-    return tensor.to(device, non_blocking=True)

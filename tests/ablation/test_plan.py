@@ -107,11 +107,11 @@ def variant(changes: Any, name: str = "mine") -> Any:
 
 
 def penalty(name: str) -> dict[str, Any]:
-    return {"loss": {"regularization": f"tests.training.test_losses.{name}"}}
+    return {"loss": {"regularization": f"tests.training.test_loss_config.{name}"}}
 
 
 def mask(name: str) -> dict[str, Any]:
-    return {"loss": {"mask": f"tests.training.test_losses.{name}"}}
+    return {"loss": {"mask": f"tests.training.test_loss_config.{name}"}}
 
 
 @pytest.mark.parametrize(
@@ -222,7 +222,7 @@ def test_a_variants_loss_changes_parts_of_the_bases(file, content, tmp_path):
     (loss, _) = (run.config.make_loss() for run in read_plan(written(file, content), tmp_path).runs)
     assert (loss.weights.mask, loss.weights.box) == (1.0, 3.0)
 
-    content["base"]["loss"] = "tests.training.test_losses.whole"
+    content["base"]["loss"] = "tests.training.test_loss_config.whole"
     with pytest.raises(
         InputError, match=r"variant bce: --loss: the base's is .*whole.*a mapping can change no part"
     ):

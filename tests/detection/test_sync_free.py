@@ -28,7 +28,8 @@ from torchvision.ops import MultiScaleRoIAlign, batched_nms
 from maskloss import EncodedMasks, convert, losses_and_detections
 from maskloss.detection import mask_branch, roi_heads, rpn
 from maskloss.detection.pooling import pooled_from_every_level
-from maskloss.detection.sampling import AsyncHostCopy, SampleCounts, SampledSlots, sample_slots
+from maskloss.detection.sampling import SampleCounts, sample_slots
+from maskloss.detection.transfer import AsyncHostCopy
 
 from .small_models import batch, tiny_keypoint_rcnn, tiny_mask_rcnn, training_pass, without_objects
 
@@ -48,7 +49,7 @@ def test_as_many_are_drawn_as_torchvision_draws_and_each_once(
     sampler = BalancedPositiveNegativeSampler(size, fraction)
     slots = sample_slots(by_image, sampler)
     expected_positives, expected_negatives = sampler(by_image)
-    known, _ = AsyncHostCopy(slots).result()
+    known = SampleCounts.of(slots.num_positives, slots.num_sampled)
     assert known.num_positives == [int(mask.sum()) for mask in expected_positives]
     of_images = zip(
         by_image,
@@ -118,10 +119,10 @@ def test_slots_that_nothing_was_drawn_into_were_there():
     seen: list[SampleCounts] = []
     result = AsyncHostCopy.result
 
-    def watched(reading: AsyncHostCopy) -> Any:
-        known, others = result(reading)
-        seen.append(known)
-        return known, others
+    def watched(copy_: AsyncHostCopy) -> list[Tensor]:
+        tensors = result(copy_)
+        seen.append(SampleCounts.of(*tensors[:2]))
+        return tensors
 
     with patch.object(AsyncHostCopy, "result", watched):
         training_pass(model, *batch())
@@ -284,15 +285,22 @@ class BlockingCopies(TorchDispatchMode):
         return result
 
 
+class HostNumbers(list[int]):
+    """Numbers on the host, where a tensor of them would have no values either."""
+
+    def tolist(self) -> list[int]:
+        return list(self)
+
+
 class ReadElsewhere:
     """In place of an AsyncHostCopy: three positives and ten drawn of each image, and nothing asked of the device."""
 
-    def __init__(self, slots: SampledSlots, *others: Tensor) -> None:
-        self.num_images, self.others = len(slots.indices), others
+    def __init__(self, num_positives: Tensor, num_sampled: Tensor, *others: Tensor) -> None:
+        self.num_images, self.others = len(num_positives), others
 
-    def result(self) -> tuple[SampleCounts, list[Tensor]]:
+    def result(self) -> list[Any]:
         on_host = [torch.zeros(other.shape, dtype=other.dtype) for other in self.others]
-        return SampleCounts([3] * self.num_images, [10] * self.num_images), on_host
+        return [HostNumbers([3] * self.num_images), HostNumbers([10] * self.num_images), *on_host]
 
 
 @contextmanager

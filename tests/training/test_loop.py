@@ -23,11 +23,12 @@ from maskloss.errors import InputError, RunError
 from maskloss.files import append_line, copy_file, write_bytes
 from maskloss.losses.criterion import MaskRCNNLoss
 from maskloss.losses.presets import PRESETS
-from maskloss.training import loop
+from maskloss.training import loop, setup
 from maskloss.training.checkpoints import checkpoint_files, load_checkpoint
 from maskloss.training.config import TrainConfig
-from maskloss.training.loop import chosen_device, train
+from maskloss.training.loop import train
 from maskloss.training.model_file import load_model
+from maskloss.training.setup import chosen_device, make_accelerator
 from tests.training.conftest import UNINTERRUPTED
 from tests.training.small_runs import (
     STATISTICS,
@@ -293,12 +294,12 @@ def test_the_logged_loss_of_an_accumulated_step_is_the_mean_of_its_passes(
 ) -> None:
     totals: list[float] = []
 
-    class Watched(loop.Accelerator):
+    class Watched(setup.Accelerator):
         def backward(self, loss: torch.Tensor, **kwargs: Any) -> None:
             totals.append(float(loss.detach()))
             super().backward(loss, **kwargs)
 
-    monkeypatch.setattr(loop, "Accelerator", Watched)
+    monkeypatch.setattr(setup, "Accelerator", Watched)
     train(small_config(shapes, tmp_path / "run", max_steps=1, batch_size=1, accumulation_steps=3))
     assert len(totals) == 3
     assert history(tmp_path / "run")[0]["loss"] == pytest.approx(sum(totals) / 3, rel=1e-5)
@@ -332,12 +333,12 @@ def test_a_loss_that_is_not_finite_stops_and_names_the_term_the_step_and_the_ima
 def test_a_gradient_that_is_not_finite_stops_before_it_spoils_a_checkpoint(
     shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Overflowing(loop.Accelerator):
+    class Overflowing(setup.Accelerator):
         def backward(self, loss: torch.Tensor, **kwargs: Any) -> None:
             # The loss is finite and its gradient is not, as where float32 overflows on the way back.
             super().backward(loss * float("inf") if loss.requires_grad else loss, **kwargs)
 
-    monkeypatch.setattr(loop, "Accelerator", Overflowing)
+    monkeypatch.setattr(setup, "Accelerator", Overflowing)
     config = small_config(shapes, tmp_path / "run", max_steps=2, batch_size=1, checkpoint_every=1)
     with pytest.raises(RunError, match="step 1"):
         train(config)
@@ -406,13 +407,13 @@ def test_resuming_with_fewer_steps_than_are_done_is_refused(finished: Path, shap
 
 
 def test_a_truncated_checkpoint_is_passed_over_where_there_is_an_older_one(
-    finished: Path, shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    finished: Path, shapes: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     shutil.copytree(finished, tmp_path / "run")
     older, newest = checkpoint_files(tmp_path / "run/checkpoints")
     newest.write_bytes(newest.read_bytes()[:5000])
     train(small_config(shapes, tmp_path / "run", **UNINTERRUPTED, resume=True))
-    assert f"{newest}: truncated" in (shown := capsys.readouterr().err)
+    assert f"{newest}: truncated" in (shown := caplog.text)
     assert f"going on from {older.name}" in shown
     assert (tmp_path / "run/metrics.json").read_bytes() == (finished / "metrics.json").read_bytes()
 
@@ -450,10 +451,10 @@ def test_a_run_does_not_go_on_with_other_categories(finished: Path, shapes: Path
 
 
 def test_a_warmup_longer_than_the_run_is_warned_of(
-    shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    shapes: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     train(small_config(shapes, tmp_path / "run", max_steps=1, warmup_steps=2))
-    assert "warning: --warmup-steps 2 are more than --max-steps 1" in capsys.readouterr().err
+    assert "--warmup-steps 2 are more than --max-steps 1" in caplog.text
 
 
 def test_a_checkpoint_of_another_model_is_named_on_resume(
@@ -554,7 +555,7 @@ def test_tensorboard_gets_every_logged_step(
         def add_scalar(self, tag: str, scalar_value: float, global_step: int) -> None:
             added.append((tag, scalar_value, global_step))
 
-    monkeypatch.setattr(loop, "SummaryWriter", Watched)
+    monkeypatch.setattr("maskloss.training.history.SummaryWriter", Watched)
     train(small_config(shapes, tmp_path / "run", max_steps=1, batch_size=1))
     (line,) = history(tmp_path / "run")
     assert {(f"train/{key}", line[key], 1) for key in ("loss", *TERMS, "learning_rate")} <= set(added)
@@ -592,11 +593,12 @@ STANDING = {"learning_rate": 1e-12, "weight_decay": 0.0, "max_steps": 1, "batch_
 
 
 def test_the_weights_of_a_whole_model_are_loaded(
-    finished: Path, shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    finished: Path, shapes: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level("INFO", "maskloss")
     path = finished / "model.safetensors"
     train(small_config(shapes, tmp_path / "run", weights=str(path), **STANDING))
-    said = capsys.readouterr().out.splitlines()[0]
+    said = caplog.messages[0]
     expected = tensors(finished)
     assert said.startswith(f"{path}: loaded {len(expected)} tensors; 0 of the model keep random values; 0 of")
     state = tensors(tmp_path / "run")
@@ -606,14 +608,15 @@ def test_the_weights_of_a_whole_model_are_loaded(
 
 
 def test_the_weights_of_a_backbone_are_loaded_and_its_norms_frozen(
-    shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    shapes: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level("INFO", "maskloss")
     torch.manual_seed(5)
     backbone = torchvision.models.resnet18(weights=None).state_dict()
     backbone["bn1.running_mean"] += 0.5
     torch.save(backbone, tmp_path / "resnet18.pt")
     train(small_config(shapes, tmp_path / "run", weights=str(tmp_path / "resnet18.pt"), **STANDING))
-    said = capsys.readouterr().out.splitlines()[0]
+    said = caplog.messages[0]
     # 20 convolutions, and four tensors of each of the 20 norms.
     assert said.startswith(f"{tmp_path / 'resnet18.pt'}: loaded 100 tensors; ")
     assert "rpn.head" in said or "backbone.fpn" in said
@@ -651,8 +654,9 @@ def test_mean_std_and_norms_come_from_the_weights_metadata(shapes: Path, tmp_pat
 
 @pytest.mark.slow
 def test_the_shared_mobilenet_weights_are_loaded(
-    shared: Path, shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    shared: Path, shapes: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level("INFO", "maskloss")
     path = shared / "weights" / "mobilenet_v2_imagenet.safetensors"
     half = [0.5, 0.5, 0.5]
     train(
@@ -666,7 +670,7 @@ def test_the_shared_mobilenet_weights_are_loaded(
             **STANDING,
         )
     )
-    said = capsys.readouterr().out.splitlines()[0]
+    said = caplog.messages[0]
     # 52 convolutions and four tensors of each norm; the classifier has no place.
     assert said.startswith(f"{path}: loaded 260 tensors; ")
     assert "2 of the file are not used (classifier.1)" in said
@@ -779,7 +783,7 @@ def test_the_config_wins_over_the_environment(
 ) -> None:
     config = small_config(shapes, tmp_path / "run", accumulation_steps=2)
     monkeypatch.setenv(name, value)
-    made = loop._accelerator(config, torch.device("cpu"))
+    made = make_accelerator(config, torch.device("cpu"))
     assert made.gradient_accumulation_steps == 2
     assert made.mixed_precision == "no"
     assert made.device == torch.device("cpu")

@@ -21,6 +21,7 @@ from maskloss.detection.models import ModelSettings, build_model
 from maskloss.errors import RunError
 from maskloss.losses import LossWeights, MaskRCNNLoss
 from maskloss.training import loop
+from maskloss.training.divergence import check_weights
 from maskloss.training.evaluation import Evaluation, evaluate
 from maskloss.training.loop import train
 from tests.processes import run_ranks
@@ -183,7 +184,7 @@ def test_clipping_takes_in_what_a_loss_learns(shapes: Path, tmp_path: Path) -> N
 
 def test_what_a_loss_learns_must_stay_finite() -> None:
     model, loss = nn.Linear(1, 1), learned_loss()
-    loop._expect_finite(model, loss, 3)
+    check_weights(model, loss, 3)
     loss.mask.log_scale.data.fill_(float("nan"))
     with pytest.raises(RunError, match=r"step 3: the weights of the loss's mask\.log_scale are not finite"):
-        loop._expect_finite(model, loss, 3)
+        check_weights(model, loss, 3)

@@ -22,7 +22,6 @@ from maskloss.errors import InputError, RunError
 from maskloss.losses import ClassAgnosticMaskLoss, MaskBCELoss, MaskRCNNLoss, MaskSoftmaxLoss
 from maskloss.training.checkpoints import read_weights
 from maskloss.training.config import TrainConfig
-from maskloss.training.loop import initial_model
 from maskloss.training.loss_config import make_loss
 from maskloss.training.model_file import (
     ModelDescription,
@@ -32,6 +31,7 @@ from maskloss.training.model_file import (
     model_settings_of,
     save_model,
 )
+from maskloss.training.setup import initial_model
 from tests.training.small_runs import largest_file
 
 DESCRIPTION = ModelDescription(

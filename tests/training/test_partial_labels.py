@@ -79,14 +79,14 @@ def test_half_of_the_objects_without_a_mask_train_every_term(loss: str, tmp_path
     assert evaluated(data, run, tmp_path / "again") == metrics
 
 
-def test_boxes_alone_train_no_mask(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_boxes_alone_train_no_mask(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     data = changed_data(tmp_path / "data", without_mask)
     runs = {}
     for steps in (1, 3):
         # Without decay, which would shrink the mask branch without any gradient.
         runs[steps] = tmp_path / f"run{steps}"
         train(small_config(data, runs[steps], max_steps=steps, schedule="constant", weight_decay=0.0))
-    assert "none of the" in capsys.readouterr().err
+    assert "none of the" in caplog.text
     for line in history(runs[3]):
         assert line["loss_mask"] == 0
         assert line["loss_box_reg"] > 0
@@ -168,14 +168,13 @@ def many_squares(folder: Path, count: int) -> Path:
 
 
 def test_max_detections_reaches_training_evaluation_and_prediction(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     data = many_squares(tmp_path / "data", 30)
     run = tmp_path / "run"
     train(small_config(data, run, max_detections=25, max_steps=1))
-    said = capsys.readouterr().err
-    assert "2 images of" in said
-    assert "--max-detections 30 would find them" in said
+    assert "2 images of" in caplog.text
+    assert "--max-detections 30 would find them" in caplog.text
     metrics = json.loads((run / "metrics.json").read_text())
     # The file remembers.
     assert evaluated(data, run, tmp_path / "again") == metrics

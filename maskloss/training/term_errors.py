@@ -1,0 +1,59 @@
+"""Naming the term of a loss, and the line of a user's file, where training fails because of it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sysconfig
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from maskloss.errors import InputError, RunError, one_line
+from maskloss.losses.criterion import MaskRCNNLoss
+from maskloss.losses.terms import TERMS
+
+
+@contextlib.contextmanager
+def terms_named(loss: MaskRCNNLoss, step: int) -> Iterator[None]:
+    """Turn what a term raises into a RunError that names the term and the line of the user's file."""
+    try:
+        yield
+    except (InputError, RunError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # a user's term may raise anything
+        frames = [(frame.f_code, number) for frame, number in traceback.walk_tb(error.__traceback__)]
+        lines = [(code, number) for code, number in frames if _is_users(code.co_filename)]
+        term = next(
+            (name for name in TERMS if _code_of(getattr(loss, name, None)) & {c for c, _ in frames}), None
+        )
+        in_criterion = any(Path(code.co_filename).name == "criterion.py" for code, _ in frames)
+        if not (lines or term or in_criterion):
+            raise
+        where = f" ({lines[-1][0].co_filename}:{lines[-1][1]})" if lines else ""
+        what = f"the {term} term" if term else "the loss"
+        described = one_line(f"{type(error).__name__}: {error}", 180)
+        raise RunError(f"step {step}: {what} fails: {described}{where}") from error
+
+
+def _code_of(term: Any) -> set[Any]:
+    """The code that runs where a term is called: of a function, or of a class's methods."""
+    functions = [term, *(getattr(type(term), name, None) for name in ("forward", "__call__"))]
+    return {
+        f.__code__ for f in functions if hasattr(f, "__code__") and "torch/nn" not in f.__code__.co_filename
+    }
+
+
+def _is_users(file: str) -> bool:
+    """Whether a source file is neither ours nor of a library."""
+    libraries = (
+        str(Path(__file__).resolve().parents[1]),
+        *(sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")),
+        str(Path(torch.__file__).parent),
+    )
+    return not file.startswith("<") and not os.path.realpath(file).startswith(
+        tuple(os.path.realpath(path) + os.sep for path in libraries)
+    )
