@@ -23,6 +23,7 @@ from typing import Any, Literal, NoReturn
 
 from jsonargparse import ArgumentParser
 
+from maskloss import __version__
 from maskloss.errors import InputError, RunError, interrupt_by_exception, one_line
 from maskloss.screen import messages_on_screen
 
@@ -381,7 +382,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _run(arguments: list[str]) -> None:
-    parser = _parser()
+    parser = _parser(arguments[0] if arguments else "")
     _check_config_files(arguments)
     try:
         options = parser.parse_args(arguments)
@@ -391,6 +392,11 @@ def _run(arguments: list[str]) -> None:
         raise InputError(f"the options cannot be read: {type(error).__name__}: {error}") from error
     if command == "train":
         settings.pop("config")
+    # What takes seconds to import comes first: until then, Ctrl-C ends the process in one line.
+    import torch  # noqa: F401
+
+    if threading.current_thread() is threading.main_thread():
+        interrupt_by_exception()
     _COMMANDS[command](**settings)
 
 
@@ -415,8 +421,6 @@ def _signals_handled() -> Iterator[None]:
     """Make Ctrl-C and SIGTERM exceptions of this process; forked ones, such as data workers, end with it."""
     in_main_thread = threading.current_thread() is threading.main_thread()
     ours = in_main_thread and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
-    if in_main_thread:
-        interrupt_by_exception()
     if ours:
         signal.signal(signal.SIGTERM, _terminate)
     try:
@@ -484,19 +488,23 @@ class _Parser(ArgumentParser):
         return _hyphenated(super().format_usage())
 
 
-def _parser() -> _Parser:
-    from maskloss.training.config import TrainConfig
-
+def _parser(asked: str) -> _Parser:
+    """Make the parser, with the options of the command that is asked for; others have their names alone."""
     parser = _Parser(
         prog="maskloss",
         description="Train Mask R-CNN with losses that you can choose.",
         epilog="With MASKLOSS_DEBUG=1 in the environment, an internal error shows its traceback.",
     )
+    parser.add_argument("--version", action="version", version=f"maskloss {__version__}")
     commands = parser.add_subcommands(dest="command")
     for name, function in _COMMANDS.items():
         summary = (function.__doc__ or "").splitlines()[0]
         command = _Parser(prog=f"maskloss {name}", description=summary)
-        if name == "train":
+        if name != asked:
+            pass
+        elif name == "train":
+            from maskloss.training.config import TrainConfig
+
             command.add_argument(
                 "--config", action="config", help="YAML with any of these, by their names with _"
             )

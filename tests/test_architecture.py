@@ -81,7 +81,7 @@ def home_of_public_names() -> dict[str, str]:
     tree = ast.parse((PACKAGE / "__init__.py").read_text(encoding="utf-8"))
     return {
         alias.asname or alias.name: node.module.split(".")[1]
-        for node in tree.body
+        for node in ast.walk(tree)
         if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("maskloss.")
         for alias in node.names
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.metadata
 import io
 import json
 import re
@@ -22,6 +23,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
+import maskloss
 from maskloss.cli import main
 from tests.data.coco_files import write_coco
 from tests.training.small_runs import STATISTICS, TERMS, files, history, largest_file, narrow_models
@@ -909,7 +911,10 @@ def test_a_signal_while_running_is_one_line(
     assert failed(capsys, "shapes", "--output", tmp_path / "out", "--images", 1) == (code, line)
 
 
-def test_an_interruption_during_the_imports_is_one_line() -> None:
+@pytest.mark.parametrize(
+    "arguments", [["shapes", "--output", "/dev/null/shapes", "--images", "1"], ["train", "--help"]]
+)
+def test_an_interruption_during_the_imports_is_one_line(arguments: list[str]) -> None:
     # The handler is there before torch is imported, so a signal at the first line of torch finds it.
     program = (
         "import sys, signal\n"
@@ -918,9 +923,32 @@ def test_an_interruption_during_the_imports_is_one_line() -> None:
         "    def find_spec(self, name, *_):\n"
         "        if name == 'torch': signal.raise_signal(signal.SIGINT)\n"
         "sys.meta_path.insert(0, Interrupting())\n"
-        "import maskloss\n"
+        "from maskloss.cli import main\n"
+        f"main({arguments})\n"
     )
     ended = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, cwd=Path(__file__).parents[1]
     )
     assert (ended.returncode, ended.stderr) == (130, "maskloss: error: interrupted\n")
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["--version"], ["check", "--help"], ["repair", "--help"], ["subset"]]
+)
+def test_help_and_version_do_not_wait_for_torch(arguments: list[str]) -> None:
+    code = (
+        "import sys\nfrom maskloss.cli import main\n"
+        f"try:\n    main({arguments})\nexcept SystemExit:\n    print('torch' in sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert done.stdout.splitlines()[-1] == "False"
+
+
+def test_version_is_the_packages(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["--version"])
+    assert ended.value.code == 0
+    assert capsys.readouterr().out == f"maskloss {maskloss.__version__}\n"
+    assert importlib.metadata.version("maskloss") == maskloss.__version__
