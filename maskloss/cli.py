@@ -525,10 +525,12 @@ def _parser(asked: str) -> _Parser:
 def _train_and_report(config: Any) -> None:
     from maskloss.report.page import write_report
     from maskloss.training.loop import train
+    from maskloss.training.metrics import METRICS
 
     result = train(config)
     if result.main_process:
-        page = write_report(config.output_folder, result.validation, result.evaluation.results)
+        labels = {kind: metric.label for kind, metric in METRICS.items()}
+        page = write_report(config.output_folder, result.validation, result.evaluation.results, labels)
         _print_metrics(result.evaluation.metrics)
         print(f"report: {page}")
 
@@ -551,11 +553,13 @@ def _is_command() -> bool:
 
 
 def _print_metrics(metrics: dict[str, Any]) -> None:
-    for kind, name in (("bbox", "box"), ("segm", "mask")):
+    from maskloss.training.metrics import METRICS
+
+    for kind, metric in METRICS.items():
         values = "  ".join(
             f"{key} {'none' if value is None else f'{value:.3f}'}" for key, value in metrics[kind].items()
         )
-        print(f"{name:>5}: {values}")
+        print(f"{metric.label:>8}: {values}")
 
 
 def _refuse_to_overwrite(path: Path) -> None:

@@ -249,8 +249,8 @@ def test_train_logs_the_terms_of_the_contract(trained: Path) -> None:
 
 def test_train_writes_the_metrics_of_the_contract(trained: Path) -> None:
     metrics = json.loads((trained / "metrics.json").read_text())
-    assert list(metrics) == ["bbox", "segm", "loss"]
-    assert tuple(metrics["bbox"]) == tuple(metrics["segm"]) == STATISTICS
+    assert list(metrics) == ["bbox", "segm", "boundary", "loss"]
+    assert tuple(metrics["bbox"]) == tuple(metrics["segm"]) == tuple(metrics["boundary"]) == STATISTICS
     assert set(metrics["loss"]) == {"loss", *TERMS}
 
 
@@ -259,8 +259,8 @@ def test_train_says_the_metrics_and_where_the_report_is(
 ) -> None:
     run(*train_options(data, tmp_path / "run"), "--max-steps", 1, "--batch-size", 1)
     out = capsys.readouterr().out
-    assert re.search(r"^  box: AP \d\.\d{3}  AP50 ", out, re.MULTILINE)
-    assert re.search(r"^ mask: AP \d\.\d{3}  AP50 .*APl none$", out, re.MULTILINE)
+    assert re.search(r"^     box: AP \d\.\d{3}  AP50 ", out, re.MULTILINE)
+    assert re.search(r"^    mask: AP \d\.\d{3}  AP50 .*APl none  AR \d\.\d{3}$", out, re.MULTILINE)
     assert out.endswith(f"report: {tmp_path / 'run' / 'report.html'}\n")
 
 
@@ -344,7 +344,7 @@ def test_the_report_has_a_curve_for_every_term(page: str) -> None:
 def test_the_report_shows_the_metrics_in_percent(page: str, trained: Path) -> None:
     metrics = json.loads((trained / "metrics.json").read_text())
     dash = "\N{EN DASH}"
-    for kind, label in (("bbox", "boxes"), ("segm", "masks")):
+    for kind, label in (("bbox", "box"), ("segm", "mask"), ("boundary", "boundary")):
         row = "".join(
             f"<td>{dash if value is None else f'{100 * value:.1f}'}</td>" for value in metrics[kind].values()
         )

@@ -11,10 +11,11 @@ import numpy as np
 import numpy.typing as npt
 from scipy import stats
 
-#: Metrics that are compared, by their place in metrics.json.
-METRICS = {
-    "box AP": ("bbox", "AP"),
-    "mask AP": ("segm", "AP"),
+from maskloss.training.metrics import METRICS
+
+#: What is compared, by its place in metrics.json: AP of each metric, and of masks more than that.
+COMPARED = {
+    **{f"{metric.label} AP": (kind, "AP") for kind, metric in METRICS.items()},
     "mask AP75": ("segm", "AP75"),
     "mask AP small": ("segm", "APs"),
     "mask AP medium": ("segm", "APm"),
@@ -145,7 +146,7 @@ def _power(effect: float, counts: npt.NDArray[np.int64]) -> npt.NDArray[np.float
 
 
 def metric_of(metrics: Mapping[str, Any], name: str) -> float | None:
-    """Give one of `METRICS` out of metrics.json."""
-    kind, statistic = METRICS[name]
-    value: float | None = metrics[kind][statistic]
+    """Return one of `COMPARED` out of metrics.json; None where it was not measured."""
+    kind, statistic = COMPARED[name]
+    value: float | None = metrics.get(kind, {}).get(statistic)
     return value

@@ -17,7 +17,7 @@ import torchvision
 import yaml
 from pycocotools import mask as coco_mask
 
-from maskloss.ablation.analysis import METRICS, Summary, metric_of, summarized
+from maskloss.ablation.analysis import COMPARED, Summary, metric_of, summarized
 from maskloss.ablation.plan import Plan
 from maskloss.ablation.running import Outcome
 from maskloss.data.coco import ImageRecord
@@ -40,7 +40,7 @@ _SIZES = {"small": (0.0, 32.0**2), "medium": (32.0**2, 96.0**2), "large": (96.0*
 def _summaries(plan: Plan, outcomes: Outcomes) -> dict[str, dict[str, Summary]]:
     """Summaries by metric, then by variant."""
     summaries = {}
-    for name in METRICS:
+    for name in COMPARED:
         values = {
             variant: {seed: metric_of(o.metrics, name) for seed, o in by_seed.items() if o.failure is None}
             for variant, by_seed in outcomes.items()
@@ -101,7 +101,7 @@ def _table(plan: Plan, outcomes: Outcomes, summaries: Mapping[str, Mapping[str, 
     header = [
         "variant",
         "runs",
-        *METRICS,
+        *COMPARED,
         "mask AP less " + plan.baseline,
         "box AP less " + plan.baseline,
         "ms / step",
@@ -110,7 +110,7 @@ def _table(plan: Plan, outcomes: Outcomes, summaries: Mapping[str, Mapping[str, 
     lines = [_row(header), _row(["---"] * len(header))]
     for variant in plan.variants:
         cells = [variant, _runs(plan, outcomes[variant])]
-        for name in METRICS:
+        for name in COMPARED:
             summary = summaries[name][variant]
             spread = "" if summary.deviation is None else f" ± {100 * summary.deviation:.1f}"
             cells.append(f"{percent(summary.mean)}{spread}")

@@ -74,7 +74,7 @@ def outcome_of(run: Run) -> Outcome | None:
     try:
         history = [json.loads(line) for line in (folder / "history.jsonl").read_text("utf-8").splitlines()]
         metrics = json.loads((folder / "metrics.json").read_text("utf-8"))
-        if not history or not all(metrics[kind] for kind in ("bbox", "segm")):
+        if not history or not metrics["bbox"]:
             return None
         return Outcome(
             None, metrics, history, _seconds_per_step(history), ended["peak_bytes"], ended["seconds"]
@@ -240,10 +240,12 @@ def _execute_alone(options: dict[str, Any]) -> None:
 def _train(config: TrainConfig) -> None:
     from maskloss.report.page import write_report
     from maskloss.training.loop import train
+    from maskloss.training.metrics import METRICS
 
     result = train(config)
     write_text(config.output_folder / "results.json", json.dumps(result.evaluation.results))
-    write_report(config.output_folder, result.validation, result.evaluation.results)
+    labels = {kind: metric.label for kind, metric in METRICS.items()}
+    write_report(config.output_folder, result.validation, result.evaluation.results, labels)
     # They are several times the size of the model, and a sweep has many runs, none of which goes on from here.
     shutil.rmtree(config.output_folder / "checkpoints", ignore_errors=True)
 

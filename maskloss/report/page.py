@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +19,15 @@ from maskloss.report.pictures import draw_results, draw_truth, jpeg
 
 _NUM_PICTURES = 12
 _LONGEST_SIDE = 480
-_STATISTICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 
 
 def write_report(
-    folder: Path, validation: CocoData, results: Sequence[dict[str, Any]], *, score_threshold: float = 0.5
+    folder: Path,
+    validation: CocoData,
+    results: Sequence[dict[str, Any]],
+    labels: Mapping[str, str],
+    *,
+    score_threshold: float = 0.5,
 ) -> Path:
     """Write `report.html` from a run's files, its validation set and its results on that.
 
@@ -31,6 +35,7 @@ def write_report(
         folder: of the run, with history.jsonl, evaluations.jsonl, metrics.json and config.yaml.
         validation: the validation set.
         results: COCO results with RLE masks.
+        labels: what the metrics are called in the table, by their key in metrics.json.
         score_threshold: of the predictions that are drawn.
 
     Returns:
@@ -68,7 +73,7 @@ def write_report(
         title=folder.resolve().name,
         last=history[-1],
         metrics=metrics,
-        statistics=_STATISTICS,
+        rows=[(label, metrics[kind]) for kind, label in labels.items() if kind in metrics],
         num_images=len(validation.images),
         num_objects=validation.num_objects,
         num_categories=len(validation.categories),

@@ -33,8 +33,8 @@ class Evaluation:
     """What an evaluation found.
 
     Attributes:
-        metrics: "bbox" and "segm" with AP, AP50, AP75, APs, APm and APl as fractions of 1, None for a size
-            class without ground truth; "loss" with the mean of each term over the images, and their sum, or None where
+        metrics: for each of `METRICS` AP, AP50, AP75, APs, APm, APl and AR as fractions of 1, None for a size class
+            without ground truth; "loss" with the mean of each term over the images, and their sum, or None where
             no losses were asked for.
         results: COCO results with boxes and RLE masks, of every image.
     """

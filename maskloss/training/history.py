@@ -18,6 +18,7 @@ from maskloss.errors import RunError
 from maskloss.files import append_line, read_bytes, reason_of, write_bytes, write_text
 from maskloss.training.config import TrainConfig
 from maskloss.training.evaluation import Evaluation
+from maskloss.training.metrics import METRICS
 
 logger = logging.getLogger(__name__)
 
@@ -102,15 +103,11 @@ class History:
                 for key, value in values.items():
                     if value is not None:
                         self.board.add_scalar(f"validation/{group}/{key}", value, step)
-        box, mask = evaluation.metrics["bbox"]["AP"], evaluation.metrics["segm"]["AP"]
-        loss = evaluation.metrics["loss"]["loss"]
-        logger.info(
-            "step %d: box AP %s, mask AP %s, validation loss %s",
-            step,
-            _shown(box),
-            _shown(mask),
-            _shown(loss),
+        precisions = ", ".join(
+            f"{metric.label} AP {_shown(evaluation.metrics[kind]['AP'])}" for kind, metric in METRICS.items()
         )
+        loss = evaluation.metrics["loss"]["loss"]
+        logger.info("step %d: %s, validation loss %s", step, precisions, _shown(loss))
 
 
 def _keep_lines_up_to(path: Path, step: int) -> None:

@@ -1,12 +1,13 @@
-"""What an evaluation measures: box and mask AP as COCO has them, and metrics.json."""
+"""What an evaluation measures: the AP of boxes, masks and boundaries, and metrics.json."""
 
 from __future__ import annotations
 
 import contextlib
 import io
 import json
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from faster_coco_eval import COCO, COCOeval_faster
 
@@ -16,19 +17,52 @@ from maskloss.files import write_text
 Results = list[dict[str, Any]]
 Metrics = dict[str, Any]
 
-_STATISTICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
+
+@dataclass(frozen=True)
+class Metric:
+    """One way to compare detections with the ground truth.
+
+    Attributes:
+        label: in tables, before "AP".
+        iou_type: of faster-coco-eval.
+        field: of COCO results, which a result needs to count.
+    """
+
+    label: str
+    iou_type: Literal["bbox", "segm", "boundary"]
+    field: Literal["bbox", "segmentation"]
+
+    @property
+    def of_masks(self) -> bool:
+        """Whether masks are compared, and not boxes."""
+        return self.field == "segmentation"
+
+
+#: What is measured, by its key in metrics.json. What repeats the metrics loops over this table.
+#:
+#: "boundary" is Boundary IoU, Cheng et al., 2021, arXiv:2103.16562: the smaller one of the masks' IoU and the IoU of
+#: their parts within 2 % of the image's diagonal from the boundary.
+METRICS: dict[str, Metric] = {
+    "bbox": Metric("box", "bbox", "bbox"),
+    "segm": Metric("mask", "segm", "segmentation"),
+    "boundary": Metric("boundary", "boundary", "segmentation"),
+}
+
+#: COCO's summary, by the place in faster-coco-eval's; AR is that of the most detections.
+STATISTICS = {"AP": 0, "AP50": 1, "AP75": 2, "APs": 3, "APm": 4, "APl": 5, "AR": 8}
 
 
 def average_precision(data: CocoData, results: Results, *, max_detections: int = 100) -> Metrics:
-    """Return box and mask AP of COCO results, as pycocotools computes them, whatever the ids in the file.
+    """Return AP and AR of COCO results for each of `METRICS`, as pycocotools computes them.
+
+    Ids may be any: they are replaced by numbers from 1 on, because pycocotools, and what is faster, take an annotation
+    id of 0 for "not matched", so that its object never counts as found, and cannot hold ids beyond 2^53.
 
     Args:
         data: the ground truth.
         results: COCO results; a result without a box, or without a mask, counts for the other only.
         max_detections: of one category in one image, the best are counted, COCO's 100 or another number.
 
-    Ids are counted anew from 1: pycocotools, and what is faster, take an annotation's id of 0 for "not matched", so
-    its object never counts as found, and cannot hold ids beyond 2^53.
     """
     image_ids = {image.id: number for number, image in enumerate(data.images, start=1)}
     category_ids = {category.id: number for number, category in enumerate(data.categories, start=1)}
@@ -41,32 +75,40 @@ def average_precision(data: CocoData, results: Results, *, max_detections: int =
         for result in results
     ]
     metrics: Metrics = {}
-    # A detection's size class is that of its box where it has one, so masks are evaluated without. loadRes
-    # writes into the results, so it gets copies.
-    for kind, needed, left_out in (("bbox", "bbox", "segmentation"), ("segm", "segmentation", "bbox")):
-        truth = COCO(_ground_truth(data, image_ids, category_ids, masks=kind == "segm"))
-        of_kind = [
-            {key: value for key, value in result.items() if key != left_out}
-            for result in results
-            if needed in result
-        ]
-        if kind == "segm":
-            # How good a mask is, where the mask branch says so, and not how sure its class is.
-            for result in of_kind:
-                result["score"] = result.get("mask_score", result["score"])
-        found = truth.loadRes(of_kind)
-        evaluation = COCOeval_faster(truth, found, kind, print_function=lambda *_: None)
+    for kind, metric in METRICS.items():
+        truth = COCO(_ground_truth(data, image_ids, category_ids, masks=metric.of_masks))
+        found = truth.loadRes(_results_of(metric, results))
+        # One thread more would not pay for the few boundaries of an evaluation, and changes no number.
+        evaluation = COCOeval_faster(
+            truth, found, metric.iou_type, print_function=lambda *_: None, boundary_cpu_count=1
+        )
         evaluation.params.maxDets = [1, min(10, max_detections), max_detections]
         evaluation.evaluate()
         evaluation.accumulate()
         with contextlib.redirect_stdout(io.StringIO()):
             evaluation.summarize()
-        values = [float(value) for value in evaluation.stats[: len(_STATISTICS)]]
+        values = {name: float(evaluation.stats[place]) for name, place in STATISTICS.items()}
         # COCO's -1 says that there was nothing to find.
-        metrics[kind] = {
-            name: None if value < 0 else value for name, value in zip(_STATISTICS, values, strict=True)
-        }
+        metrics[kind] = {name: None if value < 0 else value for name, value in values.items()}
     return metrics
+
+
+def _results_of(metric: Metric, results: Results) -> Results:
+    """Return copies, since loadRes writes into results, of what a metric compares.
+
+    A detection's size class is that of its box where it has one, so masks are compared without; and they are ranked by
+    how good a mask is, where the mask branch says so, and not by how sure its class is.
+    """
+    other = "bbox" if metric.of_masks else "segmentation"
+    chosen = [
+        {key: value for key, value in result.items() if key != other}
+        for result in results
+        if metric.field in result
+    ]
+    if metric.of_masks:
+        for result in chosen:
+            result["score"] = result.get("mask_score", result["score"])
+    return chosen
 
 
 def write_metrics(path: Path, metrics: Metrics) -> None:

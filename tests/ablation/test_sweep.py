@@ -136,7 +136,7 @@ def test_results_hold_what_the_runs_measured(swept):
         assert results["variants"][variant]["summary"]["mask AP"]["mean"] == run["metrics"]["segm"]["AP"]
     assert results["variants"]["dice"]["changes"] == VARIANTS["dice"]
     table = (output / "table.md").read_text().splitlines()
-    assert table[0].startswith("| variant | runs | box AP | mask AP | mask AP75 |")
+    assert table[0].startswith("| variant | runs | box AP | mask AP | boundary AP | mask AP75 |")
     assert [line.split(" | ")[:2] for line in table[2:6]] == [
         ["| bce", "1"],
         ["| dice", "1"],

@@ -21,7 +21,7 @@ from maskloss.training.config import TrainConfig
 #: Channels of the FPN and the heads, an eighth of what users get: three times as fast.
 WIDTH = 16
 #: COCO's statistics in metrics.json.
-STATISTICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
+STATISTICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR")
 #: The loss terms of a Mask R-CNN without a penalty.
 TERMS = ("loss_objectness", "loss_rpn_box_reg", "loss_classifier", "loss_box_reg", "loss_mask")
 

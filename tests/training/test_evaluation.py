@@ -6,6 +6,7 @@ import contextlib
 import copy
 import io
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -119,7 +120,8 @@ def pycocotools_metrics(path: Path, results: list[dict[str, Any]]) -> dict[str, 
             coco_eval.summarize()
             metrics[kind] = {
                 name: None if value == -1 else float(value)
-                for name, value in zip(STATISTICS, coco_eval.stats, strict=False)
+                # pycocotools' AR is, at 8, that of 100 detections.
+                for name, value in zip(STATISTICS, [*coco_eval.stats[:6], coco_eval.stats[8]], strict=True)
             }
     return metrics
 
@@ -401,3 +403,100 @@ def test_ap_of_more_or_fewer_than_100_detections_equals_that_of_pycocotools(
     # By hand: so many of 101 recall levels are reached by the first detections, all right.
     reached = sum(level / 100 <= min(most, 324) / 324 + 1e-12 for level in range(101))
     assert expected == pytest.approx(reached / 101)
+
+
+def boundary(mask: np.ndarray, distance: int) -> np.ndarray:
+    """The pixels of a mask within so many of one that is not in it, or of the image's border, by brute force."""
+    padded = np.pad(mask.astype(bool), distance)
+    height, width = mask.shape
+    inside = np.ones(mask.shape, dtype=bool)
+    for y in range(2 * distance + 1):
+        for x in range(2 * distance + 1):
+            inside &= padded[y : y + height, x : x + width]
+    return mask.astype(bool) & ~inside
+
+
+def iou(one: np.ndarray, other: np.ndarray) -> float:
+    union = (one | other).sum()
+    return float((one & other).sum() / union) if union else 0.0
+
+
+class BoundaryEval(COCOeval):
+    """pycocotools' evaluation, with Boundary IoU as the paper defines it, of masks that are decoded pixel by pixel."""
+
+    def computeIoU(self, imgId: int, catId: int) -> Any:
+        ious = super().computeIoU(imgId, catId)
+        if len(ious) == 0:
+            return ious
+        truth = self._gts[imgId, catId]
+        found = sorted(self._dts[imgId, catId], key=lambda one: -one["score"])[: self.params.maxDets[-1]]
+        image = self.cocoGt.imgs[imgId]
+        distance = max(1, round(0.02 * math.hypot(image["height"], image["width"])))
+        for column, annotation in enumerate(truth):
+            if annotation["iscrowd"]:
+                continue  # a crowd's is the part of the detection that is in it, of whole masks
+            own = boundary(self.cocoGt.annToMask(annotation), distance)
+            for row, result in enumerate(found):
+                ious[row, column] = min(
+                    ious[row, column], iou(boundary(self.cocoDt.annToMask(result), distance), own)
+                )
+        return ious
+
+
+@pytest.mark.parametrize("crowds", [False, True])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_boundary_ap_is_that_of_eroded_masks(tmp_path: Path, seed: int, crowds: bool) -> None:
+    data = write_rectangles(tmp_path / "data", crowds=crowds)
+    results = [*random_results(data.annotation_file, seed), *perfect_results(data)[::2]]
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth = COCO(str(data.annotation_file))
+        found = [
+            {key: value for key, value in one.items() if key != "bbox"} for one in copy.deepcopy(results)
+        ]
+        oracle = BoundaryEval(truth, truth.loadRes(found), "segm")
+        oracle.evaluate()
+        oracle.accumulate()
+        oracle.summarize()
+    expected = [*oracle.stats[:6], oracle.stats[8]]
+    metrics = average_precision(data, results)
+    for name, value in zip(STATISTICS, expected, strict=True):
+        assert metrics["boundary"][name] == pytest.approx(None if value == -1 else value, abs=1e-9), name
+    assert 0.1 < metrics["boundary"]["AP"] < metrics["segm"]["AP"]
+
+
+def test_recorded_detections_of_a_published_network_have_the_ap_that_pycocotools_gives(
+    shared: Path, tmp_path: Path
+) -> None:
+    """MaskRCNN2Go's authors published 2,481 detections in 100 COCO images; only the sizes of these are needed."""
+    folder = shared / "maskrcnn2go"
+    document = json.loads((folder / "ground_truth_100.json").read_text())
+    for image in document["images"]:
+        Image.new("L", (image["width"], image["height"])).save(tmp_path / image["file_name"])
+    boxes = json.loads((folder / "recorded_bbox.json").read_text())
+    masks = [
+        {
+            "image_id": int(result["image_id"]),
+            "category_id": int(result["category_id"]),
+            "score": float(result["score"]),
+            "segmentation": result["segmentation"],
+        }
+        for result in json.loads((folder / "recorded_segm.json").read_text())
+    ]
+    data = read_coco(tmp_path, folder / "ground_truth_100.json")
+    metrics = average_precision(data, [*boxes, *masks])
+    # By pycocotools, in percent: AP, AP50, AP75, small, medium, large.
+    expected = {
+        "bbox": (30.05, 46.48, 32.53, 7.69, 24.87, 54.01),
+        "segm": (28.11, 43.75, 30.28, 5.29, 24.27, 50.17),
+    }
+    for kind, values in expected.items():
+        assert [round(100 * metrics[kind][name], 2) for name in STATISTICS[:6]] == list(values)
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth = COCO(str(folder / "ground_truth_100.json"))
+        for kind, results in (("bbox", boxes), ("segm", masks)):
+            oracle = COCOeval(truth, truth.loadRes(copy.deepcopy(results)), kind)
+            oracle.evaluate()
+            oracle.accumulate()
+            oracle.summarize()
+            assert metrics[kind]["AP"] == pytest.approx(oracle.stats[0], abs=1e-9)
+            assert metrics[kind]["AR"] == pytest.approx(oracle.stats[8], abs=1e-9)
