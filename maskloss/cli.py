@@ -211,6 +211,8 @@ def evaluate(
     annotations: str,
     output: str,
     loss: str | dict[str, Any] | None = None,
+    model: str | None = None,
+    mask_branch: str | None = None,
     batch_size: int = 2,
     max_detections: int | None = None,
     device: Device = "auto",
@@ -226,6 +228,8 @@ def evaluate(
         annotations: COCO-format JSON.
         output: folder that gets metrics.json and results.json.
         loss: a preset, an import path, or a mapping as JSON, where the file's own cannot be used or another is wanted.
+        model: the import path of the model, where it is made by a user's code.
+        mask_branch: the import path of the mask branch, where it is made by a user's code.
         batch_size: images that are loaded together.
         max_detections: most objects that are detected in an image, and that AP counts of one category in one; the
             model's own where not given.
@@ -241,7 +245,9 @@ def evaluate(
     if not 1 <= batch_size <= 100_000:
         raise InputError(f"--batch-size must be in 1 to 100,000, got {one_line(batch_size, 80)}")
     chosen = chosen_device(device)
-    loaded = load_model(checkpoint, loss=loss, max_detections=max_detections)
+    loaded = load_model(
+        checkpoint, loss=loss, max_detections=max_detections, model=model, mask_branch=mask_branch
+    )
     data = read_coco(images, annotations, categories=loaded.description.categories)
     folder = Path(output)
     for name in ("metrics.json", "results.json"):
@@ -281,6 +287,8 @@ def predict(
     score_threshold: float = 0.5,
     max_detections: int | None = None,
     loss: str | None = None,
+    model: str | None = None,
+    mask_branch: str | None = None,
     device: Device = "auto",
 ) -> None:
     """Draw a trained model's masks over images.
@@ -292,6 +300,8 @@ def predict(
         score_threshold: leave out detections of lower scores.
         max_detections: most objects that are detected in an image; the model's own where not given.
         loss: the import path of the model's loss, where masks come from a mask term of a user's own.
+        model: the import path of the model, where it is made by a user's code.
+        mask_branch: the import path of the mask branch, where it is made by a user's code.
         device: where to run.
     """
     from maskloss.files import locked, make_folder, write_bytes, write_text
@@ -303,8 +313,10 @@ def predict(
     if not 0 <= score_threshold <= 1:
         raise InputError(f"--score-threshold must be in [0, 1], got {score_threshold}")
     chosen = chosen_device(device)
-    loaded = load_model(checkpoint, loss=loss, max_detections=max_detections)
-    model, description = loaded.model, loaded.description
+    loaded = load_model(
+        checkpoint, loss=loss, max_detections=max_detections, model=model, mask_branch=mask_branch
+    )
+    description = loaded.description
     folder = Path(output)
     planned: set[str] = set()
     for path in image:
@@ -319,7 +331,7 @@ def predict(
     with locked(folder):
         try:
             for found in prediction.predict(
-                model.to(chosen), description, image, device=chosen, score_threshold=score_threshold
+                loaded.model.to(chosen), description, image, device=chosen, score_threshold=score_threshold
             ):
                 file_name = _free_name(found.path.stem, taken)
                 write_bytes(folder / file_name, png(draw_results(found.image, found.results, names)))

@@ -21,26 +21,25 @@ def image_results(
     """Return one image's detections as COCO results with RLE masks.
 
     Args:
-        detection: boxes (D, 4) xyxy in px of the image, labels (D,), scores (D,), and masks (D, 1, M, M), the
-            probabilities on the grid of each box; where there are any, mask_scores (D,).
+        detection: boxes (D, 4) xyxy in px of the image, labels (D,), scores (D,); of a model with masks, masks
+            (D, 1, M, M), the probabilities on the grid of each box; where there are any, mask_scores (D,).
         image_id: of the results.
         image_size: (H, W) of the image, in px.
         offset: (y, x), see `paste_masks`.
         category_ids: label i + 1 is category `category_ids[i]`; labels are the categories where not given.
 
     Returns:
-        Dicts with image_id, category_id, bbox (x, y, width, height in px), score and segmentation, and mask_score
-        where the detection has mask_scores.
+        Dicts with image_id, category_id, bbox (x, y, width, height in px), score; segmentation of a model with masks,
+        and mask_score where the detection has mask_scores.
 
     Raises:
         ValueError: the masks are pasted already, or a label has no category.
     """
-    masks = detection["masks"]
-    if masks.dim() != 4 or masks.shape[1] != 1 or masks.shape[2] != masks.shape[3]:
+    masks = detection.get("masks")
+    if masks is not None and (masks.dim() != 4 or masks.shape[1] != 1 or masks.shape[2] != masks.shape[3]):
         raise ValueError(
             f"masks must be probabilities (D, 1, M, M), not {tuple(masks.shape)}: they are with convert(paste=None)"
         )
-    rles = paste_masks(masks[:, 0], detection["boxes"], image_size, offset=offset, output="rle")
     boxes = detection["boxes"].detach().cpu().double()
     boxes[:, 2:] -= boxes[:, :2]
     labels = detection["labels"].tolist()
@@ -54,12 +53,13 @@ def image_results(
             "category_id": label if category_ids is None else category_ids[label - 1],
             "bbox": [round(value, 3) for value in box],
             "score": score,
-            "segmentation": rle,
         }
-        for box, label, score, rle in zip(
-            boxes.tolist(), labels, detection["scores"].tolist(), rles, strict=True
-        )
+        for box, label, score in zip(boxes.tolist(), labels, detection["scores"].tolist(), strict=True)
     ]
+    if masks is not None:
+        rles = paste_masks(masks[:, 0], detection["boxes"], image_size, offset=offset, output="rle")
+        for result, rle in zip(results, rles, strict=True):
+            result["segmentation"] = rle
     if "mask_scores" in detection:
         for result, score in zip(results, detection["mask_scores"].tolist(), strict=True):
             result["mask_score"] = score

@@ -69,9 +69,11 @@ def draw_results(
     objects = []
     for result in sorted(results, key=lambda result: float(result["score"])):
         x, y, width, height = result["bbox"]
+        # A model without masks gives boxes alone.
+        blank = np.zeros((image.height, image.width), dtype=np.uint8)
         objects.append(
             Drawn(
-                coco_mask.decode(result["segmentation"]),
+                coco_mask.decode(result["segmentation"]) if "segmentation" in result else blank,
                 (x, y, x + width, y + height),
                 f"{shortened(names[result['category_id']])} {result['score']:.2f}",
                 category_colour(result["category_id"]),

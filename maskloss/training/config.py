@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from maskloss.data.dataset import Crowds
-from maskloss.detection.models import MOST_DETECTIONS, ModelName
+from maskloss.detection.models import MODEL_NAMES, MOST_DETECTIONS
 from maskloss.errors import InputError, one_line
 from maskloss.losses.criterion import MaskRCNNLoss
 from maskloss.training.loss_config import LossConfig, make_loss
@@ -55,7 +55,11 @@ class TrainConfig:
         val_images: folder of the validation images.
         val_annotations: COCO-format JSON of the validation set.
         output: folder of the run; new, or an interrupted run's with `resume`.
-        model: torchvision's builders by name, or "resnet18" and "mobilenet_v2", small ones for CPUs.
+        model: torchvision's builders maskrcnn_resnet50_fpn and maskrcnn_resnet50_fpn_v2 by name, or "resnet18" and
+            "mobilenet_v2", small ones for CPUs; or the import path "package.module.name" of a builder
+            (num_classes, settings) -> model.
+        mask_branch: torchvision's layers where not given; or the import path of a function or class that takes the
+            model and makes a `maskloss.detection.mask_branch.MaskBranch`.
         weights: a .safetensors or .pt file of a whole model or of a backbone, "DEFAULT" for the weights that
             torchvision publishes (downloads them), or "none".
         loss: a preset (torchvision, detectron2, matterport, paper, aligned), or the import path
@@ -103,7 +107,8 @@ class TrainConfig:
     val_images: str
     val_annotations: str
     output: str
-    model: ModelName = "maskrcnn_resnet50_fpn"
+    model: str = "maskrcnn_resnet50_fpn"
+    mask_branch: str | None = None
     weights: str = "none"
     loss: LossConfig = "torchvision"
     max_steps: int = 1000
@@ -177,8 +182,24 @@ class TrainConfig:
             _expect(finite, name, "finite numbers", value)
             _expect(value is None or len(value) == 3, name, "three numbers, one per channel", value)
         _expect(self.image_std is None or min(self.image_std) > 0, "image_std", "above 0", self.image_std)
+        known = self.model in MODEL_NAMES
+        _expect(
+            known or "." in self.model,
+            "model",
+            f"one of {', '.join(MODEL_NAMES)}, or an import path package.module.name",
+            self.model,
+        )
+        branch = self.mask_branch
+        _expect(branch is None or "." in branch, "mask_branch", "an import path package.module.name", branch)
+        _expect(
+            known or self.weights != "DEFAULT",
+            "weights",
+            f"a file or none: nobody publishes weights for {one_line(self.model, 80)}",
+            self.weights,
+        )
         layers = self.trainable_layers
-        stages = 6 if self.model == "mobilenet_v2" else 5
+        # Of a model of a user's own, its builder knows.
+        stages = {"mobilenet_v2": 6}.get(self.model, 5 if known else 10**6)
         _expect(layers is None or 0 <= layers <= stages, "trainable_layers", f"from 0 to {stages}", layers)
         _expect(
             layers is None or self.weights != "none",

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from maskloss.data.batches import mixed_seed
 from maskloss.data.coco import CocoData
 from maskloss.detection.conversion import convert, loss_parameters
+from maskloss.detection.mask_branch import MaskBranch
 from maskloss.detection.models import ModelSettings
 from maskloss.files import locked, make_folder, remove_leftovers
 from maskloss.losses.criterion import MaskRCNNLoss
@@ -28,6 +29,7 @@ from maskloss.training.history import History
 from maskloss.training.loss_probe import probe_copy
 from maskloss.training.metrics import write_metrics
 from maskloss.training.model_file import ModelDescription, mask_probs_of, save_model
+from maskloss.training.models import make_mask_branch
 from maskloss.training.resuming import check_output, fingerprint, starting_point
 from maskloss.training.setup import (
     device_of,
@@ -79,7 +81,10 @@ def train(config: TrainConfig) -> TrainingResult:
             logger.info("%s: %s", config.weights, loaded)
         for data in (training, validation):
             check_sizes(data, model)
+        branch = None if config.mask_branch is None else make_mask_branch(config.mask_branch, model)
         model.to(accelerator.device)
+        if branch is not None:
+            branch.to(accelerator.device)
         # A step that is not finite says on which images, so that is left to the first one.
         probe_copy(loss, len(training.categories) + 1, model, accelerator.device, require_finite=False)
         # Everything that can fail without a step has succeeded: from here on, the folder is written to.
@@ -89,7 +94,7 @@ def train(config: TrainConfig) -> TrainingResult:
                 stack.enter_context(locked(config.output_folder))
                 remove_leftovers(config.output_folder / "checkpoints")
             accelerator.wait_for_everyone()
-            return _trained(config, accelerator, loss, model, settings, training, validation)
+            return _trained(config, accelerator, loss, model, settings, branch, training, validation)
 
 
 def _trained(
@@ -98,6 +103,7 @@ def _trained(
     loss: MaskRCNNLoss,
     model: nn.Module,
     settings: ModelSettings,
+    branch: MaskBranch | None,
     training: CocoData,
     validation: CocoData,
 ) -> TrainingResult:
@@ -108,7 +114,7 @@ def _trained(
         "world_size": accelerator.num_processes,
     }
     checkpoint = starting_point(config, identity)
-    convert(model, loss, paste=None)
+    convert(model, loss, paste=None, mask_branch=branch)
     description = ModelDescription(
         settings,
         training.categories,
@@ -116,6 +122,7 @@ def _trained(
         mask_probs_of(loss),
         config.loss,
         config.crowds,
+        config.mask_branch,
     )
     optimizer = make_optimizer(config, model)
     start, elapsed = 0, 0.0

@@ -20,7 +20,7 @@ from maskloss import losses as public_losses
 from maskloss.data.coco import Category
 from maskloss.data.dataset import Crowds
 from maskloss.detection.conversion import convert
-from maskloss.detection.models import MODEL_NAMES, MOST_DETECTIONS, ModelSettings, build_model
+from maskloss.detection.models import MODEL_NAMES, MOST_DETECTIONS, ModelSettings
 from maskloss.errors import InputError, one_line
 from maskloss.files import read_bytes, write_bytes
 from maskloss.losses.criterion import MaskRCNNLoss
@@ -29,6 +29,7 @@ from maskloss.losses.mask_pixels import MaskBCELoss
 from maskloss.losses.presets import PRESETS
 from maskloss.masks.targets import MaskTargets
 from maskloss.training.loss_config import LossConfig, make_loss
+from maskloss.training.models import make_mask_branch, make_model
 
 #: Of the description; files of 0.1.0 have none, and do not know their loss.
 _VERSION = 2
@@ -52,6 +53,7 @@ class ModelDescription:
             "class_agnostic" for the sigmoid of channel 0, or "custom" where a user's mask term says how.
         loss: the loss that it was trained with, as `TrainConfig.loss` has it; None in files of 0.1.0.
         crowds: what crowds were to it, as `TrainConfig.crowds` has it.
+        mask_branch: the import path of its mask branch; None of torchvision's layers.
     """
 
     settings: ModelSettings
@@ -60,6 +62,7 @@ class ModelDescription:
     mask_probs: str = "sigmoid"
     loss: LossConfig | None = None
     crowds: Crowds = "leave_out"
+    mask_branch: str | None = None
 
     def to_metadata(self) -> dict[str, str]:
         """Return the metadata of the safetensors file."""
@@ -90,11 +93,13 @@ class ModelDescription:
         _check(loss is None or isinstance(loss, str | dict), "loss", "a name or a mapping", loss)
         crowds = content.get("crowds", "leave_out")
         _check(crowds in get_args(Crowds), "crowds", f"one of {', '.join(get_args(Crowds))}", crowds)
+        branch = content.get("mask_branch")
+        _check(branch is None or _is_import_path(branch), "mask_branch", "an import path", branch)
         categories = _categories_of(content["categories"])
         settings = _settings_of(content["settings"])
         if settings.num_classes != len(categories) + 1:
             raise ValueError(f"it has {settings.num_classes} classes, but {len(categories)} categories")
-        return cls(settings, categories, content["aligned"], mask_probs, loss, crowds)
+        return cls(settings, categories, content["aligned"], mask_probs, loss, crowds, branch)
 
 
 #: A mask term by how its logits become masks, for models whose loss cannot be made again.
@@ -177,7 +182,12 @@ class LoadedModel:
 
 
 def load_model(
-    path: str | Path, *, loss: LossConfig | None = None, max_detections: int | None = None
+    path: str | Path,
+    *,
+    loss: LossConfig | None = None,
+    max_detections: int | None = None,
+    model: str | None = None,
+    mask_branch: str | None = None,
 ) -> LoadedModel:
     """Read a model saved by `save_model`.
 
@@ -186,6 +196,8 @@ def load_model(
         loss: the loss's config where the file's names code, which is not imported because a file says so; or another
             loss to evaluate with.
         max_detections: most objects that are detected in an image; None for the file's own.
+        model: the import path of a user's model, and
+        mask_branch: of a user's mask branch, which are not imported because a file says so.
 
     Raises:
         InputError: the file is missing, truncated, no safetensors file, of something else, or holds numbers that are
@@ -210,6 +222,7 @@ def load_model(
             )
         settings = replace(description.settings, max_detections=max_detections)
         description = replace(description, settings=settings)
+    description = _with_code(path, description, model, mask_branch)
     config = loss
     if config is None and is_self_contained(description.loss):
         config = description.loss
@@ -221,10 +234,14 @@ def load_model(
     criterion = _criterion(description) if config is None else make_loss(config)
     own = without_loss_state(state)
     check_finite_tensors(path, state)
+    network = make_model(description.settings)
+    branch = None
+    if description.mask_branch is not None:
+        branch = make_mask_branch(description.mask_branch, network)
+    convert(network, criterion, paste=None, mask_branch=branch)
     try:
-        model = build_model(description.settings)
-        _check_kinds(model, own)
-        model.load_state_dict(own, strict=True)
+        _check_kinds(network, own)
+        network.load_state_dict(own, strict=True)
         if config is not None and config == description.loss:
             criterion.load_state_dict(
                 {
@@ -237,11 +254,31 @@ def load_model(
     except (TypeError, ValueError, RuntimeError, IndexError) as error:
         first = str(error).strip().splitlines()[0]
         raise InputError(f"{path}: its tensors are of another model than it says: {first}") from error
-    convert(model, criterion, paste=None)
     # Masks are pasted as the network has learned them, whatever loss it is evaluated with.
-    transform: Any = model.transform
+    transform: Any = network.transform
     transform.aligned_masks = description.aligned
-    return LoadedModel(model.eval(), description, config)
+    return LoadedModel(network.eval(), description, config)
+
+
+def _with_code(
+    path: Path, description: ModelDescription, model: str | None, mask_branch: str | None
+) -> ModelDescription:
+    """Return the description with the code that a user has given again; raise InputError where some is missing."""
+    name, branch = description.settings.name, description.mask_branch
+    if name in MODEL_NAMES and model is not None:
+        raise InputError(f"{path}: its model is {name}; --model is for models of a user's own code")
+    if branch is None and mask_branch is not None:
+        raise InputError(f"{path}: has torchvision's mask layers; --mask-branch is for others")
+    if name not in MODEL_NAMES and model is None:
+        raise InputError(
+            f"{path}: its model is made by a user's code, which is not run unasked: give --model {name}"
+        )
+    if branch is not None and mask_branch is None:
+        raise InputError(
+            f"{path}: its mask branch is made by a user's code, which is not run unasked: give --mask-branch {branch}"
+        )
+    settings = replace(description.settings, name=model or name)
+    return replace(description, settings=settings, mask_branch=mask_branch)
 
 
 def _criterion(description: ModelDescription) -> MaskRCNNLoss:
@@ -339,7 +376,8 @@ def _settings_of(content: Any) -> ModelSettings:
     _check(not unknown, "settings", f"of {', '.join(sorted(known))}", ", ".join(unknown))
     content = dict(content)
     name, num_classes = content["name"], content["num_classes"]
-    _check(isinstance(name, str) and name in MODEL_NAMES, "name", f"one of {', '.join(MODEL_NAMES)}", name)
+    good = isinstance(name, str) and (name in MODEL_NAMES or _is_import_path(name))
+    _check(good, "name", f"one of {', '.join(MODEL_NAMES)}, or an import path", name)
     _check(
         _is_whole(num_classes) and 2 <= num_classes <= 10**6,
         "num_classes",
@@ -403,6 +441,12 @@ def _check(condition: Any, field: str, expected: str, value: Any) -> None:
         raise ValueError(
             f"its {field} must be {expected}, not {shown[:60]}{'...' if len(shown) > 60 else ''}"
         )
+
+
+def _is_import_path(value: Any) -> bool:
+    if not isinstance(value, str) or len(value) > _LONGEST_NAME:
+        return False
+    return "." in value and all(part.isidentifier() for part in value.split("."))
 
 
 def _is_whole(value: Any) -> bool:

@@ -21,7 +21,6 @@ from maskloss.detection.conversion import loss_parameters
 from maskloss.detection.models import (
     LoadedWeights,
     ModelSettings,
-    build_model,
     load_weights,
     published_settings,
     published_weights,
@@ -30,6 +29,7 @@ from maskloss.errors import InputError
 from maskloss.training.checkpoints import read_weights
 from maskloss.training.config import TrainConfig
 from maskloss.training.model_file import model_settings_of
+from maskloss.training.models import make_model
 
 #: What accelerate would take from the environment instead of the config.
 _OVERRIDES = (
@@ -144,7 +144,7 @@ def initial_model(
         InputError: the weights cannot be had, or none of them fits.
     """
     settings, weights = _model_settings(config, num_classes)
-    model = build_model(settings)
+    model = make_model(settings)
     if weights is None:
         return model, settings, None
     loaded = load_weights(model, weights)

@@ -1,0 +1,221 @@
+"""maskloss/training/models.py: models and mask branches of a user's own, from train to predict."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from torch import Tensor, nn
+from torchvision.models.detection import FasterRCNN, MaskRCNN
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.ops import MultiScaleRoIAlign
+
+from maskloss.cli import main
+from maskloss.detection.mask_branch import DetectedBoxes, MaskBranch, Positives, grids_of
+from maskloss.detection.models import ModelSettings
+from maskloss.errors import InputError
+from maskloss.losses import mask_bce_loss
+from maskloss.training.loop import train
+from maskloss.training.model_file import load_model
+from maskloss.training.models import make_mask_branch, make_model
+
+from .small_runs import narrow_models, small_config, write_data
+
+HERE = "tests.training.test_models"
+
+
+class Stem(nn.Sequential):
+    """A backbone of one feature map of stride 8."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.Conv2d(3, 16, 3, 4, 1), nn.ReLU(), nn.Conv2d(16, 16, 3, 2, 1), nn.ReLU())
+        self.out_channels = 16
+
+
+def parts(num_classes: int, settings: ModelSettings) -> dict[str, Any]:
+    return {
+        "num_classes": num_classes,
+        "min_size": settings.min_size or (64,),
+        "max_size": settings.max_size or 64,
+        "rpn_anchor_generator": AnchorGenerator(((16, 32),), ((1.0,),)),
+        "box_roi_pool": MultiScaleRoIAlign(["0"], 7, 2),
+    }
+
+
+def my_model(num_classes: int, settings: ModelSettings) -> nn.Module:
+    return MaskRCNN(Stem(), mask_roi_pool=MultiScaleRoIAlign(["0"], 14, 2), **parts(num_classes, settings))
+
+
+def boxes_alone(num_classes: int, settings: ModelSettings) -> nn.Module:
+    return FasterRCNN(Stem(), **parts(num_classes, settings))
+
+
+class Linear(MaskBranch):
+    """One linear layer per cell of the pooled features, for all classes alike."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.pool = model.roi_heads.mask_roi_pool
+        self.layer = nn.Conv2d(model.backbone.out_channels, 1, 1)
+
+    def losses(
+        self, features: dict[str, Tensor], positives: Positives, targets: list[dict[str, Any]]
+    ) -> dict[str, Tensor]:
+        logits = self.layer(self.pool(features, positives.boxes, positives.image_sizes))[:, 0]
+        grids = grids_of(positives, targets, logits.shape[-1], aligned=True, binary=False)
+        return {"loss_mask": mask_bce_loss(logits, grids).sum() / max(len(logits), 1)}
+
+    def predict(self, features: dict[str, Tensor], detections: DetectedBoxes) -> tuple[list[Tensor], None]:
+        logits = self.layer(self.pool(features, detections.boxes, detections.image_sizes))
+        return list(logits.sigmoid().split([len(boxes) for boxes in detections.boxes])), None
+
+
+@pytest.fixture(scope="module", autouse=True)
+def narrow() -> Iterator[None]:
+    with narrow_models():
+        yield
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_data(tmp_path_factory.mktemp("data"))
+
+
+def command(name: str, data: Path, run: Path, output: Path, *options: str) -> None:
+    arguments = [name, "--checkpoint", str(run), "--output", str(output), "--device", "cpu", *options]
+    if name == "evaluate":
+        arguments += [
+            "--images",
+            str(data / "val/images"),
+            "--annotations",
+            str(data / "val/annotations.json"),
+        ]
+    else:
+        arguments += ["--score-threshold", "0", *map(str, sorted((data / "val/images").iterdir()))]
+    main(arguments)
+
+
+CODE: dict[str, dict[str, str]] = {
+    "model": {"model": f"{HERE}.my_model"},
+    "branch": {"mask_branch": f"{HERE}.Linear"},
+    "both": {"model": f"{HERE}.my_model", "mask_branch": f"{HERE}.Linear"},
+}
+
+
+@pytest.mark.parametrize("name", CODE)
+def test_a_users_code_goes_from_train_to_predict(
+    name: str, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    train(small_config(data, run, max_detections=30, **CODE[name]))
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert set(metrics["loss"]) >= {"loss_mask", "loss_box_reg", "loss"}
+    given = [f"--{key.replace('_', '-')}={path}" for key, path in CODE[name].items()]
+    command("evaluate", data, run, tmp_path / "evaluated", *given)
+    assert json.loads((tmp_path / "evaluated/metrics.json").read_text()) == metrics
+    command("predict", data, run, tmp_path / "predicted", *given)
+    results = json.loads((tmp_path / "predicted/results.json").read_text())
+    assert 0 < len(results) <= 60
+    assert all("segmentation" in result for result in results)
+    # Resumed, it is the same run.
+    train(small_config(data, run, max_detections=30, resume=True, **CODE[name]))
+    assert json.loads((run / "metrics.json").read_text()) == metrics
+    # Nobody's code is run because a file says so.
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as ended:
+        command("evaluate", data, run, tmp_path / "refused")
+    assert ended.value.code == 2
+    said = capsys.readouterr().err
+    key, path = next(iter(CODE[name].items()))
+    assert "is made by a user's code, which is not run unasked: give" in said
+    assert f"--{key.replace('_', '-')} {path}" in said
+    assert not (tmp_path / "refused").exists()
+
+
+def test_a_model_without_masks_trains_its_boxes(data: Path, tmp_path: Path) -> None:
+    path = f"{HERE}.boxes_alone"
+    train(small_config(data, tmp_path / "run", model=path))
+    metrics = json.loads((tmp_path / "run/metrics.json").read_text())
+    assert "loss_mask" not in metrics["loss"]
+    assert metrics["bbox"]["AP"] is not None
+    command("predict", data, tmp_path / "run", tmp_path / "predicted", f"--model={path}")
+    results = json.loads((tmp_path / "predicted/results.json").read_text())
+    assert results
+    assert not any("segmentation" in result for result in results)
+
+
+def test_code_that_a_file_does_not_name_is_refused(data: Path, tmp_path: Path) -> None:
+    train(small_config(data, tmp_path / "run", max_steps=1))
+    with pytest.raises(
+        InputError, match=r"its model is resnet18; --model is for models of a user's own code"
+    ):
+        load_model(tmp_path / "run", model=CODE["model"]["model"])
+    with pytest.raises(InputError, match=r"has torchvision's mask layers; --mask-branch is for others"):
+        load_model(tmp_path / "run", mask_branch=CODE["branch"]["mask_branch"])
+
+
+def raising(*_: Any) -> nn.Module:
+    raise KeyError("nothing there")
+
+
+def other_classes(num_classes: int, settings: ModelSettings) -> nn.Module:
+    return my_model(num_classes + 1, settings)
+
+
+def no_detector(*_: Any) -> nn.Module:
+    return nn.Linear(2, 2)
+
+
+A_NUMBER = 3
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("nothing", "--model .* cannot be imported: .*nothing"),
+        ("A_NUMBER", "--model .*: is a int, no callable"),
+        ("raising", "--model .* cannot be made: KeyError: 'nothing there'"),
+        (
+            "no_detector",
+            "--model .* must return a model of torchvision.models.detection, not a torch.nn.*Linear",
+        ),
+        ("other_classes", "--model .*: scores 5 classes, not 4 with the background"),
+    ],
+)
+def test_what_is_no_model_is_named(name: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        make_model(ModelSettings(f"{HERE}.{name}", 4))
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("nothing", "--mask-branch .* cannot be imported"),
+        (
+            "no_detector",
+            "--mask-branch .* must return an object of maskloss.detection.mask_branch.MaskBranch",
+        ),
+        ("raising", "--mask-branch .* cannot be made: KeyError"),
+    ],
+)
+def test_what_is_no_mask_branch_is_named(name: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        make_mask_branch(f"{HERE}.{name}", my_model(4, ModelSettings("x.y", 4)))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model": "resnet19"}, "--model must be one of maskrcnn_resnet50_fpn, .* or an import path"),
+        ({"mask_branch": "own"}, "--mask-branch must be an import path"),
+        ({"model": "my.model", "weights": "DEFAULT"}, "--weights must be a file or none: nobody publishes"),
+    ],
+)
+def test_names_that_cannot_be_meant_are_refused(
+    changes: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match=message):
+        small_config(tmp_path, tmp_path / "run", **changes)
