@@ -17,6 +17,7 @@ from torchvision.models.detection._utils import BoxCoder as TorchvisionBoxCoder
 from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 from torchvision.models.detection.roi_heads import RoIHeads as TorchvisionRoIHeads
 from torchvision.models.detection.rpn import RegionProposalNetwork as TorchvisionRPN
+from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 from maskloss.detection.roi_heads import RoIHeads
 from maskloss.detection.rpn import RegionProposalNetwork
@@ -70,6 +71,18 @@ def not_a_detector(needs: str, model: Any) -> TypeError:
                 f"; the detector inside is model.{names[0]}: give that, and convert it before it is wrapped"
             )
     return TypeError(f"{needs}, not {full_name(model)}{inside}")
+
+
+def check_transform(model: GeneralizedRCNN) -> None:
+    """Check that a model's transform is torchvision's, by which images are resized and masks pasted.
+
+    Raises:
+        TypeError: it is another.
+    """
+    if not isinstance(model.transform, GeneralizedRCNNTransform):
+        raise TypeError(
+            f"its transform must be torchvision's GeneralizedRCNNTransform, not {full_name(model.transform)}"
+        )
 
 
 def check_parts(model: GeneralizedRCNN) -> None:

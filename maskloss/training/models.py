@@ -6,9 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 from torch import nn
-from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
-from maskloss.detection.compatibility import check_parts, full_name
+from maskloss.detection.compatibility import check_parts, check_transform, full_name
 from maskloss.detection.mask_branch import MaskBranch
 from maskloss.detection.models import MODEL_NAMES, ModelSettings, build_model
 from maskloss.errors import InputError
@@ -35,12 +34,9 @@ def make_model(settings: ModelSettings) -> nn.Module:
         )
     try:
         check_parts(model)
+        check_transform(model)
     except TypeError as error:
         raise InputError(f"{where}: {error}") from error
-    if not isinstance(model.transform, GeneralizedRCNNTransform):
-        raise InputError(
-            f"{where}: its transform must be torchvision's GeneralizedRCNNTransform, not {full_name(model.transform)}"
-        )
     heads: Any = model.roi_heads
     scores = getattr(heads.box_predictor, "cls_score", None)
     if isinstance(scores, nn.Linear) and scores.out_features != settings.num_classes:
