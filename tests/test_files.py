@@ -68,9 +68,10 @@ from pathlib import Path
 from maskloss.files import locked
 with locked(Path(sys.argv[1])):
     if os.fork() == 0:  # as a data worker
+        # Said by the worker, which by then has let go of the lock: whoever kills its parent before that is too early.
+        print("held", flush=True)
         time.sleep(60)
         os._exit(0)
-    print("held", flush=True)
     time.sleep(60)
 """
 
