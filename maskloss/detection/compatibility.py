@@ -73,16 +73,10 @@ def not_a_detector(needs: str, model: Any) -> TypeError:
     return TypeError(f"{needs}, not {full_name(model)}{inside}")
 
 
-def check_transform(model: GeneralizedRCNN) -> None:
-    """Check that a model's transform is torchvision's, by which images are resized and masks pasted.
-
-    Raises:
-        TypeError: it is another.
-    """
-    if not isinstance(model.transform, GeneralizedRCNNTransform):
-        raise TypeError(
-            f"its transform must be torchvision's GeneralizedRCNNTransform, not {full_name(model.transform)}"
-        )
+def has_replaceable_transform(model: GeneralizedRCNN) -> bool:
+    """Whether a model's transform is torchvision's own, whose code ours may replace, or ours already."""
+    transform = model.transform
+    return type(transform) is GeneralizedRCNNTransform or isinstance(transform, RCNNTransform)
 
 
 def check_parts(model: GeneralizedRCNN) -> None:

@@ -16,7 +16,6 @@ from torchvision.models.detection._utils import BoxCoder as TorchvisionBoxCoder
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor
 from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 from torchvision.models.detection.mask_rcnn import MaskRCNNPredictor
-from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops import MultiScaleRoIAlign as TorchvisionMultiScaleRoIAlign
 
 from maskloss.detection.box_coder import BoxCoder
@@ -27,6 +26,7 @@ from maskloss.detection.compatibility import (
     check_still_converted,
     check_sync_free,
     full_name,
+    has_replaceable_transform,
     not_a_detector,
     replaced_functions,
 )
@@ -118,9 +118,7 @@ def convert(
         what = mask_branch.__name__ if isinstance(mask_branch, type) else full_name(mask_branch)
         raise TypeError(f"mask_branch must be an instance of a MaskBranch, not {what}")
     check_parts(model)
-    own_transform = type(model.transform) is GeneralizedRCNNTransform or isinstance(
-        model.transform, RCNNTransform
-    )
+    own_transform = has_replaceable_transform(model)
     if not own_transform and paste != "torchvision":
         raise TypeError(
             f"paste={paste!r} would replace the code of model.transform, which is not torchvision's "

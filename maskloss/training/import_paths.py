@@ -26,7 +26,21 @@ def imported(path: str, where: str) -> Any:
         raise InputError(f"{where} {path!r}: cannot be imported: {described(error)}") from error
 
 
+def called(found: Any, where: str, /, *arguments: Any, **options: Any) -> Any:
+    """Call what was imported.
+
+    Raises:
+        InputError: it cannot be called, or raises; the message says where its path stands.
+    """
+    if not callable(found):
+        raise InputError(f"{where}: is a {type(found).__name__}, no callable")
+    try:
+        return found(*arguments, **options)
+    except (Exception, SystemExit) as error:  # a user's code may raise anything
+        raise InputError(f"{where}: cannot be made: {described(error)}") from error
+
+
 def described(error: BaseException) -> str:
-    """Say what a user's code raised, with the type where the message alone would not say it."""
+    """Return what a user's code raised, with the type where the message alone would not say it."""
     says_itself = isinstance(error, (ImportError, AttributeError, ValueError))
     return str(error) if says_itself and str(error) else f"{type(error).__name__}: {error}"

@@ -26,7 +26,7 @@ from maskloss.errors import InputError
 from maskloss.losses.criterion import MaskRCNNLoss
 from maskloss.losses.presets import PRESETS
 from maskloss.losses.terms import TERMS
-from maskloss.training.import_paths import described, imported
+from maskloss.training.import_paths import called, imported
 
 LossConfig = str | dict[str, Any]
 
@@ -53,14 +53,14 @@ def make_loss(config: LossConfig) -> MaskRCNNLoss:
             "package.module.name"
         )
     found = imported(config, "--loss")
-    loss = found if isinstance(found, MaskRCNNLoss) or not callable(found) else _called(found, {}, "--loss")
+    loss = found if isinstance(found, MaskRCNNLoss) or not callable(found) else called(found, "--loss")
     if not isinstance(loss, MaskRCNNLoss):
         raise InputError(f"--loss {config!r}: gives a {type(loss).__name__}, not a MaskRCNNLoss")
     return loss
 
 
 def changed_loss(base: LossConfig, changes: LossConfig) -> LossConfig:
-    """Give the config of a loss with some parts changed: those of a mapping without `preset`, else all of it.
+    """Return the config of a loss with some parts changed: those of a mapping without `preset`, else all of it.
 
     Raises:
         InputError: the base is an import path, whose parts are not known.
@@ -125,10 +125,10 @@ def _made(config: Any, where: str) -> Any:
     """Make a callable of an import path, or of a class_path with init_args, which may hold more of them."""
     if isinstance(config, str):
         found = imported(config, where)
-        return _called(found, {}, where) if isinstance(found, type) else found
+        return called(found, where) if isinstance(found, type) else found
     if isinstance(config, dict) and set(config) <= {"class_path", "init_args"} and "class_path" in config:
         arguments = {key: _argument(value, where) for key, value in (config.get("init_args") or {}).items()}
-        return _called(imported(config["class_path"], where), arguments, where)
+        return called(imported(config["class_path"], where), where, **arguments)
     raise InputError(f"{where}: expected an import path, or class_path with init_args, got {config!r}")
 
 
@@ -138,12 +138,3 @@ def _argument(value: Any, where: str) -> Any:
     if isinstance(value, list):
         return [_argument(item, where) for item in value]
     return value
-
-
-def _called(found: Any, arguments: dict[str, Any], where: str) -> Any:
-    if not callable(found):
-        raise InputError(f"{where}: is a {type(found).__name__}, no callable")
-    try:
-        return found(**arguments)
-    except (Exception, SystemExit) as error:  # a user's class may raise anything
-        raise InputError(f"{where}: cannot be made: {described(error)}") from error

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from torch import nn
 
-from maskloss.detection.compatibility import check_parts, check_transform, full_name
+from maskloss.detection.compatibility import check_parts, full_name, has_replaceable_transform
 from maskloss.detection.mask_branch import MaskBranch
 from maskloss.detection.models import MODEL_NAMES, ModelSettings, build_model
 from maskloss.errors import InputError
-from maskloss.training.import_paths import described, imported
+from maskloss.training.import_paths import called, imported
 
 
 def make_model(settings: ModelSettings) -> nn.Module:
@@ -27,16 +26,20 @@ def make_model(settings: ModelSettings) -> nn.Module:
     if settings.name in MODEL_NAMES:
         return build_model(settings)
     where = f"--model {settings.name!r}"
-    model = _called(settings.name, "--model", settings.num_classes, settings)
-    if not isinstance(model, nn.Module) or not hasattr(model, "roi_heads"):
+    model = called(imported(settings.name, "--model"), where, settings.num_classes, settings)
+    is_detector = all(hasattr(model, part) for part in ("transform", "backbone", "rpn", "roi_heads"))
+    if not isinstance(model, nn.Module) or not is_detector:
         raise InputError(
             f"{where}: must return a model of torchvision.models.detection, not a {full_name(model)}"
         )
     try:
         check_parts(model)
-        check_transform(model)
     except TypeError as error:
         raise InputError(f"{where}: {error}") from error
+    if not has_replaceable_transform(model):
+        raise InputError(
+            f"{where}: its transform must be torchvision's GeneralizedRCNNTransform, not {full_name(model.transform)}"
+        )
     heads: Any = model.roi_heads
     scores = getattr(heads.box_predictor, "cls_score", None)
     if isinstance(scores, nn.Linear) and scores.out_features != settings.num_classes:
@@ -54,20 +57,10 @@ def make_mask_branch(path: str, model: nn.Module) -> MaskBranch:
     Raises:
         InputError: there is no such path, it raises, or returns something else.
     """
-    branch = _called(path, "--mask-branch", model)
+    branch = called(imported(path, "--mask-branch"), f"--mask-branch {path!r}", model)
     if not isinstance(branch, MaskBranch):
         raise InputError(
             f"--mask-branch {path!r}: must return an object of maskloss.detection.mask_branch.MaskBranch, not of "
             f"{full_name(branch)}"
         )
     return branch
-
-
-def _called(path: str, option: str, *arguments: Any) -> Any:
-    make: Callable[..., Any] = imported(path, option)
-    if not callable(make):
-        raise InputError(f"{option} {path!r}: is a {type(make).__name__}, no callable")
-    try:
-        return make(*arguments)
-    except (Exception, SystemExit) as error:  # a user's code may raise anything
-        raise InputError(f"{option} {path!r}: cannot be made: {described(error)}") from error

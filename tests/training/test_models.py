@@ -11,6 +11,7 @@ import pytest
 from torch import Tensor, nn
 from torchvision.models.detection import FasterRCNN, MaskRCNN
 from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops import MultiScaleRoIAlign
 
 from maskloss.cli import main
@@ -219,3 +220,24 @@ def test_names_that_cannot_be_meant_are_refused(
 ) -> None:
     with pytest.raises(InputError, match=message):
         small_config(tmp_path, tmp_path / "run", **changes)
+
+
+class OwnTransform(GeneralizedRCNNTransform):
+    """A subclass, whose code `convert` does not replace, so that masks could not be left unpasted."""
+
+
+def with_own_transform(num_classes: int, settings: ModelSettings) -> nn.Module:
+    model = my_model(num_classes, settings)
+    own: Any = model.transform
+    model.transform = OwnTransform(own.min_size, own.max_size, own.image_mean, own.image_std)
+    return model
+
+
+def test_a_model_with_a_transform_of_its_own_is_refused_before_anything_is_written(
+    data: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(
+        InputError, match=r"--model .*: its transform must be torchvision's .*not .*OwnTransform"
+    ):
+        train(small_config(data, tmp_path / "run", model=f"{HERE}.with_own_transform"))
+    assert not (tmp_path / "run").exists()
