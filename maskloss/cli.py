@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import logging
 import os
 import re
 import signal
@@ -26,6 +27,8 @@ from jsonargparse import ArgumentParser
 from maskloss import __version__
 from maskloss.errors import InputError, RunError, interrupt_by_exception, one_line
 from maskloss.screen import messages_on_screen
+
+logger = logging.getLogger(__name__)
 
 Device = Literal["cpu", "cuda", "auto"]
 
@@ -192,7 +195,7 @@ def subset(
         categories=names,
     )
     for warning in data.warnings:
-        print(one_line(f"warning: {warning}"), file=sys.stderr)
+        logger.warning("%s", warning)
     print(
         f"{output}: {len(data.images)} images, {data.num_objects} objects, {len(data.categories)} categories"
     )
@@ -217,7 +220,7 @@ def evaluate(
     max_detections: int | None = None,
     device: Device = "auto",
 ) -> None:
-    """Compute losses and box and mask AP of a trained model.
+    """Compute losses, and AP of boxes, masks and boundaries, of a trained model.
 
     The losses are those of the model's own training, from its file. Where that names a user's code, which is not
     imported because a file says so, the losses are computed only if it is given again.
@@ -254,9 +257,9 @@ def evaluate(
         _refuse_to_overwrite(folder / name)
     make_folder(folder)
     with locked(folder):
-        crowded = evaluation.crowded_images(data, loaded.description.settings.max_detections)
-        for warning in [*data.warnings, *([crowded] if crowded else [])]:
-            print(one_line(f"warning: {warning}"), file=sys.stderr)
+        for warning in data.warnings:
+            logger.warning("%s", warning)
+        evaluation.warn_of_crowded_images(data, loaded.description.settings.max_detections)
         if loaded.loss_config is None:
             own = loaded.description.loss
             print(
@@ -512,37 +515,39 @@ def _parser(asked: str) -> _Parser:
     for name, function in _COMMANDS.items():
         summary = (function.__doc__ or "").splitlines()[0]
         command = _Parser(prog=f"maskloss {name}", description=summary)
-        if name != asked:
-            pass
-        elif name == "train":
-            from maskloss.training.config import TrainConfig
-
-            command.add_argument(
-                "--config", action="config", help="YAML with any of these, by their names with _"
-            )
-            command.add_class_arguments(TrainConfig, None, skip={"resume"})
-            command.add_argument("--resume", action="store_true", help="go on from the newest checkpoint")
-        elif name == "check":
-            command.add_function_arguments(function, None, skip={"all"})
-            command.add_argument("--all", action="store_true", help="list every case of each kind of fault")
-        elif name == "predict":
-            command.add_function_arguments(function, None, skip={"image"})
-            command.add_argument("image", nargs="+", help="files to predict")
-        else:
-            command.add_function_arguments(function, None)
+        if name == asked:
+            _add_options(command, name, function)
         commands.add_subcommand(name, command, help=summary)
     return parser
+
+
+def _add_options(command: _Parser, name: str, function: Callable[..., None]) -> None:
+    if name == "train":
+        from maskloss.training.config import TrainConfig
+
+        command.add_argument(
+            "--config", action="config", help="YAML with any of these, by their names with _"
+        )
+        command.add_class_arguments(TrainConfig, None, skip={"resume"})
+        command.add_argument("--resume", action="store_true", help="go on from the newest checkpoint")
+    elif name == "check":
+        command.add_function_arguments(function, None, skip={"all"})
+        command.add_argument("--all", action="store_true", help="list every case of each kind of fault")
+    elif name == "predict":
+        command.add_function_arguments(function, None, skip={"image"})
+        command.add_argument("image", nargs="+", help="files to predict")
+    else:
+        command.add_function_arguments(function, None)
 
 
 def _train_and_report(config: Any) -> None:
     from maskloss.report.page import write_report
     from maskloss.training.loop import train
-    from maskloss.training.metrics import METRICS
+    from maskloss.training.metrics import LABELS
 
     result = train(config)
     if result.main_process:
-        labels = {kind: metric.label for kind, metric in METRICS.items()}
-        page = write_report(config.output_folder, result.validation, result.evaluation.results, labels)
+        page = write_report(config.output_folder, result.validation, result.evaluation.results, LABELS)
         _print_metrics(result.evaluation.metrics)
         print(f"report: {page}")
 
@@ -565,13 +570,13 @@ def _is_command() -> bool:
 
 
 def _print_metrics(metrics: dict[str, Any]) -> None:
-    from maskloss.training.metrics import METRICS
+    from maskloss.training.metrics import LABELS
 
-    for kind, metric in METRICS.items():
+    for kind, label in LABELS.items():
         values = "  ".join(
             f"{key} {'none' if value is None else f'{value:.3f}'}" for key, value in metrics[kind].items()
         )
-        print(f"{metric.label:>8}: {values}")
+        print(f"{label:>8}: {values}")
 
 
 def _refuse_to_overwrite(path: Path) -> None:

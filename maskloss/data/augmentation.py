@@ -94,16 +94,23 @@ def augmented(transforms: Transforms, image: Tensor, target: Target, seed: int) 
     changed, rows = _in_step(changed, given)
     _mark_outside(changed, given, rows, _size(pixels))
     if target.get("masks") is None:
+        # They stood in for the objects, as has_mask did.
         changed = {key: value for key, value in changed.items() if key in target or key not in given}
-        changed.update(masks=None) if "masks" in target else changed.pop("masks", None)
+        if "masks" in target:
+            changed["masks"] = None
     boxes = changed["boxes"] = clip_boxes_to_image(changed["boxes"], _size(pixels))
-    kept = torch.where((boxes[:, 2:] > boxes[:, :2]).all(dim=1))[0]
+    kept = torch.where(_has_area(boxes))[0]
     if len(kept) < len(boxes):
         changed = {
             key: _rows(value, kept) if _is_per_object(key, value, len(boxes)) else value
             for key, value in changed.items()
         }
     return pixels, changed
+
+
+def _has_area(boxes: Tensor) -> Tensor:
+    """Whether boxes (B, 4) have an area, (B,) bool."""
+    return (boxes[:, 2:] > boxes[:, :2]).all(dim=1)
 
 
 def _size(image: Tensor) -> Size:
@@ -135,10 +142,14 @@ def _checked(image: Tensor, target: Target) -> Target:
     checked["masks"] = masks
     if "ignore_boxes" in target:
         checked["ignore_boxes"] = _xyxy(target["ignore_boxes"], size, "ignore_boxes")
-    for key in _OUTSIDE:
-        if key in target and not isinstance(target[key], tv_tensors.KeyPoints):
-            checked[key] = _points(target[key], count, key)
+    for key in _own_points(target):
+        checked[key] = _points(target[key], count, key)
     return checked
+
+
+def _own_points(target: Target) -> list[str]:
+    """Return the entries of points that move as the corners of boxes; those of v2's own type move as v2 has it."""
+    return [key for key in _OUTSIDE if key in target and not isinstance(target[key], tv_tensors.KeyPoints)]
 
 
 def _floats(tensor: Tensor) -> Tensor:
@@ -191,8 +202,8 @@ def _transformed(transforms: Transforms, image: Tensor, target: Target, seed: in
     wrapped = {**target, "boxes": tv_tensors.BoundingBoxes(target["boxes"], format="XYXY", canvas_size=size)}
     if "ignore_boxes" in target:
         wrapped["ignore_boxes"] = Regions.of(target["ignore_boxes"], size)
-    for key in _OUTSIDE:
-        if key in target and not isinstance(target[key], tv_tensors.KeyPoints) and target[key].numel():
+    for key in _own_points(target):
+        if target[key].numel():
             wrapped[key] = Points.of(target[key], size)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -205,7 +216,7 @@ def _transformed(transforms: Transforms, image: Tensor, target: Target, seed: in
     }
     if "ignore_boxes" in changed:
         ignored = clip_boxes_to_image(changed["ignore_boxes"], _size(changed_image))
-        changed["ignore_boxes"] = ignored[(ignored[:, 2:] > ignored[:, :2]).all(dim=1)]
+        changed["ignore_boxes"] = ignored[_has_area(ignored)]
     return plain(changed_image), changed
 
 
@@ -230,12 +241,7 @@ def _in_step(changed: Target, given: Target) -> tuple[Target, Tensor]:
     count, left = len(given["boxes"]), len(changed["boxes"])
     masks = changed.get("masks")
     rows = masks.rows if isinstance(masks, Bitmaps | Encoded) else torch.arange(count)
-    result: Target = {
-        **changed,
-        "masks": _plain_masks(
-            masks, given["masks"].dtype if isinstance(given["masks"], Tensor) else torch.uint8
-        ),
-    }
+    result: Target = {**changed, "masks": _plain_masks(masks, given["masks"])}
     for key in result.keys() & given.keys() - {"boxes", "masks"}:
         value, before = result[key], given[key]
         if not _is_per_object(key, before, count):
@@ -254,11 +260,13 @@ def _in_step(changed: Target, given: Target) -> tuple[Target, Tensor]:
     return result, rows
 
 
-def _plain_masks(masks: Any, dtype: torch.dtype) -> Any:
-    """Return the objects' masks without what went through the transforms in their place."""
+def _plain_masks(masks: Any, given: EncodedMasks | Tensor) -> Any:
+    """Return the masks that came out of the transforms, without their carrier, and bitmaps in the dtype given."""
     if isinstance(masks, Encoded):
         return masks.masks[masks.rows]
-    return plain(masks).to(dtype) if isinstance(masks, Tensor) else masks
+    if isinstance(masks, Tensor):
+        return plain(masks).to(given.dtype if isinstance(given, Tensor) else torch.uint8)
+    return masks
 
 
 def _mark_outside(changed: Target, given: Target, rows: Tensor, size: Size) -> None:

@@ -18,6 +18,7 @@ from maskloss.masks.encoded import EncodedMasks
 
 Size = tuple[int, int]
 _T = TypeVar("_T", bound="_Companion")
+_C = TypeVar("_C", bound="_OnCanvas")
 
 
 class NeedsPixels(Exception):
@@ -63,23 +64,27 @@ def _row_index(index: Any) -> Any:
     return first if isinstance(first, slice | list) else None
 
 
-class Regions(_Companion):
-    """Boxes (I, 4) xyxy in px that no transform takes for the objects' own.
-
-    v2 has transforms that look for the one tensor of boxes, such as a crop by IoU or the removal of degenerate boxes.
-    """
+class _OnCanvas(_Companion):
+    """Coordinates in px of an image of a size (H, W)."""
 
     canvas_size: Size
 
     @classmethod
-    def of(cls, boxes: Tensor, canvas_size: Size) -> Regions:
-        """Wrap boxes of an image of a size (H, W)."""
-        regions = plain(boxes).as_subclass(cls)
-        regions.canvas_size = canvas_size
-        return regions
+    def of(cls: type[_C], coordinates: Tensor, canvas_size: Size) -> _C:
+        """Wrap coordinates in px of an image of a size (H, W)."""
+        carrier = plain(coordinates).as_subclass(cls)
+        carrier.canvas_size = canvas_size
+        return carrier
 
-    def _select(self, index: Any) -> Regions:
-        return Regions.of(plain(self)[index], self.canvas_size)
+    def _select(self: _C, index: Any) -> _C:
+        return self.of(plain(self)[index], self.canvas_size)
+
+
+class Regions(_OnCanvas):
+    """Boxes (I, 4) xyxy in px that no transform takes for the objects' own.
+
+    v2 has transforms that look for the one tensor of boxes, such as a crop by IoU or the removal of degenerate boxes.
+    """
 
     def _moved(self, function: Callable[..., Any], *arguments: Any, **options: Any) -> Regions:
         boxes = tv_tensors.BoundingBoxes(plain(self), format="XYXY", canvas_size=self.canvas_size)
@@ -87,20 +92,8 @@ class Regions(_Companion):
         return Regions.of(boxes, boxes.canvas_size)
 
 
-class Points(_Companion):
+class Points(_OnCanvas):
     """Points (..., 2 or more) whose first two values are x and y in px, edges not centers: W - x in a mirror."""
-
-    canvas_size: Size
-
-    @classmethod
-    def of(cls, points: Tensor, canvas_size: Size) -> Points:
-        """Wrap points of an image of a size (H, W)."""
-        carrier = plain(points).as_subclass(cls)
-        carrier.canvas_size = canvas_size
-        return carrier
-
-    def _select(self, index: Any) -> Points:
-        return Points.of(plain(self)[index], self.canvas_size)
 
     def _moved(self, function: Callable[..., Any], *arguments: Any, **options: Any) -> Points:
         points = plain(self)
@@ -251,7 +244,7 @@ def _unchanged(carrier: Any, *_: Any, **__: Any) -> Any:
 
 
 def _functions(kind: str) -> dict[str, Any]:
-    """Give v2's functions that have a kernel for a kind of tensor, by name."""
+    """Return v2's functions that have a kernel for a kind of tensor, by name."""
     names = [name.removesuffix(kind) for name in dir(functional) if name.endswith(kind)]
     return {name: getattr(functional, name) for name in names if hasattr(functional, name)}
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torchvision
 from torch import Tensor, nn
@@ -17,8 +17,7 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from maskloss.detection.mask_predictor import ClassSelectedMaskPredictor
 
-ModelName = Literal["maskrcnn_resnet50_fpn", "maskrcnn_resnet50_fpn_v2", "resnet18", "mobilenet_v2"]
-MODEL_NAMES: tuple[str, ...] = get_args(ModelName)
+MODEL_NAMES = ("maskrcnn_resnet50_fpn", "maskrcnn_resnet50_fpn_v2", "resnet18", "mobilenet_v2")
 
 #: Most detections per image that may be asked for: more would be a slip of the keyboard.
 MOST_DETECTIONS = 100_000

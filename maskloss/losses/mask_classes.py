@@ -122,7 +122,7 @@ class ClassAgnosticMaskLoss(nn.Module):
         register_parts(self, [mask])
 
     def forward(self, mask_logits: Tensor, mask_targets: Tensor, labels: Tensor) -> Tensor:
-        """Give the term of channel 0, whatever the labels."""
+        """Compute the term of channel 0, whatever the labels."""
         return self.mask(mask_logits[:, 0], mask_targets)
 
     def mask_probs(self, mask_logits: Tensor, labels: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,6 +23,8 @@ from maskloss.detection.results import coco_results
 from maskloss.detection.target_checks import is_resized_to_nothing
 from maskloss.errors import InputError, RunError
 from maskloss.training.metrics import Metrics, Results, average_precision
+
+logger = logging.getLogger(__name__)
 
 #: Of the samples that losses are computed on, whatever the run's: `maskloss evaluate` knows no seed and gives the same
 #: numbers, and runs of several seeds compare.
@@ -117,17 +120,23 @@ def evaluate(
     return Evaluation({**metrics, "loss": means}, results)
 
 
-def crowded_images(data: CocoData, max_detections: int) -> str | None:
-    """Say how many images have more objects than are detected in one, and what finds them; None if none has."""
+def warn_of_crowded_images(data: CocoData, max_detections: int) -> None:
+    """Warn of images that have more objects than are detected in one, and name the option that finds them."""
     counts = [len(image.object_rows) for image in data.images]
     crowded = sum(count > max_detections for count in counts)
     if not crowded:
-        return None
+        return
     most = max(counts)
     name = data.images[counts.index(most)].file_name
-    return (
-        f"{crowded} images of {data.annotation_file} have more than the {max_detections} objects that are detected in "
-        f"one, up to {most} ({name}): --max-detections {most} would find them"
+    logger.warning(
+        "%d images of %s have more than the %d objects that are detected in one, up to %d (%s): --max-detections %d "
+        "would find them",
+        crowded,
+        data.annotation_file,
+        max_detections,
+        most,
+        name,
+        most,
     )
 
 

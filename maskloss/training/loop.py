@@ -24,7 +24,7 @@ from maskloss.losses.criterion import MaskRCNNLoss
 from maskloss.training.checkpoints import restore, save_checkpoint
 from maskloss.training.config import TrainConfig
 from maskloss.training.divergence import LossCheck, check_weights
-from maskloss.training.evaluation import Evaluation, batches_on, check_sizes, crowded_images, evaluate
+from maskloss.training.evaluation import Evaluation, batches_on, check_sizes, evaluate, warn_of_crowded_images
 from maskloss.training.history import History
 from maskloss.training.loss_probe import probe_copy
 from maskloss.training.metrics import write_metrics
@@ -191,11 +191,10 @@ def _trained(
 
 
 def _warn(config: TrainConfig, training: CocoData, validation: CocoData) -> None:
-    """Say what is odd about the data and the config, and yet can be trained."""
+    """Warn of what is odd about the data and the config, and yet can be trained."""
     for line in [*training.warnings, *validation.warnings]:
         logger.warning("%s", line)
-    if (crowded := crowded_images(validation, config.max_detections)) is not None:
-        logger.warning("%s", crowded)
+    warn_of_crowded_images(validation, config.max_detections)
     if config.warmup_steps > config.max_steps:
         logger.warning(
             "--warmup-steps %d are more than --max-steps %d: the learning rate never gets to what was asked for",

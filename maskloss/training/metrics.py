@@ -48,6 +48,9 @@ METRICS: dict[str, Metric] = {
     "boundary": Metric("boundary", "boundary", "segmentation"),
 }
 
+#: Of each metric, for tables.
+LABELS = {kind: metric.label for kind, metric in METRICS.items()}
+
 #: COCO's summary, by the place in faster-coco-eval's; AR is that of the most detections.
 STATISTICS = {"AP": 0, "AP50": 1, "AP75": 2, "APs": 3, "APm": 4, "APl": 5, "AR": 8}
 
@@ -75,8 +78,11 @@ def average_precision(data: CocoData, results: Results, *, max_detections: int =
         for result in results
     ]
     metrics: Metrics = {}
+    truths = {
+        masks: COCO(_ground_truth(data, image_ids, category_ids, masks=masks)) for masks in (False, True)
+    }
     for kind, metric in METRICS.items():
-        truth = COCO(_ground_truth(data, image_ids, category_ids, masks=metric.of_masks))
+        truth = truths[metric.of_masks]
         found = truth.loadRes(_results_of(metric, results))
         # One thread more would not pay for the few boundaries of an evaluation, and changes no number.
         evaluation = COCOeval_faster(

@@ -64,7 +64,7 @@ def chosen_device(name: str) -> torch.device:
 
 
 def device_of(config: TrainConfig) -> torch.device:
-    """Give the device that a run is to train on, here.
+    """Return the device that a run is to train on, here.
 
     Raises:
         InputError: this machine does not have it, or it does not train in the precision asked for.
