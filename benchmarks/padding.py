@@ -11,8 +11,8 @@ from __future__ import annotations
 import argparse
 import math
 
-from maskloss.data.batches import TrainingBatches
 from maskloss.data.coco import read_coco
+from maskloss.data.sampler import TrainingBatches
 
 SHORTER, LONGER, DIVISOR, EPOCHS = 800, 1333, 32, 10
 

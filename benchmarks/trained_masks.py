@@ -19,11 +19,11 @@ from torchvision.models.detection.roi_heads import paste_masks_in_image
 from tqdm import tqdm
 
 from maskloss import convert, paste_masks
-from maskloss.data.batches import TrainingBatches, mixed_seed
 from maskloss.data.coco import CocoData, read_coco
 from maskloss.data.dataset import CocoDataset, collate
+from maskloss.data.sampler import TrainingBatches, mixed_seed
 from maskloss.data.shapes import write_shapes
-from maskloss.detection.models import ModelSettings, build_model
+from maskloss.detection.builders import ModelSettings, build_model
 
 IMAGE_SIZE, TRAINING_IMAGES, UNSEEN_IMAGES = 128, 1024, 400
 BATCH_SIZE, LEARNING_RATE, WARMUP_STEPS = 8, 5e-4, 20

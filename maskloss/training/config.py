@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from maskloss.data.dataset import Crowds
-from maskloss.detection.models import MODEL_NAMES, MOST_DETECTIONS
+from maskloss.detection.builders import MODEL_NAMES, MOST_DETECTIONS
 from maskloss.errors import InputError, one_line
 from maskloss.losses.criterion import MaskRCNNLoss
 from maskloss.training.loss_config import LossConfig, make_loss

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
-from maskloss.data.batches import mixed_seed
 from maskloss.data.coco import CocoData
 from maskloss.data.dataset import CocoDataset, Crowds, collate
+from maskloss.data.sampler import mixed_seed
 from maskloss.detection.conversion import losses_and_detections
 from maskloss.detection.results import coco_results
 from maskloss.detection.target_checks import is_resized_to_nothing

@@ -14,11 +14,11 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from maskloss.data.batches import mixed_seed
 from maskloss.data.coco import CocoData
+from maskloss.data.sampler import mixed_seed
+from maskloss.detection.builders import ModelSettings
 from maskloss.detection.conversion import convert, loss_parameters
 from maskloss.detection.mask_branch import MaskBranch
-from maskloss.detection.models import ModelSettings
 from maskloss.files import locked, make_folder, remove_leftovers
 from maskloss.losses.criterion import MaskRCNNLoss
 from maskloss.training.checkpoints import restore, save_checkpoint

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from maskloss import losses as public_losses
 from maskloss.data.coco import Category
 from maskloss.data.dataset import Crowds
+from maskloss.detection.builders import MODEL_NAMES, MOST_DETECTIONS, ModelSettings
 from maskloss.detection.conversion import convert
-from maskloss.detection.models import MODEL_NAMES, MOST_DETECTIONS, ModelSettings
 from maskloss.errors import InputError, one_line
 from maskloss.files import read_bytes, write_bytes
 from maskloss.losses.criterion import MaskRCNNLoss

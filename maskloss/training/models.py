@@ -6,9 +6,9 @@ from typing import Any
 
 from torch import nn
 
+from maskloss.detection.builders import MODEL_NAMES, ModelSettings, build_model
 from maskloss.detection.compatibility import check_parts, full_name, has_replaceable_transform
 from maskloss.detection.mask_branch import MaskBranch
-from maskloss.detection.models import MODEL_NAMES, ModelSettings, build_model
 from maskloss.errors import InputError
 from maskloss.training.import_paths import called, imported
 

@@ -14,17 +14,17 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from maskloss.data.augmentation import augmentation
-from maskloss.data.batches import TrainingBatches
 from maskloss.data.coco import CocoData, read_coco
 from maskloss.data.dataset import CocoDataset, collate
-from maskloss.detection.conversion import loss_parameters
-from maskloss.detection.models import (
+from maskloss.data.sampler import TrainingBatches
+from maskloss.detection.builders import (
     LoadedWeights,
     ModelSettings,
     load_weights,
     published_settings,
     published_weights,
 )
+from maskloss.detection.conversion import loss_parameters
 from maskloss.errors import InputError
 from maskloss.training.checkpoints import read_weights
 from maskloss.training.config import TrainConfig

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 from benchmarks.ablations.hard_shapes import CLASSES, SIZE, write_set
 from maskloss.ablation.plan import read_plan
-from maskloss.detection.models import ModelSettings, build_model
+from maskloss.detection.builders import ModelSettings, build_model
 
 SWEEPS = Path(__file__).parents[2] / "benchmarks/ablations"
 

@@ -29,7 +29,7 @@ TERMS = ("loss_objectness", "loss_rpn_box_reg", "loss_classifier", "loss_box_reg
 @contextlib.contextmanager
 def narrow_models() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("maskloss.detection.models._SMALL_WIDTH", WIDTH)
+        patch.setattr("maskloss.detection.builders._SMALL_WIDTH", WIDTH)
         yield
 
 

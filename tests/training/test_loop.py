@@ -17,7 +17,7 @@ import torchvision
 import yaml
 from torch.utils.tensorboard import SummaryWriter
 
-from maskloss.data.batches import TrainingBatches
+from maskloss.data.sampler import TrainingBatches
 from maskloss.data.shapes import write_shapes
 from maskloss.errors import InputError, RunError
 from maskloss.files import append_line, copy_file, write_bytes

@@ -16,8 +16,8 @@ from PIL import Image
 from torch import nn
 
 from maskloss.data.coco import CocoData, read_coco
+from maskloss.detection.builders import ModelSettings, build_model
 from maskloss.detection.conversion import convert
-from maskloss.detection.models import ModelSettings, build_model
 from maskloss.errors import RunError
 from maskloss.losses import LossWeights, MaskRCNNLoss
 from maskloss.training import loop

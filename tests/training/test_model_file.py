@@ -17,7 +17,7 @@ from torchvision.models.detection import maskrcnn_resnet50_fpn, maskrcnn_resnet5
 
 import maskloss
 from maskloss.data.coco import Category
-from maskloss.detection.models import ModelSettings, build_model
+from maskloss.detection.builders import ModelSettings, build_model
 from maskloss.errors import InputError, RunError
 from maskloss.losses import ClassAgnosticMaskLoss, MaskBCELoss, MaskRCNNLoss, MaskSoftmaxLoss
 from maskloss.training.checkpoints import read_weights

@@ -15,8 +15,8 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops import MultiScaleRoIAlign
 
 from maskloss.cli import main
+from maskloss.detection.builders import ModelSettings
 from maskloss.detection.mask_branch import DetectedBoxes, MaskBranch, Positives, grids_of
-from maskloss.detection.models import ModelSettings
 from maskloss.errors import InputError
 from maskloss.losses import mask_bce_loss
 from maskloss.training.loop import train

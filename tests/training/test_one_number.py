@@ -202,7 +202,7 @@ def test_two_processes_write_the_losses_that_one_evaluates(data, tmp_path):
     written = json.loads((tmp_path / "run/metrics.json").read_text())
     # The subprocess builds networks of their full width.
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("maskloss.detection.models._SMALL_WIDTH", 128)
+        patch.setattr("maskloss.detection.builders._SMALL_WIDTH", 128)
         found = evaluated(data, tmp_path / "run/model.safetensors", tmp_path / "out", "--loss", OWN)
     for key, value in written["loss"].items():
         assert found["loss"][key] == pytest.approx(value, rel=1e-6), key

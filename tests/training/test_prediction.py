@@ -13,7 +13,7 @@ from pycocotools import mask as coco_mask
 from torch import Tensor, nn
 
 from maskloss.data.coco import Category
-from maskloss.detection.models import ModelSettings
+from maskloss.detection.builders import ModelSettings
 from maskloss.detection.transform import RCNNTransform
 from maskloss.errors import InputError
 from maskloss.training.model_file import ModelDescription

@@ -1,10 +1,10 @@
-"""`maskloss.detection.models`."""
+"""`maskloss.detection.builders`."""
 
 from __future__ import annotations
 
 import pytest
 
-from maskloss.detection.models import ModelSettings, build_model
+from maskloss.detection.builders import ModelSettings, build_model
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,10 @@
-"""maskloss/data/batches.py: the order of the images follows from the seed and the step alone."""
+"""maskloss/data/sampler.py: the order of the images follows from the seed and the step alone."""
 
 from __future__ import annotations
 
 import pytest
 
-from maskloss.data.batches import TrainingBatches, mixed_seed
+from maskloss.data.sampler import TrainingBatches, mixed_seed
 
 
 def indices(batches: TrainingBatches) -> list[int]:
