@@ -25,6 +25,7 @@ _FREE_ON_RESUME = {
     "checkpoint_every",
     "evaluate_every",
     "max_steps",
+    "trackers",
 }
 
 
@@ -99,6 +100,9 @@ class TrainConfig:
         evaluate_every: steps between evaluations; 0 evaluates at the end only.
         workers: processes that load data; 0 loads in the training process.
         device: "cpu", "cuda", or "auto" for CUDA where there is one.
+        trackers: where the curves of the run go besides its own files: accelerate's trackers by name, such as
+            "tensorboard", "wandb" or "mlflow", or the import path of a function or class (folder) ->
+            `accelerate.tracking.GeneralTracker`; several in a list, or with commas between them; "none" for none.
         resume: go on from the newest checkpoint in `output`.
     """
 
@@ -138,6 +142,7 @@ class TrainConfig:
     evaluate_every: int = 0
     workers: int = 2
     device: Literal["cpu", "cuda", "auto"] = "auto"
+    trackers: str | list[str] = "tensorboard"
     resume: bool = False
 
     def __post_init__(self) -> None:
@@ -237,6 +242,12 @@ class TrainConfig:
     def output_folder(self) -> Path:
         """The run's folder."""
         return Path(self.output)
+
+    @property
+    def tracker_names(self) -> list[str]:
+        """`trackers` as a list."""
+        names = self.trackers.split(",") if isinstance(self.trackers, str) else self.trackers
+        return [name for name in map(str.strip, names) if name not in ("", "none")]
 
     @property
     def min_sizes(self) -> tuple[int, ...] | None:

@@ -41,6 +41,7 @@ from maskloss.training.setup import (
     read_data,
 )
 from maskloss.training.term_errors import terms_named
+from maskloss.training.trackers import make_trackers
 
 logger = logging.getLogger(__name__)
 
@@ -74,7 +75,9 @@ def train(config: TrainConfig) -> TrainingResult:
         loss = config.make_loss()
         training, validation = read_data(config)
         check_output(config)
-        accelerator = make_accelerator(config, device)
+        accelerator = make_accelerator(
+            config, device, make_trackers(config.tracker_names, config.output_folder)
+        )
         torch.manual_seed(config.seed)
         model, settings, loaded = initial_model(config, len(training.categories) + 1)
         if loaded is not None and accelerator.is_main_process:
@@ -152,7 +155,7 @@ def _trained(
         )
 
     # What follows is the first thing that is written.
-    with History(config, start, enabled=accelerator.is_main_process) as history:
+    with History(config, start, accelerator) as history:
         if accelerator.is_main_process:
             _warn(config, training, validation)
         model.train()

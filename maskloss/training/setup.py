@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState, PartialState
+from accelerate.tracking import GeneralTracker
+from accelerate.utils import ProjectConfiguration
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -217,8 +219,15 @@ def guest(device: torch.device) -> Iterator[None]:
                     state._shared_state.update(values)
 
 
-def make_accelerator(config: TrainConfig, device: torch.device) -> Accelerator:
+def make_accelerator(
+    config: TrainConfig, device: torch.device, trackers: list[str | GeneralTracker]
+) -> Accelerator:
     """Make the run's accelerator.
+
+    Args:
+        config: of the run.
+        device: to train on.
+        trackers: see `maskloss.training.trackers.make_trackers`.
 
     Raises:
         InputError: the environment asks for an engine that shards or rewrites the model.
@@ -234,6 +243,8 @@ def make_accelerator(config: TrainConfig, device: torch.device) -> Accelerator:
             cpu=device.type == "cpu",
             mixed_precision=config.mixed_precision,
             gradient_accumulation_steps=config.accumulation_steps,
+            log_with=trackers or None,
+            project_config=ProjectConfiguration(logging_dir=str(config.output_folder / "tensorboard")),
         )
 
 
