@@ -50,15 +50,14 @@ UNKNOWN_IMAGE = Kind(
     "annotation",
     True,
     "annotations of images that are not in the file",
-    "`maskloss repair` converts image_ids that are text and spell an id, and leaves out the other annotations",
+    "`maskloss repair` converts text that spells an id, and leaves out the others",
 )
 UNKNOWN_CATEGORY = Kind(
     "unknown_category",
     "annotation",
     True,
     "annotations of categories that are not in the file",
-    "`maskloss repair` converts category_ids that are text and spell an id or a name, and leaves out the other "
-    "annotations",
+    "`maskloss repair` converts text that spells an id or a name, and leaves out the others",
 )
 DEGENERATE = Kind("degenerate", "annotation", False, "annotations whose mask has no area are left out")
 DEGENERATE_PART = Kind(
@@ -605,9 +604,7 @@ def _check_boxes(table: _Table) -> FloatArray:
     table.drop(
         FLAT_BOX,
         np.nonzero(table.kept & thin)[0],
-        lambda row: (
-            f"bbox {box_text(row)} has a side that is 0 in float32; the annotation is left out"
-        ),
+        lambda row: f"bbox {box_text(row)} has a side that is 0 in float32; the annotation is left out",
     )
     reaching = np.nonzero(checked & table.kept & (beyond > BORDER_TOLERANCE))[0]
     for row in reaching.tolist():
@@ -750,7 +747,7 @@ def _assign_new_ids(table: _Table) -> None:
     _, first = np.unique(table.ids[with_id], return_index=True)
     doubled = np.setdiff1d(with_id, with_id[first])
     for row in doubled[table.kept[doubled]].tolist():
-        table.report(DOUBLED_ID, row, "the id is there twice; this one is given a new id")
+        table.report(DOUBLED_ID, row, "the id is used twice; this one is given a new id")
     renumbered = np.union1d(doubled, np.nonzero(~has_id)[0])
     highest = int(table.ids[with_id].max()) if len(with_id) else 0
     start = highest + 1 if 0 <= highest < 2**53 else (-(2**62))

@@ -453,7 +453,7 @@ class _Fixes:
         _, item = self._entry(kind, finding)
         if self._image_id_counts[_typed_key(item.get("id"))] > 1:
             # It is unknown to which of the images the annotations belong.
-            self._leave_out(kind, Finding(finding.position, finding.name, "the id is there twice"))
+            self._leave_out(kind, Finding(finding.position, finding.name, "the id is used twice"))
         else:
             self._renumber(kind, finding, item, "image_id")
 
@@ -467,7 +467,7 @@ class _Fixes:
         first = self.images[finding.value]
         if first.get("file_name") == item.get("file_name"):
             self.left_out["image"].add(position)
-            self.log.add(kind, "left out, since it is there twice", finding.name, finding.detail)
+            self.log.add(kind, "left out, since it is listed twice", finding.name, finding.detail)
             return
         # It is unknown to which of the images the annotations belong.
         for duplicate in (finding.value, position):
@@ -632,7 +632,9 @@ class _Fixes:
                 item[key] = number
                 self.log.add(kind, f"{key} written as a number", finding.name, finding.detail)
                 return
-        ids = self._category_ids_by_name.get(text, []) if key == "category_id" and isinstance(text, str) else []
+        ids = (
+            self._category_ids_by_name.get(text, []) if key == "category_id" and isinstance(text, str) else []
+        )
         if len(ids) == 1:
             item[key] = ids[0]
             self.log.add(kind, "category_id taken from the name", finding.name, finding.detail)

@@ -646,7 +646,7 @@ def test_objects_that_a_function_drops_from_the_boxes_alone_are_an_error() -> No
     def boxes_alone(image: Tensor, target: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
         return image, {**target, "boxes": target["boxes"][1:]}
 
-    with pytest.raises(ValueError, match=r"left 1 of 2 boxes, but not of labels: .*SanitizeBoundingBoxes"):
+    with pytest.raises(ValueError, match=r"kept 1 of 2 boxes, but not of labels: .*SanitizeBoundingBoxes"):
         augmented(boxes_alone, *two_squares(), 0)
 
 

@@ -180,7 +180,7 @@ def test_two_images_with_one_id_are_left_out_with_their_annotations(tmp_path: Pa
 
 def test_categories_with_one_id_and_two_names_take_a_decision_that_repair_cannot_take(tmp_path: Path) -> None:
     images, annotations = write_coco(tmp_path, lambda d: d["categories"].append({"id": 7, "name": "wolf"}))
-    with pytest.raises(InputError, match="category 7: the id is there twice: 'dog' and 'wolf'"):
+    with pytest.raises(InputError, match="category 7: the id is used twice: 'dog' and 'wolf'"):
         repair(images, annotations, tmp_path / "fixed.json")
     assert not (tmp_path / "fixed.json").exists()
 

@@ -164,7 +164,7 @@ CASES = {
         "repair", "file_name '/data/upload/1/a.png' leaves the image folder", image(file_name="/data/upload/1/a.png")
     ),
     "alpha": Case("reads", write=lambda f: pixels().convert("RGBA").save(f / "a.png")),
-    "annotation_ids_twice": Case("warns", "annotation 1: the id is there twice", annotation(id=1)),
+    "annotation_ids_twice": Case("warns", "annotation 1: the id is used twice", annotation(id=1)),
     "annotations_null": Case("refused", "it has no list of annotations", lambda d: d.update(annotations=None)),
     "area_of_bbox": Case("warns", "area is that of the box, not of the mask", areas_of_boxes),
     "bbox_strings": Case(
