@@ -678,9 +678,9 @@ def test_degenerate_polygons_give_one_warning_that_counts_them(tmp_path: Path) -
     images, annotations = write_coco(tmp_path, spoil_three_polygons)
     warnings = read_coco(images, annotations).warnings
     assert warnings[0] == (
-        f"{annotations}: 2 annotations lose their degenerate polygons and keep the others: annotation 101: segmentation: 2 "
-        "degenerate polygons are left out (image 10, a.png); annotation 102: segmentation: a degenerate polygon is "
-        "left out (image 10, a.png)"
+        f"{annotations}: 2 annotations lose their degenerate polygons and keep the others: annotation 101: "
+        "segmentation: 2 degenerate polygons are left out (image 10, a.png); annotation 102: segmentation: a "
+        "degenerate polygon is left out (image 10, a.png)"
     )
 
 
