@@ -99,9 +99,7 @@ BOX_CONVENTION = Kind("box_convention", "annotation", True, "", _FROM_MASKS)
 FRACTIONS = Kind(
     "fractions", "annotation", True, "", "`maskloss repair` multiplies them by the images' width and height"
 )
-BOX_ONLY = Kind(
-    "box_only", "annotation", False, "objects have a box and no mask; they train the boxes and no mask"
-)
+BOX_ONLY = Kind("box_only", "annotation", False, "objects have a box and no mask; they train only the boxes")
 ODD_AREA = Kind(
     "odd_area",
     "annotation",
@@ -140,7 +138,7 @@ class _Table:
         has_id = self.columns.has_id[row]
         return f"annotation {self.ids[row]}" if has_id else f"annotation number {self.positions[row]}"
 
-    def where(self, row: int) -> str:
+    def image_text(self, row: int) -> str:
         index = self.image[row]
         return f" (image {self.images.ids[index]}, {shown(self.images.names[index]).strip(chr(39))})"
 
@@ -148,7 +146,7 @@ class _Table:
         return self.images.widths[self.image[row]], self.images.heights[self.image[row]]
 
     def report(self, kind: Kind, row: int, text: str) -> None:
-        self.findings.add(kind, int(self.positions[row]), self.name(row), text + self.where(row))
+        self.findings.add(kind, int(self.positions[row]), self.name(row), text + self.image_text(row))
 
     def drop(self, kind: Kind, rows: Iterable[Any], text: Callable[[int], str]) -> None:
         for row in rows:
@@ -201,11 +199,11 @@ def check_annotations(
     rows = np.nonzero(table.kept)[0]
     without = rows[(table.form[rows] == NO_MASK) & ~table.crowds[rows]]
     if len(without) and len(without) == (~table.crowds[rows]).sum():
-        text = f"none of the {len(without)} objects has a mask: the boxes are trained, and no mask"
+        text = f"none of the {len(without)} objects has a mask: only the boxes are trained"
         table.findings.add(BOX_ONLY, -1, "", text)
         without = without[:0]
     for row in without:
-        table.report(BOX_ONLY, int(row), "has a box and no mask; it trains the boxes and no mask")
+        table.report(BOX_ONLY, int(row), "has a box and no mask; it trains only the boxes")
     rows = rows[np.argsort(table.image[rows], kind="stable")]
     counts = np.bincount(table.image[rows], minlength=len(images.ids))
     is_rle = table.form[rows] == RLE
@@ -295,7 +293,7 @@ def _match_images(table: _Table, faulty_ids: set[Any]) -> None:
         if ABSENT not in faulty_ids and not (
             isinstance(value, str | int | float | None) and value in faulty_ids
         ):
-            text = f"image_id {shown(value)} is no image of the file"
+            text = f"image_id {shown(value)} is not in the file"
             table.findings.add(UNKNOWN_IMAGE, int(table.positions[row]), table.name(row), text)
 
 
@@ -438,7 +436,7 @@ def _beyond(corners: FloatArray, sizes: FloatArray) -> FloatArray:
 
 
 def _check_sizes(table: _Table, different_sizes: Callable[[Iterable[int]], set[int]]) -> None:
-    """Check the file sizes of images whose annotations reach beyond them, since a wrong recorded size is one cause."""
+    """Report and remove images of another size than recorded, a likely cause of annotations that reach beyond them."""
     sizes = _sizes(table)
     beyond = (_beyond(table.extents, sizes) > BORDER_TOLERANCE) | (
         _beyond(_corners(table.boxes), sizes) > BORDER_TOLERANCE

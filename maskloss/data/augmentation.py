@@ -102,7 +102,7 @@ def augmented(transforms: Transforms, image: Tensor, target: Target, seed: int) 
     kept = torch.where(_has_area(boxes))[0]
     if len(kept) < len(boxes):
         changed = {
-            key: _rows(value, kept) if _is_per_object(key, value, len(boxes)) else value
+            key: _select_rows(value, kept) if _is_per_object(key, value, len(boxes)) else value
             for key, value in changed.items()
         }
     return pixels, changed
@@ -128,7 +128,7 @@ def _validate(image: Tensor, target: Target) -> Target:
     size = _size(image)
     if "boxes" not in target:
         raise ValueError(f"the target has no boxes, only {sorted(target)}")
-    validated = {**target, "boxes": _xyxy(target["boxes"], size, "boxes")}
+    validated = {**target, "boxes": _as_xyxy(target["boxes"], size, "boxes")}
     count = len(validated["boxes"])
     masks = target.get("masks")
     if masks is None:
@@ -142,9 +142,9 @@ def _validate(image: Tensor, target: Target) -> Target:
         )
     validated["masks"] = masks
     if "ignore_boxes" in target:
-        validated["ignore_boxes"] = _xyxy(target["ignore_boxes"], size, "ignore_boxes")
+        validated["ignore_boxes"] = _as_xyxy(target["ignore_boxes"], size, "ignore_boxes")
     for key in _point_fields(target):
-        validated[key] = _points(target[key], count, key)
+        validated[key] = _as_points(target[key], count, key)
     return validated
 
 
@@ -153,21 +153,21 @@ def _point_fields(target: Target) -> list[str]:
     return [key for key in _OUTSIDE if key in target and not isinstance(target[key], tv_tensors.KeyPoints)]
 
 
-def _floats(tensor: Tensor) -> Tensor:
+def _as_float(tensor: Tensor) -> Tensor:
     """Convert an integer tensor to float, so that resizing and rotating do not truncate its values."""
     return tensor if tensor.is_floating_point() else tensor.float()
 
 
-def _xyxy(boxes: Tensor, size: Size, name: str) -> Tensor:
+def _as_xyxy(boxes: Tensor, size: Size, name: str) -> Tensor:
     """Convert boxes of any format to a plain float tensor of xyxy boxes."""
     if not isinstance(boxes, Tensor):
         raise TypeError(f"{name} are a {type(boxes).__name__}, not a tensor (G, 4)")
     if isinstance(boxes, tv_tensors.BoundingBoxes):
         if boxes.shape[-1] != 4:
             raise ValueError(f"{name} are rotated ({boxes.format.value}), not boxes of four numbers")
-        floats = tv_tensors.wrap(_floats(plain(boxes)), like=boxes)
+        floats = tv_tensors.wrap(_as_float(plain(boxes)), like=boxes)
         boxes = functional.convert_bounding_box_format(floats, new_format=tv_tensors.BoundingBoxFormat.XYXY)
-    boxes = _floats(plain(boxes))
+    boxes = _as_float(plain(boxes))
     if not boxes.numel():
         return boxes.reshape(0, 4)
     if boxes.ndim != 2 or boxes.shape[1] != 4:
@@ -175,14 +175,14 @@ def _xyxy(boxes: Tensor, size: Size, name: str) -> Tensor:
     return boxes
 
 
-def _points(points: Tensor, count: int, name: str) -> Tensor:
+def _as_points(points: Tensor, count: int, name: str) -> Tensor:
     if not isinstance(points, Tensor):
         raise TypeError(f"{name} are a {type(points).__name__}, not a tensor ({count}, K, 3)")
     if points.numel() and (points.ndim != 3 or len(points) != count or points.shape[2] not in (2, 3)):
         raise ValueError(
             f"{name} have the shape {tuple(points.shape)}, not ({count}, K, 3) or ({count}, K, 2)"
         )
-    return _floats(plain(points))
+    return _as_float(plain(points))
 
 
 def _with_bitmaps(target: Target) -> Target:
@@ -213,7 +213,7 @@ def _transform(transforms: Transforms, image: Tensor, target: Target, seed: int)
         raise TypeError(f"the transforms returned a {type(changed_image).__name__} as image, not a tensor")
     changed = {
         key: plain(value) if isinstance(value, tv_tensors.TVTensor) and key != "masks" else value
-        for key, value in {**changed, "boxes": _returned_boxes(changed["boxes"])}.items()
+        for key, value in {**changed, "boxes": _unwrap_boxes(changed["boxes"])}.items()
     }
     if "ignore_boxes" in changed:
         ignored = clip_boxes_to_image(changed["ignore_boxes"], _size(changed_image))
@@ -221,10 +221,10 @@ def _transform(transforms: Transforms, image: Tensor, target: Target, seed: int)
     return plain(changed_image), changed
 
 
-def _returned_boxes(boxes: Tensor) -> Tensor:
+def _unwrap_boxes(boxes: Tensor) -> Tensor:
     """Convert the boxes that the transforms returned to plain xyxy boxes (G, 4)."""
     if isinstance(boxes, tv_tensors.BoundingBoxes):
-        return _xyxy(boxes, boxes.canvas_size, "boxes")
+        return _as_xyxy(boxes, boxes.canvas_size, "boxes")
     # v2 itself makes no boxes with negative sides, so these must be in another format.
     if (boxes[:, 2:] < boxes[:, :2]).any():
         raise ValueError(
@@ -242,17 +242,17 @@ def _select_remaining(changed: Target, given: Target) -> tuple[Target, Tensor]:
     count, left = len(given["boxes"]), len(changed["boxes"])
     masks = changed.get("masks")
     rows = masks.rows if isinstance(masks, Bitmaps | Encoded) else torch.arange(count)
-    result: Target = {**changed, "masks": _plain_masks(masks, given["masks"])}
+    result: Target = {**changed, "masks": _unwrap_masks(masks, given["masks"])}
     for key in result.keys() & given.keys() - {"boxes", "masks"}:
         value, before = result[key], given[key]
         if not _is_per_object(key, before, count):
             continue
         if _is_per_object(key, value, count) and (value is before or len(rows) < count):
-            result[key] = _rows(value, rows)
+            result[key] = _select_rows(value, rows)
         elif not _is_per_object(key, value, left) and key not in _OUTSIDE:
             # Some of the transforms selected from it and others did not. Its values did not change, so select from
             # the given ones.
-            result[key] = _rows(before, rows)
+            result[key] = _select_rows(before, rows)
     for key, before in given.items():
         if _is_per_object(key, before, count) and not _is_per_object(key, result.get(key), left):
             raise ValueError(
@@ -262,7 +262,7 @@ def _select_remaining(changed: Target, given: Target) -> tuple[Target, Tensor]:
     return result, rows
 
 
-def _plain_masks(masks: Any, given: EncodedMasks | Tensor) -> Any:
+def _unwrap_masks(masks: Any, given: EncodedMasks | Tensor) -> Any:
     """Unwrap the masks that the transforms returned, with bitmaps in the dtype of the given masks."""
     if isinstance(masks, Encoded):
         return masks.masks[masks.rows]
@@ -297,7 +297,7 @@ def _is_per_object(key: str, value: Any, count: int) -> bool:
     return len(value) == count and not hasattr(value, "_fields")
 
 
-def _rows(value: Any, rows: Tensor) -> Any:
+def _select_rows(value: Any, rows: Tensor) -> Any:
     """Select rows (int64) of a tensor, an array, encoded masks, a list or a tuple."""
     if isinstance(value, list | tuple):
         return type(value)(value[row] for row in rows.tolist())

@@ -238,7 +238,7 @@ def decode_file(path: Path, findings: Findings) -> Content | None:
         findings.add(NOT_JSON, -1, "", undecodable(error))
         return None
     except (ValueError, RecursionError) as error:
-        cause = _likely_cause(text[:100].encode("utf-8", "surrogatepass")) or _commas(text)
+        cause = _likely_cause(text[:100].encode("utf-8", "surrogatepass")) or _comma_hint(text)
         findings.add(NOT_JSON, -1, "", f"not valid JSON, broken or truncated: {str(error)[:200]}{cause}")
         return None
     finally:
@@ -264,7 +264,7 @@ def undecodable(error: UnicodeDecodeError) -> str:
     return f"not valid JSON, broken or truncated: {error}{_likely_cause(content[:100])}"
 
 
-def _commas(text: str) -> str:
+def _comma_hint(text: str) -> str:
     with contextlib.suppress(ValueError, RecursionError):
         json.loads(without_trailing_commas(text))
         return "; `maskloss repair` removes trailing commas"

@@ -145,25 +145,25 @@ def read_segmentation(value: Any) -> Segmentation:
         result.rle = rles[0] if len(rles) == 1 else coco_mask.merge(rles)
         result.spellings.append(RLE_IN_LIST)
         return result
-    for polygon in _polygons(value, result):
+    for polygon in _flat_polygons(value, result):
         _add_polygon(polygon, result)
     return result
 
 
-def _polygons(value: list[Any], result: Segmentation) -> list[Any]:
+def _flat_polygons(value: list[Any], result: Segmentation) -> list[Any]:
     """Return flat polygons from a list of numbers, of points, of flat polygons, or of polygons of points."""
     if not any(isinstance(part, list | dict) for part in value):
         result.spellings.append(FLAT_POLYGON)
         return [value]
     if len(value) > 2 and all(_is_point(part) for part in value):
         result.spellings.append(POINT_PAIRS)
-        return [_flat(value)]
+        return [_flatten(value)]
     # In OpenCV's contours, each point is nested in another list.
     if len(value) > 2 and all(
         isinstance(part, list) and len(part) == 1 and _is_point(part[0]) for part in value
     ):
         result.spellings.append(POINT_PAIRS)
-        return [_flat([part[0] for part in value])]
+        return [_flatten([part[0] for part in value])]
     polygons = []
     for part in value:
         if (
@@ -174,7 +174,7 @@ def _polygons(value: list[Any], result: Segmentation) -> list[Any]:
             part = [point[0] for point in part]
         if isinstance(part, list) and part and all(_is_point(point) for point in part):
             result.spellings.append(POINT_PAIRS)
-            part = _flat(part)
+            part = _flatten(part)
         polygons.append(part)
     result.spellings[:] = dict.fromkeys(result.spellings)
     return polygons
@@ -186,7 +186,7 @@ def _is_point(value: Any) -> bool:
     ) or (isinstance(value, dict) and value.keys() == {"x", "y"})
 
 
-def _flat(points: Sequence[Any]) -> list[Any]:
+def _flatten(points: Sequence[Any]) -> list[Any]:
     return [v for point in points for v in ((point["x"], point["y"]) if isinstance(point, dict) else point)]
 
 

@@ -64,7 +64,7 @@ class Problem:
         room = max(most - len(self.head) - len(self.tail) - 8, 40)
         if len(example) > room:
             example = f"{example[: room - 3]}..."
-        return _line(self.head, [example], len(self.examples), self.tail)
+        return _make_text(self.head, [example], len(self.examples), self.tail)
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ class Findings:
         """Make a problem of each kind, errors before warnings, and causes before consequences."""
         # The sort is stable, so the kinds of a section stay in the order in which they were found.
         kinds = sorted(self.by_kind, key=lambda kind: (not kind.error, _SECTIONS.index(kind.section)))
-        return [_problem(kind, self.by_kind[kind], prefix) for kind in kinds]
+        return [_make_problem(kind, self.by_kind[kind], prefix) for kind in kinds]
 
 
 def shown(value: Any, most: int = 80) -> str:
@@ -119,15 +119,15 @@ def shown(value: Any, most: int = 80) -> str:
     return text if len(text) <= most else f"{text[: most // 2]}...{text[-(most // 4) :]}"
 
 
-def _problem(kind: Kind, findings: list[Finding], prefix: str) -> Problem:
+def _make_problem(kind: Kind, findings: list[Finding], prefix: str) -> Problem:
     examples = tuple(f"{f.name}: {f.detail}" if f.name else f.detail for f in findings)
     head = f"{prefix}: " if len(findings) == 1 else f"{prefix}: {len(findings)} {kind.summary}"
     tail = f"; {kind.way_out}" if kind.way_out else ""
-    text = _line(head, list(examples[:_EXAMPLES]), len(findings), tail)
+    text = _make_text(head, list(examples[:_EXAMPLES]), len(findings), tail)
     return Problem(text, kind.error, head, tail, examples, kind.name)
 
 
-def _line(head: str, examples: list[str], count: int, tail: str) -> str:
+def _make_text(head: str, examples: list[str], count: int, tail: str) -> str:
     if count == 1:
         return head + examples[0] + tail
     more = ["..."] if count > len(examples) else []

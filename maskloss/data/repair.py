@@ -283,8 +283,8 @@ class _Fixes:
             coco.FILE_ELSEWHERE: self._rename,
             coco.FILE_SPELLING: self._rename,
             coco.FILE_MISSING: leave_out,
-            coco.BAD_SIZE: self._measure,
-            coco.MISSING_SIZE: self._measure,
+            coco.BAD_SIZE: self._take_size_from_file,
+            coco.MISSING_SIZE: self._take_size_from_file,
             coco.SIZE_DIFFERS: self._swap_size,
             coco.UNREADABLE_IMAGE: leave_out,
             coco.LFS_POINTER: leave_out,
@@ -301,7 +301,7 @@ class _Fixes:
             entries.BAD_SEGMENTATION: self._salvage_polygons,
             rows_of.NOT_FINITE: self._salvage_polygons,
             entries.CORRUPT_RLE: self._leave_mask_out,
-            entries.RLE_SIZE: self._transpose,
+            entries.RLE_SIZE: self._correct_rle_size,
             rows_of.UNKNOWN_IMAGE: self._find_image,
             rows_of.UNKNOWN_CATEGORY: self._find_category,
             rows_of.DEGENERATE: leave_out,
@@ -317,7 +317,7 @@ class _Fixes:
 
     # All sections.
 
-    def _entry(self, kind: Kind, finding: Finding) -> tuple[int, Any]:
+    def _find_entry(self, kind: Kind, finding: Finding) -> tuple[int, Any]:
         items = self._items[kind.section]
         position = finding.position
         if position < 0:  # found while decoding the images; such findings have the image's id instead
@@ -328,10 +328,10 @@ class _Fixes:
 
     @cached_property
     def _image_positions(self) -> dict[Any, int]:
-        return {_key(item.get("id")): p for p, item in enumerate(self.images) if isinstance(item, dict)}
+        return {_id_key(item.get("id")): p for p, item in enumerate(self.images) if isinstance(item, dict)}
 
     def _leave_out(self, kind: Kind, finding: Finding) -> None:
-        position, item = self._entry(kind, finding)
+        position, item = self._find_entry(kind, finding)
         if position in self.left_out[kind.section]:
             return
         self.left_out[kind.section].add(position)
@@ -343,15 +343,15 @@ class _Fixes:
         if not self.by_image:
             for position, annotation in enumerate(self.annotations):
                 if isinstance(annotation, dict):
-                    self.by_image.setdefault(_key(annotation.get("image_id")), []).append(position)
-        for position in self.by_image.get(_key(image_id), []):
+                    self.by_image.setdefault(_id_key(annotation.get("image_id")), []).append(position)
+        for position in self.by_image.get(_id_key(image_id), []):
             if position not in self.left_out["annotation"]:
                 self.left_out["annotation"].add(position)
                 identity = self.annotations[position].get("id", f"number {position}")
                 self.log.add(WITH_IMAGE, "left out with their image", f"annotation {shown(identity)}", name)
 
     def _write_integers(self, kind: Kind, finding: Finding) -> None:
-        _, item = self._entry(kind, finding)
+        _, item = self._find_entry(kind, finding)
         for key in ("id", "image_id", "category_id", "width", "height"):
             number = whole_number(item.get(key))
             if isinstance(item.get(key), float) and number is not None:
@@ -402,7 +402,7 @@ class _Fixes:
         used: dict[Any, None] = {}
         for annotation in self.annotations:
             if isinstance(annotation, dict):
-                used[_key(annotation.get("category_id"))] = None
+                used[_id_key(annotation.get("category_id"))] = None
         if not used:
             return
         if used.keys() == {None}:
@@ -421,21 +421,21 @@ class _Fixes:
             )
 
     def _merge_categories(self, kind: Kind, finding: Finding) -> None:
-        position, item = self._entry(kind, finding)
+        position, item = self._find_entry(kind, finding)
         names = {
             other.get("name")
             for other in self.categories
-            if isinstance(other, dict) and _key(other.get("id")) == _key(item.get("id"))
+            if isinstance(other, dict) and _id_key(other.get("id")) == _id_key(item.get("id"))
         }
         if len(names) == 1 and position not in self.left_out["category"]:
             self._leave_out(kind, finding)
 
     def _number_category(self, kind: Kind, finding: Finding) -> None:
-        _, item = self._entry(kind, finding)
+        _, item = self._find_entry(kind, finding)
         self._renumber(kind, finding, item, "category_id")
 
     def _name_category(self, kind: Kind, finding: Finding) -> None:
-        _, item = self._entry(kind, finding)
+        _, item = self._find_entry(kind, finding)
         item["name"] = f"category {item['id']}"
         self.log.add(kind, "named after its id", finding.name, finding.detail)
 
@@ -450,7 +450,7 @@ class _Fixes:
                 annotation[reference] = new
 
     def _number_image(self, kind: Kind, finding: Finding) -> None:
-        _, item = self._entry(kind, finding)
+        _, item = self._find_entry(kind, finding)
         if self._image_id_counts[_typed_key(item.get("id"))] > 1:
             # It is unknown to which of the images the annotations belong.
             self._leave_out(kind, Finding(finding.position, finding.name, "the id is used twice"))
@@ -463,7 +463,7 @@ class _Fixes:
 
     def _leave_out_duplicate_images(self, kind: Kind, finding: Finding) -> None:
         """Leave out the second of two images with the same id and file_name, or both if their file_names differ."""
-        position, item = self._entry(kind, finding)
+        position, item = self._find_entry(kind, finding)
         first = self.images[finding.value]
         if first.get("file_name") == item.get("file_name"):
             self.left_out["image"].add(position)
@@ -474,14 +474,14 @@ class _Fixes:
             self._leave_out(kind, Finding(duplicate, finding.name, "two files have the id"))
 
     def _rename(self, kind: Kind, finding: Finding) -> None:
-        _, item = self._entry(kind, finding)
+        _, item = self._find_entry(kind, finding)
         found = finding.value
         if found is None:
             self._leave_out(kind, finding)
             return
-        rivals = self._names_of_file.get(found, set()) - {item["file_name"]}
-        if kind is not coco.FILE_SPELLING and rivals:
-            detail = f"{shown(item['file_name'])}: {shown(found)} may also be {shown(min(rivals))}"
+        other_names = self._names_of_file.get(found, set()) - {item["file_name"]}
+        if kind is not coco.FILE_SPELLING and other_names:
+            detail = f"{shown(item['file_name'])}: {shown(found)} may also be {shown(min(other_names))}"
             self._leave_out(kind, Finding(finding.position, finding.name, detail))
             return
         self.log.add(
@@ -501,8 +501,8 @@ class _Fixes:
             names.setdefault(image.file_name, set()).add(image.file_name)
         return names
 
-    def _measure(self, kind: Kind, finding: Finding) -> None:
-        _, item = self._entry(kind, finding)
+    def _take_size_from_file(self, kind: Kind, finding: Finding) -> None:
+        _, item = self._find_entry(kind, finding)
         try:
             size = finding.value or read_image_size(self.folder / item["file_name"])
         except InputError:
@@ -512,7 +512,7 @@ class _Fixes:
         self.log.add(kind, "size taken from the image file", finding.name, finding.detail)
 
     def _swap_size(self, kind: Kind, finding: Finding) -> None:
-        _, item = self._entry(kind, finding)
+        _, item = self._find_entry(kind, finding)
         size = finding.value if finding.position >= 0 else finding.value[1]
         if (item["height"], item["width"]) != tuple(size):
             self._leave_out(kind, finding)
@@ -523,19 +523,19 @@ class _Fixes:
     # Annotations.
 
     def _number_annotation(self, kind: Kind, finding: Finding) -> None:
-        _, item = self._entry(kind, finding)
+        _, item = self._find_entry(kind, finding)
         old = item.get("id")
         new = self._free_id("annotation", old)
         item["id"] = new
         self.log.add(kind, "given a new id", finding.name, f"is now {new}")
 
     def _set_crowd(self, kind: Kind, finding: Finding) -> None:
-        _, item = self._entry(kind, finding)
+        _, item = self._find_entry(kind, finding)
         item["iscrowd"] = read_crowd(item["iscrowd"]) or 0
         self.log.add(kind, "iscrowd set to 0 or 1", finding.name, finding.detail)
 
     def _rewrite_segmentation(self, kind: Kind, finding: Finding) -> None:
-        _, item = self._entry(kind, finding)
+        _, item = self._find_entry(kind, finding)
         segmentation = read_segmentation(item["segmentation"])
         if not segmentation.spellings:
             return  # already rewritten for another finding of the same annotation
@@ -548,7 +548,7 @@ class _Fixes:
 
     def _salvage_polygons(self, kind: Kind, finding: Finding) -> None:
         """Keep the readable polygons, converting numbers written as text, or only the box if there are none."""
-        _, item = self._entry(kind, finding)
+        _, item = self._find_entry(kind, finding)
         given = item["segmentation"]
         if isinstance(given, str):
             with contextlib.suppress(ValueError, RecursionError):
@@ -575,7 +575,7 @@ class _Fixes:
         self.log.add(kind, change, finding.name, finding.detail)
 
     def _leave_mask_out(self, kind: Kind, finding: Finding) -> None:
-        position, item = self._entry(kind, finding)
+        position, item = self._find_entry(kind, finding)
         if position in self.left_out["annotation"]:
             return
         if read_box(item.get("bbox")) is None:
@@ -584,10 +584,10 @@ class _Fixes:
         item["segmentation"] = []
         self.log.add(kind, "kept with its box and no mask", finding.name, finding.detail)
 
-    def _transpose(self, kind: Kind, finding: Finding) -> None:
+    def _correct_rle_size(self, kind: Kind, finding: Finding) -> None:
         """Correct an RLE whose size is swapped: transpose its mask or swap only the size, whichever fits its box."""
-        _, item = self._entry(kind, finding)
-        size, box = self.sizes.get(_key(item.get("image_id"))), read_box(item.get("bbox"))
+        _, item = self._find_entry(kind, finding)
+        size, box = self.sizes.get(_id_key(item.get("image_id"))), read_box(item.get("bbox"))
         if size is None:
             return
         width, height = size
@@ -624,7 +624,7 @@ class _Fixes:
 
     def _find(self, kind: Kind, finding: Finding, key: str) -> None:
         """Replace an id written as text by the id that it spells, or by that of the category that it names."""
-        _, item = self._entry(kind, finding)
+        _, item = self._find_entry(kind, finding)
         text = item.get(key)
         if isinstance(text, str) and re.fullmatch(r"\s*\d{1,15}(\.0+)?\s*", text):
             number = int(float(text))
@@ -649,7 +649,7 @@ class _Fixes:
         return ids
 
     def _drop_degenerate(self, kind: Kind, finding: Finding) -> None:
-        _, item = self._entry(kind, finding)
+        _, item = self._find_entry(kind, finding)
         item["segmentation"] = [
             polygon
             for polygon in read_segmentation(item["segmentation"]).polygons
@@ -659,7 +659,7 @@ class _Fixes:
 
     def _box_of_mask(self, item: Any) -> list[float] | None:
         """Return the box [x, y, width, height] of an annotation's mask, clipped to the image, or None without one."""
-        size = self.sizes.get(_key(item.get("image_id")))
+        size = self.sizes.get(_id_key(item.get("image_id")))
         try:
             segmentation = read_segmentation(item.get("segmentation"))
         except BadEntry:
@@ -671,7 +671,7 @@ class _Fixes:
         return [x1, y1, x2 - x1, y2 - y1] if x2 > x1 and y2 > y1 else None
 
     def _leave_out_or_take_box(self, kind: Kind, finding: Finding) -> None:
-        position, item = self._entry(kind, finding)
+        position, item = self._find_entry(kind, finding)
         box = self._box_of_mask(item) if self.boxes == "from-masks" else None
         if box is None:
             self._leave_out(kind, finding)
@@ -680,7 +680,7 @@ class _Fixes:
             self.log.add(FROM_MASKS, "box taken from the mask", finding.name, finding.detail)
 
     def _write_box(self, kind: Kind, finding: Finding) -> None:
-        position, item = self._entry(kind, finding)
+        position, item = self._find_entry(kind, finding)
         if position not in self.row:
             return  # the annotation has an error too; the finding comes back in the round after its repair
         x1, y1, x2, y2 = self.data.records.boxes[self.row[position]].tolist()
@@ -689,7 +689,7 @@ class _Fixes:
         self.log.add(kind, change, finding.name, finding.detail)
 
     def _write_area(self, kind: Kind, finding: Finding) -> None:
-        position, item = self._entry(kind, finding)
+        position, item = self._find_entry(kind, finding)
         if position in self.row:
             item["area"] = self.data.records.area(self.row[position])
             self.log.add(kind, "area computed from the mask or the box", finding.name, finding.detail)
@@ -727,7 +727,7 @@ class _Fixes:
                 continue
             if self._box_of_mask(item) is not None:
                 continue
-            size, box = self.sizes.get(_key(item.get("image_id"))), read_box(item.get("bbox"))
+            size, box = self.sizes.get(_id_key(item.get("image_id"))), read_box(item.get("bbox"))
             if size is None or box is None:
                 continue
             reading = rows_of.box_readings(np.array([box]), np.array([size], dtype=np.float64))[finding.value]
@@ -742,7 +742,7 @@ class _Fixes:
         boxes = [box for box in (read_box(item.get("bbox")) for item in items) if box is not None]
         boxes_too = all(-0.01 <= value <= 1.01 for box in boxes for value in box)
         for item in items:
-            size = self.sizes.get(_key(item.get("image_id")))
+            size = self.sizes.get(_id_key(item.get("image_id")))
             if size is None:
                 continue
             try:
@@ -773,7 +773,7 @@ class _Fixes:
             self.log.add(FROM_MASKS, "box taken from the mask", name, f"bbox {shown(old and list(old))}")
 
 
-def _key(value: Any) -> Any:
+def _id_key(value: Any) -> Any:
     """Return a hashable key for an id, with whole floats as integers."""
     number = whole_number(value)
     if number is not None:

@@ -143,13 +143,13 @@ def _paint(
     ImageDraw.Draw(large).polygon([tuple(point) for point in points * _SUPERSAMPLING], fill=255)
     alpha = np.asarray(large.resize((size, size), Image.Resampling.BOX), dtype=np.float64)[..., None] / 255
     below = (picture * alpha).sum(axis=(0, 1)) / alpha.sum()
-    colour = generator.uniform(0, 255, size=3)
-    while np.abs(colour - below).max() < 80:
-        colour = generator.uniform(0, 255, size=3)
+    color = generator.uniform(0, 255, size=3)
+    while np.abs(color - below).max() < 80:
+        color = generator.uniform(0, 255, size=3)
     direction = generator.normal(size=2)
     rows, columns = np.mgrid[:size, :size] / size
     shade = 1 + 0.35 * (direction[0] * (rows - 0.5) + direction[1] * (columns - 0.5))
-    painted = colour * shade[..., None] + generator.normal(0, 6, size=(size, size, 1))
+    painted = color * shade[..., None] + generator.normal(0, 6, size=(size, size, 1))
     return picture * (1 - alpha) + painted * alpha
 
 
