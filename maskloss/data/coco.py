@@ -46,7 +46,7 @@ __all__ = [
     "read_coco",
 ]
 
-#: Largest length of an error message, in characters.
+#: Maximum length of an error message, in characters.
 _MAX_MESSAGE_LENGTH = 300
 #: Largest width or height of an image, in px.
 _MAX_SIDE = 1_000_000
@@ -320,7 +320,7 @@ def read_content(
         findings.add(NO_IMAGE, -1, "", "the file has no images")
 
     def different_sizes(indices: Iterable[int]) -> set[int]:
-        # A sample of all images is checked too: sizes are mostly wrong throughout a file, if they are wrong.
+        # Check a sample of all images too: if recorded sizes are wrong, they are usually wrong throughout a file.
         sample = range(0, len(images.ids), max(len(images.ids) // _SAMPLE_SIZE, 1))
         chosen = sorted({*sorted(indices)[:_MAX_OPENED], *sample})
         return _find_different_sizes(images, chosen, image_folder, findings)
@@ -398,7 +398,7 @@ def _hashable(value: Any) -> Any:
 def _match_categories(
     own: list[Category], given: Sequence[Category] | None, findings: Findings
 ) -> tuple[Category, ...]:
-    """Return the given categories, or the file's own without any; report those of the file that are not among them."""
+    """Return the given categories, or the file's if None; report categories of the file that are not among the given."""
     if given is None:
         return tuple(own)
     names = {category.id: category.name for category in given}

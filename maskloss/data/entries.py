@@ -96,7 +96,7 @@ def is_absent(value: Any) -> bool:
 def whole_number(value: Any) -> int | None:
     """Return an integer, or a whole float such as 3.0 (written by pandas), as an integer.
 
-    All other values, and integers of more than 128 bits, give None.
+    Returns None for all other values, and for integers of more than 128 bits.
     """
     if isinstance(value, float) and value.is_integer():
         value = int(value)
