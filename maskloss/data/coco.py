@@ -398,7 +398,7 @@ def _hashable(value: Any) -> Any:
 def _match_categories(
     own: list[Category], given: Sequence[Category] | None, findings: Findings
 ) -> tuple[Category, ...]:
-    """Return the given categories, or the file's if None; report categories of the file that are not among the given."""
+    """Return the given categories, or the file's if None; report those of the file that are not among them."""
     if given is None:
         return tuple(own)
     names = {category.id: category.name for category in given}
