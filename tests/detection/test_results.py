@@ -127,7 +127,7 @@ def test_other_numbers_of_sizes_and_ids_raise(sizes, ids, message):
 
 def test_pasted_masks_raise():
     model = maskloss.convert(tiny_mask_rcnn()).eval()
-    with pytest.raises(ValueError, match=r"must be probabilities.*convert\(paste=None\)"):
+    with pytest.raises(ValueError, match=r"must be probabilities.*convert\(model, paste=None\)"):
         coco_results(model, model(batch()[0][:1]), [(64, 80)], [1])
 
 

@@ -62,7 +62,7 @@ def test_no_detections_give_no_results():
 
 @pytest.mark.parametrize("label", [0, 3])
 def test_a_label_without_a_category_raises(label):
-    with pytest.raises(ValueError, match=rf"label {label} has no category, there are 2 category_ids"):
+    with pytest.raises(ValueError, match=rf"label {label} has no category: category_ids has 2 entries"):
         image_results(detection(label), 42, (10, 12), category_ids=[3, 7])
 
 
