@@ -302,7 +302,7 @@ def test_a_stock_model_is_told_to_convert():
 @pytest.mark.filterwarnings("ignore:RCNN always returns")
 def test_scripting_is_refused_in_a_sentence_whose_way_out_works():
     model = maskloss.convert(tiny_mask_rcnn()).eval()
-    with pytest.raises(RuntimeError, match=r"^torch\.jit\.script does not take .*load its state_dict"):
+    with pytest.raises(RuntimeError, match=r"^torch\.jit\.script does not support .*load its state_dict"):
         torch.jit.script(model)
     stock = tiny_mask_rcnn(seed=1).eval()
     stock.load_state_dict(model.state_dict(), strict=True)
