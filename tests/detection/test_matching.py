@@ -25,7 +25,7 @@ boxes_on_a_lattice = st.lists(
 def pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pieces of a few boxes each."""
     monkeypatch.setattr(matching, "_PAIRS_AT_ONCE", {"cpu": 20})
-    monkeypatch.setattr(matching, "_PIECES_NOT_WORTH_IT", 1)
+    monkeypatch.setattr(matching, "_CHUNKS_NOT_WORTH_IT", 1)
 
 
 @settings(deadline=None, max_examples=300, derandomize=True)
