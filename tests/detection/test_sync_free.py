@@ -182,7 +182,7 @@ def test_dropping_by_copies_leaves_what_dropping_leaves_at_every_level():
     kept = (boxes[:, 2:] - boxes[:, :2] >= 20.0).all(1) & (scores >= 0.3)
     assert 20 < kept.sum() < 180
     expected = boxes[kept][batched_nms(boxes[kept], scores[kept], levels[kept], 0.5)]
-    copied = model._droppable_made_copies(boxes, scores, levels, (64, 64))
+    copied = model._replace_invalid_boxes(boxes, scores, levels, (64, 64))
     assert torch.equal(copied[0][batched_nms(*copied, 0.5)], expected)
 
 
@@ -193,7 +193,7 @@ def test_boxes_of_a_diverged_network_are_never_pooled(rows):
     boxes = torch.cat([low, low + 20], dim=1)
     boxes[rows] = torch.nan
     scores, levels = torch.linspace(0, 1, 40), torch.zeros(40, dtype=torch.int64)
-    copied, _, _ = model._droppable_made_copies(boxes, scores, levels, (50, 60))
+    copied, _, _ = model._replace_invalid_boxes(boxes, scores, levels, (50, 60))
     assert copied.isfinite().all()
     if rows == slice(None):
         assert copied.unique(dim=0).tolist() == [[0, 0, 60, 50]]
