@@ -406,4 +406,6 @@ def _add_regularization(model: nn.Module, args: Any, output: Any) -> Any:
     if isinstance(output, tuple) and output and isinstance(output[0], dict):
         # A subclass that returns losses and detections, as torchvision's scripted models do.
         return ({**output[0], **penalty}, *output[1:])
-    raise TypeError(f"{full_name(model)} returns no dict of losses to which a regularization term could be added")
+    raise TypeError(
+        f"{full_name(model)} returns no dict of losses to which a regularization term could be added"
+    )

@@ -50,8 +50,8 @@ class RegionProposalNetwork(LossHolder, TorchvisionRPN):
             targets: per image, boxes (G, 4) in px of the resized image.
 
         Returns:
-            N tensors of proposals, xyxy in px; and the losses `loss_objectness` and `loss_rpn_box_reg`, or an empty dict
-            in evaluation (outside `losses_and_detections`).
+            N tensors of proposals, xyxy in px; and the losses `loss_objectness` and `loss_rpn_box_reg`, or an empty
+            dict in evaluation (outside `losses_and_detections`).
         """
         maps = list(features.values())
         objectness_maps, delta_maps = self.head(maps)

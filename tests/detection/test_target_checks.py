@@ -85,7 +85,11 @@ SQUARE = [[5.0, 5.0, 20.0, 5.0, 20.0, 20.0]]
 BAD: dict[str, tuple[Callable[[Target], None], type[Exception], str]] = {
     "label of background": (label(0), ValueError, "labels: a label is below 1"),
     "negative label": (label(-1), ValueError, "labels: a label is below 1"),
-    "label of num_classes": (label(NUM_CLASSES), ValueError, "labels: a label is not below num_classes, 4"),
+    "label of num_classes": (
+        label(NUM_CLASSES),
+        ValueError,
+        "labels: a label is not less than num_classes = 4",
+    ),
     "labels int32": (field("labels", lambda v: v.int()), TypeError, r"labels: expected torch\.int64.*int32"),
     "labels float": (
         field("labels", lambda v: v.float()),
