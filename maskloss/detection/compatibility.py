@@ -111,7 +111,7 @@ def check_parts(model: GeneralizedRCNN) -> None:
 
 
 def check_sync_free(model: GeneralizedRCNN) -> None:
-    """Check that a model supports sampling without synchronization: torchvision's samplers, and no BatchNorm in the heads.
+    """Check that a model supports sampling without synchronization: torchvision's samplers, no BatchNorm in the heads.
 
     Raises:
         TypeError: a sampler is not torchvision's, or `select_training_samples` has been patched.

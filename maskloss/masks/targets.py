@@ -131,7 +131,9 @@ def targets_of_host_boxes(
     low, high = int(matched_idxs.min()), int(matched_idxs.max())
     if low < 0 or high >= len(gt_masks):
         found = low if low < 0 else high
-        raise ValueError(f"matched_idxs must lie in [0, {len(gt_masks)}), the number of masks, found {found}")
+        raise ValueError(
+            f"matched_idxs must lie in [0, {len(gt_masks)}) for {len(gt_masks)} masks, found {found}"
+        )
     # Autocast would round matrix products to half precision.
     with torch.autocast(gt_masks.device.type if isinstance(gt_masks, Tensor) else "cpu", enabled=False):
         if isinstance(gt_masks, EncodedMasks):
