@@ -83,7 +83,13 @@ def not_a_detector(needs: str, model: Any) -> TypeError:
 
 
 def has_replaceable_transform(model: GeneralizedRCNN) -> bool:
-    """Return whether a model's transform is exactly torchvision's, or already converted."""
+    """Return whether a model's transform is exactly torchvision's, or already converted.
+
+    Example:
+        >>> from maskloss.detection.builders import ModelSettings, build_model
+        >>> has_replaceable_transform(build_model(ModelSettings("resnet18", num_classes=2)))
+        True
+    """
     transform = model.transform
     return type(transform) is GeneralizedRCNNTransform or isinstance(transform, RCNNTransform)
 
@@ -93,6 +99,10 @@ def check_parts(model: GeneralizedRCNN) -> None:
 
     Raises:
         TypeError: a part has another type or is sharded, or has user methods that would not be called.
+
+    Example:
+        >>> from maskloss.detection.builders import ModelSettings, build_model
+        >>> check_parts(build_model(ModelSettings("resnet18", num_classes=2)))
     """
     for name, (stock, ours) in _PARTS.items():
         part = getattr(model, name, None)
@@ -116,6 +126,10 @@ def check_sync_free(model: GeneralizedRCNN) -> None:
     Raises:
         TypeError: a sampler is not torchvision's, or `select_training_samples` has been patched.
         ValueError: a BatchNorm in the RoI heads would include rows without a sample in its statistics.
+
+    Example:
+        >>> from maskloss.detection.builders import ModelSettings, build_model
+        >>> check_sync_free(build_model(ModelSettings("resnet18", num_classes=2)))
     """
     for name in _PARTS:
         sampler = getattr(model, name).fg_bg_sampler
@@ -158,6 +172,9 @@ def check_functions(allowed: Collection[str] = ()) -> None:
 
     Raises:
         TypeError: another function has been replaced; the converted model would not call the replacement.
+
+    Example:
+        >>> check_functions()
     """
     for name in replaced_functions():
         if name not in allowed:
@@ -179,6 +196,12 @@ def check_still_converted(model: GeneralizedRCNN, *, paste: str | None, allowed:
     Raises:
         TypeError: a part has been replaced or patched since `convert`.
         ValueError: see `check_sync_free`.
+
+    Example:
+        >>> import maskloss
+        >>> from maskloss.detection.builders import ModelSettings, build_model
+        >>> model = maskloss.convert(build_model(ModelSettings("resnet18", num_classes=2)), paste="matched")
+        >>> check_still_converted(model, paste="matched", allowed=[])
     """
     for name, (_, ours) in _PARTS.items():
         part = getattr(model, name)
@@ -206,6 +229,9 @@ def check_postprocess(transform: nn.Module, paste: str | None) -> None:
 
     Raises:
         TypeError: `postprocess` has been patched on the instance.
+
+    Example:
+        >>> check_postprocess(nn.Identity(), paste="matched")
     """
     if "postprocess" in vars(transform):
         raise TypeError(

@@ -255,7 +255,7 @@ def losses_and_detections(
         states = ImageRandomStates(cuda_devices)
         for indices in by_size.values():
             losses: dict[str, Tensor] = {}
-            with _losses_in_eval(rpn, heads, states.anew(), losses):
+            with _losses_in_eval(rpn, heads, states.fresh_copy(), losses):
                 detections = model([images[i] for i in indices], [targets[i] for i in indices])
             for key, value in losses.items():
                 totals[key] = totals.get(key, 0.0) + value * (len(indices) / len(images))

@@ -96,7 +96,7 @@ class ImageRandomStates:
         self._first = self._now()
         self._by_image: dict[int, list[Tensor]] = {}
 
-    def anew(self) -> ImageRandomStates:
+    def fresh_copy(self) -> ImageRandomStates:
         """Return a new object for other images, with the same initial state."""
         other = ImageRandomStates(self._devices)
         other._first = self._first

@@ -80,6 +80,10 @@ class DetectedBoxes:
         labels: per image, (D_i,) int64.
         scores: per image, (D_i,).
         image_sizes: N sizes (H, W) of the resized images, without padding.
+
+    Example:
+        >>> boxes, labels, scores = torch.tensor([[0.0, 0.0, 4.0, 4.0]]), torch.tensor([1]), torch.tensor([0.9])
+        >>> detections = DetectedBoxes([boxes], [labels], [scores], [(8, 8)])
     """
 
     boxes: list[Tensor]

@@ -40,6 +40,12 @@ class RoIHeads(LossHolder, TorchvisionRoIHeads):
     Attributes:
         sync_free: in training, sample without synchronizing; see `convert`.
         mask_branch: predicts masks and computes their losses; None for a model without masks.
+
+    Example:
+        >>> import maskloss
+        >>> from maskloss.detection.builders import ModelSettings, build_model
+        >>> type(maskloss.convert(build_model(ModelSettings("resnet18", num_classes=2))).roi_heads).__name__
+        'RoIHeads'
     """
 
     sync_free: bool = False

@@ -32,6 +32,12 @@ class RegionProposalNetwork(LossHolder, TorchvisionRPN):
 
     Attributes:
         sync_free: in training, sample without synchronizing; see `convert`.
+
+    Example:
+        >>> import maskloss
+        >>> from maskloss.detection.builders import ModelSettings, build_model
+        >>> isinstance(maskloss.convert(build_model(ModelSettings("resnet18", num_classes=2))).rpn, LossHolder)
+        True
     """
 
     sync_free: bool = False

@@ -26,6 +26,11 @@ class SampledSlots:
             that were not sampled.
         num_positives: (N,) int64.
         num_sampled: (N,) int64, number of positives and negatives.
+
+    Example:
+        >>> sampled = SampledSlots(torch.tensor([[4, 0, 2]]), torch.tensor([1]), torch.tensor([2]))
+        >>> SampleCounts.of(sampled.num_positives, sampled.num_sampled).both(sampled.indices)
+        [tensor([4, 0])]
     """
 
     indices: Tensor

@@ -29,11 +29,21 @@ _FIT_PIXELS, _FIT_SHARE = 2.0, 0.05
 
 
 class TargetValueError(ValueError, AssertionError):
-    """Wrong value of an input for which stock torchvision raises AssertionError; a subclass of that, too."""
+    """Wrong value of an input for which stock torchvision raises AssertionError; a subclass of that, too.
+
+    Example:
+        >>> issubclass(TargetValueError, ValueError), issubclass(TargetValueError, AssertionError)
+        (True, True)
+    """
 
 
 class TargetTypeError(TypeError, AssertionError):
-    """Wrong type of an input for which stock torchvision raises AssertionError; a subclass of that, too."""
+    """Wrong type of an input for which stock torchvision raises AssertionError; a subclass of that, too.
+
+    Example:
+        >>> issubclass(TargetTypeError, TypeError), issubclass(TargetTypeError, AssertionError)
+        (True, True)
+    """
 
 
 @dataclass(frozen=True)
@@ -114,7 +124,7 @@ def check_inputs(
 
     Example:
         >>> target = {"boxes": torch.tensor([[1.0, 1.0, 5.0, 5.0]]), "labels": torch.tensor([3])}
-        >>> check_inputs([torch.rand(3, 8, 8)], [target], ModelInputs(num_classes=3))
+        >>> check_inputs([torch.rand(3, 8, 8)], [target], ModelInputs(num_classes=3))  # doctest: +ELLIPSIS
         Traceback (most recent call last):
         ValueError: image 0 of the batch, labels: a label is not less than num_classes = 3 (instance 0: ...
     """

@@ -39,6 +39,11 @@ class Edges:
         start: (E, 2) xy.
         end: (E, 2) xy.
         instance: (E,) in [0, G), ascending.
+
+    Example:
+        >>> edges = Edges(np.array([[1.0, 0.0]]), np.array([[1.0, 4.0]]), np.array([0]))
+        >>> edges.mapped(AxisMap(-1.0, 8.0), AxisMap()).start.tolist()
+        [[7.0, 4.0]]
     """
 
     start: FloatArray

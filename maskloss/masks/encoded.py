@@ -32,6 +32,10 @@ class Runs:
         column: (R,) column of each run.
         top: (R,) first row of each run.
         bottom: (R,) last row of each run, plus 1.
+
+    Example:
+        >>> EncodedMasks([{"size": [2, 2], "counts": [1, 1, 2]}], height=2, width=2).runs(0)
+        Runs(column=array([0]), top=array([1]), bottom=array([2]))
     """
 
     column: IntArray

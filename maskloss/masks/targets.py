@@ -125,6 +125,12 @@ def targets_of_host_boxes(
 
     Returns:
         (P, M, M) float32, on the device of bitmaps, or on the host for encoded masks.
+
+    Example:
+        >>> masks, boxes = torch.eye(4, dtype=torch.bool)[None], torch.tensor([[0.0, 0.0, 4.0, 4.0]]).double()
+        >>> targets_of_host_boxes(masks, boxes, torch.tensor([0]), 2, aligned=True, binary=False)
+        tensor([[[0.5000, 0.0000],
+                 [0.0000, 0.5000]]])
     """
     _check_form(gt_masks)
     check_finite(boxes)
