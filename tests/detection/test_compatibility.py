@@ -40,7 +40,7 @@ def mine(*arguments: Any, **more: Any) -> Any:
     [
         ("rpn.compute_loss", r"model\.rpn\.compute_loss has been patched.*objectness and rpn_box terms"),
         ("rpn.filter_proposals", r"model\.rpn\.filter_proposals has been patched"),
-        ("roi_heads.maskrcnn_loss", r"model\.roi_heads\.maskrcnn_loss has been patched.*give the mask term"),
+        ("roi_heads.maskrcnn_loss", r"model\.roi_heads\.maskrcnn_loss has been patched.*pass the mask term"),
         (
             "roi_heads.fastrcnn_loss",
             r"model\.roi_heads\.fastrcnn_loss has been patched.*classification and box",
