@@ -1,4 +1,4 @@
-"""The drop-in for torchvision's detection models; the only package that imports their code."""
+"""Drop-in parts for torchvision's detection models. Only this package imports the code of those models."""
 
 from maskloss.detection.conversion import convert, losses_and_detections
 from maskloss.detection.mask_predictor import ClassSelectedMaskPredictor

@@ -1,4 +1,4 @@
-"""Mask R-CNNs by name: torchvision's, and two small ones for CPUs and small data."""
+"""Build Mask R-CNNs by name: torchvision's, and two small ones for CPUs and small datasets."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from maskloss.detection.mask_predictor import ClassSelectedMaskPredictor
 
 MODEL_NAMES = ("maskrcnn_resnet50_fpn", "maskrcnn_resnet50_fpn_v2", "resnet18", "mobilenet_v2")
 
-#: Most detections per image that may be asked for: more would be a slip of the keyboard.
+#: Upper limit of `max_detections`; larger values are probably typos.
 MOST_DETECTIONS = 100_000
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -28,23 +28,27 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 @dataclass(frozen=True)
 class ModelSettings:
-    """What a model needs to be built again.
+    """Settings from which a model is built.
 
     Attributes:
         name: one of `MODEL_NAMES`.
-        num_classes: background included.
-        image_mean: subtracted from pixels in [0, 1], per channel.
-        image_std: what they are then divided by.
-        frozen_normalization: whether the backbone's batch norms are constants, as weights that were trained
-            elsewhere and small batches need it.
-        min_size: shorter side in px that images are resized to; of several, training draws one per image and
-            evaluation takes the last. None is the model's default.
-        max_size: longest side in px. None is the model's default.
-        normalization_eps: of frozen batch norms, under the variance. torchvision's COCO weights of
+        num_classes: number of classes, background included.
+        image_mean: mean that is subtracted from pixels in [0, 1], per channel.
+        image_std: standard deviation that pixels are divided by, per channel.
+        frozen_normalization: whether the backbone's batch norms are frozen, as pretrained weights and small batches
+            require.
+        min_size: sizes in px to which the shorter side of images is resized; training picks one at random per image,
+            evaluation uses the last. None for the model's default.
+        max_size: maximum longer side in px. None for the model's default.
+        normalization_eps: epsilon that frozen batch norms add to the variance. torchvision's COCO weights of
             maskrcnn_resnet50_fpn need 0.
-        trainable_layers: how many of the backbone's stages are trained, counted from its end, five of a resnet and six
-            of the mobilenet; None for all. The FPN and the heads always are.
-        max_detections: most objects that are detected in an image. COCO's 100 are too few for cells or crowds.
+        trainable_layers: number of backbone stages that are trained, counted from the end: at most five for a resnet
+            and six for the mobilenet; None for all. The FPN and the heads are always trained.
+        max_detections: maximum detections per image. COCO's 100 is too low for cells or crowds.
+
+    Example:
+        >>> ModelSettings("resnet18", num_classes=3).max_detections
+        100
     """
 
     name: str
@@ -60,13 +64,17 @@ class ModelSettings:
 
 
 def build_model(settings: ModelSettings) -> MaskRCNN:
-    """Build a Mask R-CNN with random weights, not converted yet.
+    """Build a torchvision Mask R-CNN with random weights; `maskloss.convert` is not applied yet.
 
     Raises:
-        ValueError: there is no model of this name.
+        ValueError: no model has this name.
+
+    Example:
+        >>> build_model(ModelSettings("resnet18", num_classes=3)).roi_heads.mask_predictor.mask_fcn_logits.out_channels
+        3
     """
     if settings.name not in MODEL_NAMES:
-        raise ValueError(f"no model is named {settings.name!r}; there are {', '.join(MODEL_NAMES)}")
+        raise ValueError(f"no model is named {settings.name!r}; available: {', '.join(MODEL_NAMES)}")
     small = settings.name in ("resnet18", "mobilenet_v2")
     shorter, longer = (320, 512) if small else (800, 1333)
     min_size = settings.min_size or (shorter,)
@@ -75,7 +83,7 @@ def build_model(settings: ModelSettings) -> MaskRCNN:
         "image_mean": list(settings.image_mean),
         "image_std": list(settings.image_std),
         "min_size": min_size,
-        # A longer shorter side than the default's would be cut back by the default's longest side.
+        # With the default's longest side, a shorter side above the default would be reduced again.
         "max_size": settings.max_size or max(longer, round(max(min_size) * longer / shorter)),
         "box_detections_per_img": settings.max_detections,
         **_proposals(settings.max_detections, *((500, 300) if small else (1000, 1000))),
@@ -94,15 +102,15 @@ def build_model(settings: ModelSettings) -> MaskRCNN:
 
 
 def _proposals(max_detections: int, before_nms: int, after_nms: int) -> dict[str, int]:
-    """Return how many proposals are left in evaluation: those of a default of 100 detections, or three for each."""
+    """Return the numbers of proposals in evaluation: the model's defaults, or three per detection if that is more."""
     return {
         "rpn_pre_nms_top_n_test": max(before_nms, 3 * max_detections),
         "rpn_post_nms_top_n_test": max(after_nms, 3 * max_detections),
     }
 
 
-#: The stages of each backbone, from its end, by the names of their layers, as torchvision's `_resnet_fpn_extractor` and
-#: `_mobilenet_extractor` count them.
+#: Layer names of each backbone's stages, from its end. The stages are those of torchvision's `_resnet_fpn_extractor`
+#: and `_mobilenet_extractor`.
 _RESNET_STAGES = (("layer4",), ("layer3",), ("layer2",), ("layer1",), ("conv1", "bn1"))
 _MOBILENET_STAGES = (
     ("18",),
@@ -115,7 +123,7 @@ _MOBILENET_STAGES = (
 
 
 def _freeze_stages(body: nn.Module, name: str, trainable_layers: int | None) -> None:
-    """Keep all but so many of the last stages as they are."""
+    """Freeze the parameters of all but the last `trainable_layers` stages."""
     stages = _MOBILENET_STAGES if name == "mobilenet_v2" else _RESNET_STAGES
     trained = {layer for stage in stages[:trainable_layers] for layer in stage}
     for parameter_name, parameter in body.named_parameters():
@@ -123,7 +131,7 @@ def _freeze_stages(body: nn.Module, name: str, trainable_layers: int | None) -> 
             parameter.requires_grad_(False)
 
 
-#: Channels of the small models' FPN and heads.
+#: Number of channels in the FPN and the heads of the small models.
 _SMALL_WIDTH = 128
 
 
@@ -135,13 +143,13 @@ def _resnet18_fpn() -> BackboneWithFPN:
 
 def _mobilenet_v2_fpn() -> BackboneWithFPN:
     features = torchvision.models.mobilenet_v2(weights=None).features
-    # The last blocks before the strides 8, 16 and 32, and the last of all.
+    # The last blocks before strides 8, 16 and 32, and the very last one.
     layers = {"3": "0", "6": "1", "13": "2", "18": "3"}
     return BackboneWithFPN(features, layers, [24, 32, 96, 1280], _SMALL_WIDTH)
 
 
 def _small_mask_rcnn(backbone: BackboneWithFPN, common: dict[str, Any]) -> MaskRCNN:
-    """Half the width of torchvision's heads, an eighth of its RoIs, anchors from 16 px on."""
+    """Build a Mask R-CNN with heads half as wide as torchvision's, an eighth of its RoIs, and anchors from 16 px."""
     num_classes = common.pop("num_classes")
     model = MaskRCNN(
         backbone,
@@ -172,10 +180,10 @@ def _freeze_normalization(module: nn.Module, eps: float) -> None:
 
 
 def published_weights(name: str) -> dict[str, Tensor]:
-    """Download torchvision's published weights: of the whole model, or of a small model's backbone.
+    """Download torchvision's published weights of a whole model, or of a small model's backbone.
 
     Raises:
-        OSError: they cannot be downloaded.
+        OSError: the download failed.
     """
     weights = torchvision.models.get_model_weights(name)
     state: dict[str, Tensor] = weights.DEFAULT.get_state_dict(progress=True, check_hash=True)
@@ -183,10 +191,15 @@ def published_weights(name: str) -> dict[str, Tensor]:
 
 
 def published_settings(name: str) -> dict[str, Any]:
-    """Return the `ModelSettings` that torchvision's builder has for the published weights of a model.
+    """Return the fields of `ModelSettings` that match a model's published weights.
 
-    Its first Mask R-CNN keeps its batch norms constant, without an epsilon under the variances of the COCO weights; the
-    second has batch norms that are trained. Small models get ImageNet's backbone alone, with constant batch norms.
+    They are those of torchvision's builders: maskrcnn_resnet50_fpn freezes its batch norms and uses no epsilon with
+    the COCO weights; maskrcnn_resnet50_fpn_v2 trains its batch norms. Small models load only an ImageNet backbone,
+    and freeze its batch norms.
+
+    Example:
+        >>> published_settings("maskrcnn_resnet50_fpn")
+        {'frozen_normalization': True, 'normalization_eps': 0.0}
     """
     return {
         "frozen_normalization": name != "maskrcnn_resnet50_fpn_v2",
@@ -196,12 +209,16 @@ def published_settings(name: str) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class LoadedWeights:
-    """What came out of a file of weights.
+    """The result of loading weights into a model.
 
     Attributes:
-        loaded: tensors of the model that were filled.
-        left: tensors of the model that keep their random values, by name.
-        unused: tensors of the file that have no place in the model or another shape, by name.
+        loaded: number of the model's tensors that were loaded.
+        left: names of the model's tensors that keep their random values.
+        unused: names of the file's tensors that the model does not have, or has with another shape.
+
+    Example:
+        >>> print(LoadedWeights(2, [], ["fc.weight", "fc.bias"]))
+        loaded 2 tensors; 0 of the model keep random values; 2 of the file are not used (fc)
     """
 
     loaded: int
@@ -217,12 +234,17 @@ class LoadedWeights:
 
 
 def load_weights(model: MaskRCNN, weights: dict[str, Tensor]) -> LoadedWeights:
-    """Fill a model from the weights of a whole model, or of its backbone, as far as names and shapes agree.
+    """Load all weights whose names and shapes match the model or its backbone.
 
     Args:
         model: from `build_model`.
-        weights: keys of the whole model, of torchvision's resnet ("layer1.0.conv1.weight") or of its
-            mobilenet ("features.0.0.weight").
+        weights: tensors by name, with the names of the whole model, of torchvision's resnet
+            ("layer1.0.conv1.weight") or of its mobilenet ("features.0.0.weight").
+
+    Example:
+        >>> model = build_model(ModelSettings("resnet18", num_classes=2))
+        >>> load_weights(model, torchvision.models.resnet18(weights=None).state_dict()).unused
+        ['fc.weight', 'fc.bias']
     """
     state = model.state_dict()
     placed: dict[str, Tensor] = {}
@@ -240,7 +262,7 @@ def load_weights(model: MaskRCNN, weights: dict[str, Tensor]) -> LoadedWeights:
 
 
 def _shown(names: Sequence[str]) -> str:
-    """The modules that tensors belong to, in a few words."""
+    """Return the names of at most four modules that own the named tensors, in parentheses; "" without names."""
     modules = list(dict.fromkeys(name.rpartition(".")[0] or name for name in names))
     if not modules:
         return ""

@@ -1,7 +1,7 @@
-"""What `convert` can take the place of, and what users have put where the converted model would not call it.
+"""Check that `convert` replaces only torchvision's code, and that the converted model calls all user code.
 
-Replacing code that somebody has written, or never calling it, is an error that says so, before the conversion and
-at every forward pass after it.
+If a conversion would replace or skip code that a user has written, these checks raise an error, before the conversion
+and at every later forward pass.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _PARTS: dict[str, tuple[type, type]] = {
     "roi_heads": (TorchvisionRoIHeads, RoIHeads),
 }
 
-#: Methods of torchvision's parts that ours do without; what a user puts in the place of one would not be called.
+#: Methods of torchvision's parts that the converted parts never call, so that a user's replacement would be skipped.
 _UNCALLED_METHODS = {
     "rpn": ("compute_loss", "filter_proposals"),
     "roi_heads": (
@@ -40,7 +40,7 @@ _UNCALLED_METHODS = {
     ),
 }
 
-#: torchvision's functions that ours stand in for, where they are defined, and what to give instead.
+#: torchvision's functions that the converted model does not call: where each is defined, and what to use instead.
 _REPLACED_FUNCTIONS: dict[str, tuple[Any, str]] = {
     "fastrcnn_loss": (torchvision_roi_heads, "the classification and box terms"),
     "maskrcnn_loss": (torchvision_roi_heads, "the mask term"),
@@ -52,38 +52,57 @@ _REPLACED_FUNCTIONS: dict[str, tuple[Any, str]] = {
 
 
 def full_name(thing: Any) -> str:
-    """Return the module and the name of an object's type."""
+    """Return the qualified name of an object's type.
+
+    Example:
+        >>> full_name(nn.Linear(1, 1))
+        'torch.nn.modules.linear.Linear'
+    """
     return f"{type(thing).__module__}.{type(thing).__qualname__}"
 
 
 def not_a_detector(needs: str, model: Any) -> TypeError:
-    """Return the error for what is no torchvision detector, naming the detector inside of a wrapper.
+    """Return the error for an argument that is not a torchvision detector, naming a detector wrapped inside it.
 
     Args:
-        needs: which function takes what, the beginning of the message.
-        model: what was given.
+        needs: beginning of the message: which function takes which type.
+        model: the argument.
+
+    Example:
+        >>> not_a_detector("convert takes a MaskRCNN", nn.Linear(1, 1))
+        TypeError('convert takes a MaskRCNN, not torch.nn.modules.linear.Linear')
     """
     inside = ""
     if isinstance(model, nn.Module):
         names = [name for name, module in model.named_modules() if isinstance(module, GeneralizedRCNN)]
         if names:
             inside = (
-                f"; the detector inside is model.{names[0]}: give that, and convert it before it is wrapped"
+                f"; the detector inside is model.{names[0]}: pass that, and convert it before wrapping it"
             )
     return TypeError(f"{needs}, not {full_name(model)}{inside}")
 
 
 def has_replaceable_transform(model: GeneralizedRCNN) -> bool:
-    """Whether a model's transform is torchvision's own, whose code ours may replace, or ours already."""
+    """Return whether a model's transform is exactly torchvision's, or already converted.
+
+    Example:
+        >>> from maskloss.detection.builders import ModelSettings, build_model
+        >>> has_replaceable_transform(build_model(ModelSettings("resnet18", num_classes=2)))
+        True
+    """
     transform = model.transform
     return type(transform) is GeneralizedRCNNTransform or isinstance(transform, RCNNTransform)
 
 
 def check_parts(model: GeneralizedRCNN) -> None:
-    """Check that the parts whose code ours replaces are torchvision's, or ours already.
+    """Check that the parts whose code `convert` replaces are torchvision's, or already converted.
 
     Raises:
-        TypeError: a part is another's, or has methods of a user's own that would not be called.
+        TypeError: a part has another type or is sharded, or has user methods that would not be called.
+
+    Example:
+        >>> from maskloss.detection.builders import ModelSettings, build_model
+        >>> check_parts(build_model(ModelSettings("resnet18", num_classes=2)))
     """
     for name, (stock, ours) in _PARTS.items():
         part = getattr(model, name, None)
@@ -102,17 +121,21 @@ def check_parts(model: GeneralizedRCNN) -> None:
 
 
 def check_sync_free(model: GeneralizedRCNN) -> None:
-    """Check that nothing of a user's stands where sampling without synchronization does the work itself.
+    """Check that a model supports sampling without synchronization: torchvision's samplers, no BatchNorm in the heads.
 
     Raises:
-        TypeError: a sampler is not torchvision's, or the selection of samples has been patched.
-        ValueError: a BatchNorm in the RoI heads would count rows that hold no sample.
+        TypeError: a sampler is not torchvision's, or `select_training_samples` has been patched.
+        ValueError: a BatchNorm in the RoI heads would include rows without a sample in its statistics.
+
+    Example:
+        >>> from maskloss.detection.builders import ModelSettings, build_model
+        >>> check_sync_free(build_model(ModelSettings("resnet18", num_classes=2)))
     """
     for name in _PARTS:
         sampler = getattr(model, name).fg_bg_sampler
         if type(sampler) is not BalancedPositiveNegativeSampler:
             raise TypeError(
-                f"sync_free would replace the draws of model.{name}.fg_bg_sampler, which is not torchvision's "
+                f"sync_free would not call model.{name}.fg_bg_sampler, which is not torchvision's "
                 f"BalancedPositiveNegativeSampler but {full_name(sampler)}"
             )
     if "select_training_samples" in vars(model.roi_heads):
@@ -122,13 +145,18 @@ def check_sync_free(model: GeneralizedRCNN) -> None:
     for name, module in model.roi_heads.named_modules():
         if isinstance(module, _BatchNorm):
             raise ValueError(
-                f"sync_free does not go with model.roi_heads.{name}, a {type(module).__name__}: its statistics "
-                "would take in rows that hold no sample"
+                f"sync_free does not support model.roi_heads.{name}, a {type(module).__name__}: its statistics "
+                "would include rows without a sample"
             )
 
 
 def replaced_functions() -> list[str]:
-    """Return the names of torchvision's loss functions in whose place somebody has put his own."""
+    """Return the names of torchvision's loss functions that user code has replaced.
+
+    Example:
+        >>> replaced_functions()
+        []
+    """
     return [
         name
         for name, (owner, _) in _REPLACED_FUNCTIONS.items()
@@ -137,40 +165,49 @@ def replaced_functions() -> list[str]:
 
 
 def check_functions(allowed: Collection[str] = ()) -> None:
-    """Check that torchvision's loss functions are its own.
+    """Check that torchvision's loss functions have not been replaced.
 
     Args:
-        allowed: names of those that may be replaced, because a `MaskRCNNLoss` was given knowingly.
+        allowed: names of functions that may be replaced, because the user has explicitly passed a loss to `convert`.
 
     Raises:
-        TypeError: one has been replaced, and the converted model would not call it.
+        TypeError: another function has been replaced; the converted model would not call the replacement.
+
+    Example:
+        >>> check_functions()
     """
     for name in replaced_functions():
         if name not in allowed:
             owner, instead = _REPLACED_FUNCTIONS[name]
             raise TypeError(
-                f"{_home(owner)}.{name} has been replaced, and a converted model does not call it; give {instead} to "
-                "MaskRCNNLoss, or a preset by name to convert"
+                f"{_home(owner)}.{name} has been replaced, and a converted model does not call it; pass {instead} to "
+                "MaskRCNNLoss, or pass a preset's name to convert"
             )
 
 
 def check_still_converted(model: GeneralizedRCNN, *, paste: str | None, allowed: Collection[str]) -> None:
-    """Check at a forward pass that nothing has been put where the converted model would not call it.
+    """Check, at each forward pass, that no part has been replaced or patched since `convert`.
 
     Args:
         model: a converted model.
-        paste: what it was converted with.
+        paste: the `paste` argument of `convert`.
         allowed: see `check_functions`.
 
     Raises:
-        TypeError: a part has been replaced or patched since.
+        TypeError: a part has been replaced or patched since `convert`.
         ValueError: see `check_sync_free`.
+
+    Example:
+        >>> import maskloss
+        >>> from maskloss.detection.builders import ModelSettings, build_model
+        >>> model = maskloss.convert(build_model(ModelSettings("resnet18", num_classes=2)), paste="matched")
+        >>> check_still_converted(model, paste="matched", allowed=[])
     """
     for name, (_, ours) in _PARTS.items():
         part = getattr(model, name)
         if not isinstance(part, ours):
             raise TypeError(
-                f"model.{name} has been replaced by {full_name(part)} since convert, so its losses would be others; "
+                f"model.{name} has been replaced by {full_name(part)} since convert, so its losses would differ; "
                 "call maskloss.convert again"
             )
         _check_code(name, part)
@@ -188,10 +225,13 @@ def check_still_converted(model: GeneralizedRCNN, *, paste: str | None, allowed:
 
 
 def check_postprocess(transform: nn.Module, paste: str | None) -> None:
-    """Check that no method of a user's own would be dropped by pasting another way than torchvision.
+    """Check that pasting differently from torchvision would not drop a user's `postprocess`.
 
     Raises:
         TypeError: `postprocess` has been patched on the instance.
+
+    Example:
+        >>> check_postprocess(nn.Identity(), paste="matched")
     """
     if "postprocess" in vars(transform):
         raise TypeError(
@@ -200,13 +240,19 @@ def check_postprocess(transform: nn.Module, paste: str | None) -> None:
 
 
 def _check_code(name: str, part: Any) -> None:
-    """Check that a part has no method of a user's own that is not called, and that its coder works box by box."""
+    """Check that a part has no patched method that would not be called, and that its box coder is torchvision's.
+
+    A subclass of torchvision's coder may override `encode_single` and `decode_single`, which are called.
+
+    Raises:
+        TypeError: a method has been patched, or the coder overrides `encode` or `decode`.
+    """
     for method in _UNCALLED_METHODS[name]:
         if method in vars(part):
             _, instead = _REPLACED_FUNCTIONS.get(method, (None, None))
             raise TypeError(
                 f"model.{name}.{method} has been patched on the instance, and a converted model does not call it"
-                + (f"; give {instead} to MaskRCNNLoss" if instead else "")
+                + (f"; pass {instead} to MaskRCNNLoss" if instead else "")
             )
     coder = part.box_coder
     for method in ("encode", "decode"):
@@ -219,6 +265,6 @@ def _check_code(name: str, part: Any) -> None:
 
 
 def _home(owner: Any) -> str:
-    """Return the module that a module's or a class's own functions name as theirs."""
+    """Return the `__module__` of the functions that a module or a class defines itself."""
     home: str = owner.__module__ if isinstance(owner, type) else owner.__name__
     return home

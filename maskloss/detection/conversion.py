@@ -1,4 +1,4 @@
-"""convert: torchvision's model with our losses, targets and heads; losses_and_detections: both in one pass."""
+"""Convert torchvision's detection models to maskloss, and compute losses and detections in evaluation mode."""
 
 from __future__ import annotations
 
@@ -53,46 +53,45 @@ def convert(
     sync_free: bool = False,
     mask_branch: MaskBranch | None = None,
 ) -> Model:
-    """Give torchvision's model our losses, targets and heads, in place.
+    """Replace the losses, mask targets and heads of a torchvision model by maskloss's, in place.
 
-    Parameters stay the same objects, so an optimizer made before stays valid, and `state_dict` keeps
-    torchvision's keys and shapes, so its weights load strictly before and after. Call it before wrapping the
-    model in DistributedDataParallel or torch.compile. Converting again replaces the loss, the paste and the way
+    Parameters remain the same objects, so existing optimizers stay valid. `state_dict` keeps torchvision's keys and
+    shapes, so weights load strictly before and after. Call `convert` before wrapping the model in
+    DistributedDataParallel or torch.compile. Converting again replaces the loss, the paste, the mask branch and the way
     of sampling.
 
     Args:
-        model: torchvision's `FasterRCNN`, `MaskRCNN` or `KeypointRCNN`, or a subclass, whose `rpn` and
-            `roi_heads` are torchvision's own. Backbones, heads, poolers, predictors, matchers and samplers may
-            be anybody's. So may the transform, which is then left alone: masks come as tensors and are
-            resized and pasted by it. What a subclass is given whose `forward` does not begin with (images, targets) is
-            not checked.
-        loss: a `MaskRCNNLoss`, the name of a preset, or None for "torchvision". It becomes this model's: it moves
-            with it, so two models need two. Parameters that it has are not among the model's; an optimizer needs
-            to be given them: `loss_parameters(model)`.
-        paste: how detections' masks get into the image. "torchvision" gives torchvision's masks. "matched" samples at
-            the pixels' centers and undoes what masks are off by that were learned from this loss's targets: right for a
-            network that was trained with this loss, as torchvision's published weights were with the preset
-            "torchvision". "aligned" undoes nothing: right for weights from elsewhere, such as Detectron2's and
-            mmdetection's; to undo half a pixel that such a network never had cost .4 mask AP on 131 COCO photographs.
-            None leaves the probabilities (D, 1, M, M), for `paste_masks` with `mask_offset`, and for `coco_results`.
-        sync_free: in training, sample anchors and RoIs without asking the GPU how many positives there are, so
-            that it need not run dry while the host waits for the answer. The samples are as large as torchvision's
-            and as random, but others, so losses agree in expectation, not number by number. Between the
-            transform and the losses the host then waits for NMS, once per image, and for the sizes of the RoI
-            sample, with the box branch's work already handed over.
-
-        mask_branch: what predicts masks and computes their losses; None takes torchvision's layers. Parameters that it
-            has become the model's. It is this model's alone.
+        model: torchvision's `FasterRCNN`, `MaskRCNN` or `KeypointRCNN`, or a subclass, with torchvision's own `rpn` and
+            `roi_heads`. Backbone, heads, poolers, predictors, matchers and samplers may be custom. A custom transform
+            is kept unchanged: it must take masks as tensors, and resizes and pastes them itself. Targets are not
+            validated for subclasses whose `forward` does not start with `(images, targets)`.
+        loss: a `MaskRCNNLoss`, the name of a preset, or None for "torchvision". The loss moves with the model, so every
+            model needs its own. The loss's parameters are not part of `model.parameters()`; pass them to the optimizer
+            with `loss_parameters(model)`.
+        paste: how the masks of detections are pasted into the image. "torchvision" pastes as torchvision does.
+            "matched" samples at pixel centers and undoes the offset that the loss's mask targets have; use it for
+            networks trained with this loss, such as torchvision's published weights with the preset "torchvision".
+            "aligned" samples at pixel centers and undoes no offset; use it for other weights, such as Detectron2's and
+            mmdetection's. Undoing half a pixel that such a network does not have cost .4 mask AP on 131 COCO
+            photographs. None returns the probabilities (D, 1, M, M), for `paste_masks` with `mask_offset`, and for
+            `coco_results`.
+        sync_free: in training, sample anchors and RoIs without synchronizing to count the positives, so that the GPU
+            does not become idle while the host waits. The samples have the sizes and the distribution of
+            torchvision's but contain other members, so losses agree in expectation, not number by number. Between the
+            transform and the losses, the host then synchronizes only for NMS, once per image, and for the sizes of the
+            RoI sample, after it has launched the box branch.
+        mask_branch: predicts masks and computes their losses; None for torchvision's layers. Its parameters become the
+            model's. Every model needs its own.
 
     Returns:
         The same model.
 
     Raises:
-        TypeError: the model, or a part whose code ours would replace, is not torchvision's; torchvision's loss
-            functions have been replaced and no `loss` is given; or `sync_free` is asked for with another sampler
-            than torchvision's. Nothing is changed then. The message names what was found.
-        ValueError: no such preset or paste; or `sync_free` is asked for with a BatchNorm in the RoI heads, whose
-            statistics would take in the rows that nothing was drawn into.
+        TypeError: the model, or a part whose code would be replaced, is not torchvision's; torchvision's loss
+            functions have been replaced and no `loss` is given; or `sync_free` is requested with a custom sampler. The
+            message names the cause. The model is not changed.
+        ValueError: the preset or paste is unknown; a term of the loss holds the model itself; or `sync_free` is
+            requested with a BatchNorm in the RoI heads, whose statistics would include rows without a sample.
 
     Example:
         >>> import torchvision
@@ -111,8 +110,8 @@ def convert(
         raise not_a_detector("convert takes torchvision's FasterRCNN, MaskRCNN or KeypointRCNN", model)
     if any(module is model for module in loss.modules()):
         raise ValueError(
-            "a term of the loss holds the model itself, which would make the model a part of its own loss; give the "
-            "term what it needs of the model, or refer to it in a function"
+            "a term of the loss holds the model itself, which would make the model a part of its own loss; let the "
+            "term hold only the layers that it needs, or refer to the model in a function"
         )
     if mask_branch is not None and not isinstance(mask_branch, MaskBranch):
         what = mask_branch.__name__ if isinstance(mask_branch, type) else full_name(mask_branch)
@@ -129,8 +128,8 @@ def convert(
     if sync_free:
         check_sync_free(model)
 
-    # The instances change their class instead of being rebuilt: whatever a user has set on them, hooks and
-    # custom submodules included, stays.
+    # The instances change their class instead of being rebuilt, to keep everything that a user has set on them,
+    # including hooks and custom submodules.
     for part, ours in (
         (model.rpn, RegionProposalNetwork),
         (model.roi_heads, RoIHeads),
@@ -146,7 +145,7 @@ def convert(
     if (
         type(predictor) is MaskRCNNPredictor
         and "forward" not in vars(predictor)
-        # It is a Sequential, to which layers can be added.
+        # The predictor is a Sequential, to which users may have added layers.
         and list(predictor._modules) == ["conv5_mask", "relu", "mask_fcn_logits"]
     ):
         predictor.__class__ = ClassSelectedMaskPredictor
@@ -175,16 +174,16 @@ def convert(
 
 
 def loss_parameters(model: nn.Module) -> Iterator[nn.Parameter]:
-    """Yield the parameters that a converted model's loss has of its own, such as learned weights of its terms.
+    """Yield the parameters of a converted model's loss, such as learned weights of its terms.
 
-    They are not among `model.parameters()`, so that checkpoints stay torchvision's: an optimizer, gradient clipping and
-    the averaging of gradients over processes need to be given them.
+    They are not part of `model.parameters()`, so that checkpoints keep torchvision's keys. Pass them separately to the
+    optimizer, to gradient clipping and to the averaging of gradients over processes.
 
     Args:
         model: a converted model.
 
     Raises:
-        TypeError: the model is not a converted one.
+        TypeError: the model has not been converted.
 
     Example:
         >>> import torch, torchvision
@@ -196,7 +195,7 @@ def loss_parameters(model: nn.Module) -> Iterator[nn.Parameter]:
     heads = getattr(model, "roi_heads", None)
     if not isinstance(heads, RoIHeads):
         raise not_a_detector("loss_parameters takes a model from maskloss.convert", model)
-    # A term that refers to layers of the model does not own their parameters.
+    # Terms may refer to layers of the model, whose parameters belong to the model.
     of_model = {id(parameter) for parameter in model.parameters()}
     yield from (parameter for parameter in heads.loss.parameters() if id(parameter) not in of_model)
 
@@ -206,15 +205,16 @@ def losses_and_detections(
 ) -> tuple[dict[str, Tensor], list[dict[str, Tensor]]]:
     """Compute losses and detections in evaluation mode.
 
-    The model runs as in evaluation: no running statistics are touched, and the detections are those of
-    `model.eval()(images)`. The losses are those of test-time proposals and the ground truth, so they differ
-    from training's, which sees more proposals. They are the means over the images of what each gives by itself, without
-    the padding that a larger image beside it would bring, and with random draws that begin for each image with the
-    generators' present state: so they do not depend on how images are grouped into batches. Images of one size share
-    one pass through the backbone with the detections.
+    The model runs in evaluation mode: running statistics do not change, and the detections equal those of
+    `model.eval()(images)`. The losses use the proposals of evaluation, of which there are fewer than in training, so
+    they differ from the losses of training.
 
-    Random draws come from a fork of the generators, which the caller finds as they were; gradients are as the caller's
-    context has them. Each module's mode is restored.
+    Losses do not depend on how images are grouped into batches. They are means over images, each computed without the
+    padding that a larger image in the batch would add. Random sampling starts from the same generator state for each
+    image. Images of equal size share one forward pass, which also computes the detections.
+
+    Sampling uses a fork of the random generators, so the caller's generators do not change. Whether gradients are
+    recorded depends on the caller's context. Each module's mode is restored.
 
     Args:
         model: a converted model.
@@ -222,11 +222,11 @@ def losses_and_detections(
         targets: one dict per image, as in training.
 
     Returns:
-        The losses under the keys of training, and the detections.
+        The losses, with the same keys as in training; and the detections.
 
     Raises:
-        TypeError: the model is not a converted one.
-        ValueError: as in training, on bad targets.
+        TypeError: the model has not been converted.
+        ValueError: the targets are invalid, as in training.
 
     Example:
         >>> import torch, torchvision
@@ -235,7 +235,7 @@ def losses_and_detections(
         ...           "masks": torch.ones(1, 64, 64, dtype=torch.bool)}
         >>> losses, detections = losses_and_detections(convert(model), [torch.rand(3, 64, 64)], [target])
 
-    Source: asked of torchvision since 2019, github.com/pytorch/vision/issues/1574.
+    Source: requested from torchvision since 2019, github.com/pytorch/vision/issues/1574.
     """
     needs = "losses_and_detections takes a model from maskloss.convert"
     if not isinstance(model, GeneralizedRCNN):
@@ -246,7 +246,7 @@ def losses_and_detections(
     by_size: dict[tuple[int, ...], list[int]] = {}
     for index, image in enumerate(images):
         by_size.setdefault(tuple(getattr(image, "shape", ())[-2:]), []).append(index)
-    # Before the first pass, and by their places in this batch.
+    # Before the first pass, so that errors name an image by its index in this batch, not in its group.
     if _takes_images_and_targets(type(model).forward):
         targets = _checked_targets(model, images, targets)
     cuda_devices = sorted({p.device.index for p in model.parameters() if p.device.type == "cuda"})
@@ -255,20 +255,20 @@ def losses_and_detections(
         states = ImageRandomStates(cuda_devices)
         for indices in by_size.values():
             losses: dict[str, Tensor] = {}
-            with _losses_in_eval(rpn, heads, states.anew(), losses):
+            with _losses_in_eval(rpn, heads, states.fresh_copy(), losses):
                 detections = model([images[i] for i in indices], [targets[i] for i in indices])
             for key, value in losses.items():
                 totals[key] = totals.get(key, 0.0) + value * (len(indices) / len(images))
         if len(by_size) > 1:
-            # Padded to one size, as a batch is.
+            # Detections come from one padded batch, as in `model.eval()(images)`.
             detections = model(images)
     return totals | heads.loss.regularization_losses(model), detections
 
 
 @contextmanager
 def _evaluation_mode(model: nn.Module, loss: nn.Module) -> Iterator[None]:
-    """Put a model and its loss into evaluation mode, and each module back into the mode that it had."""
-    # The loss is no submodule of the model: terms that gather something as they train must not do so now either.
+    """Put a model and its loss into evaluation mode, and restore each module's mode afterwards."""
+    # The loss is not a submodule of the model. Its terms may update statistics in training mode.
     modes = {module: module.training for part in (model, loss) for module in part.modules()}
     model.eval()
     loss.eval()
@@ -283,7 +283,7 @@ def _evaluation_mode(model: nn.Module, loss: nn.Module) -> Iterator[None]:
 def _losses_in_eval(
     rpn: RegionProposalNetwork, heads: RoIHeads, states: ImageRandomStates, losses: dict[str, Tensor]
 ) -> Iterator[None]:
-    """Let the RPN and the heads compute losses in evaluation mode too, gathered into `losses`."""
+    """Make the RPN and the heads compute losses in evaluation mode, and collect them in `losses`."""
 
     def gather(module: nn.Module, args: Any, output: tuple[Any, dict[str, Tensor]]) -> None:
         losses.update(output[1])
@@ -300,13 +300,13 @@ def _losses_in_eval(
 
 @dataclass
 class _Conversion:
-    """What the checks of each forward pass need to know of the conversion.
+    """State of a conversion that the checks of each forward pass use.
 
     Attributes:
-        paste: as given to `convert`.
-        replaced_functions: torchvision's loss functions that had been replaced before, when a loss was given knowingly.
-        box_format_checks: batches whose boxes are still to be compared with their masks.
-        warned_of_border: whether boxes outside of the image have been warned of.
+        paste: the `paste` argument of `convert`.
+        replaced_functions: names of torchvision's loss functions that had already been replaced at the conversion.
+        box_format_checks: number of further batches in which boxes are compared with masks.
+        warned_of_border: whether the warning about boxes outside the image has been issued.
     """
 
     paste: Paste
@@ -316,9 +316,10 @@ class _Conversion:
 
 
 def _check_inputs(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Forward pre-hook: raise on parts that were patched since `convert`, and on bad targets, before the transform.
+    """Check a converted model's parts and inputs before each forward pass, as a forward pre-hook.
 
-    `losses_and_detections` has checked the targets of all its passes itself, by their places in the whole batch.
+    Raises an error if parts have been patched since `convert`, and, in training, if targets are invalid.
+    `losses_and_detections` checks its targets itself, because it knows their index in the whole batch.
     """
     conversion: _Conversion = model.conversion
     check_still_converted(model, paste=conversion.paste, allowed=conversion.replaced_functions)
@@ -336,7 +337,8 @@ def _checked_targets(model: Any, images: Any, targets: Any) -> list[dict[str, An
     """Check a batch, and return its targets in the form that torchvision's code needs.
 
     Raises:
-        TypeError, ValueError: see `check_inputs`; or the transform cannot take what a target has.
+        TypeError: see `check_inputs`; or a custom transform does not support `EncodedMasks` or `ignore_boxes`.
+        ValueError: see `check_inputs`.
     """
     conversion: _Conversion = model.conversion
     outside = check_inputs(
@@ -352,26 +354,26 @@ def _checked_targets(model: Any, images: Any, targets: Any) -> list[dict[str, An
         for index, target in enumerate(targets):
             if isinstance(target.get("masks"), EncodedMasks):
                 raise TypeError(
-                    f"image {index} of the batch, masks: EncodedMasks need torchvision's own transform, "
-                    f"model.transform is {full_name(model.transform)}; give `masks.bitmaps()`"
+                    f"image {index} of the batch, masks: EncodedMasks need torchvision's own transform, but "
+                    f"model.transform is {full_name(model.transform)}; pass `masks.bitmaps()`"
                 )
             if "ignore_boxes" in target:
                 raise TypeError(
                     f"image {index} of the batch, ignore_boxes: need torchvision's own transform, which resizes them "
-                    f"with the image; model.transform is {full_name(model.transform)}"
+                    f"with the image, but model.transform is {full_name(model.transform)}; remove them"
                 )
     return targets
 
 
 @cache
 def _takes_images_and_targets(forward: Callable[..., Any]) -> bool:
-    """Whether a model's `forward` begins with (images, targets), as a subclass's own need not."""
+    """Return whether a model's `forward` starts with (images, targets), which a subclass may change."""
     return list(inspect.signature(forward).parameters)[1:3] == ["images", "targets"]
 
 
 def _expected_inputs(model: GeneralizedRCNN) -> ModelInputs:
     heads, transform = model.roi_heads, model.transform
-    # Of another predictor, a layer of that name may be anything.
+    # In a custom predictor, a layer of that name may have another meaning.
     own_predictor = type(heads.box_predictor) is FastRCNNPredictor
     sizes: dict[str, Any] = {}
     if isinstance(transform, RCNNTransform):
@@ -391,7 +393,10 @@ def _expected_inputs(model: GeneralizedRCNN) -> ModelInputs:
 
 
 def _add_regularization(model: nn.Module, args: Any, output: Any) -> Any:
-    """Forward hook: the penalty on the parameters of this very model, a copy's own when it is a copy."""
+    """Add the regularization loss of the model's parameters to its losses, as a forward hook.
+
+    The penalty is computed from the `model` that the hook receives, so that a copy uses its own parameters.
+    """
     heads: Any = model.roi_heads
     if not model.training or heads.loss.regularization is None:
         return None
@@ -401,4 +406,6 @@ def _add_regularization(model: nn.Module, args: Any, output: Any) -> Any:
     if isinstance(output, tuple) and output and isinstance(output[0], dict):
         # A subclass that returns losses and detections, as torchvision's scripted models do.
         return ({**output[0], **penalty}, *output[1:])
-    raise TypeError(f"{full_name(model)} returns no dict of losses that a regularization term could join")
+    raise TypeError(
+        f"{full_name(model)} returns no dict of losses to which a regularization term could be added"
+    )

@@ -1,4 +1,4 @@
-"""How a module of the model holds the loss without the loss becoming a part of the model."""
+"""Attach a loss to a module without registering it as a submodule."""
 
 from __future__ import annotations
 
@@ -13,14 +13,21 @@ from maskloss.losses.criterion import MaskRCNNLoss
 
 
 class LossHolder:
-    """Mixin of an `nn.Module` that holds a `MaskRCNNLoss` beside the module's own state.
+    """Mixin for an `nn.Module` that holds a `MaskRCNNLoss` outside the module's state.
 
-    The loss is no submodule, so none of its buffers enter `state_dict` and checkpoints stay torchvision's. It
-    still follows the module to another device, and is copied and pickled with it.
+    The loss is not a submodule, so its buffers do not enter `state_dict`, and checkpoints keep torchvision's keys. The
+    loss still moves to another device with the module, and is copied and pickled with it.
 
     Attributes:
-        eval_states: set by `losses_and_detections` alone: losses are computed in evaluation mode too, image by image,
-            with these random states.
+        eval_states: random states for computing losses in evaluation mode, image by image; only
+            `losses_and_detections` sets them, and only while it runs.
+
+    Example:
+        >>> class Head(LossHolder, torch.nn.Linear): ...
+        >>> head = Head(1, 1)
+        >>> head.hold(MaskRCNNLoss.preset("torchvision"))
+        >>> list(head.state_dict())
+        ['weight', 'bias']
     """
 
     training: bool
@@ -28,10 +35,10 @@ class LossHolder:
 
     @property
     def loss(self) -> MaskRCNNLoss:
-        """The criterion.
+        """The model's loss.
 
         Raises:
-            RuntimeError: the model has not been converted, so there is none.
+            RuntimeError: the model has no loss because it has not been converted.
         """
         loss: MaskRCNNLoss | None = self.__dict__.get("_loss")
         if loss is None:
@@ -41,13 +48,13 @@ class LossHolder:
         return loss
 
     def hold(self, loss: MaskRCNNLoss) -> None:
-        """Take this loss from now on."""
-        # Past nn.Module.__setattr__, which would register it as a submodule.
+        """Set the loss."""
+        # nn.Module.__setattr__ would register it as a submodule.
         self.__dict__["_loss"] = loss
 
     @property
     def wants_losses(self) -> bool:
-        """Whether this pass computes losses."""
+        """Whether the forward pass computes losses."""
         return self.training or self.eval_states is not None
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
@@ -57,24 +64,31 @@ class LossHolder:
         return module
 
     def __prepare_scriptable__(self) -> NoReturn:
-        """Refuse `torch.jit.script`, which calls this, in a sentence instead of by a type it does not know.
+        """Raise a clear error if `torch.jit.script`, which calls this, is applied.
 
         Raises:
             RuntimeError: always.
         """
         raise RuntimeError(
-            "torch.jit.script does not take a model from maskloss.convert; load its state_dict, whose keys are "
+            "torch.jit.script does not support a model from maskloss.convert; load its state_dict, whose keys are "
             "torchvision's, into a stock torchvision model and script that"
         )
 
 
 class ImageRandomStates:
-    """The state of torch's random generators at each image, whatever images stand beside it.
+    """Separate states of torch's random generators for each image, independent of the other images in the batch.
 
-    Each image begins with the state that the generators had when this object was made, and goes on with its own.
+    Each image starts with the state that the generators had when this object was created, and continues with its own.
 
     Args:
-        devices: indices of the CUDA devices whose generators count beside the CPU's.
+        devices: indices of the CUDA devices whose generators are included, in addition to the CPU's.
+
+    Example:
+        >>> states = ImageRandomStates([])
+        >>> with states.of_image(0): first = torch.rand(1)
+        >>> with states.of_image(1): second = torch.rand(1)
+        >>> bool(first == second)
+        True
     """
 
     def __init__(self, devices: Sequence[int]) -> None:
@@ -82,8 +96,8 @@ class ImageRandomStates:
         self._first = self._now()
         self._by_image: dict[int, list[Tensor]] = {}
 
-    def anew(self) -> ImageRandomStates:
-        """Return states for other images, which begin as these did."""
+    def fresh_copy(self) -> ImageRandomStates:
+        """Return a new object for other images, with the same initial state."""
         other = ImageRandomStates(self._devices)
         other._first = self._first
         return other
@@ -93,7 +107,7 @@ class ImageRandomStates:
 
     @contextmanager
     def of_image(self, image: int) -> Iterator[None]:
-        """Draw from an image's own state, and keep where it got to."""
+        """Use an image's random state inside the context, and save the state at its end."""
         on_cpu, *on_devices = self._by_image.get(image, self._first)
         torch.set_rng_state(on_cpu)
         for device, state in zip(self._devices, on_devices, strict=True):
@@ -103,12 +117,21 @@ class ImageRandomStates:
 
 
 def mean_losses(by_image: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """Return the mean of each term over images, each of which has all of them."""
+    """Return the mean of each loss over images; all images must have the same keys.
+
+    Example:
+        >>> mean_losses([{"loss_mask": torch.tensor(1.0)}, {"loss_mask": torch.tensor(2.0)}])
+        {'loss_mask': tensor(1.5000)}
+    """
     return {key: torch.stack([losses[key] for losses in by_image]).mean() for key in by_image[0]}
 
 
 def move_to(loss: MaskRCNNLoss, parameter: Tensor) -> None:
-    """Move a loss to a parameter's device, and to its dtype where that is no less than float32; in place."""
+    """Move a loss, in place, to a parameter's device and dtype, but keep at least float32.
+
+    Example:
+        >>> move_to(MaskRCNNLoss.preset("torchvision"), torch.zeros(1, dtype=torch.float64))
+    """
 
     def to_parameter(tensor: Tensor) -> Tensor:
         return tensor.to(parameter.device, parameter.dtype if tensor.is_floating_point() else None)
@@ -117,7 +140,7 @@ def move_to(loss: MaskRCNNLoss, parameter: Tensor) -> None:
 
 
 def _moved(tensor: Tensor, fn: Callable[[Tensor], Tensor]) -> Tensor:
-    """Move a tensor of the loss as the model's, but never below float32, which the losses compute in."""
+    """Apply `fn` to a tensor of the loss, but keep at least float32, in which losses are computed."""
     moved = fn(tensor)
     if tensor.is_meta or not tensor.is_floating_point():
         return moved

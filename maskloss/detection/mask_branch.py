@@ -1,7 +1,7 @@
-"""The mask branch: what predicts masks inside of boxes, and computes the losses of that.
+"""Mask branches: objects that predict masks inside boxes and compute their losses.
 
-`RoIHeads` samples, matches and detects; how a mask comes about is this object's business alone. torchvision's own
-layers are one such branch.
+`RoIHeads` samples, matches and detects, and leaves masks entirely to its mask branch. `TorchvisionMaskBranch` uses
+torchvision's own layers.
 """
 
 from __future__ import annotations
@@ -29,15 +29,21 @@ Target = dict[str, Any]
 
 @dataclass(frozen=True)
 class Positives:
-    """The positive RoIs of N images whose objects have a mask.
+    """The positive RoIs of N images whose matched objects have masks.
 
     Attributes:
         boxes: per image, (P_i, 4), xyxy in px of the resized image.
         labels: per image, (P_i,) int64.
-        matched_idxs: per image, (P_i,) int64, the objects that they are matched to.
+        matched_idxs: per image, (P_i,) int64, index of the object matched to each RoI.
         image_sizes: N sizes (H, W) of the resized images, without padding.
-        counts: of the RoI batch; its `positives` is P, the number of these.
-        on_host: boxes and matched_idxs again, where the host knows them already.
+        counts: counts of the RoI batch; its `positives` is P, the total number of RoIs here.
+        on_host: per image, copies of boxes and matched_idxs on the host; None if there are no copies.
+
+    Example:
+        >>> boxes, labels, idxs = torch.tensor([[0.0, 0.0, 4.0, 4.0]]), torch.tensor([1]), torch.tensor([0])
+        >>> positives = Positives([boxes], [labels], [idxs], [(8, 8)], BatchCounts(1, 2, 1, 512))
+        >>> positives.select([torch.tensor([], dtype=torch.int64)]).counts.positives
+        0
     """
 
     boxes: list[Tensor]
@@ -48,10 +54,10 @@ class Positives:
     on_host: list[tuple[Tensor, Tensor]] | None = None
 
     def select(self, kept: Sequence[Tensor]) -> Positives:
-        """Return some of them.
+        """Return a subset of the RoIs.
 
         Args:
-            kept: per image, int64 indices of those to keep, on their device or on the host.
+            kept: per image, int64 indices of the RoIs to keep, on the RoIs' device or on the host.
         """
         on_device = [send(indices, boxes.device) for indices, boxes in zip(kept, self.boxes, strict=True)]
         boxes, labels, matched_idxs = (
@@ -67,13 +73,17 @@ class Positives:
 
 @dataclass(frozen=True)
 class DetectedBoxes:
-    """The detections of N images before they have masks.
+    """The detections of N images, before masks are predicted.
 
     Attributes:
         boxes: per image, (D_i, 4), xyxy in px of the resized image.
         labels: per image, (D_i,) int64.
         scores: per image, (D_i,).
         image_sizes: N sizes (H, W) of the resized images, without padding.
+
+    Example:
+        >>> boxes, labels, scores = torch.tensor([[0.0, 0.0, 4.0, 4.0]]), torch.tensor([1]), torch.tensor([0.9])
+        >>> detections = DetectedBoxes([boxes], [labels], [scores], [(8, 8)])
     """
 
     boxes: list[Tensor]
@@ -83,14 +93,15 @@ class DetectedBoxes:
 
 
 class MaskBranch(LossHolder, nn.Module):
-    """Base of a mask branch. Override `losses` and `predict`; parameters of its own are trained and saved.
+    """Base class of mask branches. Subclasses override `losses` and `predict`.
 
-    `maskloss.convert(model, mask_branch=branch)` puts it into the place of torchvision's layers, which stay in the
-    model, unused, so that published weights still load.
+    `maskloss.convert(model, mask_branch=branch)` uses the branch instead of torchvision's mask layers. The branch's
+    parameters are trained and saved with the model. torchvision's layers stay in the model, unused, so that published
+    weights still load.
 
     Attributes:
-        loss: the model's `MaskRCNNLoss`, from `convert`: `loss.mask_losses` evaluates its mask term, with its weight
-            and its divisor, `loss.mask_targets` says how targets are to be made.
+        loss: the model's `MaskRCNNLoss`, set by `convert`. `loss.mask_losses` evaluates its mask term, with weight and
+            divisor; `loss.mask_targets` has the options for making mask targets.
 
     Example:
         >>> class Whole(MaskBranch):  # every mask fills its box
@@ -105,54 +116,61 @@ class MaskBranch(LossHolder, nn.Module):
     """
 
     def losses(self, features: Features, positives: Positives, targets: list[Target]) -> dict[str, Tensor]:
-        """Compute the losses of the positives.
+        """Compute the mask losses of a batch.
 
         Args:
             features: feature maps (N, channels, H_l, W_l), by level.
-            positives: of the batch; there may be none.
-            targets: per image, as the transform leaves them: masks (G, H, W) or `EncodedMasks`, and whatever else.
+            positives: the batch's positive RoIs; may be empty.
+            targets: per image, the target after the transform: masks (G, H, W) or `EncodedMasks`, and all other fields.
 
         Returns:
-            Weighted scalars by key, the same keys in every batch, each connected to the graph also without positives.
+            Weighted scalar losses by key. Return the same keys for every batch, and losses connected to the graph even
+            without positives.
         """
         raise NotImplementedError(f"{type(self).__name__} has no losses")
 
     def predict(
         self, features: Features, detections: DetectedBoxes
     ) -> tuple[list[Tensor], list[Tensor] | None]:
-        """Predict the masks of detections.
+        """Predict the masks of a batch's detections.
 
         Args:
             features: feature maps (N, channels, H_l, W_l), by level.
-            detections: of the batch; there may be none.
+            detections: the batch's detections; may be empty.
 
         Returns:
-            Per image, probabilities (D_i, 1, M, M) on the grid of each box; and per image how good each mask is,
-            (D_i,), or None where the branch does not say.
+            Per image, probabilities (D_i, 1, M, M) on the grid of each box; and per image, mask scores (D_i,), or None
+            if the branch does not score masks.
         """
         raise NotImplementedError(f"{type(self).__name__} predicts no masks")
 
 
 class TorchvisionMaskBranch(MaskBranch):
-    """torchvision's mask layers: `mask_roi_pool`, `mask_head` and `mask_predictor` of the RoI heads.
+    """Mask branch of torchvision's layers: `mask_roi_pool`, `mask_head` and `mask_predictor` of the RoI heads.
 
-    They stay where torchvision has them, so that `state_dict` keeps its keys; this object only reads them, at each
-    call, so that a layer may be replaced at any time.
+    The RoI heads own the layers, so that `state_dict` keeps its keys. This object looks them up at each call, so that
+    users may replace a layer at any time.
 
     Args:
         heads: the RoI heads that own the layers.
+
+    Example:
+        >>> import torchvision
+        >>> model = torchvision.models.detection.maskrcnn_resnet50_fpn(weights=None, weights_backbone=None)
+        >>> list(TorchvisionMaskBranch(model.roi_heads).parameters())
+        []
     """
 
     def __init__(self, heads: nn.Module) -> None:
         super().__init__()
-        # Past nn.Module.__setattr__, which would register the owner as a part of what it owns.
+        # nn.Module.__setattr__ would register the heads as a submodule of their own branch.
         self.__dict__["heads"] = heads
 
     def losses(self, features: Features, positives: Positives, targets: list[Target]) -> dict[str, Tensor]:
-        """Return `loss_mask`, the mask term on the channel of each positive's own class."""
+        """Compute `loss_mask`, the mask term on each positive's channel of its own class."""
         if self.loss.weights.mask == 0:
-            # The layers are not run, but their parameters still get a gradient, of zeros: without one,
-            # DistributedDataParallel would wait for it.
+            # Skip the layers, but give their parameters zero gradients: DistributedDataParallel would wait for
+            # missing gradients.
             heads: Any = self.heads
             return {
                 TERMS["mask"].key: zero_of(
@@ -174,7 +192,7 @@ class TorchvisionMaskBranch(MaskBranch):
     def predict(
         self, features: Features, detections: DetectedBoxes
     ) -> tuple[list[Tensor], list[Tensor] | None]:
-        """Return the sigmoid of each detection's own channel, or what the mask term makes of the logits."""
+        """Return the sigmoid of each detection's own channel, or the mask term's own probabilities if it has any."""
         labels = torch.cat(detections.labels)
         own_probs = self.loss.own_mask_probs
         channels = labels if own_probs is None else self.loss.mask_channels(labels)
@@ -192,7 +210,7 @@ class TorchvisionMaskBranch(MaskBranch):
         image_sizes: list[tuple[int, int]],
         channels: Tensor | None,
     ) -> Tensor:
-        """Compute (P, 1, M, M) logits of these channels if the predictor can select, else (P, C, M, M)."""
+        """Compute logits (P, 1, M, M) of the given channels if the predictor can select them, else (P, C, M, M)."""
         heads: Any = self.heads
         hidden = heads.mask_head(heads.mask_roi_pool(features, boxes, image_sizes))
         if channels is not None and isinstance(heads.mask_predictor, ClassSelectedMaskPredictor):
@@ -204,7 +222,15 @@ class TorchvisionMaskBranch(MaskBranch):
 def grids_of(
     positives: Positives, targets: list[Target], size: int, *, aligned: bool, binary: bool
 ) -> Tensor:
-    """Make the mask targets (P, M, M) of the positives of all images; see `maskloss.mask_targets`."""
+    """Make the mask targets (P, M, M) of the positives of all images; see `maskloss.mask_targets`.
+
+    Example:
+        >>> boxes, labels, idxs = torch.tensor([[0.0, 0.0, 4.0, 4.0]]), torch.tensor([1]), torch.tensor([0])
+        >>> positives = Positives([boxes], [labels], [idxs], [(4, 4)], BatchCounts(1, 2, 1, 512))
+        >>> grids_of(positives, [{"masks": torch.eye(4, dtype=torch.bool)[None]}], 2, aligned=True, binary=False)
+        tensor([[[0.5000, 0.0000],
+                 [0.0000, 0.5000]]])
+    """
     if positives.on_host is None:
         of_images = zip(targets, positives.boxes, positives.matched_idxs, strict=True)
         return torch.cat(
@@ -219,7 +245,7 @@ def grids_of(
     ):
         masks = _as_bits(target["masks"])
         if isinstance(masks, Tensor) and masks.dtype == torch.uint8:
-            # `check_inputs` has seen that they hold 0 and 1; the values of bool masks are not checked again.
+            # `check_inputs` has checked that they hold 0 and 1. Viewed as bool, they are not checked again.
             masks = masks.view(torch.bool)
         if len(boxes):
             grid = targets_of_host_boxes(
@@ -230,10 +256,10 @@ def grids_of(
 
 
 def _as_bits(masks: Any) -> Any:
-    """Return masks of any dtype that hold 0 and 1 as bytes; a user's own transform may leave them so.
+    """Convert masks of any other dtype to uint8; a custom transform may return such masks.
 
     Raises:
-        ValueError: they hold other values.
+        ValueError: the masks hold values other than 0 and 1.
     """
     if not isinstance(masks, Tensor) or masks.dtype in (torch.bool, torch.uint8):
         return masks

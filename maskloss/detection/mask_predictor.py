@@ -1,4 +1,4 @@
-"""The mask predictor that computes only the channel that counts."""
+"""Mask predictor that computes only the channel of each RoI's class."""
 
 from __future__ import annotations
 
@@ -12,16 +12,21 @@ from maskloss.losses.mask_classes import select_class_masks
 
 
 class ClassSelectedMaskPredictor(MaskRCNNPredictor):
-    """torchvision's `MaskRCNNPredictor`, with one channel per RoI where the class is known.
+    """torchvision's `MaskRCNNPredictor` that computes only one channel per RoI if labels are given.
 
-    The last layer is a 1 x 1 convolution to `num_classes` channels, of which the loss and the detections read
-    one per RoI. Given the labels, each RoI takes the dot product with its own class's weights instead: the
-    same number, at a cost that does not grow with the classes. Parameters and `state_dict` are torchvision's.
+    The last layer is a 1 x 1 convolution to `num_classes` channels, of which the loss and the detections use one per
+    RoI. Given labels, each RoI uses only its own class's weights. The result is the same, and its cost does not grow
+    with the number of classes. Parameters and `state_dict` are torchvision's.
 
     Args:
-        in_channels: of the mask head's features.
-        dim_reduced: channels after the transposed convolution.
+        in_channels: number of channels of the mask head's features.
+        dim_reduced: number of channels after the transposed convolution.
         num_classes: C, background included.
+
+    Example:
+        >>> predictor, features = ClassSelectedMaskPredictor(8, 8, num_classes=3), torch.rand(2, 8, 14, 14)
+        >>> predictor(features).shape, predictor(features, torch.tensor([1, 2])).shape
+        (torch.Size([2, 3, 28, 28]), torch.Size([2, 1, 28, 28]))
     """
 
     def forward(self, features: Tensor, labels: Tensor | None = None) -> Tensor:
@@ -29,36 +34,36 @@ class ClassSelectedMaskPredictor(MaskRCNNPredictor):
 
         Args:
             features: (N, in_channels, M / 2, M / 2).
-            labels: (N,) int64 in [0, C), the class of each RoI; None computes every class.
+            labels: (N,) int64 in [0, C), class of each RoI; None for the logits of all classes.
 
         Returns:
-            (N, C, M, M) without labels, (N, 1, M, M) with.
+            (N, C, M, M) without labels, (N, 1, M, M) with labels.
         """
         features = self.relu(self.conv5_mask(features))  # (N, dim_reduced, M, M)
-        # torch.fx.symbolic_trace fills every argument; what it is to record is torchvision's function of the features.
+        # torch.fx.symbolic_trace passes a proxy for every argument. It should record torchvision's forward pass.
         if labels is None or isinstance(labels, torch.fx.Proxy):
             logits: Tensor = self.mask_fcn_logits(features)
             return logits
         layer = self.mask_fcn_logits
         if getattr(layer, "out_channels", None) == 1:
-            # A class-agnostic head, whose channel serves all.
+            # A class-agnostic head has one channel for all classes.
             agnostic: Tensor = layer(features)
             return agnostic
         if not _is_plain_pointwise(layer):
             return select_class_masks(layer(features), labels)[:, None]
-        # An embedding lookup, because its backward adds up rows of the same class much faster than indexing's.
+        # The backward pass of an embedding lookup sums rows of the same class much faster than that of indexing.
         weights = F.embedding(labels, layer.weight.flatten(1))  # (N, dim_reduced)
         selected = torch.bmm(weights[:, None, :], features.flatten(2)).unflatten(2, features.shape[2:])
         if layer.bias is None:
             return selected
-        # The bias last, so that what is returned is no view: fully_shard warns of a module that returns one.
+        # Add the bias last, so that the result is not a view: fully_shard warns about modules that return views.
         return selected + F.embedding(labels, layer.bias[:, None])[:, :, None, None].to(selected.dtype)
 
 
 def _is_plain_pointwise(layer: nn.Module) -> bool:
-    """Whether a layer is the 1 x 1 convolution that torchvision puts there, and nothing of a user's besides.
+    """Return whether a layer is torchvision's plain 1 x 1 convolution, without any user code.
 
-    Another layer in its place, a hook or a parametrisation is the user's, so it is called, not read.
+    If a user has replaced or parametrized the layer, or added hooks, it must be called, not replaced by its weights.
     """
     return (
         type(layer) is nn.Conv2d

@@ -1,4 +1,4 @@
-"""Matching in pieces: torchvision's matches, without the matrix of every object with every anchor."""
+"""Match boxes to objects in chunks: torchvision's matches, without the full matrix of objects and anchors."""
 
 from __future__ import annotations
 
@@ -8,75 +8,81 @@ import torch
 from torch import Tensor
 from torchvision.models.detection._utils import Matcher
 
-#: Pairs of an object and a box whose IoU is held at once. Few enough for a CPU's cache, and on a GPU enough that
-#: all but crowded images go in one piece.
+#: Chunk size: pairs of an object and a box. Small enough for a CPU's cache; on a GPU large enough that only crowded
+#: images need more than one chunk.
 _PAIRS_AT_ONCE = {"cpu": 2**18, "cuda": 2**24}
-#: Of a matrix of no more such pieces, the pieces would cost more than they save.
-_PIECES_NOT_WORTH_IT = 2
+#: Up to this many chunks, computing the whole matrix costs less than chunking.
+_CHUNKS_NOT_WORTH_IT = 2
 
 
 def match(
     gt_boxes: Tensor, boxes: Tensor, matcher: Matcher, similarity: Callable[[Tensor, Tensor], Tensor]
 ) -> Tensor:
-    """Match boxes to objects as `matcher(similarity(gt_boxes, boxes))` does, index by index.
+    """Compute `matcher(similarity(gt_boxes, boxes))` with less memory; the result is equal.
 
-    A device is not waited for. A large matrix of similarities, (G, A), is made in pieces of some boxes each.
-    Whether a box is an object's best, which lets it match below the threshold, shows only when all have been seen:
-    then the pieces are made again; on a CPU only those few that hold bests, for their objects alone.
+    This does not synchronize with the device. A large similarity matrix (G, A) is computed in chunks of boxes. The box
+    with an object's best IoU may match below the threshold, and the best is known only after all chunks. Therefore
+    the chunks are computed a second time: on a CPU only the chunks that contain a best box, and only for its object.
 
     Args:
         gt_boxes: (G, 4) xyxy, G >= 1.
         boxes: (A, 4) xyxy, anchors or proposals.
-        matcher: torchvision's; another's is called with the whole matrix.
-        similarity: of each object with each box, (G, A), at least 0; torchvision's is the IoU.
+        matcher: torchvision's `Matcher`; matchers of other types are called with the whole matrix.
+        similarity: computes a similarity >= 0 for each object and box, (G, A); torchvision's is the IoU.
 
     Returns:
-        (A,) int64: the object's index, or `BELOW_LOW_THRESHOLD` or `BETWEEN_THRESHOLDS`.
+        (A,) int64: index of the matched object, or `BELOW_LOW_THRESHOLD` or `BETWEEN_THRESHOLDS`.
+
+    Example:
+        >>> from torchvision.ops import box_iou
+        >>> boxes = torch.tensor([[0.0, 0.0, 4.0, 4.0], [8.0, 8.0, 9.0, 9.0]])
+        >>> match(torch.tensor([[0.0, 0.0, 4.0, 5.0]]), boxes, Matcher(0.7, 0.3), box_iou)
+        tensor([ 0, -1])
     """
     pairs = _PAIRS_AT_ONCE.get(boxes.device.type, 2**24)
     if type(matcher) is not Matcher or len(boxes) == 0:
         matches: Tensor = matcher(similarity(gt_boxes, boxes))
         return matches
-    if len(gt_boxes) * len(boxes) <= _PIECES_NOT_WORTH_IT * pairs:
+    if len(gt_boxes) * len(boxes) <= _CHUNKS_NOT_WORTH_IT * pairs:
         quality = similarity(gt_boxes, boxes)
         best = quality.max(dim=0)
         is_best = None
         if matcher.allow_low_quality_matches:
             is_best = (quality == quality.amax(dim=1, keepdim=True)).any(dim=0)
-        return _decided(best.values, best.indices, is_best, matcher)
+        return _apply_thresholds(best.values, best.indices, is_best, matcher)
     count = max(pairs // len(gt_boxes), 1)
-    pieces = boxes.split(count)
-    # Filled in place: small tensors that are kept between large ones that are not would scatter the memory.
+    chunks = boxes.split(count)
+    # Fill preallocated tensors: small results allocated between large temporaries would fragment the memory.
     dtype = similarity(gt_boxes[:1], boxes[:1]).dtype
     values, objects = (boxes.new_empty(len(boxes), dtype=kind) for kind in (dtype, torch.int64))
-    by_piece = boxes.new_empty((len(pieces), len(gt_boxes)), dtype=dtype)
-    parts = zip(pieces, values.split(count), objects.split(count), by_piece, strict=True)
-    for piece, piece_values, piece_objects, bests in parts:
-        quality = similarity(gt_boxes, piece)  # (G, a)
+    by_chunk = boxes.new_empty((len(chunks), len(gt_boxes)), dtype=dtype)
+    parts = zip(chunks, values.split(count), objects.split(count), by_chunk, strict=True)
+    for chunk, chunk_values, chunk_objects, bests in parts:
+        quality = similarity(gt_boxes, chunk)  # (G, a)
         best = quality.max(dim=0)
-        piece_values.copy_(best.values)
-        piece_objects.copy_(best.indices)
+        chunk_values.copy_(best.values)
+        chunk_objects.copy_(best.indices)
         bests.copy_(quality.amax(dim=1))
     if not matcher.allow_low_quality_matches:
-        return _decided(values, objects, None, matcher)
-    highest = by_piece.amax(dim=0)
+        return _apply_thresholds(values, objects, None, matcher)
+    highest = by_chunk.amax(dim=0)
     is_best = torch.zeros_like(objects, dtype=torch.bool)
-    # Of an object that meets no box at all, every box is a best one.
+    # If an object overlaps no box, its best IoU is 0, so every box is a best box.
     is_best |= (highest == 0).any()
     if boxes.device.type == "cpu":
-        holders = (by_piece == highest) & (highest > 0)
-        held_by_piece = [torch.where(holder)[0] for holder in holders]
+        holders = (by_chunk == highest) & (highest > 0)
+        held_by_chunk = [torch.where(holder)[0] for holder in holders]
     else:
-        # To know which objects a piece holds the best of, the host would have to wait.
-        held_by_piece = [torch.arange(len(gt_boxes), device=boxes.device)] * len(pieces)
-    for piece, piece_is_best, held in zip(pieces, is_best.split(count), held_by_piece, strict=True):
+        # Finding out which chunks contain a best box would synchronize.
+        held_by_chunk = [torch.arange(len(gt_boxes), device=boxes.device)] * len(chunks)
+    for chunk, chunk_is_best, held in zip(chunks, is_best.split(count), held_by_chunk, strict=True):
         if len(held):
-            piece_is_best |= (similarity(gt_boxes[held], piece) == highest[held, None]).any(dim=0)
-    return _decided(values, objects, is_best, matcher)
+            chunk_is_best |= (similarity(gt_boxes[held], chunk) == highest[held, None]).any(dim=0)
+    return _apply_thresholds(values, objects, is_best, matcher)
 
 
 def mostly_inside(boxes: Tensor, regions: Tensor) -> Tensor:
-    """Say which boxes have more than half of their area inside one of the regions, without synchronizing.
+    """Return whether more than half of each box's area lies inside one of the regions, without synchronizing.
 
     Args:
         boxes: (B, 4) xyxy.
@@ -84,18 +90,30 @@ def mostly_inside(boxes: Tensor, regions: Tensor) -> Tensor:
 
     Returns:
         (B,) bool.
+
+    Example:
+        >>> boxes = torch.tensor([[0.0, 0.0, 4.0, 4.0], [4.0, 0.0, 8.0, 4.0]])
+        >>> mostly_inside(boxes, torch.tensor([[0.0, 0.0, 5.0, 9.0]]))
+        tensor([ True, False])
     """
     area = (boxes[:, 2:] - boxes[:, :2]).clamp(min=0).prod(dim=1)
     inside = torch.zeros_like(area, dtype=torch.bool)
-    # One by one: regions are few, and a matrix of all anchors with all of them would be large.
+    # One by one: there are few regions, and a matrix of all anchors and all regions would be large.
     for region in regions.to(boxes.dtype):
         sides = torch.minimum(boxes[:, 2:], region[2:]) - torch.maximum(boxes[:, :2], region[:2])
         inside |= sides.clamp(min=0).prod(dim=1) > 0.5 * area
     return inside
 
 
-def _decided(values: Tensor, objects: Tensor, is_best: Tensor | None, matcher: Matcher) -> Tensor:
-    """Give each box (A,) its most similar object, or, by that similarity, none: `Matcher`, without waiting."""
+def _apply_thresholds(values: Tensor, objects: Tensor, is_best: Tensor | None, matcher: Matcher) -> Tensor:
+    """Apply the thresholds of `Matcher` to each box's best object, without synchronizing.
+
+    Args:
+        values: (A,) similarity of each box to its most similar object.
+        objects: (A,) int64 index of that object.
+        is_best: (A,) bool, boxes that match regardless of the thresholds; None for no boxes.
+        matcher: thresholds and result codes.
+    """
     matches = objects.masked_fill(values < matcher.low_threshold, matcher.BELOW_LOW_THRESHOLD)
     between = (values >= matcher.low_threshold) & (values < matcher.high_threshold)
     matches.masked_fill_(between, matcher.BETWEEN_THRESHOLDS)

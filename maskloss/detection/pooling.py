@@ -1,4 +1,4 @@
-"""RoI pooling with a faster backward pass on CPUs, and without waiting for a GPU."""
+"""RoI pooling with a faster backward pass on CPUs, and without synchronization on GPUs."""
 
 from __future__ import annotations
 
@@ -13,19 +13,25 @@ from torchvision.ops.poolers import _filter_input, _setup_scales
 
 from maskloss.masks.roi_align import AxisSampling
 
-#: RoIs whose sampling weights are held at once.
+#: Chunk size: RoIs whose sampling weights are computed together.
 _ROIS_AT_ONCE = 64
 
 
 class MultiScaleRoIAlign(TorchvisionMultiScaleRoIAlign):
-    """torchvision's pooler: the same pooled features, with gradients by matrix products on CPUs.
+    """torchvision's pooler with gradients computed by matrix products on CPUs; pooled features are equal.
 
-    torchvision's backward pass on a CPU adds every sample of every channel to the feature map by itself, in one
-    thread, which is a seventh of the RoI heads' training time. On other devices, and where no gradient is
-    wanted, everything is torchvision's.
+    On a CPU, torchvision's backward pass adds every sample of every channel to the feature map separately, in one
+    thread, which takes a seventh of the RoI heads' training time. On other devices, and without gradients, this class
+    uses torchvision's code.
 
     Attributes:
-        sync_free: in training on another device, do not ask it which boxes belong to which level; see `convert`.
+        sync_free: in training on a GPU, do not synchronize to find out which boxes belong to which level; see
+            `convert`.
+
+    Example:
+        >>> pool = MultiScaleRoIAlign(["0"], output_size=7, sampling_ratio=2)
+        >>> pool({"0": torch.rand(1, 8, 16, 16)}, [torch.tensor([[0.0, 0.0, 32.0, 32.0]])], [(64, 64)]).shape
+        torch.Size([1, 8, 7, 7])
     """
 
     scales: list[float] | None
@@ -35,7 +41,7 @@ class MultiScaleRoIAlign(TorchvisionMultiScaleRoIAlign):
     def forward(
         self, x: dict[str, Tensor], boxes: list[Tensor], image_shapes: list[tuple[int, int]]
     ) -> Tensor:
-        """Pool each box from the level of its size.
+        """Pool each box from the feature level that its size belongs to.
 
         Args:
             x: feature maps (N, channels, H_l, W_l), by level.
@@ -43,13 +49,13 @@ class MultiScaleRoIAlign(TorchvisionMultiScaleRoIAlign):
             image_shapes: N sizes (H, W) of the images.
 
         Returns:
-            (R, channels, *output_size), image by image.
+            (R, channels, *output_size), in the order of the images and their boxes.
         """
         features: list[Tensor] = _filter_input(x, self.featmap_names)
         ours = torch.is_grad_enabled() and not torch.compiler.is_compiling()
         our_backward = ours and all(_takes_our_backward(feature) for feature in features)
-        without_waiting = self.training and self.sync_free and features[0].device.type != "cpu"
-        if not (our_backward or without_waiting):
+        without_sync = self.training and self.sync_free and features[0].device.type != "cpu"
+        if not (our_backward or without_sync):
             return super().forward(x, boxes, image_shapes)
         if self.scales is None or self.map_levels is None:
             self.scales, self.map_levels = _setup_scales(
@@ -61,7 +67,7 @@ class MultiScaleRoIAlign(TorchvisionMultiScaleRoIAlign):
         size, ratio = self.output_size, self.sampling_ratio
         dtype = features[0].dtype
         if our_backward:
-            # As torchvision's does under autocast, which has no CPU kernel for less.
+            # As torchvision does under autocast: the CPU kernel does not support lower precision.
             features, rois = [feature.float() for feature in features], rois.float()
         if len(features) == 1:
             align = _RoIAlign.apply if our_backward else roi_align
@@ -85,25 +91,30 @@ def pooled_from_every_level(
     scales: list[float],
     sampling_ratio: int,
 ) -> Tensor:
-    """Pool all RoIs from each level, those of other levels from outside of it, where all is 0, and add up.
+    """Pool every RoI from all levels and sum; on other levels, a RoI is moved outside the map, where samples are 0.
 
-    A sample outside reads nothing, so the levels that do not count cost the writing of their zeros, and in turn no
-    device is asked how many RoIs each level has.
+    Samples outside the map read no features, so each extra level costs only writing zeros. In return, the host does not
+    synchronize to count the RoIs of each level.
 
     Args:
-        features: maps (N, channels, H_l, W_l).
-        rois: (R, 5), the image's index and xyxy in px of the image.
-        levels: (R,) int64, each RoI's own.
-        size: cells (down, across).
-        scales: of the features to the image, by level.
-        sampling_ratio: samples per cell along each axis; adaptive where not positive.
+        features: per level, maps (N, channels, H_l, W_l).
+        rois: (R, 5), index of the image and xyxy in px of the image.
+        levels: (R,) int64, level of each RoI.
+        size: number of cells (down, across).
+        scales: per level, features' size divided by the image's size.
+        sampling_ratio: samples per cell along each axis; adaptive if not positive.
 
     Returns:
         (R, channels, *size).
+
+    Example:
+        >>> features, rois = [torch.ones(1, 1, 8, 8), 2 * torch.ones(1, 1, 4, 4)], torch.tensor([[0.0, 0, 0, 4, 4]])
+        >>> pooled_from_every_level(features, rois, torch.tensor([1]), (1, 1), [1.0, 0.5], 2)
+        tensor([[[[2.]]]])
     """
     pooled: Any = 0.0
     for level, (feature, scale) in enumerate(zip(features, scales, strict=True)):
-        # RoIAlign still reads the border up to a pixel outside, and makes a box without an area one pixel long.
+        # -4: RoIAlign reads the border up to one pixel outside the map, and makes boxes at least one pixel long.
         elsewhere = (levels != level)[:, None]
         boxes = rois[:, 1:].masked_fill(elsewhere, -4.0 / scale)
         pooled = pooled + roi_align(
@@ -114,12 +125,12 @@ def pooled_from_every_level(
 
 
 def _takes_our_backward(feature: Tensor) -> bool:
-    known = (torch.float32, torch.bfloat16, torch.float16)
-    return feature.requires_grad and feature.device.type == "cpu" and feature.dtype in known
+    supported = (torch.float32, torch.bfloat16, torch.float16)
+    return feature.requires_grad and feature.device.type == "cpu" and feature.dtype in supported
 
 
 class _RoIAlign(torch.autograd.Function):
-    """torchvision's unaligned RoIAlign forward, its transpose by matrix products backward."""
+    """torchvision's unaligned RoIAlign as forward pass, with a backward pass by matrix products."""
 
     @staticmethod
     def forward(
@@ -139,12 +150,12 @@ class _RoIAlign(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None, None]:
         (rois,) = ctx.saved_tensors
-        # A backward pass that is called under autocast would round the products.
+        # If the backward pass runs under autocast, it would round the products to half precision.
         with torch.autocast("cpu", enabled=False):
-            return _spread(gradient, rois, *ctx.settings), None, None, None, None
+            return _spread_gradient(gradient, rois, *ctx.settings), None, None, None, None
 
 
-def _spread(
+def _spread_gradient(
     gradient: Tensor,
     rois: Tensor,
     shape: tuple[int, int, int, int],
@@ -152,19 +163,20 @@ def _spread(
     scale: float,
     sampling_ratio: int,
 ) -> Tensor:
-    """Add each RoI's gradient to the pixels that its cells were sampled from.
+    """Add each RoI's gradient to the pixels from which its cells were sampled.
 
-    A pixel's weight in a cell is that of its row times that of its column, so two products per RoI give its whole
-    window: of the rows' weights with the gradient, a stripe of the window's height for each column of cells, and of
-    the columns' weights with the stripes. Channels come last in memory, where a window's row is one stretch.
+    A pixel's weight in a cell is its row's weight times its column's weight, so two matrix products per RoI compute its
+    whole window. The first multiplies the row weights with the gradient, and yields one stripe as high as the window
+    per column of cells. The second multiplies the column weights with the stripes. Channels are last in memory, so
+    that each row of a window is contiguous.
 
     Args:
         gradient: (R, channels, *output_size).
-        rois: (R, 5), the image's index and xyxy in px of the image.
+        rois: (R, 5), index of the image and xyxy in px of the image.
         shape: (N, channels, H, W) of the features.
-        output_size: cells (down, across).
-        scale: of the features to the image.
-        sampling_ratio: samples per cell along each axis; adaptive where not positive.
+        output_size: number of cells (down, across).
+        scale: features' size divided by the image's size.
+        sampling_ratio: samples per cell along each axis; adaptive if not positive.
 
     Returns:
         (N, channels, H, W).

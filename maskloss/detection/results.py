@@ -1,4 +1,4 @@
-"""What becomes of a converted model's detections that are not pasted yet."""
+"""Convert the detections of a model with `paste=None` to COCO results, and compute their paste offset."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from maskloss.masks.results import image_results
 
 
 def mask_offset(model: nn.Module, image_size: tuple[int, int]) -> tuple[float, float]:
-    """Return by how much a converted model's masks are too far up and to the left, for `paste_masks(offset=...)`.
+    """Return how far a converted model's masks are shifted up and left, for `paste_masks(offset=...)`.
 
-    It follows from how the loss's mask targets are made and from how far the model resizes such an image: torchvision's
-    targets are half a pixel of the resized image off, of which its way to resize masks takes most back; see
-    `masks.paste.unaligned_offset`. So it is right for a network that was trained with the loss that the model was
-    converted with. Weights that were learned from aligned targets, as Detectron2's and mmdetection's are, need none:
-    convert them with the loss "aligned", or paste with no offset.
+    The offset depends on the mask targets of the loss and on the resizing of the image. torchvision's targets are off
+    by half a pixel of the resized image, most of which torchvision's mask resizing undoes; see
+    `masks.paste.unaligned_offset`. The offset is correct for networks trained with the loss that the model was
+    converted with. Weights trained on aligned targets, such as Detectron2's and mmdetection's, need no offset: convert
+    them with the loss "aligned", or paste without an offset.
 
     Args:
         model: a converted model.
-        image_size: (H, W) of the image, in px, as it is given to the model.
+        image_size: (H, W) of the image, in px, as passed to the model.
 
     Returns:
-        (y, x) in px of the image; zeros for a loss with aligned targets.
+        (dy, dx) in px of the image; zeros for a loss with aligned targets.
 
     Raises:
         TypeError: the model has not been converted, or its transform is not torchvision's.
@@ -47,22 +47,23 @@ def coco_results(
     image_ids: Sequence[int],
     category_ids: Sequence[int] | None = None,
 ) -> list[dict[str, Any]]:
-    """Return a converted model's detections as COCO results with RLE masks, without making an image of any.
+    """Convert a model's detections to COCO results with RLE masks, without making full-image masks.
 
     Args:
-        model: converted with `paste=None`.
-        detections: of N images, as the model gives them.
-        image_sizes: N sizes (H, W) of the images as they were given to the model, in px.
-        image_ids: N ids for the results.
-        category_ids: label i + 1 is category `category_ids[i]`; labels are the categories where not given.
+        model: model converted with `paste=None`.
+        detections: the model's output for N images.
+        image_sizes: N sizes (H, W) of the images as passed to the model, in px.
+        image_ids: N ids of the images in the results.
+        category_ids: label i + 1 becomes category `category_ids[i]`; by default labels are the category ids.
 
     Returns:
-        Dicts with image_id, category_id, bbox (x, y, width, height in px), score and segmentation, which pycocotools'
-        `loadRes` takes and JSON writes; with mask_score too where the mask branch scores its masks.
+        Dicts with image_id, category_id, bbox (x, y, width, height in px), score and segmentation, and with mask_score
+        if the mask branch scores its masks. pycocotools' `loadRes` and JSON accept them.
 
     Raises:
         TypeError: the model has not been converted, or its transform is not torchvision's.
-        ValueError: as many detections, sizes and ids are not given; masks have been pasted; a label has no category.
+        ValueError: the numbers of detections, sizes and ids differ; masks have already been pasted; or a label has no
+            category.
 
     Example:
         >>> import torch, torchvision, maskloss
@@ -74,7 +75,7 @@ def coco_results(
     if not len(detections) == len(image_sizes) == len(image_ids):
         raise ValueError(
             f"got {len(detections)} detections, {len(image_sizes)} image_sizes and {len(image_ids)} image_ids, "
-            "which must be as many"
+            "these numbers must be equal"
         )
     transform = _transform_of(model, "coco_results")
     results: list[dict[str, Any]] = []

@@ -1,4 +1,4 @@
-"""The drop-in RoIHeads: torchvision's, with our losses, targets and mask predictor."""
+"""Drop-in replacement for torchvision's `RoIHeads`, with maskloss's losses, mask targets and mask branch."""
 
 from __future__ import annotations
 
@@ -32,44 +32,50 @@ ImageShapes = list[tuple[int, int]]
 
 
 class RoIHeads(LossHolder, TorchvisionRoIHeads):
-    """torchvision's `RoIHeads` whose losses are the criterion's.
+    """torchvision's `RoIHeads` with the losses of a `MaskRCNNLoss`.
 
-    `forward` is rewritten, because torchvision's calls its loss functions by name and mixes training with
-    inference. Matching and sampling are inherited, and the random numbers are drawn in the same order.
+    This class rewrites `forward`, because torchvision's method calls its loss functions by name and mixes training with
+    inference. Matching and sampling are inherited and use random numbers in the same order.
 
     Attributes:
-        sync_free: sample in training without waiting for the device; see `convert`.
-        mask_branch: what predicts masks and computes their losses; None of a model without masks.
+        sync_free: in training, sample without synchronizing; see `convert`.
+        mask_branch: predicts masks and computes their losses; None for a model without masks.
+
+    Example:
+        >>> import maskloss
+        >>> from maskloss.detection.builders import ModelSettings, build_model
+        >>> type(maskloss.convert(build_model(ModelSettings("resnet18", num_classes=2))).roi_heads).__name__
+        'RoIHeads'
     """
 
     sync_free: bool = False
 
-    # Without a value: a branch with parameters of its own is a submodule, which a value of the class would hide.
+    # No class-level default: it would hide a branch that is registered as a submodule.
     mask_branch: MaskBranch | None
 
     def use_mask_branch(self, branch: MaskBranch | None) -> None:
-        """Take another mask branch, or torchvision's layers if there are any."""
+        """Set the mask branch; None for torchvision's layers, if the model has any."""
         self._modules.pop("mask_branch", None)
         self.__dict__.pop("mask_branch", None)
         if branch is not None:
             self.mask_branch = branch
         else:
-            # No submodule, since it only reads layers that are submodules already.
+            # Not a submodule: the layers that it uses are submodules of the heads already.
             layers = TorchvisionMaskBranch(self) if super().has_mask() else None
             self.__dict__["mask_branch"] = layers
 
     def has_mask(self) -> bool:
-        """Whether there is a mask branch."""
+        """Return whether there is a mask branch."""
         return getattr(self, "mask_branch", None) is not None
 
     def hold(self, loss: MaskRCNNLoss) -> None:
-        """Take this loss from now on, and so does the mask branch."""
+        """Set the loss, also of the mask branch."""
         super().hold(loss)
         if self.mask_branch is not None:
             self.mask_branch.hold(loss)
 
     def extra_repr(self) -> str:
-        """Show the loss."""
+        """Return the loss as text for `repr`."""
         return f"loss={self.loss}" if "_loss" in self.__dict__ else "no loss yet, see maskloss.convert"
 
     def forward(
@@ -85,11 +91,12 @@ class RoIHeads(LossHolder, TorchvisionRoIHeads):
             features: feature maps (N, channels, H_l, W_l), by level.
             proposals: N tensors of boxes, xyxy in px of the resized images.
             image_shapes: N sizes (H, W) of the resized images, without padding.
-            targets: per image, boxes (G, 4), labels (G,), and masks and keypoints for such branches.
+            targets: per image, boxes (G, 4), labels (G,), and masks and keypoints if the model has these branches.
 
         Returns:
-            Detections per image with boxes, labels, scores, masks (D, 1, M, M) and keypoints, an empty list in
-            training; and the losses under torchvision's keys, an empty dict where none are wanted.
+            Detections per image with boxes, labels, scores, masks (D, 1, M, M) and keypoints, or an empty list in
+            training; and the losses with torchvision's keys, or an empty dict in evaluation. Inside
+            `losses_and_detections`, both.
         """
         if self.wants_losses and targets is None:
             raise ValueError("targets are needed to compute losses, got None")
@@ -117,7 +124,7 @@ class RoIHeads(LossHolder, TorchvisionRoIHeads):
         rois = select(proposals, targets)
         class_logits, deltas = self._predict_boxes(features, rois.proposals, image_shapes)
         sampled = rois.sampled()
-        labels = torch.cat(rois.labels)  # (R,), in slots more
+        labels = torch.cat(rois.labels)  # (R,), or all N * B slots
         positives = sampled.positives  # (P,)
         positive_labels, positive_boxes = labels[positives], torch.cat(rois.proposals)[positives]
         deltas_by_class = deltas.reshape(len(labels), deltas.shape[1] // 4, 4)
@@ -161,7 +168,7 @@ class RoIHeads(LossHolder, TorchvisionRoIHeads):
         counts: BatchCounts,
         targets: list[dict[str, Any]],
     ) -> dict[str, Tensor]:
-        """Compute what torchvision's `keypointrcnn_loss` does, by the criterion's term."""
+        """Compute the keypoint loss with the criterion's term, on the targets of torchvision's `keypointrcnn_loss`."""
         if self.loss.weights.keypoint == 0:
             layers = (self.keypoint_head, self.keypoint_predictor)
             return {TERMS["keypoint"].key: zero_of(p for layer in layers for p in layer.parameters())}
@@ -182,7 +189,7 @@ class RoIHeads(LossHolder, TorchvisionRoIHeads):
     def select_training_samples(
         self, proposals: list[Tensor], targets: list[dict[str, Any]] | None
     ) -> tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor]]:
-        """Match and sample as torchvision does; background in a target's `ignore_boxes` (I, 4) is not sampled."""
+        """Match and sample as torchvision does, but sample no background in a target's `ignore_boxes` (I, 4)."""
         if targets is None or not any("ignore_boxes" in target for target in targets):
             samples: tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor]] = (
                 super().select_training_samples(proposals, targets)
@@ -203,11 +210,12 @@ class RoIHeads(LossHolder, TorchvisionRoIHeads):
     def _candidates(
         self, proposals: list[Tensor], targets: list[dict[str, Any]]
     ) -> tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor]]:
-        """Match the proposals and the objects' own boxes to the objects.
+        """Match the proposals and the ground-truth boxes to the objects.
 
         Returns:
-            Per image: the candidates (B, 4); the objects' boxes (G, 4) on their device; the objects matched to, (B,);
-            and labels (B,), 0 of background, below 0 of what may not be sampled.
+            Per image: candidates (K, 4), the proposals and the ground-truth boxes; ground-truth boxes (G, 4) on the
+            proposals' device; matched_idxs (K,); and labels (K,), 0 for background, negative for candidates that must
+            not be sampled.
         """
         self.check_targets(targets)
         device, dtype = proposals[0].device, proposals[0].dtype
@@ -246,10 +254,10 @@ class RoIHeads(LossHolder, TorchvisionRoIHeads):
         return _RoIs(proposals, labels, sampled)
 
     def _select_slots(self, proposals: list[Tensor], targets: list[dict[str, Any]]) -> _RoIs:
-        """Match, and sample as many slots in each image without waiting for the device.
+        """Match, and sample the same number of slots B in each image, without synchronizing.
 
-        The box branch goes over the slots. What has been sampled into them is known when it is needed, and
-        rows that nothing has been sampled into get no further: no loss ever sees them.
+        The box branch processes all slots. `_RoIs.sampled` then synchronizes, and removes the slots without a sample,
+        so that they enter no loss.
         """
         device = proposals[0].device
         candidates, gt_boxes, matched_idxs, labels = self._candidates(proposals, targets)
@@ -263,7 +271,8 @@ class RoIHeads(LossHolder, TorchvisionRoIHeads):
         with_mask = None
         if have_masks is not None:
             with_mask = pad_sequence(have_masks, batch_first=True)
-            with_mask = F.pad(with_mask, (0, 1))[images, idxs]  # (N, B); padded, for images without objects
+            # Padded so that index 0 exists even if no image of the batch has objects.
+            with_mask = F.pad(with_mask, (0, 1))[images, idxs]  # (N, B)
         host_copy = AsyncHostCopy(
             slots.num_positives, slots.num_sampled, boxes, idxs, *([] if with_mask is None else [with_mask])
         )
@@ -271,7 +280,7 @@ class RoIHeads(LossHolder, TorchvisionRoIHeads):
         def sampled() -> _SampledPositives:
             num_positives, num_sampled, host_boxes, host_idxs, *host_with_mask = host_copy.result()
             counts = SampleCounts.of(num_positives, num_sampled)
-            masked = [counts.positives(values) for values in host_with_mask]  # of no or one tensor
+            masked = [counts.positives(values) for values in host_with_mask]  # zero or one tensor
             rows = torch.arange(slot_labels.numel(), device=device).view_as(slot_labels)
             positive_boxes, positive_idxs = counts.positives(boxes), counts.positives(idxs)
             matched_boxes = [gt[i] for gt, i in zip(gt_boxes, positive_idxs, strict=True)]
@@ -298,7 +307,7 @@ class RoIHeads(LossHolder, TorchvisionRoIHeads):
             {"boxes": image_boxes, "labels": image_labels, "scores": image_scores}
             for image_boxes, image_labels, image_scores in zip(boxes, labels, scores, strict=True)
         ]
-        # Pooling needs boxes in the features' dtype, which decoding in float32 may have left.
+        # Boxes were decoded in float32, but pooling needs the features' dtype.
         boxes = [b.to(p.dtype) for b, p in zip(boxes, proposals, strict=True)]
         if self.mask_branch is not None:
             masks, mask_scores = self.mask_branch.predict(
@@ -325,10 +334,10 @@ class RoIHeads(LossHolder, TorchvisionRoIHeads):
         proposals: list[Tensor],
         image_shapes: ImageShapes,
     ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-        """Turn the box branch's output into detections as torchvision does, bit for bit.
+        """Convert the box branch's output to detections as torchvision does, bit for bit.
 
-        torchvision decodes and clips the boxes of every class before it drops nearly all of them for their scores; here
-        only those that stay are decoded.
+        torchvision decodes and clips the boxes of all classes, and then drops nearly all of them because of their
+        scores. This method decodes only boxes whose score exceeds the threshold.
 
         Args:
             class_logits: (R, C).
@@ -337,7 +346,7 @@ class RoIHeads(LossHolder, TorchvisionRoIHeads):
             image_shapes: N sizes (H, W).
 
         Returns:
-            Per image: boxes (D, 4), scores (D,) and labels (D,), by falling score.
+            Per image: boxes (D, 4), scores (D,) and labels (D,), by descending score.
         """
         counts = [len(boxes) for boxes in proposals]
         all_scores = class_logits.softmax(dim=-1).split(counts)
@@ -346,7 +355,7 @@ class RoIHeads(LossHolder, TorchvisionRoIHeads):
         for scores, deltas, image_proposals, size in zip(
             all_scores, all_deltas, proposals, image_shapes, strict=True
         ):
-            # Of the background no detection is made.
+            # Class 0 is background.
             roi, label = torch.where(scores[:, 1:] > self.score_thresh)
             label = label + 1
             scores = scores[roi, label]
@@ -362,7 +371,7 @@ class RoIHeads(LossHolder, TorchvisionRoIHeads):
     def _predict_boxes(
         self, features: Features, proposals: list[Tensor], image_shapes: ImageShapes
     ) -> tuple[Tensor, Tensor]:
-        """Class logits (R, C) and box deltas (R, 4 C)."""
+        """Compute class logits (R, C) and box deltas (R, 4 C)."""
         pooled = self.box_roi_pool(features, proposals, image_shapes)
         class_logits, deltas = self.box_predictor(self.box_head(pooled))
         return class_logits, deltas
@@ -370,19 +379,19 @@ class RoIHeads(LossHolder, TorchvisionRoIHeads):
     def _predict_keypoints(
         self, features: Features, boxes: list[Tensor], image_shapes: ImageShapes
     ) -> Tensor:
-        """Keypoint heatmap logits (P, K, S, S)."""
+        """Compute keypoint heatmap logits (P, K, S, S)."""
         pooled = self.keypoint_roi_pool(features, boxes, image_shapes)
         return self.keypoint_predictor(self.keypoint_head(pooled))
 
 
 @dataclass(frozen=True)
 class _RoIs:
-    """The RoIs of N images that the box branch goes over.
+    """The RoIs of N images that the box branch processes.
 
     Attributes:
         proposals: per image, (B_i, 4).
         labels: per image, (B_i,) int64.
-        sampled: gives which of them count, and what the positives are matched to; it may wait for the device.
+        sampled: returns which RoIs were sampled, and the matches of the positives; may synchronize.
     """
 
     proposals: list[Tensor]
@@ -392,16 +401,16 @@ class _RoIs:
 
 @dataclass(frozen=True)
 class _SampledPositives:
-    """What was sampled of these RoIs.
+    """The sampled RoIs among the RoIs of the box branch, and the matches of the positives.
 
     Attributes:
-        rows: (R,) those that count, among the RoIs of all images; None where all do.
-        positives: (P,) among the RoIs of all images.
+        rows: (R,) indices of the sampled RoIs among the RoIs of all images; None if all are sampled.
+        positives: (P,) indices of the positives among the RoIs of all images.
         target_deltas: (P, 4).
-        boxes: per image, (P_i, 4), the positives.
-        matched_idxs: per image, (P_i,) the objects that they are matched to.
-        on_host: the same two where the host knows them already.
-        with_mask: per image, which of the positives are matched to an object that has a mask; None where all are.
+        boxes: per image, (P_i, 4), boxes of the positives.
+        matched_idxs: per image, (P_i,), index of the object matched to each positive.
+        on_host: per image, copies of boxes and matched_idxs on the host; None if there are no copies.
+        with_mask: per image, indices of the positives whose object has a mask; None if all objects have masks.
     """
 
     rows: Tensor | None
@@ -414,19 +423,19 @@ class _SampledPositives:
 
 
 def _have_masks(targets: list[dict[str, Any]], device: torch.device) -> list[Tensor] | None:
-    """Say per image which objects have a mask, (G,) bool on the device; None where all of them have."""
+    """Return, per image, whether each object has a mask, (G,) bool on the device; None if all objects have masks."""
     have_masks = []
-    some_miss = False
+    some_missing = False
     for target in targets:
         masks = target["masks"]
         has_mask = target.get("has_mask")
-        some_miss |= has_mask is not None
+        some_missing |= has_mask is not None
         if has_mask is None:
             has_mask = torch.ones(len(target["boxes"]), dtype=torch.bool)
         if isinstance(masks, EncodedMasks):
-            known = [masks.has_mask(index) for index in range(len(masks))]
-            if not all(known):
-                some_miss = True
-                has_mask = has_mask & torch.tensor(known, device=has_mask.device)
+            encoded = [masks.has_mask(index) for index in range(len(masks))]
+            if not all(encoded):
+                some_missing = True
+                has_mask = has_mask & torch.tensor(encoded, device=has_mask.device)
         have_masks.append(has_mask)
-    return [send(has_mask, device) for has_mask in have_masks] if some_miss else None
+    return [send(has_mask, device) for has_mask in have_masks] if some_missing else None

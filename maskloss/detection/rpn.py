@@ -1,4 +1,4 @@
-"""The region proposal network with our losses."""
+"""Drop-in replacement for torchvision's `RegionProposalNetwork`, with maskloss's losses."""
 
 from __future__ import annotations
 
@@ -24,15 +24,20 @@ from maskloss.losses.terms import TERMS, RPNBatch
 
 
 class RegionProposalNetwork(LossHolder, TorchvisionRPN):
-    """torchvision's `RegionProposalNetwork` whose two losses are the criterion's.
+    """torchvision's `RegionProposalNetwork` with the two RPN losses of a `MaskRCNNLoss`.
 
-    The same anchors are matched and sampled, with random numbers drawn in the same order, and the same boxes
-    are proposed. What differs is how much is computed for it: matching goes in pieces, target deltas are
-    encoded for the sampled positives instead of for every anchor, and only anchors that are among the best of
-    their level are decoded. Boxes are decoded in float32 under mixed precision.
+    It matches and samples the same anchors, with random numbers in the same order, and proposes the same boxes. It
+    computes less: matching works in chunks, target deltas are encoded only for sampled positives instead of all
+    anchors, and only the best anchors of each level are decoded. Under mixed precision, boxes are decoded in float32.
 
     Attributes:
-        sync_free: sample in training without waiting for the device; see `convert`.
+        sync_free: in training, sample without synchronizing; see `convert`.
+
+    Example:
+        >>> import maskloss
+        >>> from maskloss.detection.builders import ModelSettings, build_model
+        >>> isinstance(maskloss.convert(build_model(ModelSettings("resnet18", num_classes=2))).rpn, LossHolder)
+        True
     """
 
     sync_free: bool = False
@@ -43,7 +48,7 @@ class RegionProposalNetwork(LossHolder, TorchvisionRPN):
         features: dict[str, Tensor],
         targets: list[dict[str, Any]] | None = None,
     ) -> tuple[list[Tensor], dict[str, Tensor]]:
-        """Propose boxes, and compute the losses in training.
+        """Propose boxes, and compute losses in training.
 
         Args:
             images: the padded batch and the N sizes before padding.
@@ -51,8 +56,8 @@ class RegionProposalNetwork(LossHolder, TorchvisionRPN):
             targets: per image, boxes (G, 4) in px of the resized image.
 
         Returns:
-            N tensors of proposals, xyxy in px; `loss_objectness` and `loss_rpn_box_reg`, or an empty dict
-            where no losses are wanted.
+            N tensors of proposals, xyxy in px; and the losses `loss_objectness` and `loss_rpn_box_reg`, or an empty
+            dict in evaluation (outside `losses_and_detections`).
         """
         maps = list(features.values())
         objectness_maps, delta_maps = self.head(maps)
@@ -63,7 +68,7 @@ class RegionProposalNetwork(LossHolder, TorchvisionRPN):
 
         if self.wants_losses and targets is None:
             raise ValueError("targets are needed to compute losses, got None")
-        # Before the proposals: NMS waits for the device, which by then has counted the sample too.
+        # Sample before proposing: NMS synchronizes, so the sample's sizes have then arrived as well.
         sample = self._sample(anchors, targets) if self.training and targets is not None else None
         boxes = self._proposals(objectness, deltas, anchors, images.image_sizes, anchors_per_level)
         boxes = [box.to(images.tensors.dtype) for box in boxes]
@@ -91,12 +96,12 @@ class RegionProposalNetwork(LossHolder, TorchvisionRPN):
 
         Args:
             anchors: N tensors (A, 4).
-            targets: per image, boxes (G, 4); unmatched anchors mostly inside one of its `ignore_boxes` (I, 4) are
-                neither object nor background.
+            targets: per image, boxes (G, 4). Unmatched anchors that lie mostly inside one of its `ignore_boxes` (I, 4)
+                are neither object nor background.
 
         Returns:
-            Per image, labels (A,) float, 1 of objects, 0 of background, -1 of what is neither; and the boxes
-            (A, 4) of the objects matched to, of no meaning where the label is not 1.
+            Per image, labels (A,) float: 1 for objects, 0 for background, -1 for neither; and boxes (A, 4) of the
+            matched objects, which are meaningful only where the label is 1.
         """
         labels, matched_boxes = [], []
         for image_anchors, target in zip(anchors, targets, strict=True):
@@ -122,22 +127,22 @@ class RegionProposalNetwork(LossHolder, TorchvisionRPN):
         labels: list[Tensor],
         regression_targets: list[Tensor],
     ) -> tuple[Tensor, Tensor]:
-        """Compute the criterion's two RPN losses where torchvision's code would compute its own.
+        """Compute the two RPN losses of the `MaskRCNNLoss`, with torchvision's signature.
 
-        `forward` does not need it; it is for code that takes torchvision's forward pass apart, as recipes for
-        validation losses do. `losses_and_detections` gives these without.
+        `forward` does not call this method. It exists for code that reimplements torchvision's forward pass, such as
+        recipes for validation losses, which `losses_and_detections` makes unnecessary.
 
         Args:
             objectness: (N A, 1) logits of all anchors.
             pred_bbox_deltas: (N A, 4).
-            labels: N tensors (A,), of `assign_targets_to_anchors`.
-            regression_targets: N tensors (A, 4), of `box_coder.encode`.
+            labels: N tensors (A,), from `assign_targets_to_anchors`.
+            regression_targets: N tensors (A, 4), from `box_coder.encode`.
 
         Returns:
             The weighted objectness and box losses, scalars.
 
         Raises:
-            ValueError: the rpn_box term reads decoded boxes, for which the anchors would be needed.
+            ValueError: the rpn_box term needs decoded boxes, which cannot be computed without the anchors.
         """
         indices = (torch.where(torch.cat(chosen))[0] for chosen in self.fg_bg_sampler(labels))
         positives, negatives = indices
@@ -166,9 +171,9 @@ class RegionProposalNetwork(LossHolder, TorchvisionRPN):
         image_sizes: list[tuple[int, int]],
         anchors_per_level: list[int],
     ) -> list[Tensor]:
-        """The boxes that `filter_proposals` keeps of all decoded anchors, decoding the best of each level only.
+        """Compute the proposals of torchvision's `filter_proposals`, but decode only the best anchors of each level.
 
-        Proposals are inputs of the detector, not outputs to be trained through it: no gradient.
+        Proposals carry no gradient: the detector's losses do not train the RPN through them.
         """
         objectness = objectness.detach().reshape(len(anchors), -1)  # (N, A)
         deltas = deltas.detach().reshape(len(anchors), -1, 4)
@@ -186,7 +191,7 @@ class RegionProposalNetwork(LossHolder, TorchvisionRPN):
             boxes = clip_boxes_to_image(boxes, size)
             scores = at_least_float32(objectness[image, chosen].sigmoid())
             if self.training and self.sync_free:
-                boxes, scores, levels_kept = self._droppable_made_copies(boxes, scores, levels, size)
+                boxes, scores, levels_kept = self._replace_invalid_boxes(boxes, scores, levels, size)
             else:
                 kept = remove_small_boxes(boxes, self.min_size)
                 kept = kept[scores[kept] >= self.score_thresh]
@@ -195,26 +200,26 @@ class RegionProposalNetwork(LossHolder, TorchvisionRPN):
             proposals.append(boxes[kept])
         return proposals
 
-    def _droppable_made_copies(
+    def _replace_invalid_boxes(
         self, boxes: Tensor, scores: Tensor, levels: Tensor, image_size: tuple[int, int]
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Make boxes that are too small, score too low or are NaN copies of the best box, which NMS then drops.
+        """Replace invalid boxes (too small, low-scoring or NaN) by copies of the best box, which NMS then removes.
 
-        To drop them itself, the host would have to know how many they are. Where none is left they are the whole
-        image, since something has to be pooled.
+        Removing them directly would synchronize with the device to count them. If all boxes are invalid, they become
+        the whole image, so that there is at least one proposal to pool.
         """
         sides = boxes[:, 2:] - boxes[:, :2]
-        # By what is kept, as in torchvision: NaN compares false either way.
+        # Negate the condition for valid boxes, as NaN must be invalid and compares false.
         dropped = ~((sides >= self.min_size).all(dim=1) & (scores >= self.score_thresh))
         scores = scores.masked_fill(dropped, -1.0)
-        best = scores.argmax()[None]  # of one dimension: a scalar as an index would be waited for
+        best = scores.argmax()[None]  # (1,): indexing with a scalar tensor would synchronize
         whole = torch.zeros_like(boxes[:1])
         whole[:, 2], whole[:, 3] = image_size[1], image_size[0]
         boxes = torch.where(dropped[:, None], torch.where(dropped[best], whole, boxes[best]), boxes)
         return boxes, scores, torch.where(dropped, levels[best], levels)
 
     def _sample(self, anchors: list[Tensor], targets: list[dict[str, Any]]) -> _Sample:
-        """Match anchors to objects and sample them; of a fixed-size sample the sizes are on their way."""
+        """Match anchors to objects and sample them; if `sync_free`, start copying the sample's sizes to the host."""
         targets = [{**target, "boxes": send(target["boxes"], anchors[0].device)} for target in targets]
         labels, matched_boxes = self.assign_targets_to_anchors(anchors, targets)
         if not (self.training and self.sync_free):
@@ -238,8 +243,8 @@ class RegionProposalNetwork(LossHolder, TorchvisionRPN):
         positives, negatives = sample.indices()  # (P,), (S - P,)
         sampled = torch.cat([positives, negatives])
         positive_anchors = torch.cat(anchors)[positives]
-        # Matched boxes of an image without objects are zeros, whose logarithm would be -inf; no positive is
-        # ever among those, so encoding the positives alone never meets them.
+        # Images without objects have matched boxes of zeros, whose size has the logarithm -inf. They have no positives,
+        # so encoding only positives avoids them.
         target_deltas = self.box_coder.encode_single(sample.matched_boxes[positives], positive_anchors)
         return RPNBatch(
             objectness=objectness.flatten()[sampled],
@@ -261,13 +266,13 @@ class RegionProposalNetwork(LossHolder, TorchvisionRPN):
 
 @dataclass(frozen=True)
 class _Sample:
-    """What was sampled of the anchors of all images.
+    """A sample of the anchors of all images.
 
     Attributes:
-        labels: (all anchors,) float, of `assign_targets_to_anchors`.
-        matched_boxes: (all anchors, 4), of the objects matched to.
-        indices: gives those of the positives (P,) and of the negatives (S - P,) among all anchors; it may wait
-            for the device.
+        labels: (N A,) float, from `assign_targets_to_anchors`.
+        matched_boxes: (N A, 4), boxes of the matched objects.
+        indices: returns the indices of the positives (P,) and of the negatives (S - P,) among the anchors of all
+            images; may synchronize.
     """
 
     labels: Tensor

@@ -1,9 +1,9 @@
-"""Sampling of anchors and RoIs: torchvision's draws, and draws of a fixed size, for which no device is waited for.
+"""Sample anchors and RoIs without synchronizing with the device.
 
-torchvision's sampler asks the device how many positives there are before it draws among them. Here each image gets
-as many slots as the sampler draws at most, filled on the device with positives, then negatives, then nothing
-that counts. How many of each there are follows later: the copy to the host is under way while the device goes
-on with what needs the slots alone, and is waited for when that has been handed over.
+torchvision's sampler synchronizes to count the positives before it samples. Here every image gets the same number of
+slots, the maximum that the sampler would return. The device fills them with positives, then negatives, then arbitrary
+unsampled entries. The counts are copied to the host asynchronously, while the device works on tensors of slots, whose
+shapes are known. The host synchronizes only after it has launched this work.
 """
 
 from __future__ import annotations
@@ -19,13 +19,18 @@ from torchvision.models.detection._utils import BalancedPositiveNegativeSampler
 
 @dataclass(frozen=True)
 class SampledSlots:
-    """What was sampled of each of N images, on the device.
+    """The sample of N images in B slots per image, on the device.
 
     Attributes:
-        indices: (N, B) int64, which anchor or RoI is in a slot: the positives first, then the negatives, then
-            some that were not sampled.
+        indices: (N, B) int64, index of the anchor or RoI in each slot: first positives, then negatives, then entries
+            that were not sampled.
         num_positives: (N,) int64.
-        num_sampled: (N,) int64, positives and negatives.
+        num_sampled: (N,) int64, number of positives and negatives.
+
+    Example:
+        >>> sampled = SampledSlots(torch.tensor([[4, 0, 2]]), torch.tensor([1]), torch.tensor([2]))
+        >>> SampleCounts.of(sampled.num_positives, sampled.num_sampled).both(sampled.indices)
+        [tensor([4, 0])]
     """
 
     indices: Tensor
@@ -34,17 +39,23 @@ class SampledSlots:
 
 
 def sample_slots(labels: Sequence[Tensor], sampler: BalancedPositiveNegativeSampler) -> SampledSlots:
-    """Draw as many positives and negatives as torchvision's sampler, uniformly, without waiting for the device.
+    """Sample as many positives and negatives as torchvision's sampler, uniformly, without synchronizing.
 
-    The largest of random keys are drawn, instead of the first of a random permutation, so the draws are others
-    than torchvision's.
+    Entries with the largest random keys are sampled, instead of the first entries of a random permutation. Therefore
+    the sample differs from torchvision's.
 
     Args:
-        labels: of N images, (A_i,): at least 1 of positives, 0 of negatives, below 0 of what may not be drawn.
-        sampler: how many to draw of an image, and which fraction of them may be positive.
+        labels: N tensors (A_i,): at least 1 for positives, 0 for negatives, negative for entries that must not be
+            sampled.
+        sampler: its `batch_size_per_image` and `positive_fraction` are used.
 
     Returns:
-        B = min(the sampler's number, the largest A_i) slots of each image.
+        The sample, with B = min(batch_size_per_image, largest A_i) slots per image.
+
+    Example:
+        >>> sampled = sample_slots([torch.tensor([0, 1, 0, -1])], BalancedPositiveNegativeSampler(3, 0.5))
+        >>> sampled.indices[0, 0], sampled.num_positives, sampled.num_sampled
+        (tensor(1), tensor([1]), tensor([3]))
 
     Source: random permutations by sorting random keys, Knuth, The Art of Computer Programming, vol. 2, 3.4.2.
     """
@@ -60,7 +71,7 @@ def sample_slots(labels: Sequence[Tensor], sampler: BalancedPositiveNegativeSamp
     num_sampled = num_positives + torch.minimum(
         negative.sum(1, keepdim=True), sampler.batch_size_per_image - num_positives
     )
-    # Slot s holds positive s, and from slot num_positives on the negatives in turn.
+    # Slots below num_positives hold the positives in order, and later slots the negatives.
     slot = torch.arange(size, device=padded.device)
     place = torch.where(slot < num_positives, slot, max_positives + slot - num_positives)
     indices = torch.cat([positives, negatives], dim=1).gather(1, place)
@@ -69,11 +80,15 @@ def sample_slots(labels: Sequence[Tensor], sampler: BalancedPositiveNegativeSamp
 
 @dataclass(frozen=True)
 class SampleCounts:
-    """How many slots of each of N images hold what, on the host.
+    """The counts of `SampledSlots` on the host.
 
     Attributes:
-        num_positives: of each image.
-        num_sampled: of each image, positives and negatives.
+        num_positives: per image, the number of positives.
+        num_sampled: per image, the number of positives and negatives.
+
+    Example:
+        >>> SampleCounts([1], [3]).negatives(torch.tensor([[7, 8, 9, 0]]))
+        [tensor([8, 9])]
     """
 
     num_positives: list[int]
@@ -81,18 +96,18 @@ class SampleCounts:
 
     @classmethod
     def of(cls, num_positives: Tensor, num_sampled: Tensor) -> SampleCounts:
-        """Read the counts of `SampledSlots` that have arrived on the host."""
+        """Make the counts from tensors (N,) on the host."""
         return cls(num_positives.tolist(), num_sampled.tolist())
 
     def positives(self, by_slot: Tensor) -> list[Tensor]:
-        """Of values by slot, (N, B, ...), give each image's that belong to positives."""
+        """Select each image's positives from per-slot values (N, B, ...)."""
         return [values[:count] for values, count in zip(by_slot, self.num_positives, strict=True)]
 
     def negatives(self, by_slot: Tensor) -> list[Tensor]:
-        """Of values by slot, (N, B, ...), give each image's that belong to negatives."""
+        """Select each image's negatives from per-slot values (N, B, ...)."""
         ends = zip(by_slot, self.num_positives, self.num_sampled, strict=True)
         return [values[first:last] for values, first, last in ends]
 
     def both(self, by_slot: Tensor) -> list[Tensor]:
-        """Of values by slot, (N, B, ...), give each image's that something was sampled into."""
+        """Select each image's positives and negatives from per-slot values (N, B, ...)."""
         return [values[:count] for values, count in zip(by_slot, self.num_sampled, strict=True)]

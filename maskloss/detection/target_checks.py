@@ -1,7 +1,7 @@
-"""Checks of the images and targets that a training loop hands to the model, before anything is computed from them.
+"""Validate the images and targets of a training batch before the model computes anything.
 
-What stock torchvision trains on rightly passes. What it trains on wrongly without a word, or reports as a failed
-kernel, raises an error that names the image and the field.
+Inputs on which stock torchvision trains correctly pass. Inputs on which it silently trains wrongly, or fails inside a
+kernel, raise an error that names the image and the field.
 """
 
 from __future__ import annotations
@@ -19,36 +19,49 @@ from maskloss.masks.encoded import EncodedMasks
 
 Target = dict[str, Any]
 
-#: How far a box may reach beyond the image without a warning, in px: annotations are rounded to two decimals.
+#: Distance in px by which a box may exceed the image without a warning: annotations are rounded to two decimals.
 _BORDER_TOLERANCE = 0.1
-#: Range of pixels that are about in [0, 1]: noise and color jitter may leave it, images in 0..255 and images that
-#: were normalized before the model normalizes them do not stay inside.
+#: Accepted range of pixels that should be in [0, 1]: wide enough for noise and color jitter, but exceeded by images in
+#: 0..255 and by images that have already been normalized.
 _PIXEL_RANGE = (-1.0, 2.0)
-#: How far the sides of a box may be from those of its object's mask to fit, in px and as a part of the mask's side.
+#: Maximum distance between the sides of a box and of its mask, in px and relative to the mask's side.
 _FIT_PIXELS, _FIT_SHARE = 2.0, 0.05
 
 
 class TargetValueError(ValueError, AssertionError):
-    """An input has a wrong value; stock torchvision raises an AssertionError there, which this is too."""
+    """Wrong value of an input for which stock torchvision raises AssertionError; a subclass of that, too.
+
+    Example:
+        >>> issubclass(TargetValueError, ValueError), issubclass(TargetValueError, AssertionError)
+        (True, True)
+    """
 
 
 class TargetTypeError(TypeError, AssertionError):
-    """An input is of a wrong type; stock torchvision raises an AssertionError there, which this is too."""
+    """Wrong type of an input for which stock torchvision raises AssertionError; a subclass of that, too.
+
+    Example:
+        >>> issubclass(TargetTypeError, TypeError), issubclass(TargetTypeError, AssertionError)
+        (True, True)
+    """
 
 
 @dataclass(frozen=True)
 class ModelInputs:
-    """What a model expects of its images and targets.
+    """Properties of a model that determine which images and targets it accepts.
 
     Attributes:
-        num_classes: C, background included; None where it cannot be known.
+        num_classes: C, background included; None if unknown.
         has_masks: whether targets need masks.
         has_keypoints: whether targets need keypoints.
-        num_channels: of the images; None where it cannot be known.
+        num_channels: number of image channels; None if unknown.
         unit_range: whether the model normalizes pixels in [0, 1].
-        min_size: shorter side in px that images are resized to, the smallest of several; None where it cannot be
-            known.
-        max_size: longest side in px that images are resized to.
+        min_size: shorter side in px to which images are resized, the smallest of several; None if unknown.
+        max_size: maximum longer side in px to which images are resized; None if unknown.
+
+    Example:
+        >>> ModelInputs(num_classes=3, has_masks=True).unit_range
+        False
     """
 
     num_classes: int | None = None
@@ -62,14 +75,14 @@ class ModelInputs:
 
 @dataclass(frozen=True)
 class _Finding:
-    """What one check of the values found, still on the device.
+    """The result of one check of values, still on the device.
 
     Attributes:
-        found: (G,) bool for the objects of an image, or a scalar for the image.
-        message: of the error, or of the warning.
-        index: which image of the batch.
-        fatal: whether it is an error; a warning otherwise.
-        error: the type to raise.
+        found: whether the check failed: (G,) bool per object of an image, or a scalar for the image.
+        message: text of the error or warning.
+        index: index of the image in the batch.
+        fatal: True for an error, False for a warning.
+        error: type of the error.
     """
 
     found: Tensor
@@ -86,28 +99,34 @@ def check_inputs(
     *,
     check_box_format: bool = False,
 ) -> str | None:
-    """Raise an error if the images or targets of a training batch cannot be meant.
+    """Raise an error if the images or targets of a training batch are invalid.
 
-    The values are checked on the targets' own device, which is synchronized with once for the batch.
+    Values are checked on the targets' own device, with one synchronization per batch.
 
     Args:
-        images: N float tensors (3, H, W), as the model takes them.
-        targets: one dict per image: boxes (G, 4), xyxy in px of the image as given, labels (G,) int64 in
-            [1, C), and masks and keypoints where the model has such branches; where wanted also has_mask (G,)
-            and ignore_boxes (I, 4). Without objects the fields may be empty in any shape.
-        expected: what the model needs.
-        check_box_format: whether to compare boxes with the masks, to find boxes in another format than xyxy in px.
+        images: N float tensors (3, H, W), as passed to the model.
+        targets: one dict per image: boxes (G, 4), xyxy in px of the image; labels (G,) int64 in [1, C); masks and
+            keypoints if the model has these branches; optionally has_mask (G,) and ignore_boxes (I, 4). Without
+            objects, the fields may be empty tensors of any shape.
+        expected: properties of the model.
+        check_box_format: whether to compare boxes with masks, to detect boxes in another format than xyxy in px.
             This costs far more than the other checks.
 
     Returns:
-        A warning about boxes that reach outside of their image; None if there is none.
+        A warning about boxes that reach outside their image, or None.
 
     Raises:
-        TypeError: an image or a field is no tensor, or of another dtype.
-        ValueError: everything else: a field is missing or of another shape, counts differ, boxes are
-            degenerate, not finite or in another format, labels are out of range, masks are not of the image's
-            size or hold values other than 0 and 1, pixels are not in about [0, 1].
-            Both are AssertionErrors too where stock torchvision raises that.
+        TypeError: an image or a field is not a tensor, or has the wrong dtype.
+        ValueError: a field is missing or has the wrong shape; counts differ; boxes are degenerate, not finite or in
+            another format; labels are out of range; masks do not have the image's size, or hold values other than 0
+            and 1; or pixels are not approximately in [0, 1].
+            Both errors are also AssertionErrors where stock torchvision raises AssertionError.
+
+    Example:
+        >>> target = {"boxes": torch.tensor([[1.0, 1.0, 5.0, 5.0]]), "labels": torch.tensor([3])}
+        >>> check_inputs([torch.rand(3, 8, 8)], [target], ModelInputs(num_classes=3))  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        ValueError: image 0 of the batch, labels: a label is not less than num_classes = 3 (instance 0: ...
     """
     if targets is None:
         raise TargetValueError("targets are needed to compute losses, got None")
@@ -128,7 +147,7 @@ def check_inputs(
         findings += _optional_findings(name, index, target, expected)
     if not findings:
         return None
-    # Masks may be on the host where boxes are on a GPU.
+    # Masks may be on the host while boxes are on a GPU.
     device = findings[-1].found.device
     verdicts = torch.stack([finding.found.any().to(device) for finding in findings]).tolist()
     confirmed = [finding for finding, verdict in zip(findings, verdicts, strict=True) if verdict]
@@ -139,14 +158,23 @@ def check_inputs(
         for index, (image, target) in enumerate(zip(images, targets, strict=True)):
             if len(target["boxes"]) and (meant := box_format_hint(image, target)):
                 raise ValueError(f"{image_name(index, target)}, boxes: {meant}")
-    return f"{confirmed[0].message}; they train as they are, as in torchvision" if confirmed else None
+    return f"{confirmed[0].message}; training uses them unchanged, as torchvision does" if confirmed else None
 
 
 def in_plain_form(targets: Sequence[Target], images: Sequence[Tensor]) -> list[Target]:
-    """Return targets in the form that torchvision's code needs; what has it is left as it is.
+    """Return targets in the form that torchvision's code needs.
 
-    Users write the fields of an image without objects in many shapes, such as `torch.tensor([])`, and leave out the
-    masks where `has_mask` says that there are none.
+    Targets that have this form already are returned unchanged. Others are images without objects, whose fields users
+    pass in many shapes, such as `torch.tensor([])`, and targets with `has_mask` but without masks.
+
+    Args:
+        targets: one dict per image, checked by `check_inputs`.
+        images: N tensors (3, H, W).
+
+    Example:
+        >>> empty = {"boxes": torch.tensor([]), "labels": torch.tensor([])}
+        >>> in_plain_form([empty], [torch.rand(3, 8, 8)])[0]["boxes"].shape
+        torch.Size([0, 4])
     """
     plain = []
     for image, target in zip(images, targets, strict=True):
@@ -174,7 +202,12 @@ def in_plain_form(targets: Sequence[Target], images: Sequence[Tensor]) -> list[T
 
 
 def image_name(index: int, target: Target) -> str:
-    """Return how errors name an image: its place in the batch, and its id if it has one."""
+    """Return the name of an image in error messages: its index in the batch, and its image_id if it has one.
+
+    Example:
+        >>> image_name(1, {"image_id": 41})
+        'image 1 of the batch (image_id 41)'
+    """
     image_id = target.get("image_id")
     if isinstance(image_id, Tensor) and image_id.numel() == 1:
         image_id = int(image_id)
@@ -211,26 +244,30 @@ def _check_image_form(name: str, image: Any, expected: ModelInputs) -> None:
         and is_resized_to_nothing(shape[1], shape[2], expected.min_size, expected.max_size)
     ):
         raise ValueError(
-            f"{name}: its {shape[1]} x {shape[2]} px (H x W) are resized to at most {expected.max_size} px, "
-            "which leaves nothing of its shorter side; cut it into parts or raise max_size"
+            f"{name}: the image of {shape[1]} x {shape[2]} px (H x W) would be resized to at most "
+            f"{expected.max_size} px, with a shorter side of 0 px; cut it into parts or raise max_size"
         )
 
 
 def is_resized_to_nothing(height: int, width: int, min_size: int, max_size: int) -> bool:
-    """Say whether torchvision's resizing leaves no pixel of an image's shorter side.
+    """Return whether torchvision's resizing would reduce an image's shorter side to 0 px.
 
     Args:
-        height: of the image, in px.
-        width: of the image, in px.
-        min_size: px that the shorter side is to get.
-        max_size: px that the longer side may get.
+        height: height of the image, in px.
+        width: width of the image, in px.
+        min_size: shorter side after resizing, in px.
+        max_size: maximum longer side after resizing, in px.
+
+    Example:
+        >>> is_resized_to_nothing(1, 2160, min_size=800, max_size=1333)
+        True
     """
     shorter, longer = sorted((height, width))
     return int(shorter * min(min_size / shorter, max_size / longer)) < 1
 
 
 def _check_form(name: str, image: Tensor, target: Target, expected: ModelInputs) -> None:
-    """Check keys, types, dtypes, shapes and counts, which needs no values."""
+    """Check keys, types, dtypes, shapes and counts, without reading values."""
     masks_needed = expected.has_masks and "has_mask" not in target
     needed = ["boxes", "labels"] + ["masks"] * masks_needed + ["keypoints"] * expected.has_keypoints
     for field in needed:
@@ -245,13 +282,13 @@ def _check_form(name: str, image: Tensor, target: Target, expected: ModelInputs)
         raise TypeError(f"{name}, boxes: expected a floating-point or integer dtype, got {boxes.dtype}")
     if isinstance(boxes, BoundingBoxes) and boxes.format != BoundingBoxFormat.XYXY:
         raise ValueError(
-            f"{name}, boxes: are BoundingBoxes in {boxes.format.value}, the model needs XYXY; "
+            f"{name}, boxes: BoundingBoxes have the format {boxes.format.value}, but the model needs XYXY; "
             'torchvision.transforms.v2.ConvertBoundingBoxFormat("XYXY") converts them'
         )
     if "ignore_boxes" in target:
         _check_ignore_boxes_form(name, target["ignore_boxes"])
     if boxes.numel() == 0 and boxes.shape[:1] in ((), (0,)):
-        # Without objects there is nothing to read, and users write the empty fields in many shapes.
+        # Without objects, users pass empty fields of many shapes; they hold no values.
         return
     if boxes.dim() != 2 or boxes.shape[1] != 4:
         raise TargetValueError(f"{name}, boxes: expected shape (G, 4), got {tuple(boxes.shape)}")
@@ -260,7 +297,7 @@ def _check_form(name: str, image: Tensor, target: Target, expected: ModelInputs)
         raise TypeError(f"{name}, labels: expected torch.int64, got {labels.dtype}")
     if labels.shape != (count,):
         raise ValueError(
-            f"{name}, labels: expected shape ({count},) for as many boxes, got {tuple(labels.shape)}"
+            f"{name}, labels: expected shape ({count},), one label per box, got {tuple(labels.shape)}"
         )
     if expected.has_masks and "masks" in target:
         _check_masks_form(name, image, target["masks"], count)
@@ -271,7 +308,7 @@ def _check_form(name: str, image: Tensor, target: Target, expected: ModelInputs)
             if isinstance(has_mask, Tensor):
                 found = f"{has_mask.dtype} {tuple(has_mask.shape)}"
             raise TypeError(
-                f"{name}, has_mask: expected a bool tensor ({count},) for as many boxes, got {found}"
+                f"{name}, has_mask: expected a bool tensor ({count},), one value per box, got {found}"
             )
     if expected.has_keypoints:
         keypoints = target["keypoints"]
@@ -288,7 +325,8 @@ def _check_ignore_boxes_form(name: str, boxes: Any) -> None:
         raise TypeError(f"{name}, ignore_boxes: expected a tensor (I, 4), got {type(boxes).__name__}")
     if isinstance(boxes, BoundingBoxes) and boxes.format != BoundingBoxFormat.XYXY:
         raise ValueError(
-            f"{name}, ignore_boxes: are BoundingBoxes in {boxes.format.value}, the model needs XYXY"
+            f"{name}, ignore_boxes: BoundingBoxes have the format {boxes.format.value}, but the model needs XYXY; "
+            'torchvision.transforms.v2.ConvertBoundingBoxFormat("XYXY") converts them'
         )
     if boxes.numel() and (boxes.dim() != 2 or boxes.shape[1] != 4):
         raise ValueError(f"{name}, ignore_boxes: expected shape (I, 4), got {tuple(boxes.shape)}")
@@ -302,7 +340,7 @@ def _check_masks_form(name: str, image: Tensor, masks: Any, count: int) -> None:
     expected = (count, *image.shape[-2:])
     if tuple(masks.shape) != expected:
         raise ValueError(
-            f"{name}, masks: expected shape {expected}, one mask of the image's size per box, "
+            f"{name}, masks: expected shape {expected}, one mask per box in the image's size, "
             f"got {tuple(masks.shape)}"
         )
 
@@ -311,11 +349,11 @@ def _pixel_findings(name: str, index: int, image: Tensor, expected: ModelInputs)
     if not expected.unit_range:
         return []
     low, high = image.detach().aminmax()
-    # Also of NaN, which is in no range.
+    # Negated, so that NaN counts as outside.
     outside = ~((low >= _PIXEL_RANGE[0]) & (high <= _PIXEL_RANGE[1]))
     message = (
-        f"{name}: its pixels are not in about [0, 1], which the model normalizes; "
-        "divide images in 0..255 by 255, and do not normalize them before"
+        f"{name}: the pixels are not approximately in [0, 1]; divide images in 0..255 by 255, and do not normalize "
+        "images, because the model normalizes them"
     )
     return [_Finding(outside, message, index)]
 
@@ -333,14 +371,14 @@ def _object_findings(
         _Finding(~exact.isfinite().all(1), f"{name}, boxes: a box is not finite", index),
         _Finding(
             (exact[:, 2:] <= exact[:, :2]).any(1),
-            f"{name}, boxes: a box has no area, x2 > x1 and y2 > y1 are needed",
+            f"{name}, boxes: a box has no area; x2 > x1 and y2 > y1 are required",
             index,
             error=TargetValueError,
         ),
-        _Finding(labels < 1, f"{name}, labels: a label is below 1, and 0 is background", index),
+        _Finding(labels < 1, f"{name}, labels: a label is below 1; 0 is background", index),
     ]
     if expected.num_classes is not None:
-        message = f"{name}, labels: a label is not below num_classes, {expected.num_classes}"
+        message = f"{name}, labels: a label is not less than num_classes = {expected.num_classes}"
         found.append(_Finding(labels >= expected.num_classes, message, index))
     masks = target.get("masks")
     if expected.has_masks and isinstance(masks, Tensor) and masks.dtype != torch.bool:
@@ -351,16 +389,16 @@ def _object_findings(
             other = ((masks != 0) & (masks != 1)).flatten(1).any(1)
         if "has_mask" in target:
             other = other & target["has_mask"].to(other.device)
-        message = f"{name}, masks: a mask has values other than 0 and 1, use `masks > 0`"
+        message = f"{name}, masks: a mask has values other than 0 and 1; use `masks > 0`"
         found.append(_Finding(other, message, index))
     outside = ((exact < -slack) | (exact > size + slack)).any(1)
-    message = f"{name}, boxes: boxes reach outside of the image of {height} x {width} (H x W)"
+    message = f"{name}, boxes: boxes reach outside the image of {height} x {width} px (H x W)"
     found.append(_Finding(outside, message, index, fatal=False))
     return found
 
 
 def _optional_findings(name: str, index: int, target: Target, expected: ModelInputs) -> list[_Finding]:
-    """Check the values of keys that a target need not have."""
+    """Check the values of optional keys."""
     found = []
     if expected.has_masks and "has_mask" in target and "masks" not in target and len(target["boxes"]):
         message = f"{name}: the target has no masks, but has_mask says that an object has one"
@@ -368,7 +406,9 @@ def _optional_findings(name: str, index: int, target: Target, expected: ModelInp
     ignored = target.get("ignore_boxes")
     if ignored is not None and ignored.numel():
         wrong = ~ignored.isfinite().all(1) | (ignored[:, 2:] <= ignored[:, :2]).any(1)
-        message = f"{name}, ignore_boxes: a box is not finite or has no area, x2 > x1 and y2 > y1 are needed"
+        message = (
+            f"{name}, ignore_boxes: a box is not finite or has no area; x2 > x1 and y2 > y1 are required"
+        )
         found.append(_Finding(wrong.any(), message, index))
     return found
 
@@ -385,16 +425,22 @@ def _raise(finding: _Finding, image: Tensor, target: Target) -> NoReturn:
 
 
 def box_format_hint(image: Tensor, target: Target) -> str | None:
-    """Say in which other format an image's boxes are, where that fits all of its masks and xyxy in px fits none.
+    """Detect boxes in another format: one that fits all masks of the image, while xyxy in px fits no mask.
 
-    Boxes that are loose or show more than what is visible fit neither way, so they pass.
+    Loose boxes, and boxes that include occluded parts, fit in no format, so they pass.
 
     Args:
         image: (3, H, W).
-        target: boxes (G, 4) and masks, as a tensor (G, H, W) or encoded.
+        target: boxes (G, 4) and masks, as a tensor (G, H, W) or `EncodedMasks`.
 
     Returns:
-        What the boxes are and how to convert them; None where they are xyxy, or it cannot be told.
+        The format of the boxes and how to convert them; None if they are xyxy, or if the format is unclear.
+
+    Example:
+        >>> image, masks = torch.rand(3, 40, 40), torch.zeros(1, 40, 40, dtype=torch.bool)
+        >>> masks[:, 10:20, 10:30] = True
+        >>> box_format_hint(image, {"boxes": torch.tensor([[10.0, 10.0, 20.0, 10.0]]), "masks": masks})[:59]
+        'the masks show that the boxes are x, y, width, height in px'
     """
     masks = target.get("masks")
     if not isinstance(masks, Tensor | EncodedMasks) or len(masks) != len(target["boxes"]):
@@ -422,18 +468,21 @@ def box_format_hint(image: Tensor, target: Target) -> str | None:
                 if in_fractions
                 else ""
             )
-            convert = (
-                f'; torchvision.ops.box_convert(boxes, "{file_format}", "xyxy"){scale} gives what is needed'
-            )
+            convert = f'; torchvision.ops.box_convert(boxes, "{file_format}", "xyxy"){scale} converts them'
             if file_format == "xyxy":
                 convert = f"; multiply them by {width}, {height}, {width}, {height}"
             unit = "fractions of the image" if in_fractions else "px"
-            return f"the masks show that they are {words} in {unit}, not x1, y1, x2, y2 in px{convert}"
+            return f"the masks show that the boxes are {words} in {unit}, not x1, y1, x2, y2 in px{convert}"
     return None
 
 
 def mask_extents(masks: Tensor | EncodedMasks) -> Tensor:
-    """Return the tight boxes of masks, (G, 4) float64 xyxy in px on the host, NaN for a mask without a pixel."""
+    """Return the tight boxes of masks, (G, 4) float64 xyxy in px on the host; NaN for empty masks.
+
+    Example:
+        >>> mask_extents(torch.tensor([[[0, 1, 1], [0, 0, 0]]]))
+        tensor([[1., 0., 3., 1.]], dtype=torch.float64)
+    """
     if isinstance(masks, EncodedMasks):
         return masks.extents()
     set_pixels = masks.detach().as_subclass(Tensor) != 0
@@ -447,7 +496,7 @@ def mask_extents(masks: Tensor | EncodedMasks) -> Tensor:
 
 
 def _fits(boxes: Tensor, extents: Tensor) -> Tensor:
-    """Whether the sides of each box are about those of its mask, (G,)."""
+    """Return whether each box fits the tight box of its mask, up to a tolerance, (G,) bool."""
     sides = extents[:, 2:] - extents[:, :2]
     tolerance = (_FIT_SHARE * sides).clamp(min=_FIT_PIXELS).repeat(1, 2)
     return ((boxes - extents).abs() <= tolerance).all(dim=1)

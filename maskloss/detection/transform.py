@@ -1,4 +1,4 @@
-"""torchvision's input transform, with masks resized in their own dtype, or not at all, and pasted our way."""
+"""Drop-in replacement for torchvision's input transform, with cheaper mask resizing and a choice of pasting."""
 
 from __future__ import annotations
 
@@ -16,15 +16,22 @@ Paste = Literal["torchvision", "matched", "aligned"] | None
 
 
 class RCNNTransform(GeneralizedRCNNTransform):
-    """`GeneralizedRCNNTransform` that never makes a float copy of the ground-truth masks.
+    """torchvision's `GeneralizedRCNNTransform` without a float copy of the ground-truth masks.
+
+    Masks are resized in their own dtype; `EncodedMasks` are not rasterized.
 
     Attributes:
-        paste: "torchvision" pastes as torchvision does; "matched" samples at pixel centers and undoes what the
-            loss's targets are off by; "aligned" samples there and undoes nothing; None leaves the probabilities
+        paste: "torchvision" pastes as torchvision does; "matched" samples at pixel centers and undoes the offset of the
+            loss's mask targets; "aligned" samples at pixel centers and undoes no offset; None returns the probabilities
             (D, 1, M, M).
-        aligned_masks: whether they were off, `MaskTargets.aligned`.
-        boxes_on_host: leave the boxes of training targets on the host, where torchvision's look at each image's
-            boxes, after this transform, waits for nothing.
+        aligned_masks: `MaskTargets.aligned` of the loss; if True, mask targets have no offset.
+        boxes_on_host: keep the boxes of training targets on the host, so that torchvision's check of each image's
+            boxes, after this transform, does not synchronize.
+
+    Example:
+        >>> transform = RCNNTransform(800, 1333, image_mean=[0.5] * 3, image_std=[0.5] * 3)
+        >>> transform.mask_offset((800, 800))
+        (0.5, 0.5)
     """
 
     paste: Paste = "torchvision"
@@ -32,20 +39,20 @@ class RCNNTransform(GeneralizedRCNNTransform):
     boxes_on_host: bool = False
 
     def __repr__(self) -> str:
-        """Show torchvision's lines and the paste."""
+        """Return torchvision's text with one more line for the paste."""
         lines = super().__repr__().splitlines()
         return "\n".join([*lines[:-1], f"    Paste(paste={self.paste!r})", lines[-1]])
 
     def resize(
         self, image: Tensor, target: dict[str, Any] | None = None
     ) -> tuple[Tensor, dict[str, Any] | None]:
-        """Resize one image, (3, H, W), and its target as torchvision does; for aligned targets masks better."""
+        """Resize one image (3, H, W) and its target as torchvision does, but masks exactly if targets are aligned."""
         if target is None:
             return super().resize(image, None)
         target = dict(target)
         masks = target.pop("masks", None)
         if target["boxes"].dtype in (torch.bfloat16, torch.float16):
-            # bfloat16 has 4 px between neighbours at 1000 px; the arithmetic from here on is float32's.
+            # At 1000 px, neighboring bfloat16 values are 4 px apart, so compute in float32 from here on.
             target["boxes"] = target["boxes"].float()
         if self.training and self.boxes_on_host:
             target["boxes"] = target["boxes"].cpu()
@@ -61,17 +68,19 @@ class RCNNTransform(GeneralizedRCNNTransform):
         return image, resized
 
     def mask_offset(self, image_size: tuple[int, int]) -> tuple[float, float]:
-        """Return by how much a network that was trained behind this transform has its masks too far up and to the left.
+        """Return the sub-pixel offset of masks predicted by a network trained with this transform.
 
         Args:
-            image_size: (H, W) of an image, in px, as it comes in for inference.
+            image_size: (H, W) of an image, in px, as passed to the model for inference.
 
         Returns:
-            (y, x) in px of the image, for `paste_masks`; zeros with aligned targets.
+            (dy, dx) in px of the image, for `paste_masks`: how far masks are shifted up and left. Zeros if targets are
+            aligned.
         """
         if self.aligned_masks:
             return 0.0, 0.0
-        # torchvision's own rule for the new size, on a tensor without memory; in training it would draw one.
+        # torchvision's own code computes the new size, on a meta tensor without memory. In training mode, the size
+        # would be random.
         mode = self.training
         self.eval()
         resized, _ = super().resize(torch.empty((3, *image_size), device="meta"), None)
@@ -84,7 +93,7 @@ class RCNNTransform(GeneralizedRCNNTransform):
         image_shapes: list[tuple[int, int]],
         original_image_sizes: list[tuple[int, int]],
     ) -> list[dict[str, Tensor]]:
-        """Bring detections back to the images' own size, and paste their masks there."""
+        """Scale detections to the original image sizes, and paste their masks."""
         if self.training or self.paste == "torchvision":
             return super().postprocess(result, image_shapes, original_image_sizes)
         for detection, size, original_size in zip(result, image_shapes, original_image_sizes, strict=True):
@@ -105,30 +114,29 @@ class RCNNTransform(GeneralizedRCNNTransform):
 def _resize_masks(
     masks: Tensor | EncodedMasks, height: int, width: int, *, aligned: bool
 ) -> Tensor | EncodedMasks:
-    """Resize (G, H, W) masks by their nearest pixel, in their own dtype.
+    """Resize masks (G, H, W) by nearest neighbor, in their own dtype.
 
-    For unaligned targets it is torchvision's `nearest`, which moves a mask to the right and down, and so makes
-    up for most of what these targets are off by (`unaligned_offset`). Aligned targets need each mask where it
-    is, so a pixel takes the value at its centre.
+    Unaligned targets use torchvision's mode "nearest". It shifts masks right and down, which undoes most of these
+    targets' offset (`unaligned_offset`). Aligned targets need masks without a shift, so they use "nearest-exact", which
+    samples at pixel centers.
     """
     if isinstance(masks, EncodedMasks):
         resized = masks.resize(height, width)
         if aligned:
             return resized
-        # Polygons move as far as their pixels would on average.
+        # Shift polygons by the average shift of pixels under "nearest".
         own = masks.shape[1:]
         y, x = unaligned_offset((own[0], own[1]), (height, width))
         return resized.translate(0.5 - y * height / own[0], 0.5 - x * width / own[1])
     if masks.dtype not in (torch.bool, torch.uint8):
-        # Masks that nobody reads: of a model without a mask branch, or of no object. torchvision makes bytes
-        # of all.
+        # Unused masks: the model has no mask branch, or the image no objects. torchvision converts all masks to uint8.
         masks = masks.to(torch.uint8)
     if len(masks) == 0:
-        # Users write the masks of an image without objects in many shapes.
+        # Without objects, users may pass masks of any shape.
         return masks.new_zeros((0, height, width))
     if masks.shape[1:] == (height, width):
         return masks
-    # interpolate has no kernel for bool, whose bytes are those of uint8.
+    # interpolate does not support bool, but bool and uint8 have the same bytes.
     as_bytes = masks.view(torch.uint8) if masks.dtype == torch.bool else masks
     mode = "nearest-exact" if aligned else "nearest"
     return F.interpolate(as_bytes[:, None], size=(height, width), mode=mode)[:, 0].view(masks.dtype)

@@ -1,4 +1,4 @@
-"""Mask geometry: where a mask lives between the image and the M x M grid of a RoI."""
+"""Mask geometry: convert masks between an image's pixels and the M x M grid of a RoI."""
 
 from maskloss.masks.encoded import EncodedMasks
 from maskloss.masks.paste import paste_masks

@@ -1,4 +1,4 @@
-"""Polygons as pycocotools rasterizes them, without what it cannot do."""
+"""Rasterize polygons as pycocotools does, also those on which its 32-bit integers overflow."""
 
 from __future__ import annotations
 
@@ -11,27 +11,33 @@ from pycocotools import mask as coco_mask
 
 FloatArray = npt.NDArray[np.float64]
 
-#: Length of an outline in px that pycocotools is given as it is. It holds five points for each px, some 100 bytes, and
-#: counts in 32-bit integers.
+#: Longest outline in px that is passed to pycocotools unclipped. pycocotools stores five points per px (about 100
+#: bytes), and counts in 32-bit integers.
 _LONGEST_OUTLINE = 2.0**18
-#: Largest coordinate in px that it is given: it counts fifths of them.
+#: Largest coordinate in px that is passed to pycocotools unclipped: it counts fifths of a px in 32-bit integers.
 _FARTHEST = 2.0**28
 
 
 def rasterize_polygons(polygons: Sequence[FloatArray], height: int, width: int) -> npt.NDArray[np.uint8]:
-    """Return the mask of the union of polygons, bit for bit as pycocotools makes it.
+    """Rasterize the union of polygons, bit for bit as pycocotools does.
 
-    An outline that is too long for pycocotools' integers or for memory, such as that of a polygon that reaches millions
-    of px outside of the image, is cut to the image and a margin first. Where an edge crosses the margin's border, that
-    may turn its slope by a part of a pixel.
+    Outlines too long for pycocotools' integers or for memory, such as those of polygons that reach millions of px
+    outside the image, are first clipped to the image plus a margin. Clipping may change the slope of an edge that
+    crosses the margin's border, by a fraction of a pixel.
 
     Args:
         polygons: (V, 2) xy each, in px, finite.
-        height: H, of the mask.
-        width: W, of the mask.
+        height: H of the mask.
+        width: W of the mask.
 
     Returns:
-        (H, W) of 0 and 1.
+        (H, W) uint8 of 0 and 1.
+
+    Example:
+        >>> rasterize_polygons([np.array([[0.0, 0.0], [2.0, 0.0], [2.0, 2.0], [0.0, 2.0]])], 3, 3)
+        array([[1, 1, 0],
+               [1, 1, 0],
+               [0, 0, 0]], dtype=uint8)
     """
     rle = _rle_of_polygons(polygons, height, width)
     if rle is None:
@@ -41,13 +47,18 @@ def rasterize_polygons(polygons: Sequence[FloatArray], height: int, width: int) 
 
 
 def count_pixels(polygons: Sequence[FloatArray], height: int, width: int) -> int:
-    """Return how many pixels the mask of `rasterize_polygons` has, without making it."""
+    """Return the number of pixels set in the mask of `rasterize_polygons`, without decoding the mask.
+
+    Example:
+        >>> count_pixels([np.array([[0.0, 0.0], [2.0, 0.0], [2.0, 2.0], [0.0, 2.0]])], 3, 3)
+        4
+    """
     rle = _rle_of_polygons(polygons, height, width)
     return 0 if rle is None else int(coco_mask.area(rle))
 
 
 def _rle_of_polygons(polygons: Sequence[FloatArray], height: int, width: int) -> Any:
-    """Return the union of polygons as pycocotools' RLE; None if nothing of them is near the image."""
+    """Return the union of polygons as pycocotools' RLE, or None if no polygon is near the image."""
     fitting = []
     for polygon in polygons:
         steps = np.abs(np.diff(polygon, axis=0, append=polygon[:1]))
@@ -59,17 +70,22 @@ def _rle_of_polygons(polygons: Sequence[FloatArray], height: int, width: int) ->
 
 
 def clip_polygon(polygon: FloatArray, box: tuple[float, float, float, float]) -> FloatArray:
-    """Cut a polygon to a box, side by side.
+    """Clip a polygon to a box, one side of the box after the other.
 
-    Inside of the box it surrounds each point as often as before, also where it crosses itself; along the box's border
-    it may run to and fro.
+    Winding numbers inside the box do not change, even if the polygon crosses itself. Along the box's border the
+    clipped polygon may run back and forth.
 
     Args:
         polygon: (V, 2) xy.
         box: xyxy.
 
     Returns:
-        (V', 2) xy; empty where the polygon and the box do not meet.
+        (V', 2) xy; empty if the polygon and the box do not meet.
+
+    Example:
+        >>> square = np.array([[0.0, 0.0], [4.0, 0.0], [4.0, 4.0], [0.0, 4.0]])
+        >>> clip_polygon(square, (2.0, 2.0, 9.0, 9.0)).tolist()
+        [[2.0, 4.0], [2.0, 2.0], [4.0, 2.0], [4.0, 4.0]]
 
     Source: Sutherland and Hodgman, Reentrant polygon clipping, 1974.
     """
@@ -83,7 +99,7 @@ def clip_polygon(polygon: FloatArray, box: tuple[float, float, float, float]) ->
             share = (depth / (depth - next_depth))[:, None]
             crossing = polygon + share * (following - polygon)
         crossing[:, axis] = limit
-        # Of each edge: where it crosses the side, then its end.
+        # Two candidates per edge: its crossing with the side, then its end point.
         corners = np.stack([crossing, following], axis=1).reshape(-1, 2)
         polygon = corners[np.stack([inside != next_inside, next_inside], axis=1).reshape(-1)]
     return polygon

@@ -1,8 +1,8 @@
-"""Exact coverage: which fraction of each cell of a grid lies inside polygons.
+"""Exact coverage: the fraction of each grid cell that lies inside polygons.
 
-Two steps, both over all boxes at once: `outlines` turns an instance's polygons into the directed edges of the
-region that they cover together, and `coverage` integrates these edges over the cells. Polygons that cross themselves
-so often that their outline would not fit in memory are integrated along scan lines instead (`scanned_coverage`).
+Two steps, both for all boxes at once: `outlines` turns an instance's polygons into the directed edges of their
+union, and `coverage` integrates these edges over the cells. If polygons cross themselves so often that the outline
+would not fit in memory, `scanned_coverage` integrates them along scan lines instead.
 """
 
 from __future__ import annotations
@@ -17,28 +17,33 @@ from torch import Tensor
 
 from maskloss.masks.encoded import AxisMap, FloatArray, IntArray, expanded
 
-#: Rounds of cutting edges where they cross, each of which parts every crossing pair that is adjacent.
+#: Maximum rounds of cutting edges at their crossings. Each round separates all adjacent pairs that cross.
 _MOST_ROUNDS = 100
-#: Pieces of one instance's edges. A simple polygon of a thousand points has some thousand, one whose points are
-#: shuffled would have a third of its points cubed.
+#: Maximum pieces of one instance's edges. A simple polygon of a thousand points has a few thousand pieces; one of V
+#: points in random order has about (V / 3)**3.
 _MOST_PIECES = 2**18
-#: Edges of all boxes that are cut at the rows of the grid at once, and of the pieces the distances to the grid's lines.
+#: Chunk sizes: edges of all boxes that are cut at the grid's rows, and distances from pieces to the grid's lines.
 _EDGES_AT_ONCE = 2**16
 _DISTANCES_AT_ONCE = 2**21
-#: Scan lines in a row of cells, for polygons beyond that.
+#: Scan lines per row of cells, for instances with more pieces than `_MOST_PIECES`.
 _SCAN_LINES = 64
-#: Crossings of scan lines with edges that are held at once.
+#: Chunk size: crossings of scan lines with edges.
 _CROSSINGS_AT_ONCE = 2**21
 
 
 @dataclass(frozen=True)
 class Edges:
-    """Directed edges of the regions of G instances: with the region on one and the same side of each.
+    """Directed edges that bound the regions of G instances, each with the region on the same side.
 
     Attributes:
         start: (E, 2) xy.
         end: (E, 2) xy.
-        instance: (E,) rising, in [0, G).
+        instance: (E,) in [0, G), ascending.
+
+    Example:
+        >>> edges = Edges(np.array([[1.0, 0.0]]), np.array([[1.0, 4.0]]), np.array([0]))
+        >>> edges.mapped(AxisMap(-1.0, 8.0), AxisMap()).start.tolist()
+        [[7.0, 4.0]]
     """
 
     start: FloatArray
@@ -46,7 +51,7 @@ class Edges:
     instance: IntArray
 
     def mapped(self, x_map: AxisMap, y_map: AxisMap) -> Edges:
-        """Map the plane; where that mirrors it, edges turn round, for the region to stay on its side."""
+        """Return the edges mapped to other coordinates; a mirroring map reverses them to keep the region's side."""
         scale, shift = np.array([[x_map.scale, y_map.scale], [x_map.shift, y_map.shift]])
         start, end = self.start * scale + shift, self.end * scale + shift
         return Edges(end, start, self.instance) if scale.prod() < 0 else Edges(start, end, self.instance)
@@ -60,19 +65,25 @@ def polygon_coverage(
     x_map: AxisMap,
     y_map: AxisMap,
 ) -> Tensor:
-    """Return the fraction of each cell of boxes that lies inside of an instance.
+    """Compute the fraction of each box's cells that lies inside the box's instance.
 
     Args:
-        instances: each instance's polygons, (V, 2) xy; at least one.
-        of_box: (P,) the instance of each box.
+        instances: each instance's polygons, (V, 2) xy; at least one per instance.
+        of_box: (P,) index of each box's instance.
         boxes: (P, 4), xyxy, x2 > x1 and y2 > y1.
         size: M.
-        x_map: from the polygons' x to the boxes'.
-        y_map: from the polygons' y to the boxes'.
+        x_map: from the polygons' x to the boxes' x.
+        y_map: from the polygons' y to the boxes' y.
 
     Returns:
-        (P, M, M) float32 in [0, 1]. Exact but for rounding; of polygons that cross themselves some hundred thousand
-        times, off by some 1e-3 where a boundary runs.
+        (P, M, M) float32 in [0, 1]. Exact up to rounding. For polygons that cross themselves some hundred thousand
+        times, the error is about 1e-3 in cells on a boundary.
+
+    Example:
+        >>> square, box = np.array([[0.0, 0.0], [3.0, 0.0], [3.0, 4.0], [0.0, 4.0]]), np.array([[0.0, 0.0, 4.0, 4.0]])
+        >>> polygon_coverage([[square]], np.array([0]), box, 2, AxisMap(), AxisMap())
+        tensor([[[1.0000, 0.5000],
+                 [1.0000, 0.5000]]])
     """
     edges, crowded = outlines(instances)
     covered = coverage(edges.mapped(x_map, y_map), of_box, boxes, size)
@@ -85,13 +96,13 @@ def polygon_coverage(
 
 
 def union_area(polygons: Sequence[FloatArray]) -> float:
-    """Return the area of the region that polygons cover together.
+    """Return the area of the union of polygons.
 
     Args:
-        polygons: (V, 2) xy each, in px; of one that crosses itself what it surrounds an odd number of times counts.
+        polygons: (V, 2) xy each, in px. Self-crossing polygons are filled by the even-odd rule.
 
     Returns:
-        In px², to the accuracy of `polygon_coverage`.
+        Area in px², as accurate as `polygon_coverage`.
 
     Example:
         >>> square = np.array([[0.0, 0.0], [2.0, 0.0], [2.0, 2.0], [0.0, 2.0]])
@@ -110,20 +121,25 @@ def union_area(polygons: Sequence[FloatArray]) -> float:
 
 
 def outlines(instances: Sequence[Sequence[FloatArray]]) -> tuple[Edges, list[int]]:
-    """Find the outline of each instance, the union of its polygons.
+    """Compute the outline of each instance, the union of its polygons.
 
-    A point is inside a polygon that crosses itself when it is surrounded an odd number of times, as
-    pycocotools fills it. Level edges are left out: they bound no area between two heights.
+    Self-crossing polygons are filled by the even-odd rule, as pycocotools fills them. Horizontal edges are left
+    out because they bound no area.
 
-    The plane is cut into strips at the height of every vertex, and of every crossing. Within a strip, edges
-    from left to right are in one order, and going along it an edge belongs to the outline where the number of
-    polygons around changes from or to none.
+    The plane is cut into horizontal strips at the y of every vertex and every crossing. Within a strip, edges do not
+    cross, so they have one order from left to right. In this order, an edge belongs to the outline if the number of
+    polygons that contain the current point changes from or to zero there.
 
     Args:
-        instances: each instance's polygons, (V, 2) xy; at least one.
+        instances: each instance's polygons, (V, 2) xy; at least one per instance.
 
     Returns:
-        The edges; and which instances were left out of them, because cutting their edges gives too many pieces.
+        The edges, and the indices of the instances that they leave out because cutting them makes too many pieces.
+
+    Example:
+        >>> edges, left_out = outlines([[np.array([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]])]])
+        >>> edges.start.tolist(), edges.end.tolist(), left_out
+        ([[0.0, 1.0], [0.0, 0.0]], [[1.0, 0.0], [0.0, 1.0]], [])
     """
     polygons = [polygon for instance in instances for polygon in instance]
     points = np.concatenate(polygons)
@@ -154,7 +170,7 @@ def outlines(instances: Sequence[Sequence[FloatArray]]) -> tuple[Edges, list[int
             heights, owners = heights[kept], owners[kept]
             continue
         if pieces_by_instance.sum() > _MOST_PIECES:
-            # Too many together; each alone is not.
+            # Together they have too many pieces, but no instance has too many alone.
             middle = len(instances) // 2
             (first, of_first), (second, of_second) = (
                 outlines(instances[:middle]),
@@ -176,12 +192,12 @@ def outlines(instances: Sequence[Sequence[FloatArray]]) -> tuple[Edges, list[int
 
 @dataclass(frozen=True)
 class _Levels:
-    """Heights at which the plane is cut, of all instances one after another.
+    """The y values at which the plane is cut, instance after instance.
 
     Attributes:
-        heights: (L,) rising within an instance; strip s lies between levels s and s + 1.
-        first: (E,) the level at which each edge begins.
-        last: (E,) the level at which it ends.
+        heights: (L,) y of each level, ascending within an instance; strip s lies between levels s and s + 1.
+        first: (E,) level at which each edge begins.
+        last: (E,) level at which each edge ends.
     """
 
     heights: FloatArray
@@ -190,7 +206,13 @@ class _Levels:
 
     @classmethod
     def of(cls, num_edges: int, heights: FloatArray, owners: IntArray) -> _Levels:
-        """Sort heights, of which the first are the edges' tops and the next their bottoms, by instance."""
+        """Make the levels of E edges.
+
+        Args:
+            num_edges: E.
+            heights: (K,) y of the E tops, then of the E bottoms, then of the crossings.
+            owners: (K,) the instance of each.
+        """
         order = np.lexsort((heights, owners))
         heights, owners = heights[order], owners[order]
         new = np.concatenate([[True], (np.diff(heights) > 0) | (np.diff(owners) > 0)])
@@ -201,15 +223,15 @@ class _Levels:
 
 @dataclass(frozen=True)
 class _Pieces:
-    """Edges cut at the heights of their instance, by strip and, within it, from left to right.
+    """Edges cut at the levels of their instance, sorted by strip and, within a strip, from left to right.
 
     Attributes:
-        edge: (B,) which edge it is a piece of.
-        polygon: (B,) of the edge.
-        strip: (B,) which strip it spans; strips are of one instance.
-        low: (B, 2) its upper end, with the smaller y.
-        high: (B, 2) its lower end.
-        instance: (B,).
+        edge: (B,) index of the edge that each piece was cut from.
+        polygon: (B,) polygon of that edge.
+        strip: (B,) strip that the piece spans; each strip belongs to one instance.
+        low: (B, 2) end with the smaller y.
+        high: (B, 2) end with the larger y.
+        instance: (B,) instance of that edge.
     """
 
     edge: IntArray
@@ -241,11 +263,11 @@ class _Pieces:
         return cls(edge, polygon[edge], strip[order], ends[0][order], ends[1][order], instance[edge])
 
     def crossings(self) -> tuple[FloatArray, IntArray]:
-        """Heights at which neighbours cross inside their strip, and their instances."""
+        """Return the y at which adjacent pieces cross inside their strip, and the instance of each crossing."""
         left = np.nonzero(np.diff(self.strip) == 0)[0]
         above = self.low[left + 1, 0] - self.low[left, 0]
         below = self.high[left + 1, 0] - self.high[left, 0]
-        # Less than this is rounding.
+        # Smaller differences are rounding errors.
         slack = 1e-9 * (1 + np.abs(self.low[left, 0]) + np.abs(self.high[left, 0]))
         crossed = (above < -slack) | (below < -slack)
         left, above, below = left[crossed], above[crossed], below[crossed]
@@ -255,11 +277,17 @@ class _Pieces:
         return height[inside], self.instance[left][inside]
 
     def outline(self, top: FloatArray, bottom: FloatArray, instance: IntArray) -> Edges:
-        """Keep the pieces between inside and outside, directed; an edge that is kept whole as one."""
-        # By turns a polygon's pieces from left to right enter and leave it.
+        """Return the directed pieces between inside and outside; edges of which all pieces are kept stay uncut.
+
+        Args:
+            top: (E, 2) end of each edge with the smaller y.
+            bottom: (E, 2) end of each edge with the larger y.
+            instance: (E,) instance of each edge.
+        """
+        # From left to right, a polygon's pieces alternately enter (1) and leave (-1) it.
         turn = 1 - 2 * (np.arange(len(self.edge)) % 2)
         if np.any((np.diff(self.polygon) != 0) & (np.diff(self.strip) == 0)):
-            # More polygons than one in a strip: each takes its own turns.
+            # With several polygons in a strip, each alternates separately.
             by_polygon = np.lexsort((np.arange(len(self.edge)), self.polygon, self.strip))
             turn[by_polygon] = turn.copy()
         around = turn.cumsum()
@@ -277,20 +305,26 @@ class _Pieces:
 
 
 def coverage(edges: Edges, instances: IntArray, boxes: FloatArray, size: int) -> Tensor:
-    """Integrate instances' outlines over the cells of boxes.
+    """Integrate the outlines of instances over the cells of boxes.
 
-    By Green's theorem the area of a region to the left of a line x = k, within a row, is the sum over the
-    row's pieces of edges of their height times the mean of max(k - x, 0) along the piece, with the height's
-    sign. Differences between neighbouring lines are the cells' areas.
+    Green's theorem gives the area of a region to the left of a line x = k within a row of cells: sum, over the
+    pieces of edges in the row, the piece's signed height times the mean of max(k - x, 0) along the piece. The
+    differences between neighboring lines are the areas inside the cells.
 
     Args:
-        edges: of all instances.
-        instances: (P,) the instance of each box.
+        edges: edges of all instances, from `outlines`.
+        instances: (P,) index of each box's instance.
         boxes: (P, 4), xyxy, x2 > x1 and y2 > y1.
         size: M.
 
     Returns:
         (P, M, M) float32 in [0, 1].
+
+    Example:
+        >>> edges, _ = outlines([[np.array([[0.0, 0.0], [3.0, 0.0], [3.0, 4.0], [0.0, 4.0]])]])
+        >>> coverage(edges, np.array([0]), np.array([[0.0, 0.0, 4.0, 4.0]]), 2)
+        tensor([[[1.0000, 0.5000],
+                 [1.0000, 0.5000]]])
     """
     first = np.searchsorted(edges.instance, instances, side="left")
     counts = np.searchsorted(edges.instance, instances, side="right") - first
@@ -301,7 +335,7 @@ def coverage(edges: Edges, instances: IntArray, boxes: FloatArray, size: int) ->
 
 
 def _group_ends(counts: IntArray) -> Iterator[int]:
-    """Yield the end of each group of boxes whose edges are integrated together."""
+    """Yield the end index of each group of boxes whose edges are integrated together."""
     total = 0
     for box, count in enumerate(counts.tolist()):
         if total and total + count > _EDGES_AT_ONCE:
@@ -312,7 +346,7 @@ def _group_ends(counts: IntArray) -> Iterator[int]:
 
 
 def _coverage(edges: Edges, first: IntArray, counts: IntArray, boxes: FloatArray, size: int) -> Tensor:
-    """Do what `coverage` does for boxes that have so many edges each from a first one on."""
+    """Compute `coverage` of boxes P whose edges are `first[p]` to `first[p] + counts[p]`."""
     boxes_of_edges, step = expanded(counts)
     edges_of_boxes = first[boxes_of_edges] + step
     left_of = torch.zeros((len(boxes) * size, size + 1), dtype=torch.float64)
@@ -326,15 +360,24 @@ def _coverage(edges: Edges, first: IntArray, counts: IntArray, boxes: FloatArray
 def _add_areas(
     left_of: Tensor, edges: Edges, edge: IntArray, box: IntArray, boxes: FloatArray, size: int
 ) -> None:
-    """Add to each row of each box, (P * M, M + 1), what pairs of an edge and a box bound to the left of its lines."""
+    """Add the areas that edges bound to the left of each grid line, in place.
+
+    Args:
+        left_of: (P * M, M + 1), the area to the left of each of the M + 1 lines, in each row of each box.
+        edges: edges of all instances.
+        edge: (K,) index of the edge in each pair of an edge and a box.
+        box: (K,) index of the box in each pair.
+        boxes: (P, 4), xyxy.
+        size: M.
+    """
     low, scale = boxes[:, :2], size / (boxes[:, 2:] - boxes[:, :2])
     start, end = ((points[edge] - low[box]) * scale[box] for points in (edges.start, edges.end))
 
-    # Each edge is cut at the rows of the grid.
+    # Cut each edge at the grid's rows.
     y_low, y_high = np.minimum(start[:, 1], end[:, 1]), np.maximum(start[:, 1], end[:, 1])
     first_row = np.clip(np.floor(y_low), 0, size).astype(np.int64)
     last_row = np.clip(np.ceil(y_high), 0, size).astype(np.int64)
-    # An edge to the right of the grid has nothing of it on its right, and a level one bounds no area.
+    # Edges right of the grid, and horizontal edges, contribute no area.
     counted = (np.minimum(start[:, 0], end[:, 0]) < size) & (y_high - y_low > 1e-12)
     piece, step = expanded(np.where(counted, last_row - first_row, 0))
     row = first_row[piece] + step
@@ -352,7 +395,7 @@ def _add_areas(
         x_start, x_end, height = x_from[chunk, None], x_to[chunk, None], (y_to - y_from)[chunk, None]
         from_left = np.maximum(lines - x_start, 0)  # (pieces, M + 1)
         to_left = np.maximum(lines - x_end, 0)
-        # The mean of max(k - x, 0) is that of its ends, times the share of the piece that is left of the line.
+        # The mean of max(k - x, 0) along the piece: the mean of its two ends, times the fraction left of the line.
         width = x_start - x_end
         steep = np.abs(width) < 1e-9
         share = np.where(steep, 1.0, (to_left - from_left) / np.where(steep, 1.0, width))
@@ -362,17 +405,24 @@ def _add_areas(
 
 
 def scanned_coverage(polygons: Sequence[FloatArray], box: FloatArray, size: int) -> Tensor:
-    """Integrate polygons over the cells of one box along scan lines, in memory that does not grow with crossings.
+    """Integrate polygons over the cells of one box along scan lines.
 
-    Along a line the covered stretches are exact; across lines it is the midpoint rule.
+    Memory does not grow with the number of crossings. Integration is exact along each scan line, and uses the
+    midpoint rule across lines.
 
     Args:
-        polygons: one instance's, (V, 2) xy.
+        polygons: polygons of one instance, (V, 2) xy.
         box: (4,), xyxy, x2 > x1 and y2 > y1.
         size: M.
 
     Returns:
         (M, M) float32 in [0, 1].
+
+    Example:
+        >>> square = np.array([[0.0, 0.0], [3.0, 0.0], [3.0, 4.0], [0.0, 4.0]])
+        >>> scanned_coverage([square], np.array([0.0, 0.0, 4.0, 4.0]), 2)
+        tensor([[1.0000, 0.5000],
+                [1.0000, 0.5000]])
     """
     scale = size / (box[2:] - box[:2])
     starts, ends, owners = [], [], []
@@ -387,14 +437,14 @@ def scanned_coverage(polygons: Sequence[FloatArray], box: FloatArray, size: int)
     start, end, owner, y_low, y_high = start[kept], end[kept], owner[kept], y_low[kept], y_high[kept]
     slope = (end[:, 0] - start[:, 0]) / (end[:, 1] - start[:, 1])
     lines = (np.arange(size * _SCAN_LINES) + 0.5) / _SCAN_LINES
-    # Of each cell, the part of it to the right of the crossings in it, and how many crossings it has.
+    # Per cell: the signed width to the right of the crossings in it, and the signed number of crossings.
     right_of, crossings = np.zeros(size * size), np.zeros(size * size)
     at_once = max(_CROSSINGS_AT_ONCE // max(len(start), 1), 1)
     for chunk in range(0, len(lines), at_once):
         y = lines[chunk : chunk + at_once, None]
         line, edge = np.nonzero((y_low <= y) & (y < y_high))
         x = start[edge, 0] + (y[line, 0] - start[edge, 1]) * slope[edge]
-        # By turns a polygon is entered and left; inside is where at least one has been entered.
+        # Crossings alternately enter and leave a polygon; inside the union, at least one has been entered.
         order = np.lexsort((x, owner[edge], line))
         turn = np.empty(len(order), np.int64)
         turn[order] = _turns(line[order], owner[edge][order])
@@ -408,14 +458,14 @@ def scanned_coverage(polygons: Sequence[FloatArray], box: FloatArray, size: int)
         cell = (line[bound] + chunk) // _SCAN_LINES * size + column
         right_of += np.bincount(cell, turn[bound] * (column + 1 - position), size * size)
         crossings += np.bincount(cell, turn[bound], size * size)
-    # Cells further to the right lie behind the crossing wholly.
+    # Cells further right lie entirely to the right of the crossing.
     before = crossings.reshape(size, size).cumsum(axis=1) - crossings.reshape(size, size)
     covered = (right_of.reshape(size, size) + before) / _SCAN_LINES
     return torch.from_numpy(covered).clamp(0, 1).float()
 
 
 def _turns(line: IntArray, owner: IntArray) -> IntArray:
-    """Give 1 and -1 by turns to what is sorted by line and owner, beginning with 1 in each."""
+    """Return 1, -1, 1, ... within each run of equal (line, owner); both (K,), sorted by line, then by owner."""
     new = (
         np.concatenate([[True], (np.diff(line) != 0) | (np.diff(owner) != 0)])
         if len(line)

@@ -1,4 +1,4 @@
-"""EncodedMasks: instance masks as COCO stores them, resized, flipped and cropped without a pixel."""
+"""EncodedMasks: instance masks as COCO polygons and RLEs, resized, flipped and cropped without rasterizing them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from maskloss.masks.coco_format import rasterize_polygons
 
-#: Beyond this many px, float64 has no fractions of a pixel left that would count.
+#: Largest coordinate in px: beyond it, float64 is too coarse for fractions of a pixel.
 _FARTHEST = 1e10
 
 FloatArray = npt.NDArray[np.float64]
@@ -26,12 +26,16 @@ IntArray = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Runs:
-    """A mask as runs of pixels down its columns.
+    """A mask as vertical runs of set pixels, each within one column.
 
     Attributes:
-        column: (R,) of each run.
-        top: (R,) its first row.
-        bottom: (R,) its last row + 1.
+        column: (R,) column of each run.
+        top: (R,) first row of each run.
+        bottom: (R,) last row of each run, plus 1.
+
+    Example:
+        >>> EncodedMasks([{"size": [2, 2], "counts": [1, 1, 2]}], height=2, width=2).runs(0)
+        Runs(column=array([0]), top=array([1]), bottom=array([2]))
     """
 
     column: IntArray
@@ -41,47 +45,56 @@ class Runs:
 
 @dataclass(frozen=True)
 class AxisMap:
-    """The map x -> scale * x + shift of one axis, from the annotation's pixels to the current image's."""
+    """The map x -> scale * x + shift along one axis, from the annotated image's px to the current image's px.
+
+    Example:
+        >>> AxisMap().then(2.0, 0.0).then(1.0, -3.0)
+        AxisMap(scale=2.0, shift=-3.0)
+    """
 
     scale: float = 1.0
     shift: float = 0.0
 
     def then(self, scale: float, shift: float) -> AxisMap:
-        """Compose with a second map, x -> scale * x + shift, applied after this one."""
+        """Return this map followed by a second map, x -> scale * x + shift."""
         return AxisMap(self.scale * scale, self.shift * scale + shift)
 
     def inverse(self, positions: Any) -> Any:
-        """Map positions of the current image back to the annotation's pixels."""
+        """Map positions in the current image back to the annotated image's px."""
         return (positions - self.shift) / self.scale
 
 
 class EncodedMasks:
-    """Instance masks as COCO polygons and RLEs, in the place of a `(G, H, W)` tensor of bitmaps.
+    """Instance masks as COCO polygons and RLEs, used instead of a `(G, H, W)` tensor of bitmaps.
 
-    `resize`, `translate`, `crop` and the two flips only compose two axis maps, so they cost nothing and lose
-    nothing: polygons stay exact, and an RLE keeps its own resolution. Stands in `target["masks"]`, and
-    `maskloss.mask_targets` reads it. Immutable; `to` is there so that a loop that moves every value of a
-    target to a device needs no exception for it.
+    `resize`, `translate`, `crop` and the two flips only compose two axis maps. They are cheap and lossless: polygons
+    stay exact, and an RLE keeps its own resolution. Use it as `target["masks"]`; `maskloss.mask_targets` reads it.
+    Immutable. Code that moves every value of a target to a device can call `to`, which returns the object itself.
 
     Args:
-        segmentations: one per instance: a list of polygons `[x0, y0, x1, y1, ...]` in px (their union is the
-            instance), an RLE `{"size": [H, W], "counts": str, bytes or list of int}`, or None for an instance without
+        segmentations: one per instance: a list of polygons `[x0, y0, x1, y1, ...]` in px (the instance is their
+            union), an RLE `{"size": [H, W], "counts": str, bytes or list of int}`, or None for an instance without
             a mask, which has no mask targets.
         height: H, in px.
         width: W, in px.
 
     Attributes:
-        height: H of the image as it is now.
-        width: W of the image as it is now.
-        source_size: (H, W) of the image as it was annotated.
-        x_map: from the annotation's x to the current image's.
-        y_map: from the annotation's y to the current image's.
-        cut: whether a crop left a part of the image out.
+        height: H of the current image.
+        width: W of the current image.
+        source_size: (H, W) of the annotated image.
+        x_map: from x in the annotated image to x in the current image.
+        y_map: from y in the annotated image to y in the current image.
+        cut: whether a crop has removed a part of the image.
 
     Raises:
-        ValueError: a segmentation is empty, a polygon has an odd number of coordinates, fewer than three
-            points, or one that is not finite or beyond 1e10 px, or an RLE is not of this size or does not decode.
-            The message names the instance.
+        ValueError: a segmentation is empty; a polygon has an odd number of coordinates, fewer than three points, or
+            a coordinate that is not finite or beyond 1e10 px; or an RLE has another size or does not decode. The
+            message names the instance.
+
+    Example:
+        >>> masks = EncodedMasks([[[1, 1, 3, 1, 3, 3, 1, 3]]], height=4, width=4)
+        >>> masks.resize(8, 8).horizontal_flip().extents()
+        tensor([[2., 2., 6., 6.]], dtype=torch.float64)
     """
 
     def __init__(self, segmentations: Sequence[Any], height: int, width: int) -> None:
@@ -97,10 +110,10 @@ class EncodedMasks:
 
     @classmethod
     def of_checked(cls, segmentations: Sequence[Any], height: int, width: int) -> EncodedMasks:
-        """Make masks of segmentations that `checked_polygon` and `checked_rle` have passed, without again.
+        """Build from segmentations that `checked_polygon` and `checked_rle` have already validated.
 
         Args:
-            segmentations: one per instance: a list of polygons, an RLE that `checked_rle` gave, or None.
+            segmentations: one per instance: a list of polygons, an RLE returned by `checked_rle`, or None.
             height: H, in px.
             width: W, in px.
         """
@@ -122,11 +135,11 @@ class EncodedMasks:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """(G, H, W), as the tensor of bitmaps would have it."""
+        """The shape (G, H, W) of the equivalent tensor of bitmaps."""
         return len(self), self.height, self.width
 
     def to(self, *args: Any, **kwargs: Any) -> EncodedMasks:
-        """Return itself: there is no device to move to."""
+        """Return the object itself: encoded masks have no device."""
         return self
 
     def __getitem__(self, index: Any) -> EncodedMasks:
@@ -137,7 +150,7 @@ class EncodedMasks:
         return self._with(segmentations=tuple(self.segmentations[i] for i in keep))
 
     def resize(self, height: int, width: int) -> EncodedMasks:
-        """Scale to another image size, in px."""
+        """Return the masks scaled to another image size, in px."""
         return self._with(
             height=height,
             width=width,
@@ -146,24 +159,24 @@ class EncodedMasks:
         )
 
     def horizontal_flip(self) -> EncodedMasks:
-        """Mirror left and right."""
+        """Return the masks with left and right mirrored."""
         return self._with(x_map=self.x_map.then(-1.0, self.width))
 
     def vertical_flip(self) -> EncodedMasks:
-        """Mirror top and bottom."""
+        """Return the masks with top and bottom mirrored."""
         return self._with(y_map=self.y_map.then(-1.0, self.height))
 
     def translate(self, y: float, x: float) -> EncodedMasks:
-        """Move down and to the right, in px and parts of them, behind the same window."""
+        """Return the masks moved down by y px and right by x px, also by fractions; the image size stays."""
         return self._with(x_map=self.x_map.then(1.0, x), y_map=self.y_map.then(1.0, y))
 
     def crop(self, top: int, left: int, height: int, width: int) -> EncodedMasks:
-        """Cut out a window, in px; where it reaches beyond the image, it pads it.
+        """Return the masks cropped to a window, in px; a window that extends beyond the image pads it.
 
-        Masks are to be read by boxes inside the window.
+        Parts of the masks outside the window are kept, so use only boxes inside the window to read them.
 
         Raises:
-            ValueError: padding after an earlier crop, since what was cut off there would be back.
+            ValueError: the window pads after an earlier crop; the parts that the crop removed would reappear.
         """
         bottom, right = top + height, left + width
         if self.cut and (top < 0 or left < 0 or bottom > self.height or right > self.width):
@@ -177,11 +190,11 @@ class EncodedMasks:
         )
 
     def is_rle(self, index: int) -> bool:
-        """Whether an instance is an RLE, which `runs` reads, or polygons, which `polygons` reads."""
+        """Return whether an instance is an RLE (read it with `runs`) rather than polygons (`polygons`)."""
         return isinstance(self.segmentations[index], dict)
 
     def has_mask(self, index: int) -> bool:
-        """Whether an instance has a mask, or a box only."""
+        """Return whether an instance has a mask, not only a box."""
         return self.segmentations[index] is not None
 
     def polygons(self, index: int) -> list[FloatArray]:
@@ -197,14 +210,14 @@ class EncodedMasks:
         return [polygon * scale + shift for polygon in self.segmentations[index]]
 
     def runs(self, index: int) -> Runs:
-        """Give one instance's RLE as runs of the image as it was annotated."""
+        """Return one instance's RLE as runs in the annotated image."""
         segmentation = self.segmentations[index]
         height = segmentation["size"][0]
         ends = decode_counts(segmentation["counts"]).cumsum()
-        # Every second run is of ones; the last may be of zeros.
+        # Runs alternate between zeros and ones, starting with zeros; the last may be of zeros.
         start, stop = ends[: len(ends) // 2 * 2 : 2], ends[1::2]
         start, stop = start[stop > start], stop[stop > start]
-        # A run that goes on at the top of the next column is cut there.
+        # Split runs that continue at the top of the next column.
         first, last = start // height, (stop - 1) // height
         run, piece = expanded(last - first + 1)
         column = first[run] + piece
@@ -213,10 +226,10 @@ class EncodedMasks:
         return Runs(column, top, bottom)
 
     def extents(self) -> Tensor:
-        """Return the tight box of each instance, cut at the image's border.
+        """Return the tight box of each instance, clipped to the image.
 
         Returns:
-            (G, 4) float64, xyxy in px of the current image; NaN for an instance of which nothing is inside.
+            (G, 4) float64, xyxy in px of the current image; NaN for an instance without a mask or outside the image.
         """
         boxes = torch.full((len(self), 4), torch.nan, dtype=torch.float64)
         limit = np.array([self.width, self.height], dtype=np.float64)
@@ -240,9 +253,9 @@ class EncodedMasks:
         return boxes
 
     def bitmaps(self) -> Tensor:
-        """Rasterize to (G, H, W) uint8 with pycocotools, an RLE by its nearest pixel; no mask gives zeros.
+        """Rasterize to (G, H, W) uint8: polygons with pycocotools, RLEs by nearest pixel, no mask as zeros.
 
-        For looking at and for comparing with; the losses never need it.
+        Meant for visualization and comparison; the losses never use it.
         """
         masks = torch.zeros(self.shape, dtype=torch.uint8)
         for index in range(len(self)):
@@ -253,7 +266,7 @@ class EncodedMasks:
                 masks[index] = torch.from_numpy(mask)
                 continue
             bitmap = torch.from_numpy(coco_mask.decode(self.segmentations[index]))
-            # A frame of zeros, for what lies beside the image that was annotated.
+            # A border of zeros, for pixels outside the annotated image.
             framed = F.pad(bitmap, (1, 1, 1, 1))
             rows = _nearest(self.y_map, self.height, bitmap.shape[0])
             columns = _nearest(self.x_map, self.width, bitmap.shape[1])
@@ -267,14 +280,14 @@ class EncodedMasks:
 
 
 def _nearest(axis: AxisMap, size: int, source_size: int) -> Tensor:
-    """The annotation's pixel that each pixel's centre lies in; -1 before the first, source_size after the last."""
-    centres = axis.inverse(torch.arange(size, dtype=torch.float64) + 0.5)
-    pixels: Tensor = centres.floor().long()
+    """Return the annotated image's pixel that contains each pixel's center, clamped to [-1, source_size]."""
+    centers = axis.inverse(torch.arange(size, dtype=torch.float64) + 0.5)
+    pixels: Tensor = centers.floor().long()
     return pixels.clamp(-1, source_size)
 
 
 def _checked(segmentation: Any, height: int, width: int, name: str) -> Any:
-    """Return polygons as a tuple of (V, 2) arrays, an RLE that pycocotools decodes, or None; or raise ValueError."""
+    """Validate a segmentation and return a tuple of (V, 2) polygons, a compressed RLE or None; raise ValueError."""
     if segmentation is None:
         return None
     if isinstance(segmentation, dict):
@@ -289,10 +302,19 @@ def _checked(segmentation: Any, height: int, width: int, name: str) -> Any:
 
 
 def checked_polygon(polygon: Any, name: str) -> FloatArray:
-    """Give a polygon's points, (V, 2) xy.
+    """Validate a polygon and return its points, (V, 2) xy.
+
+    Args:
+        polygon: flat list or array of coordinates x0, y0, x1, y1, ... in px.
+        name: how error messages name the instance.
 
     Raises:
-        ValueError: an odd number of coordinates, fewer than three points, or a value that is not finite.
+        ValueError: no flat list of numbers, an odd number of coordinates, fewer than three points, or a coordinate
+            that is not finite or beyond 1e10 px.
+
+    Example:
+        >>> checked_polygon([0, 0, 2, 0, 2, 1], "instance 0").tolist()
+        [[0.0, 0.0], [2.0, 0.0], [2.0, 1.0]]
     """
     try:
         if isinstance(polygon, list | tuple) and not all(_is_real(value) for value in polygon):
@@ -314,17 +336,27 @@ def checked_polygon(polygon: Any, name: str) -> FloatArray:
 
 
 def _is_real(value: Any) -> bool:
-    """Whether a value is a number, which numpy would also make of "3" and True."""
+    """Return whether a value is a number; numpy would also convert "3" and True."""
     return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
 def checked_rle(rle: dict[str, Any], height: int, width: int, name: str) -> dict[str, Any]:
-    """Give the RLE compressed, as pycocotools takes it.
+    """Validate an RLE and return it compressed, as pycocotools expects it.
 
-    pycocotools reads past its buffers where the runs do not add up, so they are added up here first.
+    pycocotools reads past its buffers if the runs do not sum to H * W, so this is checked first.
+
+    Args:
+        rle: `{"size": [H, W], "counts": str, bytes or list of int}`.
+        height: H, in px.
+        width: W, in px.
+        name: how error messages name the instance.
 
     Raises:
-        ValueError: keys are missing, the size is another, or the counts are corrupt.
+        ValueError: keys are missing, the size differs from (H, W), or the counts are corrupt.
+
+    Example:
+        >>> checked_rle({"size": [2, 3], "counts": [1, 2, 3]}, 2, 3, "instance 0")
+        {'size': [2, 3], 'counts': b'123'}
     """
     if "size" not in rle or "counts" not in rle:
         raise ValueError(f"{name}: an RLE needs the keys size and counts, got {sorted(map(str, rle))}")
@@ -337,16 +369,16 @@ def checked_rle(rle: dict[str, Any], height: int, width: int, name: str) -> dict
         else:
             runs = [int(run) for run in counts]
             if any(run != value for run, value in zip(runs, counts, strict=True)):
-                raise ValueError("a run that is not whole")
+                raise ValueError("a run length is not an integer")
         if any(run < 0 for run in runs):
-            raise ValueError("a negative run")
+            raise ValueError("a run length is negative")
     except (ValueError, TypeError, OverflowError) as error:
         raise ValueError(f"{name}: the RLE's counts are corrupt: {error}") from None
     if sum(runs) != height * width:
         raise ValueError(
             f"{name}: the RLE's counts are corrupt: they cover {sum(runs)} pixels of {height * width}"
         )
-    # Encoded anew also where it came compressed: one spelling of a number is not read alike by all decoders.
+    # Compressed input is encoded again: decoders disagree on numbers that are not in the shortest form.
     encoded: dict[str, Any] = coco_mask.frPyObjects({"size": [height, width], "counts": runs}, height, width)
     return encoded
 
@@ -354,11 +386,16 @@ def checked_rle(rle: dict[str, Any], height: int, width: int, name: str) -> dict
 def decode_counts(compressed: bytes) -> IntArray:
     """Decode COCO's compressed run lengths.
 
-    Each number is a little-endian sequence of characters from "0", five bits each, bit 5 set where more
-    follow, sign in the last one's bit 4; from the fourth run on, the difference to the run before last.
+    Each number is a little-endian sequence of characters, offset by "0", with five bits each. Bit 5 is set if more
+    characters follow; bit 4 of the last character is the sign. From the fourth run on, the number is the difference
+    to the run two places before.
 
     Raises:
-        ValueError: a character outside the code, an unfinished number, or one beyond 2**59.
+        ValueError: a character outside the code, an incomplete last number, or a number of more than 12 characters.
+
+    Example:
+        >>> decode_counts(b"123").tolist()
+        [1, 2, 3]
 
     Source: the format of pycocotools' `rleToString`.
     """
@@ -367,14 +404,14 @@ def decode_counts(compressed: bytes) -> IntArray:
         return codes
     outside = np.nonzero((codes < 0) | (codes >= 64))[0]
     if len(outside):
-        raise ValueError(f"the character {chr(compressed[outside[0]])!r} is not of the code")
+        raise ValueError(f"the character {chr(compressed[outside[0]])!r} is not allowed in compressed counts")
     last = np.nonzero((codes & 32) == 0)[0]
     if not len(last) or last[-1] != len(codes) - 1:
-        raise ValueError("the last number is unfinished")
+        raise ValueError("the last number is incomplete")
     first = np.concatenate([[0], last[:-1] + 1])
     lengths = last - first + 1
     if lengths.max() > 12:
-        raise ValueError("a number of more than 12 characters")
+        raise ValueError("a number has more than 12 characters")
     _, place = expanded(lengths)
     runs = np.add.reduceat((codes & 31) << (5 * place), first)
     runs -= np.where(codes[last] & 16, np.int64(1) << (5 * lengths), 0)
@@ -384,12 +421,25 @@ def decode_counts(compressed: bytes) -> IntArray:
 
 
 def expanded(counts: IntArray) -> tuple[IntArray, IntArray]:
-    """Repeat each index as often as its count; give the indices, and the number of each among its equals."""
+    """Repeat each index `counts[index]` times, and number the repetitions of each.
+
+    Returns:
+        (K,) the repeated indices; (K,) the number of each repetition, from 0.
+
+    Example:
+        >>> [values.tolist() for values in expanded(np.array([2, 0, 3]))]
+        [[0, 0, 2, 2, 2], [0, 1, 0, 1, 2]]
+    """
     index = np.repeat(np.arange(len(counts)), counts)
     return index, np.arange(len(index)) - (counts.cumsum() - counts)[index]
 
 
 def polygon_area(polygon: FloatArray) -> float:
-    """Area in px² of one polygon (V, 2), by the shoelace formula."""
+    """Return the area in px² of one polygon (V, 2), by the shoelace formula.
+
+    Example:
+        >>> polygon_area(np.array([[0.0, 0.0], [2.0, 0.0], [2.0, 1.0]]))
+        1.0
+    """
     x, y = polygon[:, 0], polygon[:, 1]
     return abs(math.fsum(x * np.roll(y, -1) - y * np.roll(x, -1))) / 2

@@ -1,7 +1,7 @@
-"""Pasting: from the M x M probabilities of each detection back to the image's pixels.
+"""Pasting: resample each detection's M x M mask probabilities to the image's pixels.
 
-A pixel's probability is read by bilinear sampling of the grid at the pixel's centre, which is separable: two
-small matrix products per detection. On a CPU only the pixels inside the box are ever computed.
+Each pixel's probability is sampled bilinearly from the grid at the pixel's center. Bilinear sampling is separable, so
+it takes two small matrix products per detection. On a CPU only the pixels inside the box are computed.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from maskloss.masks.encoded import IntArray
 RLE = dict[str, Any]
 Output = Literal["bool", "float", "rle"]
 
-#: How much of the edge cell counts beyond the low edges of the box, where unaligned targets have no cell.
-#: Of 0, 0.1, 0.25 and 1, the value with the best oracle IoU on smooth blobs of 6 to 110 px radius.
+#: Weight of the first row and column of cells beyond the top and left edges of the box, where unaligned targets have
+#: no cells. Of 0, 0.1, 0.25 and 1, the value with the best oracle IoU on smooth blobs of 6 to 110 px radius.
 _EDGE_SHARE = 0.1
 
-#: Detections whose interpolation weights are held at once, if these have no more numbers than this.
+#: Chunk sizes: detections, and fewer if their interpolation weights would have more elements than this.
 _DETECTIONS_AT_ONCE = 8
 _WEIGHTS_AT_ONCE = 2**19
-#: Pixels of the boxes that are computed at once.
+#: Chunk size: pixels inside boxes.
 _PIXELS_AT_ONCE = 2**21
 
 
@@ -69,20 +69,19 @@ def paste_masks(
         mask_probs: (D, M, M) probabilities in [0, 1].
         boxes: (D, 4), xyxy in px of the image; parts outside the image are cut off.
         image_size: (H, W) in px.
-        offset: (y, x) in px of the image by which the network's masks are too far up and to the left, which is undone.
-            `maskloss.mask_offset(model, image_size)` gives it for a network that was trained with a converted model's
-            loss. (0, 0) is right for networks that were trained on aligned targets: the preset "aligned",
-            Detectron2's, mmdetection's.
-        threshold: in [0, 1]; a pixel of the box is set where p >= threshold. Not used by "float".
-        output: "bool" and "float" give (D, H, W), "rle" COCO RLEs without ever making an image.
+        offset: (dy, dx): how far, in image pixels, the predicted masks are shifted up and left; pasting undoes it.
+            `maskloss.mask_offset(model, image_size)` returns it for a network trained with a converted model's loss.
+            Use (0, 0) for networks trained on aligned targets: the preset "aligned", Detectron2, mmdetection.
+        threshold: in [0, 1]; a pixel inside the box is set if p >= threshold. Unused for "float".
+        output: "bool" or "float" for (D, H, W) masks, "rle" for COCO RLEs, made without full-image masks.
 
     Returns:
-        (D, H, W) bool, or float32 probabilities, unset or 0 outside the boxes, on the boxes' device; or a list
-        of D dicts `{"size": [H, W], "counts": str}`, which pycocotools loads and JSON writes. RLEs are made on
-        the host, where they are the encoded "bool" output bit for bit.
+        "bool" and "float": (D, H, W) bool, or float32 probabilities, on the boxes' device; False or 0 outside the
+        boxes. "rle": a list of D dicts `{"size": [H, W], "counts": str}`, which pycocotools and JSON accept. RLEs are
+        computed on the host and equal the encoded "bool" output of the host bit for bit.
 
     Raises:
-        ValueError: shapes differ from the above, a box is not finite, or an argument is out of its range.
+        ValueError: a shape differs from the above, a box is not finite, or an argument is out of range.
 
     Example:
         >>> box = torch.tensor([[0.0, 0.0, 4.0, 2.0]])
@@ -109,7 +108,7 @@ def paste_masks(
     grids, boxes = mask_probs.detach().float(), boxes.detach()
     if output == "rle":
         grids, boxes = grids.cpu(), boxes.cpu()
-    # To the host before to float64, which not every device has.
+    # MPS has no float64, so its boxes move to the host before the conversion.
     boxes = boxes.cpu().double() if boxes.device.type in ("cpu", "mps") else boxes.double()
     check_finite(boxes)
     # Autocast would round the matrix products to half precision.
@@ -120,7 +119,7 @@ def paste_masks(
         masks = torch.zeros((len(boxes), *image_size), dtype=dtype, device=device)
         pasted = (_windows if device.type == "cpu" else _whole_images)(grids, boxes, image_size, offset)
         for detection, probs, inside, top, left in pasted:
-            # The encoding goes down the columns, so windows do.
+            # COCO's RLE is column-major, so windows are (w, h).
             window = masks[detection, top : top + probs.shape[1], left : left + probs.shape[0]].T
             if output == "float":
                 window.copy_(probs)
@@ -130,21 +129,24 @@ def paste_masks(
 
 
 def unaligned_offset(image_size: tuple[int, int], network_size: tuple[int, int]) -> tuple[float, float]:
-    """What unaligned masks are off by in an image that is resized for the network.
+    """Return the sub-pixel offset of masks predicted by a network that was trained on unaligned targets.
 
-    torchvision is off twice. Its targets are sampled half a pixel of the resized image too far to the right and
-    down, so that masks come out too far to the left and up. But before that, `interpolate(mode="nearest")`
-    resizes masks of n pixels to n' by giving pixel j the value of pixel floor(j n / n'): an edge at e goes to
-    ceil(e n' / n). That is to the right of where it belongs, over all edges by (1 - gcd(n, n') / n) / 2 on
-    average, and takes as much back. What remains, in the image's own pixels, is gcd(n, n') / n' / 2: half a
-    pixel without resizing, and next to nothing for most sizes.
+    torchvision's targets have two offsets. RoIAlign samples them half a pixel of the resized image too far right and
+    down, so predicted masks are too far left and up. Before that, `interpolate(mode="nearest")` resizes masks from
+    n to n' pixels and copies pixel floor(j n / n') to pixel j: an edge at e moves to ceil(e n' / n). That is too far
+    right, by (1 - gcd(n, n') / n) / 2 on average over all edges, and reduces the first offset by as much. The rest,
+    in the image's own pixels, is gcd(n, n') / n' / 2: half a pixel without resizing, and almost zero for most sizes.
 
     Args:
         image_size: (H, W) of the image, in px.
-        network_size: (H', W') that it is resized to.
+        network_size: (H', W') of the resized image, in px.
 
     Returns:
-        (y, x) in px of the image.
+        (dy, dx) in px of the image, for `paste_masks`.
+
+    Example:
+        >>> unaligned_offset((480, 640), (480, 640)), unaligned_offset((480, 640), (960, 1280))
+        ((0.5, 0.5), (0.25, 0.25))
     """
     y, x = (
         0.5 * math.gcd(own, resized) / resized for own, resized in zip(image_size, network_size, strict=True)
@@ -152,15 +154,15 @@ def unaligned_offset(image_size: tuple[int, int], network_size: tuple[int, int])
     return y, x
 
 
-#: A part of a detection's mask: which detection, its probabilities (w, h), which of these lie in the box (None for all
-#: of them), and the row and the column of the first.
+#: A part of a detection's mask: index of the detection, probabilities (w, h), whether each pixel lies in the box (None:
+#: all do), and the image row and column of the first pixel.
 _Window = tuple[int, Tensor, Tensor | None, int, int]
 
 
 def _windows(
     grids: Tensor, boxes: Tensor, image_size: tuple[int, int], offset: tuple[float, float]
 ) -> Iterator[_Window]:
-    """Yield the pixels in each detection's box, some columns at a time where they are many."""
+    """Yield the pixels inside each detection's box; large boxes in chunks of columns."""
     size = grids.shape[1]
     padded = _padded(grids, offset)
     for chunk in _chunks(len(boxes), image_size, size):
@@ -182,7 +184,7 @@ def _whole_images(
 ) -> Iterator[_Window]:
     """Yield all pixels of the image for each detection.
 
-    More arithmetic than the windows, in a few kernels and without asking the device for their sizes.
+    Takes more arithmetic than `_windows`, but few kernels, and no synchronization to read the sizes of the boxes.
     """
     height, width = image_size
     padded = _padded(grids, offset)
@@ -203,7 +205,7 @@ def _whole_images(
 
 
 def _chunks(count: int, image_size: tuple[int, int], size: int) -> Iterator[slice]:
-    """Yield slices of detections whose interpolation weights are held at once."""
+    """Yield slices of detections whose interpolation weights fit in one chunk."""
     at_once = _WEIGHTS_AT_ONCE // (max(*image_size, 1) * (size + 2))
     at_once = min(max(at_once, 1), _DETECTIONS_AT_ONCE)
     for first in range(0, count, at_once):
@@ -211,7 +213,7 @@ def _chunks(count: int, image_size: tuple[int, int], size: int) -> Iterator[slic
 
 
 def _padded(grids: Tensor, offset: tuple[float, float]) -> Tensor:
-    """Put a frame around each grid, (D, M + 2, M + 2): zeros, or a share of the edge where a shift needs it."""
+    """Pad each grid to (D, M + 2, M + 2), with zeros, or with `_EDGE_SHARE` of the edge where the offset needs it."""
     padded = F.pad(grids, (1, 1, 1, 1))
     if offset[0]:
         padded[:, 0, :] = _EDGE_SHARE * padded[:, 1, :]
@@ -221,16 +223,25 @@ def _padded(grids: Tensor, offset: tuple[float, float]) -> Tensor:
 
 
 def _pixels(low: Tensor, high: Tensor, length: int) -> tuple[Tensor, Tensor]:
-    """First and last + 1 of the pixels with centres in [low, high), (D,) int64."""
+    """Return the first pixel with its center in [low, high), and the last plus 1, both (D,) int64."""
     start = (low - 0.5).ceil().clamp(0, length).long()
     stop = (high - 0.5).ceil().clamp(0, length).long()
     return start, torch.maximum(start, stop)
 
 
 def _interpolation(low: Tensor, high: Tensor, start: Tensor, count: int, size: int, offset: float) -> Tensor:
-    """Bilinear weights (D, count, M + 2) float32 of the framed grid's cells in the pixels from `start` on."""
+    """Return the bilinear weights (D, count, M + 2) float32 of the padded grid's cells in `count` pixels.
+
+    Args:
+        low: (D,) low edge of each box, in px.
+        high: (D,) high edge of each box.
+        start: (D,) first pixel of each detection.
+        count: number of pixels from `start` on.
+        size: M.
+        offset: of the predicted masks along this axis, in px.
+    """
     pixel = start[:, None] + torch.arange(count, device=low.device) + (0.5 - offset)
-    # Cell m of the grid has its centre at m + 0.5, and the frame moves it up by one.
+    # Cell m of the grid has its center at m + 0.5; the padding shifts its index by one.
     scale = size / (high - low).clamp(min=1e-6)
     position = ((pixel - low[:, None]) * scale[:, None] + 0.5).clamp(0, size + 1)
     cells = torch.arange(size + 2, device=low.device)
@@ -238,7 +249,7 @@ def _interpolation(low: Tensor, high: Tensor, start: Tensor, count: int, size: i
 
 
 def _rles(windows: Iterator[_Window], count: int, threshold: float, image_size: tuple[int, int]) -> list[RLE]:
-    """Encode the masks of so many detections, whose windows come by rising detection and column."""
+    """Encode the masks of `count` detections, whose windows are sorted by detection and column."""
     height, width = image_size
     ends: list[list[IntArray]] = [[] for _ in range(count)]
     gathered: list[tuple[int, Tensor, int, int]] = []
@@ -260,17 +271,17 @@ def _rles(windows: Iterator[_Window], count: int, threshold: float, image_size: 
 
 
 def _run_ends(windows: list[tuple[int, Tensor, int, int]], height: int) -> list[IntArray]:
-    """Find where runs start and, by turns, stop in (w, h) bool windows, as places down the image's columns.
+    """Return, per (w, h) bool window, the starts and stops of its runs in turn, as column-major pixel indices.
 
-    All windows' columns stand in one row of bytes, each behind a zero, so that every run starts and stops
-    within its column.
+    The columns of all windows are concatenated, each after a zero, so that every run starts and stops within its
+    column.
     """
     sizes = [(window.shape[0], window.shape[1] + 1) for _, window, _, _ in windows]
     offsets = np.cumsum([0] + [w * h for w, h in sizes])
     framed = np.zeros(offsets[-1] + 1, dtype=np.int8)
     for (_, window, _, _), (w, h), offset in zip(windows, sizes, offsets[:-1], strict=True):
         framed[offset : offset + w * h].reshape(w, h)[:, 1:] = window.numpy()
-    # That there is a zero before each column makes up for an edge being one place before the pixel that it belongs to.
+    # An edge's index is one less than its pixel's; the zero before each column adds one, so the two cancel.
     edges = np.flatnonzero(framed[1:] != framed[:-1])
     counts = np.diff(np.searchsorted(edges, offsets))
     column_height = np.repeat([h for _, h in sizes], counts)
@@ -282,8 +293,8 @@ def _run_ends(windows: list[tuple[int, Tensor, int, int]], height: int) -> list[
 
 
 def _rle(ends: IntArray, height: int, width: int) -> RLE:
-    """Encode a mask by where its runs start and stop."""
-    # A run down to the last row that goes on at the top of the next column is one run.
+    """Encode a mask given the starts and stops of its runs."""
+    # Join runs that reach the last row with those that continue at the top of the next column.
     joined = np.flatnonzero(ends[1:-1:2] == ends[2::2])
     ends = np.delete(ends, np.concatenate([2 * joined + 1, 2 * joined + 2]))
     runs = np.diff(ends, prepend=0, append=height * width).tolist()

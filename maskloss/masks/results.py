@@ -1,4 +1,4 @@
-"""Detections as COCO results."""
+"""Convert detections to COCO results."""
 
 from __future__ import annotations
 
@@ -18,27 +18,34 @@ def image_results(
     offset: tuple[float, float] = (0.0, 0.0),
     category_ids: Sequence[int] | None = None,
 ) -> list[dict[str, Any]]:
-    """Return one image's detections as COCO results with RLE masks.
+    """Convert one image's detections to COCO results with RLE masks.
 
     Args:
-        detection: boxes (D, 4) xyxy in px of the image, labels (D,), scores (D,); of a model with masks, masks
-            (D, 1, M, M), the probabilities on the grid of each box; where there are any, mask_scores (D,).
-        image_id: of the results.
+        detection: boxes (D, 4) xyxy in px of the image, labels (D,), scores (D,); optionally masks (D, 1, M, M),
+            probabilities on the grid of each box, and mask_scores (D,).
+        image_id: id of the image in the results.
         image_size: (H, W) of the image, in px.
-        offset: (y, x), see `paste_masks`.
-        category_ids: label i + 1 is category `category_ids[i]`; labels are the categories where not given.
+        offset: (dy, dx), see `paste_masks`.
+        category_ids: label i + 1 becomes category `category_ids[i]`; by default labels are the category ids.
 
     Returns:
-        Dicts with image_id, category_id, bbox (x, y, width, height in px), score; segmentation of a model with masks,
-        and mask_score where the detection has mask_scores.
+        D dicts with image_id, category_id, bbox (x, y, width, height in px) and score; with segmentation if the
+        detection has masks, and with mask_score if it has mask_scores.
 
     Raises:
-        ValueError: the masks are pasted already, or a label has no category.
+        ValueError: the masks are already pasted, or a label has no category.
+
+    Example:
+        >>> import torch
+        >>> boxes, labels, scores = torch.tensor([[2.0, 1.0, 6.0, 9.0]]), torch.tensor([1]), torch.tensor([0.5])
+        >>> image_results({"boxes": boxes, "labels": labels, "scores": scores}, 7, (10, 12), category_ids=[3])
+        [{'image_id': 7, 'category_id': 3, 'bbox': [2.0, 1.0, 4.0, 8.0], 'score': 0.5}]
     """
     masks = detection.get("masks")
     if masks is not None and (masks.dim() != 4 or masks.shape[1] != 1 or masks.shape[2] != masks.shape[3]):
         raise ValueError(
-            f"masks must be probabilities (D, 1, M, M), not {tuple(masks.shape)}: they are with convert(paste=None)"
+            f"masks must be probabilities (D, 1, M, M), not {tuple(masks.shape)}; "
+            "call maskloss.convert(model, paste=None)"
         )
     boxes = detection["boxes"].detach().cpu().double()
     boxes[:, 2:] -= boxes[:, :2]
@@ -46,7 +53,9 @@ def image_results(
     if category_ids is not None:
         beyond = [label for label in labels if not 1 <= label <= len(category_ids)]
         if beyond:
-            raise ValueError(f"label {beyond[0]} has no category, there are {len(category_ids)} category_ids")
+            raise ValueError(
+                f"label {beyond[0]} has no category: category_ids has {len(category_ids)} entries"
+            )
     results = [
         {
             "image_id": image_id,

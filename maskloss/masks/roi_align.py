@@ -1,8 +1,8 @@
 """RoIAlign of one mask per box, as two small matrix products.
 
-On an axis-aligned grid bilinear sampling is separable: a target is `rows @ crop @ columns.T`, where `rows` and
-`columns` hold the weight of each pixel row and column in each cell. So only the crop is read or converted; no
-float copy of a full-image mask is made. (On a GPU the products follow torch's TF32 setting, off by default.)
+On an axis-aligned grid, bilinear sampling is separable: a target is `rows @ crop @ columns.T`, where `rows` and
+`columns` hold the weight of each pixel row and column in each cell. Only the crop is read and converted to float, never
+a full-image mask. (On a GPU the products follow torch's TF32 setting, which is off by default.)
 """
 
 from __future__ import annotations
@@ -17,28 +17,33 @@ from torch import Tensor
 
 from maskloss.masks.encoded import Runs
 
-#: Boxes whose weights are held at once on a CPU, which takes their crops one by one.
+#: Chunk size on a CPU: boxes whose weights are computed together; their crops are sampled one by one.
 _BOXES_AT_ONCE = 16
-#: Pixels of the crops that a GPU takes at once, and how much larger padding to one size may make them.
+#: Limits of a group of crops on a GPU: pixels after padding to one size, and the factor by which padding adds pixels.
 _PIXELS_AT_ONCE = 2**24
 _LARGEST_PADDING = 2.0
 
 
 @dataclass(frozen=True)
 class AxisSampling:
-    """Where RoIAlign samples along one axis, for each of P boxes.
+    """RoIAlign's sample positions along one axis, for each of P boxes.
 
-    The arithmetic follows RoIAlign step by step, in float32, so that every sample falls on the same side of
-    every pixel as there.
+    The arithmetic follows RoIAlign step by step, in float32, so that every sample falls on the same side of every
+    pixel as in torchvision's operator.
 
     Attributes:
-        low: (P,) where the first cell begins, with pixel k's centre at k.
-        cell: (P,) length of a cell in px.
+        low: (P,) start of the first cell, in coordinates that put pixel k's center at k.
+        cell: (P,) length of a cell, in px.
         samples: (P,) samples per cell, at least 1.
-        start: (P,) int64, the first pixel that may count.
-        stop: (P,) int64, past the last pixel that may count; above `start`.
-        length: pixels along the axis.
-        size: M, cells.
+        start: (P,) int64, first pixel that may have a weight.
+        stop: (P,) int64, last pixel that may have a weight, plus 1; greater than `start`.
+        length: number of pixels along the axis.
+        size: M, number of cells.
+
+    Example:
+        >>> low, high = torch.tensor([1.0]), torch.tensor([3.0])
+        >>> AxisSampling.of(low, high, length=4, size=1, aligned=True).weights(4, 2)
+        tensor([[[0.0000, 0.5000, 0.5000, 0.0000]]])
     """
 
     low: Tensor
@@ -53,15 +58,15 @@ class AxisSampling:
     def of(
         cls, low: Tensor, high: Tensor, length: int, size: int, *, aligned: bool, sampling_ratio: int = -1
     ) -> AxisSampling:
-        """Sample boxes along an axis.
+        """Make the sample positions of boxes along an axis.
 
         Args:
-            low: (P,) float32 lower edges, in px.
-            high: (P,) float32 upper edges.
-            length: pixels along the axis.
-            size: M, cells.
-            aligned: whether pixel k's centre is at k + 0.5, or at k, where boxes are at least 1 px long.
-            sampling_ratio: samples per cell; about one per pixel where not positive.
+            low: (P,) float32 low edges, in px.
+            high: (P,) float32 high edges, in px.
+            length: number of pixels along the axis.
+            size: M, number of cells.
+            aligned: True puts pixel k's center at k + 0.5; False puts it at k and makes boxes at least 1 px long.
+            sampling_ratio: samples per cell; if not positive, about one per pixel.
         """
         if aligned:
             low, high = low - 0.5, high - 0.5
@@ -69,18 +74,18 @@ class AxisSampling:
         if not aligned:
             extent = extent.clamp(min=1.0)
         cell = extent / size
-        # A box that no image holds has 2**24 samples per cell at most, so that they can be counted.
+        # float32 holds sample numbers up to 2**24 exactly; only boxes far larger than any image reach this limit.
         samples = cell.ceil().clamp(1, 2**24)
         if sampling_ratio > 0:
             samples = torch.full_like(cell, sampling_ratio)
         ends = torch.stack([low + 0.5 * cell / samples, low + size * cell - 0.5 * cell / samples])
-        # A pixel more at either end, against the rounding of these two.
+        # One more pixel at either end, because `ends` is rounded.
         start = (ends.amin(0).floor() - 1).clamp(0, length - 1).long()
         stop = (ends.amax(0).floor() + 3).clamp(1, length).long()
         return cls(low, cell, samples, start, stop, length, size)
 
     def of_boxes(self, boxes: slice | Tensor) -> AxisSampling:
-        """Take some of the boxes."""
+        """Return the sample positions of some of the boxes."""
         return AxisSampling(
             self.low[boxes],
             self.cell[boxes],
@@ -92,7 +97,7 @@ class AxisSampling:
         )
 
     def to(self, device: torch.device) -> AxisSampling:
-        """Move to a device, from the host without waiting for it."""
+        """Return a copy on a device, transferred from the host without synchronizing."""
         low, cell, samples, start, stop = (
             values.to(device, non_blocking=True)
             for values in (self.low, self.cell, self.samples, self.start, self.stop)
@@ -100,36 +105,38 @@ class AxisSampling:
         return AxisSampling(low, cell, samples, start, stop, self.length, self.size)
 
     def sizes(self) -> tuple[int, int]:
-        """Give the largest stop - start and the most samples per cell of any box, from tensors on the host."""
+        """Return the largest stop - start and the largest number of samples per cell; tensors must be on the host."""
         return int((self.stop - self.start).max()), int(self.samples.max())
 
     def weights(self, window: int, most_samples: int) -> Tensor:
-        """Weight of each pixel in each cell.
+        """Compute the weight of each pixel in each cell.
+
+        Both arguments come from the host (`sizes`), so that this does not synchronize with the device, and
+        torch.compile captures it in one graph.
 
         Args:
             window: L, at least the largest stop - start.
-            most_samples: at least the most samples per cell of any box. Both are arguments, because sizes are
-                the host's to know: here nothing waits for a device, and torch.compile sees one graph.
+            most_samples: at least the largest number of samples per cell.
 
         Returns:
             (P, M, L), where [p, m, k] is the weight of pixel start[p] + k in cell m of box p.
         """
         device = self.low.device
-        most_in_image = 2 * self.length + 4  # they are over half a pixel apart
+        most_in_image = 2 * self.length + 4  # samples are more than half a pixel apart
         low, cell, samples, start = (
             values[:, None, None] for values in (self.low, self.cell, self.samples, self.start)
         )
         cell_low = low + torch.arange(self.size, device=device)[None, :, None] * cell  # (P, M, 1)
         step = torch.arange(min(most_samples, most_in_image), device=device)
         if most_samples > most_in_image:
-            # Far more samples than pixels: look only at those from the first in the image on.
+            # Far more samples than pixels: start with the first sample in the image.
             step = step + ((-1.0 - cell_low) * samples / cell - 1.5).floor().clamp(min=0)
         position = cell_low + (step + 0.5) * cell / samples  # (P, M, S)
         counted = (step < samples) & (position >= -1.0) & (position <= self.length)
         share = counted / samples
         position = position.clamp(0, self.length)
         below = position.floor().long().clamp(max=self.length - 1)
-        # At the last pixel both are the same, so RoIAlign's holding of the value there comes by itself.
+        # At the last pixel, below equals above, so the value is extended beyond it, as in RoIAlign.
         above = (below + 1).clamp(max=self.length - 1)
         fraction = position - below
         weights = position.new_zeros((*position.shape[:2], window))
@@ -141,20 +148,26 @@ class AxisSampling:
 def roi_align_bitmaps(
     masks: Tensor, boxes: Tensor, matched_idxs: Tensor, size: int, *, aligned: bool
 ) -> Tensor:
-    """RoIAlign with an adaptive number of samples, one channel per box.
+    """Compute RoIAlign with an adaptive number of samples, one mask per box.
 
     Args:
         masks: (G, H, W) bool, or uint8 of 0 and 1, on any device.
         boxes: (P, 4) float32, xyxy in px, finite, P >= 1, on the host.
         matched_idxs: (P,) int64 in [0, G), on the host.
         size: M.
-        aligned: whether pixel k's centre is at k + 0.5, or at k as in torchvision's targets.
+        aligned: True puts pixel k's center at k + 0.5; False at k, as torchvision's targets do.
 
     Returns:
         (P, M, M) float32 in [0, 1], on the masks' device.
 
     Raises:
-        ValueError: a uint8 mask has a value above 1 where it was read.
+        ValueError: a uint8 mask has a value above 1 in a box.
+
+    Example:
+        >>> masks, boxes = torch.tensor([[[0, 1], [0, 1]]], dtype=torch.bool), torch.tensor([[0.0, 0.0, 2.0, 2.0]])
+        >>> roi_align_bitmaps(masks, boxes, torch.tensor([0]), 2, aligned=True)
+        tensor([[[0., 1.],
+                 [0., 1.]]])
 
     Source: He et al., "Mask R-CNN", 2017, section 3; `torchvision.ops.roi_align` with sampling_ratio=-1.
     """
@@ -170,21 +183,27 @@ def roi_align_bitmaps(
 
 
 def roi_align_runs(runs: Sequence[Runs], rows: AxisSampling, columns: AxisSampling) -> Tensor:
-    """RoIAlign of masks that are given as runs of pixels down their columns, without the pixels.
+    """Compute RoIAlign of masks that are given as vertical runs, without decoding them to bitmaps.
 
-    A run adds its column's weight times the sum of its rows' weights, which two cumulative sums give.
+    A run adds its column's weight times the sum of its rows' weights. The sum is the difference of two cumulative sums.
 
     Args:
-        runs: of each of P boxes' mask.
-        rows: sampling of the P boxes in y, on a CPU.
-        columns: sampling of the P boxes in x, on a CPU.
+        runs: the mask of each of P boxes.
+        rows: sample positions of the P boxes in y, on the host.
+        columns: sample positions of the P boxes in x, on the host.
 
     Returns:
         (P, M, M) float32 in [0, 1].
+
+    Example:
+        >>> import numpy as np
+        >>> axis = AxisSampling.of(torch.tensor([0.0]), torch.tensor([2.0]), length=2, size=2, aligned=True)
+        >>> roi_align_runs([Runs(np.array([1]), np.array([0]), np.array([2]))], axis, axis).tolist()
+        [[[0.0, 1.0], [0.0, 1.0]]]
     """
     targets = torch.zeros((len(runs), rows.size, rows.size))
     for boxes in _chunks(len(runs)):
-        # [..., k] is the weight of the window's first k rows.
+        # up_to[..., k] is the total weight of the window's first k rows.
         row_weights, column_weights = (
             axis.weights(*axis.sizes()).double() for axis in (rows.of_boxes(boxes), columns.of_boxes(boxes))
         )
@@ -207,14 +226,14 @@ def roi_align_runs(runs: Sequence[Runs], rows: AxisSampling, columns: AxisSampli
 
 
 def _as_shares(targets: Tensor) -> Tensor:
-    """Clamp targets to [0, 1], which sums of rounded weights may leave by some 1e-7; in place."""
+    """Clamp targets to [0, 1] in place; sums of rounded weights may exceed the range by about 1e-7."""
     return targets.clamp_(0, 1)
 
 
 def _one_by_one(
     masks: Tensor, rows: AxisSampling, columns: AxisSampling, matched_idxs: Tensor
 ) -> tuple[Tensor, int]:
-    """Take the crops one by one, each of its own size: least work, and a loop that a CPU does not mind."""
+    """Sample the crops one by one, each at its own size: the least arithmetic, and on a CPU a loop is cheap."""
     windows = torch.stack([matched_idxs, rows.start, rows.stop, columns.start, columns.stop], dim=1).tolist()
     targets, peaks = [], [masks.new_zeros((), dtype=torch.uint8)]
     for boxes in _chunks(len(windows)):
@@ -233,10 +252,10 @@ def _one_by_one(
 def _in_groups(
     masks: Tensor, rows: AxisSampling, columns: AxisSampling, matched_idxs: Tensor
 ) -> tuple[Tensor, int]:
-    """Take crops of like size together: few kernels, where starting one costs more than its work."""
+    """Sample crops of similar size together: few kernels, because on a GPU a launch costs more than its arithmetic."""
     device = masks.device
     sizes = torch.stack([rows.stop - rows.start, columns.stop - columns.start], dim=1)
-    # By height in octaves, then by width, so that neighbours are alike in both.
+    # By height in octaves, then by width, so that consecutive crops are similar in both.
     order = (sizes[:, 0].log2().long() * (masks.shape[2] + 1) + sizes[:, 1]).argsort()
     targets = torch.empty((len(order), rows.size, rows.size), device=device)
     largest = masks.new_zeros((), dtype=torch.uint8)
@@ -265,18 +284,24 @@ def align_crops(
     row_sizes: tuple[int, int],
     column_sizes: tuple[int, int],
 ) -> tuple[Tensor, Tensor]:
-    """RoIAlign of B crops that are padded to one size, by tensors of one device alone.
+    """Compute RoIAlign of B crops padded to one size, on the device and without synchronizing.
 
     Args:
         masks: (G, H, W) bool or uint8.
-        instances: (B,) int64, the mask of each crop.
-        rows: sampling of the B boxes in y, as are the masks on the device.
-        columns: in x.
-        row_sizes: `rows.sizes()`, which the host knows.
-        column_sizes: `columns.sizes()`.
+        instances: (B,) int64, index of each crop's mask.
+        rows: sample positions of the B boxes in y, on the masks' device.
+        columns: sample positions of the B boxes in x, on the masks' device.
+        row_sizes: `rows.sizes()`, computed on the host.
+        column_sizes: `columns.sizes()`, computed on the host.
 
     Returns:
-        (B, M, M) float32; and the largest value that was read, a scalar, 1 for bool masks.
+        (B, M, M) float32; and the largest value in the crops, a scalar, 1 for bool masks.
+
+    Example:
+        >>> masks = torch.tensor([[[0, 1], [0, 1]]], dtype=torch.bool)
+        >>> axis = AxisSampling.of(torch.tensor([0.0]), torch.tensor([2.0]), length=2, size=2, aligned=True)
+        >>> align_crops(masks, torch.tensor([0]), axis, axis, axis.sizes(), axis.sizes())[0].tolist()
+        [[[0.0, 1.0], [0.0, 1.0]]]
     """
     y, x = (
         (axis.start[:, None] + torch.arange(window, device=masks.device)).clamp(max=axis.length - 1)
@@ -289,7 +314,7 @@ def align_crops(
 
 
 def _group_ends(sizes: list[list[int]]) -> Iterator[int]:
-    """Yield 0, and then the end of each group of crops, of sizes [h, w], that are taken together."""
+    """Yield 0, then the end index of each group of crops (sizes [h, w]) that are sampled together."""
     yield 0
     height = width = pixels = first = 0
     for index, (h, w) in enumerate(sizes):

@@ -1,7 +1,7 @@
-"""Mask targets: what the M x M grid of each positive RoI is compared with.
+"""Mask targets: the ground truth of each positive RoI, on its M x M grid.
 
-Bitmaps and RLEs are sampled by RoIAlign (`roi_align.py`), polygons are integrated exactly (`coverage.py`). No
-full-image mask is made or copied on the way.
+Bitmaps and RLEs are sampled by RoIAlign (`roi_align.py`); polygons are integrated exactly (`coverage.py`). Neither
+makes or copies a full-image mask.
 """
 
 from __future__ import annotations
@@ -18,19 +18,26 @@ from maskloss.masks.coverage import polygon_coverage
 from maskloss.masks.encoded import EncodedMasks, FloatArray
 from maskloss.masks.roi_align import AxisSampling, roi_align_bitmaps, roi_align_runs
 
-#: Least side of a box in px. A box without an area reads the point that it is.
+#: Minimum side of a box in px. A box without area is treated as a point.
 _LEAST_SIDE = 1e-6
 
 
 @dataclass(frozen=True)
 class MaskTargets:
-    """How mask targets are made from the ground truth.
+    """Options for making mask targets from the ground truth.
 
     Attributes:
-        aligned: True puts a mask where it is. False is torchvision's RoIAlign, which is half a pixel off;
-            a network trained so needs its masks pasted with the matching shift.
-        binary: True thresholds at 0.5, as Detectron2 does. False keeps the fraction of each cell that is
-            covered, which tells the network where inside the cell the boundary runs.
+        aligned: True keeps masks at their exact position. False uses torchvision's RoIAlign, which is off by half a
+            pixel; masks predicted by a network trained this way must be pasted with the matching offset.
+        binary: True thresholds at 0.5, as Detectron2 does. False keeps the covered fraction of each cell, which tells
+            the network where inside the cell the boundary runs.
+
+    Raises:
+        TypeError: a value is not a bool.
+
+    Example:
+        >>> MaskTargets(binary=True)
+        MaskTargets(aligned=True, binary=True)
     """
 
     aligned: bool = True
@@ -54,43 +61,48 @@ def mask_targets(
     aligned: bool = True,
     binary: bool = False,
 ) -> Tensor:
-    """Crop each RoI's matched ground-truth mask to its box and resize it to the grid.
+    """Crop each RoI's matched ground-truth mask to its box and resize it to the M x M grid.
+
+    Boxes on a GPU cost one synchronization. Bitmaps are sampled on their own device; uint8 bitmaps cost another
+    synchronization there, to check their values. Encoded masks are processed on the host.
 
     Args:
         gt_masks: one image's masks: (G, H, W) bool, or uint8 of 0 and 1, or `EncodedMasks`.
         boxes: (P, 4), xyxy in px of this image.
-        matched_idxs: (P,) int64 in [0, G), the instance that each box is matched to.
-        size: M, cells a side.
-        aligned: False shifts by half a pixel, which is torchvision's target.
-        binary: threshold at 0.5 (bitmaps), or rasterise inside the box (polygons).
+        matched_idxs: (P,) int64 in [0, G), index of the instance matched to each box.
+        size: M, cells per side.
+        aligned: False shifts by half a pixel, as torchvision's targets do.
+        binary: threshold at 0.5 (bitmaps, RLEs), or rasterize inside the box (polygons).
 
     Returns:
-        (P, M, M) float32 in [0, 1] on the boxes' device; binary ones hold 0 and 1 only. Bitmaps and RLEs are
-        sampled as RoIAlign does with an adaptive number of samples per cell; of polygons it is the exact area
-        of each cell that their union covers. A polygon that crosses itself covers what it surrounds an odd
-        number of times, as in pycocotools.
+        (P, M, M) float32 in [0, 1] on the boxes' device; only 0 and 1 if binary. Bitmaps and RLEs are sampled as
+        RoIAlign does, with an adaptive number of samples per cell. For polygons, values are the exact fraction of each
+        cell that their union covers; self-crossing polygons are filled by the even-odd rule, as in pycocotools.
 
     Raises:
-        TypeError: the masks are of another dtype.
-        ValueError: the masks are no (G, H, W), a mask has a value other than 0 and 1 where it was read, a box
-            is not finite, or an index is outside [0, G).
+        TypeError: the masks have another dtype.
+        ValueError: the masks do not have shape (G, H, W), a uint8 mask has a value other than 0 and 1 in a box, an
+            instance in `matched_idxs` has no mask, a box is not finite, or an index is outside [0, G).
 
-    Boxes on a device are waited for once. Bitmaps are then read on that device, and waited for once more where
-    they are uint8, to know their values; the work on encoded masks is done on the host.
+    Example:
+        >>> masks = EncodedMasks([[[0, 0, 3, 0, 3, 4, 0, 4]]], height=4, width=4)
+        >>> mask_targets(masks, torch.tensor([[0.0, 0.0, 4.0, 4.0]]), torch.tensor([0]), 2)
+        tensor([[[1.0000, 0.5000],
+                 [1.0000, 0.5000]]])
 
-    Source: bitmaps: `torchvision.ops.roi_align` with sampling_ratio=-1, which torchvision calls unaligned
-    and Detectron2 aligned and thresholded. Binary polygons: Detectron2's `rasterize_polygons_within_box`.
+    Source: bitmaps: `torchvision.ops.roi_align` with sampling_ratio=-1, which torchvision uses unaligned, and
+    Detectron2 aligned and thresholded. Binary polygons: Detectron2's `rasterize_polygons_within_box`.
     """
     if size < 1:
         raise ValueError(f"size must be at least 1, got {size}")
     if len(boxes) == 0:
         _check_form(gt_masks)
         return boxes.new_zeros((0, size, size), dtype=torch.float32)
-    # One transfer, so one wait for the device.
     if boxes.device.type == "cpu":
         host_boxes, host_idxs = boxes.detach().cpu().double(), matched_idxs.cpu()
     else:
-        # One copy for both, in float32, which holds indices below 2**24: not every device has float64.
+        # One transfer for both costs one synchronization. Not every device has float64; float32 holds indices below
+        # 2**24 exactly.
         dtype = torch.promote_types(boxes.dtype, torch.float32)
         on_host = torch.cat([boxes.detach().to(dtype), matched_idxs[:, None].to(dtype)], dim=1).cpu()
         host_boxes, host_idxs = on_host[:, :4].double(), on_host[:, 4].long()
@@ -107,18 +119,27 @@ def targets_of_host_boxes(
     aligned: bool,
     binary: bool,
 ) -> Tensor:
-    """Do what `mask_targets` does, with boxes (float64, P >= 1) and indices that are on the host already.
+    """Compute `mask_targets` of boxes (P >= 1, float64) and indices that are already on the host.
+
+    Bool masks on a device cost no synchronization.
 
     Returns:
-        (P, M, M) float32, of bitmaps on their device, of encoded masks on the host. Bool masks on a device are
-        not waited for.
+        (P, M, M) float32, on the device of bitmaps, or on the host for encoded masks.
+
+    Example:
+        >>> masks, boxes = torch.eye(4, dtype=torch.bool)[None], torch.tensor([[0.0, 0.0, 4.0, 4.0]]).double()
+        >>> targets_of_host_boxes(masks, boxes, torch.tensor([0]), 2, aligned=True, binary=False)
+        tensor([[[0.5000, 0.0000],
+                 [0.0000, 0.5000]]])
     """
     _check_form(gt_masks)
     check_finite(boxes)
     low, high = int(matched_idxs.min()), int(matched_idxs.max())
     if low < 0 or high >= len(gt_masks):
         found = low if low < 0 else high
-        raise ValueError(f"matched_idxs must lie in [0, {len(gt_masks)}) for as many masks, found {found}")
+        raise ValueError(
+            f"matched_idxs must lie in [0, {len(gt_masks)}) for {len(gt_masks)} masks, found {found}"
+        )
     # Autocast would round matrix products to half precision.
     with torch.autocast(gt_masks.device.type if isinstance(gt_masks, Tensor) else "cpu", enabled=False):
         if isinstance(gt_masks, EncodedMasks):
@@ -140,14 +161,14 @@ def _from_encoded(
     masks: EncodedMasks, boxes: Tensor, matched_idxs: Tensor, size: int, aligned: bool, binary: bool
 ) -> Tensor:
     if not aligned:
-        # Unaligned sampling reads half a pixel further right and down, so the box does; and it takes no box
-        # to be smaller than a pixel.
+        # Shift the box instead of the samples: unaligned RoIAlign samples half a pixel further right and down. It also
+        # makes boxes at least one pixel long.
         low = boxes[:, :2] + 0.5
         boxes = torch.cat([low, low + (boxes[:, 2:] - boxes[:, :2]).clamp(min=1.0)], dim=1)
     targets = torch.empty((len(boxes), size, size), dtype=torch.float32)
     for index in sorted(set(matched_idxs.tolist())):
         if not masks.has_mask(index):
-            raise ValueError(f"instance {index} has no mask, so there are no mask targets of it")
+            raise ValueError(f"instance {index} has no mask, so it has no mask targets")
     rle = torch.tensor([masks.is_rle(index) for index in matched_idxs.tolist()])
     for chosen, make in ((~rle, _from_polygons), (rle, _from_rles)):
         if chosen.any():
@@ -175,7 +196,7 @@ def _from_polygons(
 
 
 def _from_rles(masks: EncodedMasks, boxes: Tensor, matched_idxs: Tensor, size: int, binary: bool) -> Tensor:
-    """Aligned targets of RLEs, sampled at the resolution that they were annotated in."""
+    """Compute aligned targets of RLEs, sampled at the resolution of the annotated image."""
     x = masks.x_map.inverse(boxes[:, 0::2]).float().sort(dim=1).values
     y = masks.y_map.inverse(boxes[:, 1::2]).float().sort(dim=1).values
     height, width = masks.source_size
@@ -195,10 +216,10 @@ def _thresholded(targets: Tensor) -> Tensor:
 
 
 def _rasterized(polygon_sets: list[list[FloatArray]], boxes: FloatArray, size: int) -> Tensor:
-    """Binary targets by pycocotools' rasteriser on the grid of the box, (P, M, M)."""
+    """Compute binary targets (P, M, M) with pycocotools' rasterizer, on the grid of each box."""
     targets = np.zeros((len(polygon_sets), size, size), dtype=np.float32)
     for roi, (polygons, (x1, y1, x2, y2)) in enumerate(zip(polygon_sets, boxes, strict=True)):
-        # The floor of 0.1 px under a box's sides is Detectron2's.
+        # Detectron2 also limits the sides of a box to at least 0.1 px here.
         scale = np.array([size / max(x2 - x1, 0.1), size / max(y2 - y1, 0.1)])
         in_box = [(polygon - (x1, y1)) * scale for polygon in polygons]
         targets[roi] = rasterize_polygons(in_box, size, size)

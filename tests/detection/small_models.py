@@ -17,12 +17,12 @@ CHANNELS = 6
 
 
 class TinyBackbone(nn.Module):
-    """One strided convolution and a BatchNorm, so that there are running statistics to look at."""
+    """One strided convolution and a BatchNorm, so that there are running statistics to test."""
 
     def __init__(self) -> None:
         super().__init__()
         self.out_channels = CHANNELS
-        # A bias in front of a normalisation has a gradient of 0, of which only rounding would be compared.
+        # A bias before a normalization has a gradient of 0, so tests would compare only rounding errors.
         self.conv = nn.Conv2d(3, CHANNELS, 8, stride=8, bias=False)
         self.norm = nn.BatchNorm2d(CHANNELS)
 
@@ -31,7 +31,7 @@ class TinyBackbone(nn.Module):
 
 
 class MyMaskRCNN(MaskRCNN):
-    """A subclass, as users write them."""
+    """A user's subclass."""
 
 
 def _detector_parts() -> dict[str, object]:
@@ -84,7 +84,7 @@ def tiny_keypoint_rcnn(seed: int = 0) -> KeypointRCNN:
 
 
 def _spread(model: nn.Module) -> nn.Module:
-    """Scale the last layers up: as initialised all scores are alike, and a wrong order would not show."""
+    """Scale the last layers up: with the initial weights all scores are similar, which would hide a wrong order."""
     with torch.no_grad():
         model.roi_heads.box_predictor.cls_score.weight.mul_(10)
         model.rpn.head.cls_logits.weight.mul_(10)
@@ -92,7 +92,7 @@ def _spread(model: nn.Module) -> nn.Module:
 
 
 def batch(num_images: int = 2, seed: int = 0) -> tuple[list[Tensor], list[dict[str, Tensor]]]:
-    """Give random images of different sizes, with two rectangles each, for any of the models."""
+    """Return random images of different sizes and targets with two objects each, for any of the models."""
     generator = torch.Generator().manual_seed(seed)
     images, targets = [], []
     for index in range(num_images):
@@ -101,7 +101,7 @@ def batch(num_images: int = 2, seed: int = 0) -> tuple[list[Tensor], list[dict[s
         boxes = torch.tensor([[4.0, 6.0, 30.0, 40.0], [25.0, 20.0, 60.0, 55.0]]) + index
         masks = torch.zeros((2, height, width), dtype=torch.uint8)
         for mask, (x1, y1, x2, y2) in zip(masks, boxes.int().tolist(), strict=True):
-            # A triangle and not the whole box, so that the target is not a constant.
+            # A triangle instead of the whole box, so that the mask target is not constant.
             rows, columns = torch.arange(height)[:, None], torch.arange(width)
             mask[
                 (rows >= y1) & (rows < y2) & (columns >= x1) & (columns < x2) & (rows - y1 > columns - x1)
@@ -121,7 +121,7 @@ def batch(num_images: int = 2, seed: int = 0) -> tuple[list[Tensor], list[dict[s
 
 
 def without_objects(images: list[Tensor]) -> list[dict[str, Tensor]]:
-    """Give targets of images that show nothing."""
+    """Return targets without objects."""
     return [
         {
             "boxes": torch.zeros((0, 4)),
@@ -136,7 +136,7 @@ def without_objects(images: list[Tensor]) -> list[dict[str, Tensor]]:
 def training_pass(
     model: nn.Module, images: list[Tensor], targets: list[dict[str, Tensor]], seed: int = 1
 ) -> tuple[dict[str, Tensor], dict[str, Tensor | None]]:
-    """Give the values of the losses in one seeded step, and each parameter's gradient."""
+    """Return the values of the losses in one seeded step, and each parameter's gradient."""
     model.train()
     model.zero_grad(set_to_none=True)
     torch.manual_seed(seed)

@@ -1,4 +1,4 @@
-"""BoxCoder against torchvision's, bit for bit."""
+"""BoxCoder equals torchvision's bit for bit."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ def boxes(count: int, seed: int, dtype: torch.dtype) -> Tensor:
 
 @pytest.mark.parametrize("weights", WEIGHTS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_deltas_and_boxes_are_torchvisions(weights, dtype):
+def test_deltas_and_boxes_equal_torchvisions(weights, dtype):
     ours, stock = BoxCoder(weights), TorchvisionBoxCoder(weights)
     proposals, gt_boxes = boxes(2000, 0, dtype), boxes(2000, 1, dtype)
     assert torch.equal(ours.encode_single(gt_boxes, proposals), stock.encode_single(gt_boxes, proposals))
-    # Some of them beyond the largest growth.
+    # Some deltas exceed the clipping limit.
     deltas = 20 * torch.randn(2000, 12, generator=torch.Generator().manual_seed(2)).to(dtype)
     assert torch.equal(ours.decode_single(deltas, proposals), stock.decode_single(deltas, proposals))
 

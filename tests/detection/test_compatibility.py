@@ -1,4 +1,4 @@
-"""What is patched is refused, never ignored; wrappers are named with the way out; torch's other tools work."""
+"""Patched code raises an error instead of being ignored; errors suggest a way out; torch's other tools work."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def mine(*arguments: Any, **more: Any) -> Any:
     raise AssertionError("was called")
 
 
-# What is patched after convert.
+# Patches after convert.
 
 
 @pytest.mark.parametrize(
@@ -40,7 +40,7 @@ def mine(*arguments: Any, **more: Any) -> Any:
     [
         ("rpn.compute_loss", r"model\.rpn\.compute_loss has been patched.*objectness and rpn_box terms"),
         ("rpn.filter_proposals", r"model\.rpn\.filter_proposals has been patched"),
-        ("roi_heads.maskrcnn_loss", r"model\.roi_heads\.maskrcnn_loss has been patched.*give the mask term"),
+        ("roi_heads.maskrcnn_loss", r"model\.roi_heads\.maskrcnn_loss has been patched.*pass the mask term"),
         (
             "roi_heads.fastrcnn_loss",
             r"model\.roi_heads\.fastrcnn_loss has been patched.*classification and box",
@@ -50,7 +50,7 @@ def mine(*arguments: Any, **more: Any) -> Any:
     ],
 )
 @pytest.mark.parametrize("training", [True, False])
-def test_what_is_patched_on_a_converted_model_is_refused_at_the_next_pass(path, message, training):
+def test_patches_on_a_converted_model_raise_at_the_next_pass(path, message, training):
     model = maskloss.convert(tiny_mask_rcnn())
     images, targets = batch()
     model.train(training)(images, targets)
@@ -88,7 +88,7 @@ def test_a_method_of_torchvisions_class_replaced_after_convert_is_refused(monkey
         model(*batch())
 
 
-def test_a_function_replaced_before_a_loss_was_given_knowingly_stays_allowed(monkeypatch):
+def test_a_function_replaced_before_an_explicit_loss_is_passed_stays_allowed(monkeypatch):
     monkeypatch.setattr(torchvision_roi_heads, "maskrcnn_loss", mine)
     model = maskloss.convert(tiny_mask_rcnn(), "torchvision").train()
     model(*batch())
@@ -120,14 +120,14 @@ def test_another_transform_that_drops_the_paste_is_refused(paste):
         model(batch()[0])
 
 
-def test_another_transform_is_fine_where_the_paste_is_torchvisions():
+def test_another_transform_is_allowed_with_torchvisions_paste():
     model = maskloss.convert(tiny_mask_rcnn()).eval()
     expected = model(batch()[0])
     model.transform = stock_transform(model).eval()
     assert torch.equal(model(batch()[0])[0]["masks"], expected[0]["masks"])
 
 
-def test_a_postprocess_patched_after_convert_is_refused_where_it_drops_the_paste():
+def test_a_postprocess_patched_after_convert_raises_if_it_drops_the_paste():
     model = maskloss.convert(tiny_mask_rcnn(), paste="matched").eval()
     model.transform.postprocess = mine
     with pytest.raises(TypeError, match=r"would drop model\.transform\.postprocess"):
@@ -135,7 +135,7 @@ def test_a_postprocess_patched_after_convert_is_refused_where_it_drops_the_paste
 
 
 @pytest.mark.parametrize("part", ["rpn", "roi_heads"])
-def test_a_part_of_torchvisions_put_back_is_refused(part):
+def test_restoring_a_part_of_torchvisions_raises(part):
     model = maskloss.convert(tiny_mask_rcnn()).train()
     setattr(model, part, getattr(tiny_mask_rcnn(), part))
     with pytest.raises(
@@ -146,7 +146,7 @@ def test_a_part_of_torchvisions_put_back_is_refused(part):
 
 
 def test_a_new_predictor_after_convert_keeps_working():
-    # The fine-tuning tutorial puts one in, and some convert before.
+    # torchvision's fine-tuning tutorial replaces the predictor, and some users convert before.
     model, stock = maskloss.convert(tiny_mask_rcnn()), tiny_mask_rcnn()
     for one in (model, stock):
         torch.manual_seed(3)
@@ -157,7 +157,7 @@ def test_a_new_predictor_after_convert_keeps_working():
 
 
 @pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
-def test_a_copy_is_checked_as_its_original(duplicate):
+def test_a_copy_is_checked_like_its_original(duplicate):
     model = duplicate(maskloss.convert(tiny_mask_rcnn())).train()
     model(*batch())
     model.rpn.compute_loss = mine
@@ -165,7 +165,7 @@ def test_a_copy_is_checked_as_its_original(duplicate):
         model(*batch())
 
 
-# torchvision's forward pass taken apart, as a well-known recipe for validation losses does.
+# Code that reimplements torchvision's forward pass, as a well-known recipe for validation losses does.
 
 
 def recipe(model: nn.Module) -> tuple[Tensor, Tensor]:
@@ -193,7 +193,7 @@ def test_the_inherited_compute_loss_evaluates_the_criterion():
     )
 
 
-def test_the_inherited_compute_loss_knows_the_anchor_locations():
+def test_the_inherited_compute_loss_counts_the_anchor_locations():
     # 16 x 16 positions of the one map of 128 x 128 px, stride 8, 2 images; see `small_models`.
     model = maskloss.convert(tiny_mask_rcnn().train(), MaskRCNNLoss(normalizers={"objectness": per_location}))
     torch.manual_seed(5)
@@ -204,7 +204,7 @@ def test_the_inherited_compute_loss_knows_the_anchor_locations():
     assert recipe(model)[0].item() == pytest.approx(per_anchor * sampled / locations, rel=1e-5)
 
 
-def test_the_inherited_compute_loss_says_that_it_has_no_boxes():
+def test_the_inherited_compute_loss_raises_for_terms_that_need_boxes():
     model = maskloss.convert(tiny_mask_rcnn().train(), MaskRCNNLoss(rpn_box=BoxGIoULoss()))
     with pytest.raises(ValueError, match="has no boxes"):
         recipe(model)
@@ -214,7 +214,7 @@ def test_the_inherited_compute_loss_says_that_it_has_no_boxes():
 
 
 class CountingHeads(RoIHeads):
-    """Heads of a user's own, derived from ours."""
+    """A user's subclass of our heads."""
 
     passes = 0
 
@@ -224,10 +224,10 @@ class CountingHeads(RoIHeads):
 
 
 class CountingRPN(RegionProposalNetwork):
-    """An RPN of a user's own, derived from ours."""
+    """A user's subclass of our RPN."""
 
 
-def test_subclasses_of_our_parts_stay_what_they_are():
+def test_subclasses_of_our_parts_keep_their_class():
     expected, _ = training_pass(maskloss.convert(tiny_mask_rcnn()), *batch())
     model = tiny_mask_rcnn()
     model.roi_heads.__class__ = CountingHeads
@@ -241,7 +241,7 @@ def test_subclasses_of_our_parts_stay_what_they_are():
     assert model.roi_heads.passes == 1
 
 
-def test_our_parts_in_a_model_that_is_not_converted_say_what_to_do():
+def test_our_parts_in_an_unconverted_model_raise_with_the_way_out():
     model = tiny_mask_rcnn().train()
     model.roi_heads.__class__ = RoIHeads
     assert "no loss yet" in repr(model)
@@ -277,7 +277,7 @@ class Detector(nn.Module):
     ],
     ids=["DataParallel", "AveragedModel", "compile", "a module", "a module of a wrapper"],
 )
-def test_a_wrapper_is_named_with_the_way_out(wrap, inside):
+def test_the_error_for_a_wrapper_names_the_detector_inside(wrap, inside):
     wrapped = wrap(tiny_mask_rcnn())
     with pytest.raises(
         TypeError, match=rf"^convert takes torchvision's .*the detector inside is model\.{inside}: "
@@ -288,7 +288,7 @@ def test_a_wrapper_is_named_with_the_way_out(wrap, inside):
         maskloss.losses_and_detections(converted, *batch())
 
 
-def test_a_stock_model_is_told_to_convert():
+def test_the_error_for_a_stock_model_says_to_convert():
     with pytest.raises(
         TypeError, match=r"not a stock torchvision.*MaskRCNN: call maskloss\.convert\(model\) first"
     ):
@@ -300,9 +300,9 @@ def test_a_stock_model_is_told_to_convert():
 
 @pytest.mark.filterwarnings("ignore:.torch.jit")
 @pytest.mark.filterwarnings("ignore:RCNN always returns")
-def test_scripting_is_refused_in_a_sentence_whose_way_out_works():
+def test_scripting_raises_and_the_suggested_way_out_works():
     model = maskloss.convert(tiny_mask_rcnn()).eval()
-    with pytest.raises(RuntimeError, match=r"^torch\.jit\.script does not take .*load its state_dict"):
+    with pytest.raises(RuntimeError, match=r"^torch\.jit\.script does not support .*load its state_dict"):
         torch.jit.script(model)
     stock = tiny_mask_rcnn(seed=1).eval()
     stock.load_state_dict(model.state_dict(), strict=True)
@@ -311,7 +311,7 @@ def test_scripting_is_refused_in_a_sentence_whose_way_out_works():
     assert torch.equal(detections[0]["boxes"], model(images)[0]["boxes"])
 
 
-def test_the_mask_predictor_is_traced_symbolically_as_torchvisions():
+def test_symbolic_tracing_of_the_mask_predictor_equals_torchvisions():
     torch.manual_seed(0)
     stock = MaskRCNNPredictor(CHANNELS, CHANNELS, NUM_CLASSES)
     own = ClassSelectedMaskPredictor(CHANNELS, CHANNELS, NUM_CLASSES)
@@ -325,13 +325,13 @@ def test_the_mask_predictor_is_traced_symbolically_as_torchvisions():
 
 @pytest.fixture
 def one_process(tmp_path) -> Any:
-    """A process group of this process alone."""
+    """A process group that contains only this process."""
     dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
     yield
     dist.destroy_process_group()
 
 
-def test_sharded_parameters_train_as_whole_ones_do(one_process):
+def test_sharded_parameters_train_like_unsharded_ones(one_process):
     def built() -> nn.Module:
         return maskloss.convert(tiny_mask_rcnn(), MaskRCNNLoss(regularization=MatterportL2Loss(1e-2)))
 
@@ -353,7 +353,7 @@ def test_sharded_parameters_train_as_whole_ones_do(one_process):
     assert found.keys() == expected.keys()
 
 
-def test_convert_comes_before_sharding(one_process):
+def test_converting_a_sharded_model_raises(one_process):
     model = tiny_mask_rcnn()
     fully_shard(model.roi_heads, mesh=torch.distributed.init_device_mesh("cpu", (1,)))
     with pytest.raises(

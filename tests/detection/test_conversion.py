@@ -1,4 +1,4 @@
-"""convert: which models it takes, what it leaves alone, and how a loss lives in a model."""
+"""convert: accepted models, parts that it does not change, and the state of the loss in a model."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def test_convert_returns_the_same_model_with_the_same_parameter_objects(kind):
     assert all(value is buffers[name] for name, value in model.named_buffers())
 
 
-def test_a_subclass_stays_one():
+def test_a_subclass_keeps_its_class():
     assert type(maskloss.convert(tiny_mask_rcnn(kind=MyMaskRCNN))) is MyMaskRCNN
 
 
@@ -133,7 +133,7 @@ def test_hooks_and_attributes_that_a_user_has_set_stay():
     assert [len(detection["boxes"]) for detection in detections] == [3, 3]
 
 
-# Refused models.
+# Rejected models.
 
 
 class MyRPN(TorchvisionRPN):
@@ -152,7 +152,7 @@ class MyTransform(GeneralizedRCNNTransform):
 
 
 class Wrapper(nn.Module):
-    """As DistributedDataParallel is: the model is its `module`."""
+    """A wrapper like DistributedDataParallel: the model is its `module`."""
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
@@ -205,27 +205,27 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_what_is_not_torchvisions_is_a_type_error_that_names_it(case):
+def test_models_and_parts_that_are_not_torchvisions_raise_and_are_named(case):
     build, message = REFUSED[case]
     with pytest.raises(TypeError, match=message):
         maskloss.convert(build())
 
 
 @pytest.mark.parametrize("paste", ["matched", None])
-def test_another_paste_needs_torchvisions_transform(paste):
+def test_other_pastes_need_torchvisions_transform(paste):
     with pytest.raises(TypeError, match=rf"paste={paste!r} .* model\.transform, .* but .*\.MyTransform"):
         maskloss.convert(with_custom_transform(), paste=paste)
 
 
 def with_patched_loss() -> nn.Module:
-    """A user who changes the loss the way torchvision's RPN offers: its `compute_loss`."""
+    """A model whose user patched the `compute_loss` of torchvision's RPN."""
     model = tiny_mask_rcnn()
     stock = model.rpn.compute_loss
     model.rpn.compute_loss = lambda *args: tuple(10 * loss for loss in stock(*args))
     return model
 
 
-def test_a_patched_compute_loss_of_the_rpn_is_not_silently_dropped():
+def test_a_patched_compute_loss_of_the_rpn_raises():
     with pytest.raises(TypeError, match=r"model\.rpn\.compute_loss"):
         maskloss.convert(with_patched_loss())
 
@@ -243,7 +243,7 @@ def test_a_patched_compute_loss_of_the_rpn_is_not_silently_dropped():
     ],
     ids=["rpn", "roi_heads", "patched", "transform", "paste", "preset", "loss"],
 )
-def test_after_a_refusal_nothing_has_changed(build, arguments):
+def test_after_an_error_the_model_is_unchanged(build, arguments):
     model = build()
     types = [type(module) for module in model.modules()]
     attributes = [set(vars(module)) for module in model.modules()]
@@ -267,12 +267,12 @@ def test_an_unknown_paste_raises():
         maskloss.convert(tiny_mask_rcnn(), paste="sideways")
 
 
-def test_a_loss_that_is_no_criterion_raises():
+def test_a_loss_that_is_not_a_mask_rcnn_loss_raises():
     with pytest.raises(TypeError, match=r"^loss must be a MaskRCNNLoss or a preset's name, not MSELoss$"):
         maskloss.convert(tiny_mask_rcnn(), nn.MSELoss())
 
 
-def test_a_custom_transform_is_left_alone_and_its_losses_are_torchvisions():
+def test_a_custom_transform_is_kept_and_its_losses_equal_torchvisions():
     stock, converted = with_custom_transform(), with_custom_transform()
     maskloss.convert(converted)
     assert type(converted.transform) is MyTransform
@@ -303,7 +303,7 @@ def test_the_default_is_the_preset_torchvision():
     assert same_losses(default, given)
 
 
-def test_a_presets_name_takes_its_loss():
+def test_a_presets_name_selects_its_loss():
     by_name, _ = training_pass(maskloss.convert(tiny_mask_rcnn(), "detectron2"), *batch())
     by_loss, _ = training_pass(
         maskloss.convert(tiny_mask_rcnn(), MaskRCNNLoss.preset("detectron2")), *batch()
@@ -356,7 +356,7 @@ def test_mask_targets_settings_reach_the_mask_term(aligned, binary):
     model = maskloss.convert(tiny_mask_rcnn(), loss)
     pooled: list[list[Tensor]] = []
     model.roi_heads.mask_roi_pool.register_forward_pre_hook(lambda _, inputs: pooled.append(inputs[1]))
-    # One image, which has the network's size already, with one object, to which all positives are matched.
+    # One image of the network's input size with one object, to which all positives are matched.
     images, targets = batch(1)
     training_pass(
         model, images, [{name: value[:1] for name, value in targets[0].items() if name != "image_id"}]
@@ -412,7 +412,7 @@ def test_paste_none_leaves_probabilities_and_changes_no_box():
 
 @pytest.mark.parametrize("preset", ["torchvision", "aligned"])
 @pytest.mark.parametrize("own_size", [False, True])
-def test_matched_paste_is_on_the_side_that_the_losss_targets_train(preset, own_size):
+def test_matched_paste_uses_the_offset_of_the_losss_targets(preset, own_size):
     images, _ = batch()
     raw = maskloss.convert(tiny_mask_rcnn(), preset, paste=None).eval()
     matched = maskloss.convert(tiny_mask_rcnn(), preset, paste="matched").eval()
@@ -436,7 +436,7 @@ def test_matched_paste_is_on_the_side_that_the_losss_targets_train(preset, own_s
 # The state of a loss.
 
 
-def test_class_weights_count_and_are_no_part_of_the_state_dict():
+def test_class_weights_take_effect_and_are_not_in_the_state_dict():
     stock = tiny_mask_rcnn()
     keys = list(stock.state_dict())
     model = maskloss.convert(tiny_mask_rcnn(), class_weighted())
@@ -455,7 +455,7 @@ def test_the_loss_moves_with_the_model_to_another_device():
     assert model.rpn.loss.classification.weight.device.type == "meta"
 
 
-def test_the_loss_is_put_where_the_model_is():
+def test_the_loss_moves_to_the_models_device():
     model = tiny_mask_rcnn().to("meta")
     loss = class_weighted()
     maskloss.convert(model, loss)
@@ -487,7 +487,7 @@ def pickled(model: nn.Module) -> nn.Module:
 
 
 @pytest.mark.parametrize("duplicate", [copied, pickled])
-def test_a_copy_gives_the_same_losses_and_detections(duplicate):
+def test_a_copy_returns_the_same_losses_and_detections(duplicate):
     model = maskloss.convert(tiny_mask_rcnn(), class_weighted(), paste="matched")
     expected, _ = training_pass(model, *batch())
     copy_of_it = duplicate(model)
@@ -499,7 +499,7 @@ def test_a_copy_gives_the_same_losses_and_detections(duplicate):
 
 
 @pytest.mark.parametrize("duplicate", [copied, pickled])
-def test_a_copied_model_penalises_its_own_parameters(duplicate):
+def test_a_copied_model_penalizes_its_own_parameters(duplicate):
     model = maskloss.convert(tiny_mask_rcnn(), MaskRCNNLoss(regularization=MatterportL2Loss(1.0)))
     twin = duplicate(model)
     with torch.no_grad():
@@ -507,7 +507,7 @@ def test_a_copied_model_penalises_its_own_parameters(duplicate):
             parameter.mul_(2)
     penalty, gradients = training_pass(model, *batch())
     twin_penalty, twin_gradients = training_pass(twin, *batch())
-    # The penalty is of the squares: twice the weights, four times the penalty.
+    # The penalty is quadratic: doubled weights have four times the penalty.
     assert float(twin_penalty["loss_regularization"]) == pytest.approx(
         4 * float(penalty["loss_regularization"]), rel=1e-6
     )
@@ -515,7 +515,7 @@ def test_a_copied_model_penalises_its_own_parameters(duplicate):
     assert all(gradient is not None for gradient in twin_gradients.values())
 
 
-def test_a_copys_loss_is_its_own():
+def test_a_copy_has_its_own_loss():
     model = maskloss.convert(tiny_mask_rcnn(), class_weighted())
     twin = copy.deepcopy(model)
     twin.to("meta")
@@ -535,10 +535,10 @@ def test_converting_again_replaces_the_loss_and_the_paste():
 
 
 def test_converting_again_does_not_double_the_hooks(monkeypatch):
-    checked, penalised = [], []
+    checked, penalized = [], []
 
     def penalty(model: nn.Module) -> Tensor:
-        penalised.append(model)
+        penalized.append(model)
         return torch.zeros(())
 
     model = maskloss.convert(tiny_mask_rcnn())
@@ -546,26 +546,26 @@ def test_converting_again_does_not_double_the_hooks(monkeypatch):
     monkeypatch.setattr("maskloss.detection.conversion.check_inputs", lambda *_, **__: checked.append(1))
     training_pass(model, *batch())
     assert len(checked) == 1
-    assert penalised == [model]
+    assert penalized == [model]
 
 
 def test_a_copy_converted_again_does_not_double_the_hooks():
-    penalised = []
+    penalized = []
 
     def penalty(model: nn.Module) -> Tensor:
-        penalised.append(model)
+        penalized.append(model)
         return torch.zeros(())
 
     twin = pickled(maskloss.convert(tiny_mask_rcnn()))
     training_pass(maskloss.convert(twin, MaskRCNNLoss(regularization=penalty)), *batch())
-    assert penalised == [twin]
+    assert penalized == [twin]
 
 
-# Mask branches that are not torchvision's, and terms that want more.
+# Custom mask predictors, and terms that need more than torchvision's.
 
 
 class MyMaskPredictor(nn.Module):
-    """Takes the features and nothing else, as every predictor for torchvision does."""
+    """A predictor that takes only the features, like every predictor written for torchvision."""
 
     def __init__(self, stock: MaskRCNNPredictor) -> None:
         super().__init__()
@@ -590,7 +590,7 @@ def with_patched_predictor() -> nn.Module:
 
 
 def with_another_last_layer() -> nn.Module:
-    """Torchvision's predictor, whose last layer a user has made wider."""
+    """torchvision's predictor with a last layer that a user has made wider."""
     model = tiny_mask_rcnn()
     torch.manual_seed(5)
     model.roi_heads.mask_predictor.mask_fcn_logits = nn.Conv2d(CHANNELS, NUM_CLASSES, 3, padding=1)
@@ -619,7 +619,7 @@ def test_torchvisions_own_predictor_becomes_the_class_selected_one():
     assert type(model.transform) is RCNNTransform
 
 
-def test_a_mask_term_that_asks_for_all_classes_gets_them_with_the_labels():
+def test_a_mask_term_that_needs_all_classes_gets_all_channels_and_the_labels():
     class AllClasses(nn.Module):
         all_classes = True
 
@@ -639,11 +639,11 @@ def test_a_mask_term_that_asks_for_all_classes_gets_them_with_the_labels():
     ("term", "probs", "channels"),
     [
         (MaskSoftmaxLoss(), MaskSoftmaxLoss().mask_probs, NUM_CLASSES),
-        # Of the class-agnostic one only the channel that it reads is computed.
+        # For the class-agnostic term, only the channel that it reads is computed.
         (ClassAgnosticMaskLoss(MaskBCELoss()), lambda logits, labels: logits[:, 0].sigmoid(), 1),
     ],
 )
-def test_a_mask_term_with_probabilities_of_its_own_gives_the_detections_masks(term, probs, channels):
+def test_a_mask_term_with_its_own_probabilities_determines_the_detections_masks(term, probs, channels):
     model = maskloss.convert(tiny_mask_rcnn(), MaskRCNNLoss(mask=term), paste=None)
     seen: list[Tensor] = []
     model.roi_heads.mask_predictor.register_forward_hook(lambda module, args, output: seen.append(output))
@@ -659,7 +659,7 @@ def test_a_mask_term_with_probabilities_of_its_own_gives_the_detections_masks(te
     assert losses["loss_mask"].isfinite()
 
 
-def test_a_mask_term_of_all_classes_without_its_own_probabilities_gives_sigmoids():
+def test_a_mask_term_of_all_classes_without_its_own_probabilities_uses_sigmoids():
     class AllClasses(MaskSoftmaxLoss):
         mask_probs = None
 
@@ -710,7 +710,7 @@ def test_weight_zero_on_another_term_does_not_evaluate_it(term):
 
 
 class MyBoxPredictor(nn.Module):
-    """Two layers under names of its own, so that the number of classes cannot be read from it."""
+    """Two layers with other names than torchvision's, so that the number of classes is unknown."""
 
     def __init__(self, stock: nn.Module) -> None:
         super().__init__()
@@ -732,23 +732,23 @@ def test_a_custom_box_predictor_keeps_working():
 # Precision.
 
 
-def test_under_autocast_losses_are_float32_and_every_gradient_is_there():
+def test_under_autocast_losses_are_float32_and_every_parameter_has_a_gradient():
     model = maskloss.convert(tiny_mask_rcnn(), class_weighted())
     exact, _ = training_pass(model, *batch())
     with torch.autocast("cpu", dtype=torch.bfloat16):
         losses, gradients = training_pass(model, *batch())
     assert {value.dtype for value in losses.values()} == {torch.float32}
-    # Proposals differ by the rounding of bfloat16, so the samples do; the terms stay of their size.
+    # Rounding to bfloat16 changes the proposals and thus the samples, but the losses stay in their range.
     assert all(float(losses[key]) == pytest.approx(float(exact[key]), rel=0.2) for key in exact)
     for name, gradient in gradients.items():
         assert gradient.isfinite().all(), name
         assert gradient.any(), name
 
 
-# Regularisation.
+# Regularization.
 
 
-def test_loss_regularization_is_there_only_where_a_penalty_is_set():
+def test_loss_regularization_exists_only_with_a_penalty():
     without, _ = training_pass(maskloss.convert(tiny_mask_rcnn()), *batch())
     assert "loss_regularization" not in without
     model = maskloss.convert(tiny_mask_rcnn(), MaskRCNNLoss(regularization=MatterportL2Loss(0.5)))
@@ -762,7 +762,7 @@ def test_loss_regularization_is_there_only_where_a_penalty_is_set():
     assert float(losses["loss_regularization"]) == pytest.approx(expected, rel=1e-6)
 
 
-def test_regularization_of_weight_zero_is_a_zero_that_is_not_evaluated():
+def test_regularization_with_weight_zero_is_zero_and_not_evaluated():
     def never(_: nn.Module) -> Tensor:
         raise AssertionError("the penalty was evaluated")
 
@@ -775,7 +775,7 @@ def test_regularization_of_weight_zero_is_a_zero_that_is_not_evaluated():
     assert not any(parameter.grad.any() for parameter in model.parameters())
 
 
-def test_evaluation_returns_detections_alone_where_a_penalty_is_set():
+def test_evaluation_with_a_penalty_returns_only_detections():
     model = maskloss.convert(tiny_mask_rcnn(), "matterport").eval()
     detections = model(batch()[0])
     assert isinstance(detections, list)
@@ -789,17 +789,17 @@ class LossesAndNothing(MaskRCNN):
         return losses, detections
 
 
-def test_a_subclass_that_returns_losses_and_detections_keeps_returning_them():
+def test_a_subclass_that_returns_losses_and_detections_still_does():
     model = maskloss.convert(tiny_mask_rcnn(kind=LossesAndNothing)).train()
     losses, detections = model(*batch())
     assert losses.keys() == ALWAYS | {"loss_mask"}
     assert detections == []
 
 
-# Losses of the user's own.
+# Custom losses.
 
 
-def test_a_torch_loss_is_a_term_as_it_stands():
+def test_a_torch_loss_works_as_a_term():
     expected, _ = training_pass(maskloss.convert(tiny_mask_rcnn()), *batch())
     loss = MaskRCNNLoss(
         mask=nn.BCEWithLogitsLoss(reduction="none"),
@@ -811,9 +811,9 @@ def test_a_torch_loss_is_a_term_as_it_stands():
         assert float(losses[key]) == pytest.approx(float(expected[key]), rel=1e-6), key
 
 
-def test_a_users_own_module_is_called_with_what_the_contract_says():
+def test_a_custom_term_is_called_with_the_documented_arguments():
     class BoxDistance(nn.Module):
-        """Distance of the box centres in px, over the target's width."""
+        """Distance of the box centers in px, over the target's width."""
 
         def __init__(self) -> None:
             super().__init__()
@@ -822,7 +822,7 @@ def test_a_users_own_module_is_called_with_what_the_contract_says():
         def forward(self, regression: maskloss.BoxRegression) -> Tensor:
             boxes, targets = regression.boxes, regression.target_boxes
             assert boxes.shape == targets.shape == regression.deltas.shape
-            # Each target is one of the ground-truth boxes, in px, whichever anchor or proposal decoded it.
+            # Each target is one of the ground-truth boxes, in px, regardless of the anchor or proposal that decoded it.
             assert len(targets) > 0
             assert torch.cdist(targets, ground_truth).amin(dim=1).max() < 1e-3
             distance = (boxes[:, :2] + boxes[:, 2:] - targets[:, :2] - targets[:, 2:]).norm(dim=1) / 2
@@ -848,7 +848,7 @@ def test_a_users_own_module_is_called_with_what_the_contract_says():
         ("rpn_box", lambda regression: regression.deltas[:, 0:2]),
     ],
 )
-def test_a_term_of_another_shape_raises_naming_it(term, loss):
+def test_a_term_that_returns_another_shape_raises_and_is_named(term, loss):
     model = maskloss.convert(tiny_mask_rcnn(), MaskRCNNLoss(**{term: loss})).train()
     with pytest.raises(
         ValueError, match=rf"^the {term} term must return one value per .* shape \(\d+,\), not shape"
@@ -856,7 +856,7 @@ def test_a_term_of_another_shape_raises_naming_it(term, loss):
         model(*batch())
 
 
-def test_a_keypoint_model_keeps_torchvisions_keypoint_loss():
+def test_a_keypoint_models_loss_equals_torchvisions():
     stock = tiny_keypoint_rcnn()
     assert isinstance(stock, KeypointRCNN)
     expected, _ = training_pass(stock, *batch())
@@ -864,11 +864,11 @@ def test_a_keypoint_model_keeps_torchvisions_keypoint_loss():
     assert float(losses["loss_keypoint"]) == pytest.approx(float(expected["loss_keypoint"]), rel=1e-6)
 
 
-# What users put into torchvision's models
+# Custom parts in torchvision's models
 
 
 def trains_alike(model: nn.Module, loss: MaskRCNNLoss | None = None) -> None:
-    """Expect the converted model's losses and gradients to be the stock one's."""
+    """Assert that the converted model's losses and gradients equal the stock model's."""
     expected, expected_gradients = training_pass(copy.deepcopy(model), *batch())
     found, gradients = training_pass(maskloss.convert(model, loss), *batch())
     assert found.keys() == expected.keys()
@@ -878,7 +878,7 @@ def trains_alike(model: nn.Module, loss: MaskRCNNLoss | None = None) -> None:
         torch.testing.assert_close(gradients[name], gradient, rtol=1e-3, atol=1e-5, msg=name)
 
 
-def test_a_layer_added_to_torchvisions_mask_predictor_is_not_dropped():
+def test_a_layer_added_to_torchvisions_mask_predictor_is_called():
     model = tiny_mask_rcnn()
     model.roi_heads.mask_predictor.add_module("scale", nn.Conv2d(NUM_CLASSES, NUM_CLASSES, 1))
     trains_alike(model)
@@ -894,7 +894,7 @@ def test_a_backward_hook_on_the_last_layer_is_called(register):
 
 
 class MySampler:
-    """The first of each kind."""
+    """A sampler that takes the first positives and negatives."""
 
     def __call__(self, labels: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         def first(chosen: Tensor) -> Tensor:
@@ -910,7 +910,7 @@ def test_a_sampler_may_be_any_callable(part):
     trains_alike(model)
 
 
-def test_a_divisor_that_the_sampler_does_not_know_is_asked_for():
+def test_a_divisor_that_the_sampler_does_not_provide_raises():
     model = tiny_mask_rcnn()
     model.rpn.fg_bg_sampler = MySampler()
     with pytest.raises(ValueError, match="per_full_batch needs a sampler with `batch_size_per_image`"):
@@ -923,7 +923,7 @@ class MyBoxCoder(TorchvisionBoxCoder):
 
 
 @pytest.mark.parametrize("part", ["rpn", "roi_heads"])
-def test_a_box_coder_whose_code_would_not_be_called_is_refused(part):
+def test_a_box_coder_whose_code_would_not_be_called_raises(part):
     model = tiny_mask_rcnn()
     getattr(model, part).box_coder = MyBoxCoder((1.0, 1.0, 1.0, 1.0))
     with pytest.raises(TypeError, match=rf"would not call encode of model\.{part}\.box_coder.*MyBoxCoder"):
@@ -936,14 +936,14 @@ class MyBoxCoderOfOne(TorchvisionBoxCoder):
         return 2 * super().encode_single(reference_boxes, proposals)
 
 
-def test_a_box_coder_of_single_boxes_is_called():
+def test_a_box_coder_that_overrides_the_single_methods_is_called():
     model = tiny_mask_rcnn()
     model.rpn.box_coder = MyBoxCoderOfOne((1.0, 1.0, 1.0, 1.0))
     trains_alike(model)
 
 
 class TwoLayerBoxPredictor(nn.Module):
-    """A layer is named `cls_score` and is not the last."""
+    """A predictor whose layer `cls_score` is not the last."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -955,7 +955,7 @@ class TwoLayerBoxPredictor(nn.Module):
         return self.last(self.cls_score(x).relu()), self.bbox_pred(x)
 
 
-def test_another_box_predictors_layers_do_not_say_how_many_classes_there_are():
+def test_the_number_of_classes_is_not_read_from_custom_box_predictors():
     torch.manual_seed(0)
     model = tiny_mask_rcnn()
     model.roi_heads.box_predictor = TwoLayerBoxPredictor()
@@ -992,7 +992,7 @@ def test_a_patched_assignment_of_anchors_sees_the_whole_target():
     assert len(seen) == 2
 
 
-def test_a_patched_postprocess_is_not_silently_dropped():
+def test_a_patched_postprocess_raises():
     model = tiny_mask_rcnn()
     model.transform.postprocess = model.transform.postprocess
     with pytest.raises(TypeError, match=r"would drop model\.transform\.postprocess"):
@@ -1000,7 +1000,7 @@ def test_a_patched_postprocess_is_not_silently_dropped():
     maskloss.convert(model)
 
 
-def test_a_replaced_loss_function_of_torchvisions_is_noticed(monkeypatch):
+def test_a_replaced_loss_function_of_torchvision_raises(monkeypatch):
     def mine(*arguments: Any) -> Tensor:
         return torch.zeros(())
 
@@ -1012,14 +1012,14 @@ def test_a_replaced_loss_function_of_torchvisions_is_noticed(monkeypatch):
     maskloss.convert(tiny_mask_rcnn(), "torchvision")
 
 
-def test_a_model_that_is_double_already_trains_with_class_weights():
+def test_a_model_converted_in_float64_trains_with_class_weights():
     model = maskloss.convert(tiny_mask_rcnn().double(), class_weighted())
     images, targets = batch()
     losses, _ = training_pass(model, [image.double() for image in images], targets)
     assert losses["loss_classifier"].dtype == torch.float64
 
 
-def test_where_masks_are_put_does_not_depend_on_the_models_mode():
+def test_the_mask_offset_does_not_depend_on_the_models_mode():
     model = maskloss.convert(tiny_mask_rcnn())
     model.transform.min_size = (64, 96, 128)
     expected = model.eval().transform.mask_offset((50, 70))

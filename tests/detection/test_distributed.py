@@ -1,4 +1,4 @@
-"""Two gloo processes, one of which sees no object at all: nobody waits, and gradients agree."""
+"""Two gloo processes, one without any object: no process hangs, and gradients agree."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ CASES: dict[str, dict[str, Any]] = {
     "with a penalty": {"regularization": MatterportL2Loss(1e-2)},
 }
 
-# The processes give back {case: {"keys": per step, "gradients": per step, "parameters": at the end}}.
+# The processes return {case: {"keys": per step, "gradients": per step, "parameters": at the end}}.
 Record = dict[str, dict[str, Any]]
 
 
@@ -39,7 +39,7 @@ def build(case: str) -> nn.Module:
 
 
 def rank_batch(rank: int) -> tuple[list[Tensor], list[dict[str, Tensor]]]:
-    """Rank 0 sees objects, rank 1 images of nothing."""
+    """Rank 0's images have objects, rank 1's have none."""
     images, targets = batch(seed=rank)
     return images, targets if rank == 0 else without_objects(images)
 
@@ -56,13 +56,13 @@ def long_tail_losses() -> list[nn.Module]:
 
 
 def gathered(loss: nn.Module, class_logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
-    """What a loss knows of the classes after a batch."""
+    """The class statistics of a loss after a batch."""
     loss(class_logits, labels)
     return loss.state_dict()
 
 
 def train(rank: int, folder: str) -> None:
-    """Run by each process: a few steps of every case."""
+    """Train a few steps of every case; each process runs this."""
     torch.set_num_threads(1)
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     dist.init_process_group(
@@ -92,7 +92,7 @@ def train(rank: int, folder: str) -> None:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where each rank wrote what it computed; an error where one of them hung."""
+    """The folder with each rank's results; raises an error if a rank hung."""
     folder = tmp_path_factory.mktemp("gloo")
     run_ranks(train, (str(folder),), world=WORLD, limit_s=LIMIT_S)
     return folder
@@ -100,7 +100,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def records(folder: Path) -> list[Record]:
-    """What each rank computed."""
+    """The results of each rank."""
     return [torch.load(folder / f"{rank}.pt") for rank in range(WORLD)]
 
 
@@ -146,11 +146,11 @@ def test_the_mask_branch_learns_unless_its_weight_is_zero(records, case):
     gradients = records[0][case]["gradients"][0]
     learns = bool(gradients["roi_heads.mask_predictor.mask_fcn_logits.weight"].any())
     mask_weight = MaskRCNNLoss(**CASES[case]).weights.mask
-    penalised = case == "with a penalty"
-    assert learns == (mask_weight > 0 or penalised)
+    penalized = case == "with a penalty"
+    assert learns == (mask_weight > 0 or penalized)
 
 
-def test_losses_that_gather_know_on_every_rank_what_all_have_seen(folder):
+def test_losses_with_class_statistics_share_them_across_ranks(folder):
     alone = [gathered(loss, *rois(0)) for loss in long_tail_losses()]
     for rank in range(WORLD):
         for found, expected in zip(torch.load(folder / f"gathered-{rank}.pt"), alone, strict=True):

@@ -1,6 +1,6 @@
-"""What stock torchvision trains on trains here with the same numbers; what it trains on wrongly is refused.
+"""Inputs on which stock torchvision trains have the same losses here; inputs on which it trains wrongly raise.
 
-The oracle is a stock model with the same weights and the same random numbers.
+The reference is a stock model with the same weights and the same random numbers.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ STOCK_TRAINS_ON: dict[str, Callable[[Target], None]] = {
 
 @pytest.mark.filterwarnings("ignore:image 0 of the batch")
 @pytest.mark.parametrize("case", STOCK_TRAINS_ON)
-def test_what_stock_trains_on_gives_the_same_losses_and_gradients(case):
+def test_inputs_that_stock_trains_on_have_the_same_losses_and_gradients(case):
     images, targets = batch()
     STOCK_TRAINS_ON[case](targets[0])
     expected, gradients = training_pass(tiny_mask_rcnn(), images, targets)
@@ -121,10 +121,22 @@ def test_boxes_over_the_border_warn_once_and_name_the_image():
 
 
 BAD_IMAGES: dict[str, tuple[Callable[[Tensor], Any], type[Exception], str]] = {
-    "in 0..255": (lambda v: v * 255, ValueError, r"its pixels are not in about \[0, 1\].*divide.*by 255"),
-    "in 0..255, half": (lambda v: (v * 255).half(), ValueError, r"its pixels are not in about \[0, 1\]"),
-    "normalized before": (lambda v: (v - 0.45) / 0.225, ValueError, "do not normalize them before"),
-    "with NaN": (lambda v: v.masked_fill(v > 0.99, torch.nan), ValueError, "its pixels are not in about"),
+    "in 0..255": (
+        lambda v: v * 255,
+        ValueError,
+        r"the pixels are not approximately in \[0, 1\].*divide.*by 255",
+    ),
+    "in 0..255, half": (
+        lambda v: (v * 255).half(),
+        ValueError,
+        r"the pixels are not approximately in \[0, 1\]",
+    ),
+    "normalized before": (lambda v: (v - 0.45) / 0.225, ValueError, "do not normalize images"),
+    "with NaN": (
+        lambda v: v.masked_fill(v > 0.99, torch.nan),
+        ValueError,
+        "the pixels are not approximately in",
+    ),
     "uint8": (
         lambda v: (v * 255).byte(),
         TypeError,
@@ -138,12 +150,12 @@ BAD_IMAGES: dict[str, tuple[Callable[[Tensor], Any], type[Exception], str]] = {
     "no pixel": (lambda v: v[:, :0], ValueError, r"expected a tensor \(3, H, W\), got shape"),
     "PIL": (lambda v: Image.new("RGB", (80, 64)), TypeError, r"expected a float tensor .* got PIL\.Image"),
     "numpy": (lambda v: v.numpy(), TypeError, r"expected a float tensor .* got numpy\.ndarray"),
-    "a line": (lambda v: v[:, :1].repeat(1, 1, 30), ValueError, r"1 x 2160 px.*nothing of its shorter side"),
+    "a line": (lambda v: v[:, :1].repeat(1, 1, 30), ValueError, r"1 x 2160 px.*a shorter side of 0 px"),
 }
 
 
 @pytest.mark.parametrize("case", BAD_IMAGES)
-def test_images_that_would_train_wrongly_are_refused(case):
+def test_images_that_would_train_wrongly_raise(case):
     make, error, message = BAD_IMAGES[case]
     images, targets = batch()
     model = maskloss.convert(tiny_mask_rcnn()).train()
@@ -151,7 +163,7 @@ def test_images_that_would_train_wrongly_are_refused(case):
         model([images[0], make(images[1])], targets)
 
 
-def test_pixels_a_little_outside_of_the_range_pass():
+def test_pixels_slightly_outside_the_range_pass():
     images, targets = batch()
     noisy = [
         image + 0.2 * torch.randn(image.shape, generator=torch.Generator().manual_seed(0)) for image in images
@@ -159,7 +171,7 @@ def test_pixels_a_little_outside_of_the_range_pass():
     training_pass(maskloss.convert(tiny_mask_rcnn()), noisy, targets)
 
 
-def test_a_model_that_normalizes_nothing_takes_any_pixels():
+def test_a_model_without_normalization_accepts_any_pixels():
     # Users who normalize by themselves set mean 0 and standard deviation 1.
     model = tiny_mask_rcnn()
     model.transform.image_mean, model.transform.image_std = [0.0, 0.0, 0.0], [1.0, 1.0, 1.0]
@@ -167,7 +179,7 @@ def test_a_model_that_normalizes_nothing_takes_any_pixels():
     training_pass(maskloss.convert(model), [(image - 0.45) / 0.2 for image in images], targets)
 
 
-def test_a_model_of_images_in_0_to_255_takes_them():
+def test_a_model_for_images_in_0_to_255_accepts_them():
     # Caffe's weights: a mean of 103 to 123 and a standard deviation of 1.
     model = tiny_mask_rcnn()
     model.transform.image_mean, model.transform.image_std = [103.5, 116.3, 123.7], [57.4, 57.1, 58.4]
@@ -195,7 +207,7 @@ WRONG_FORMATS = {
 
 
 def of_objects() -> tuple[list[Tensor], list[Target]]:
-    """One image of two ellipses, whose boxes stay boxes in every format."""
+    """One image with two ellipses, whose boxes are valid when read in any format."""
     image = torch.rand(3, 120, 160, generator=torch.Generator().manual_seed(0))
     boxes = torch.tensor([[10.0, 12.0, 70.0, 60.0], [30.0, 40.0, 100.0, 110.0]])
     y, x = torch.meshgrid(torch.arange(120) + 0.5, torch.arange(160) + 0.5, indexing="ij")
@@ -222,7 +234,7 @@ def encoded(masks: Tensor, kind: str) -> EncodedMasks:
 
 @pytest.mark.parametrize("kind", ["bitmaps", "rle", "polygons"])
 @pytest.mark.parametrize("words", WRONG_FORMATS)
-def test_boxes_in_another_format_are_refused_and_the_format_is_named(words, kind):
+def test_boxes_in_another_format_raise_and_the_format_is_named(words, kind):
     images, targets = of_objects()
     masks = targets[0]["masks"]
     targets[0]["masks"] = masks if kind == "bitmaps" else encoded(masks, kind)
@@ -233,7 +245,7 @@ def test_boxes_in_another_format_are_refused_and_the_format_is_named(words, kind
         model(images, targets)
 
 
-def test_the_way_out_of_another_format_is_the_right_one():
+def test_the_suggested_box_conversion_is_correct():
     images, targets = of_objects()
     right = targets[0]["boxes"]
     targets[0]["boxes"] = box_convert(right, "xyxy", "xywh")
@@ -261,8 +273,8 @@ def test_boxes_that_are_not_tight_pass(case, kind):
     training_pass(maskloss.convert(tiny_mask_rcnn()), images, targets)
 
 
-def test_one_object_that_is_no_xywh_says_that_none_is():
-    # Of one object the other reading fits by chance; the second object shows that the boxes are corners.
+def test_one_box_that_is_not_xywh_rules_out_xywh_for_all():
+    # One box fits another format by chance; the second box shows that the boxes are xyxy.
     images, targets = of_objects()
     targets[0]["boxes"][0] = box_convert(targets[0]["boxes"][:1], "xyxy", "xywh")[0]
     assert box_format_hint(images[0], targets[0]) is None
@@ -280,7 +292,7 @@ def test_boxes_are_compared_with_masks_in_the_first_batches_only(monkeypatch):
     assert len(compared) == 10
 
 
-def test_bounding_boxes_say_their_format_themselves():
+def test_bounding_boxes_in_another_format_raise():
     images, targets = batch()
     boxes = tv_tensors.BoundingBoxes(
         box_convert(targets[1]["boxes"], "xyxy", "xywh"), format="XYWH", canvas_size=(72, 72)
@@ -288,7 +300,8 @@ def test_bounding_boxes_say_their_format_themselves():
     targets[1]["boxes"] = boxes
     model = maskloss.convert(tiny_faster_rcnn()).train()
     with pytest.raises(
-        ValueError, match=r"boxes: are BoundingBoxes in XYWH, the model needs XYXY; .*ConvertBound"
+        ValueError,
+        match=r"boxes: BoundingBoxes have the format XYWH, but the model needs XYXY; .*ConvertBound",
     ):
         model(images, targets)
 
@@ -317,7 +330,7 @@ def test_extents_of_encoded_masks_are_those_of_their_bitmaps():
     ],
     ids=["a list", "another shape", "no area"],
 )
-def test_errors_are_also_torchvisions_where_it_raises_one(change, error):
+def test_errors_are_assertion_errors_where_torchvision_raises_one(change, error):
     images, targets = batch()
     change(images, targets)
     with pytest.raises(AssertionError):
@@ -333,22 +346,22 @@ def test_errors_are_also_torchvisions_where_it_raises_one(change, error):
     [{"boxes": torch.zeros(0, 4)}, "ab", [1, 2], iter([])],
     ids=["a dict", "a string", "numbers", "an iterator"],
 )
-def test_targets_that_are_no_list_of_dicts_are_refused(targets):
+def test_targets_that_are_not_a_list_of_dicts_raise(targets):
     images, _ = batch()
     model = maskloss.convert(tiny_mask_rcnn()).train()
     with pytest.raises(TypeError, match="dict"):
         model(images, targets)
 
 
-def test_no_targets_are_an_assertion_error_too():
+def test_missing_targets_raise_an_assertion_error_too():
     images, _ = batch()
     for model in (tiny_mask_rcnn(), maskloss.convert(tiny_mask_rcnn())):
         with pytest.raises(AssertionError):
             model.train()(images)
 
 
-def test_inference_takes_what_stock_takes():
-    # Gray images are broadcast, and nobody can be wrong about targets.
+def test_inference_accepts_the_inputs_that_stock_accepts():
+    # Gray images are broadcast, and there are no targets to validate.
     gray = [torch.rand(1, 64, 80, generator=torch.Generator().manual_seed(0))]
     model: nn.Module = tiny_mask_rcnn().eval()
     with torch.no_grad():

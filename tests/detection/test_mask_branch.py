@@ -1,4 +1,4 @@
-"""A mask branch of a user's own: one object takes the place of torchvision's layers."""
+"""Custom mask branches: one object replaces torchvision's mask layers."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ SIZE = 6
 
 
 class Coarse(MaskBranch):
-    """One linear layer from the mean of a RoI's features to a class-agnostic mask, and a score of it."""
+    """One linear layer from the mean of a RoI's features to a class-agnostic mask and its score."""
 
     def __init__(self, pool: nn.Module) -> None:
         super().__init__()
@@ -74,7 +74,7 @@ def with_branch(loss: MaskRCNNLoss | None = None, **options: Any) -> tuple[nn.Mo
 
 
 @pytest.mark.parametrize("sync_free", [False, True])
-def test_the_branchs_losses_are_the_models_and_the_others_stay(sync_free):
+def test_the_branchs_losses_replace_the_mask_loss_and_the_others_stay(sync_free):
     model, branch = with_branch(sync_free=sync_free)
     expected, _ = training_pass(maskloss.convert(tiny_mask_rcnn(), sync_free=sync_free), *batch())
     losses, gradients = training_pass(model, *batch())
@@ -107,13 +107,13 @@ def test_torchvisions_branch_has_no_mask_scores():
     assert set(detections[0]) == {"boxes", "labels", "scores", "masks"}
 
 
-def test_its_masks_are_pasted_as_torchvisions_are():
+def test_its_masks_are_pasted_like_torchvisions():
     model, _ = with_branch(paste="matched")
     detection = model.eval()(batch()[0])[0]
     assert detection["masks"].shape[-2:] == batch()[0][0].shape[-2:]
 
 
-def test_its_parameters_are_the_models():
+def test_its_parameters_belong_to_the_model():
     model, branch = with_branch()
     own = {f"roi_heads.mask_branch.{name}" for name in branch.state_dict()}
     assert own == set(model.state_dict()) - set(tiny_mask_rcnn().state_dict())
@@ -135,7 +135,7 @@ def test_a_model_without_masks_gets_them_from_a_branch():
         model.train()(images, targets)
 
 
-def test_a_batch_without_objects_gives_every_key():
+def test_a_batch_without_objects_has_every_loss():
     model, _ = with_branch()
     images, _ = batch()
     losses, gradients = training_pass(model, images, without_objects(images))
@@ -143,7 +143,7 @@ def test_a_batch_without_objects_gives_every_key():
     assert gradients["roi_heads.mask_branch.layer.weight"].abs().max() == 0
 
 
-def test_objects_without_a_mask_do_not_reach_it():
+def test_objects_without_a_mask_are_not_passed_to_it():
     model, branch = with_branch()
     images, targets = batch()
     for target in targets:
@@ -161,7 +161,7 @@ def test_losses_and_detections_has_the_branchs_losses():
     assert "mask_scores" in detections[0]
 
 
-def test_it_sees_the_loss_of_the_latest_conversion():
+def test_it_uses_the_loss_of_the_latest_conversion():
     model, branch = with_branch(MaskRCNNLoss(weights=LossWeights(mask=3.0)))
     heavy, _ = training_pass(model, *batch())
     maskloss.convert(model, MaskRCNNLoss(), mask_branch=branch)
@@ -169,7 +169,7 @@ def test_it_sees_the_loss_of_the_latest_conversion():
     assert heavy["loss_mask"].item() == pytest.approx(3 * light["loss_mask"].item(), rel=1e-6)
 
 
-def test_converting_again_without_one_puts_torchvisions_layers_back():
+def test_converting_again_without_a_branch_restores_torchvisions_layers():
     model, _ = with_branch()
     expected, _ = training_pass(maskloss.convert(tiny_mask_rcnn()), *batch())
     losses, _ = training_pass(maskloss.convert(model), *batch())
@@ -203,13 +203,13 @@ def test_it_moves_with_the_model():
 
 
 @pytest.mark.parametrize("wrong", [Coarse, nn.Linear(1, 1), "point_rend_2", 3])
-def test_what_is_no_branch_is_refused(wrong):
+def test_a_mask_branch_of_another_type_raises(wrong):
     model = tiny_mask_rcnn()
     with pytest.raises(TypeError, match="mask_branch must be an instance of a MaskBranch, not "):
         maskloss.convert(model, mask_branch=wrong)
 
 
-def test_methods_that_are_missing_are_named():
+def test_missing_methods_raise_and_are_named():
     class Nothing(MaskBranch):
         pass
 

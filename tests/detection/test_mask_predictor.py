@@ -1,4 +1,4 @@
-"""ClassSelectedMaskPredictor against torchvision's layer followed by a gather."""
+"""ClassSelectedMaskPredictor equals torchvision's layer followed by a gather."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from maskloss.losses import ClassAgnosticMaskLoss, MaskBCELoss, MaskSoftmaxLoss
 from .small_models import CHANNELS, batch, tiny_mask_rcnn, training_pass
 
 IN_CHANNELS, HIDDEN, NUM_CLASSES, SIDE = 5, 7, 6, 3
-#: Class 4 twice, so that its gradient is a sum; 0, 1 and 5 (and 3) never.
+#: Class 4 occurs twice, so that its gradient is a sum; some classes do not occur.
 LABELS = torch.tensor([4, 2, 4])
 
 
@@ -40,22 +40,22 @@ def features() -> Tensor:
 
 
 def gathered(predictor: MaskRCNNPredictor, features: Tensor, labels: Tensor) -> Tensor:
-    """Every class's logits, of which one channel per RoI is kept: (P, 1, M, M)."""
+    """Compute the logits of all classes and select one channel per RoI: (P, 1, M, M)."""
     logits = predictor(features)
     return torch.stack([logits[roi, label] for roi, label in enumerate(labels.tolist())])[:, None]
 
 
-def test_without_labels_it_is_torchvisions_layer(stock, ours, features):
+def test_without_labels_it_equals_torchvisions_layer(stock, ours, features):
     assert torch.equal(ours(features), stock(features))
 
 
-def test_with_labels_it_gives_each_rois_own_channel(stock, ours, features):
+def test_with_labels_it_returns_each_rois_own_channel(stock, ours, features):
     selected = ours(features, LABELS)
     assert selected.shape == (3, 1, 2 * SIDE, 2 * SIDE)
     torch.testing.assert_close(selected, gathered(stock, features, LABELS), rtol=1e-5, atol=1e-6)
 
 
-def test_its_gradients_are_those_of_layer_and_gather(stock, ours, features):
+def test_its_gradients_equal_those_of_layer_and_gather(stock, ours, features):
     upstream = torch.randn((3, 1, 2 * SIDE, 2 * SIDE), generator=torch.Generator().manual_seed(2))
     stock_input, our_input = features.clone().requires_grad_(), features.clone().requires_grad_()
     gathered(stock, stock_input, LABELS).backward(upstream)
@@ -105,7 +105,7 @@ def test_zero_rois_give_zero_rows_and_gradients_of_zero(ours):
         assert not parameter.grad.any(), name
 
 
-def test_a_label_that_is_no_class_raises(ours, features):
+def test_a_label_out_of_range_raises(ours, features):
     with pytest.raises(IndexError):
         ours(features, torch.tensor([0, 1, NUM_CLASSES]))
 
@@ -139,7 +139,7 @@ def test_it_compiles_once_without_a_break_for_any_number_of_rois(stock, ours):
     torch._dynamo.reset()
 
 
-# Heads of one channel, which serves all classes.
+# Class-agnostic heads: one channel for all classes.
 
 
 def class_agnostic(plain: bool) -> nn.Module:
@@ -152,7 +152,7 @@ def class_agnostic(plain: bool) -> nn.Module:
 
 @pytest.mark.parametrize("plain", [False, True])
 @pytest.mark.parametrize("preset", ["torchvision", "detectron2"])
-def test_a_head_of_one_channel_trains_and_detects(plain, preset):
+def test_a_class_agnostic_head_trains_and_detects(plain, preset):
     # Labels go up to NUM_CLASSES - 1, channels to 0.
     model = maskloss.convert(class_agnostic(plain), preset, paste=None)
     losses, gradients = training_pass(model, *batch())
@@ -166,7 +166,7 @@ def test_a_head_of_one_channel_trains_and_detects(plain, preset):
     assert {label for detection in detections for label in detection["labels"].tolist()} - {1}
 
 
-def test_one_channel_gives_one_loss_however_it_is_computed():
+def test_a_class_agnostic_head_has_the_same_loss_in_every_form():
     values = [
         training_pass(maskloss.convert(class_agnostic(plain)), *batch())[0]["loss_mask"]
         for plain in (False, True)
@@ -174,13 +174,13 @@ def test_one_channel_gives_one_loss_however_it_is_computed():
     assert values[0].item() == pytest.approx(values[1].item(), rel=1e-6)
 
 
-def test_a_softmax_over_one_channel_is_refused():
+def test_a_softmax_over_one_channel_raises():
     model = maskloss.convert(class_agnostic(False), maskloss.MaskRCNNLoss(mask=MaskSoftmaxLoss())).train()
     with pytest.raises(ValueError, match="a softmax over classes needs a mask head with a channel per class"):
         model(*batch())
 
 
-def test_a_class_agnostic_term_has_one_channel_computed_and_the_same_value():
+def test_a_class_agnostic_term_computes_one_channel_and_the_same_value():
     loss = maskloss.MaskRCNNLoss(mask=ClassAgnosticMaskLoss(MaskBCELoss()))
     model = maskloss.convert(tiny_mask_rcnn(), loss)
     shapes: list[torch.Size] = []
@@ -188,7 +188,7 @@ def test_a_class_agnostic_term_has_one_channel_computed_and_the_same_value():
     losses, gradients = training_pass(model, *batch())
     model.eval()(batch()[0])
     assert [shape[1] for shape in shapes] == [1, 1]
-    # A predictor of a user's own computes all channels; the term reads the first.
+    # A custom predictor computes all channels; the term reads the first.
     other = tiny_mask_rcnn()
     other.roi_heads.mask_predictor = nn.Sequential(*other.roi_heads.mask_predictor.children())
     expected, _ = training_pass(maskloss.convert(other, loss), *batch())

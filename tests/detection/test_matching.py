@@ -1,4 +1,4 @@
-"""Matching in pieces against torchvision's Matcher on the whole matrix."""
+"""Matching in chunks equals torchvision's Matcher on the whole matrix."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ boxes_on_a_lattice = st.lists(
 
 
 @pytest.fixture(autouse=True)
-def pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pieces of a few boxes each."""
+def chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Use chunks of a few boxes each."""
     monkeypatch.setattr(matching, "_PAIRS_AT_ONCE", {"cpu": 20})
-    monkeypatch.setattr(matching, "_PIECES_NOT_WORTH_IT", 1)
+    monkeypatch.setattr(matching, "_CHUNKS_NOT_WORTH_IT", 1)
 
 
 @settings(deadline=None, max_examples=300, derandomize=True)
@@ -35,14 +35,14 @@ def pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     thresholds=st.sampled_from([(0.7, 0.3), (0.5, 0.5), (0.9, 0.0), (0.3, 0.1)]),
     allow_low_quality=st.booleans(),
 )
-def test_matches_are_torchvisions_index_by_index(
+def test_matches_equal_torchvisions(
     gt_boxes: Tensor, boxes: Tensor, thresholds: tuple[float, float], allow_low_quality: bool
 ) -> None:
     matcher = Matcher(*thresholds, allow_low_quality_matches=allow_low_quality)
     assert torch.equal(match(gt_boxes, boxes, matcher, box_iou), matcher(box_iou(gt_boxes, boxes)))
 
 
-def test_an_object_that_meets_no_box_makes_every_box_a_match_as_in_torchvision() -> None:
+def test_an_object_that_overlaps_no_box_matches_every_box_as_in_torchvision() -> None:
     boxes = torch.tensor([[0.0, 0.0, 4.0, 4.0], [1.0, 0.0, 5.0, 4.0], [20.0, 20.0, 24.0, 24.0]]).repeat(20, 1)
     gt_boxes = torch.tensor([[0.0, 0.0, 4.0, 4.0], [50.0, 50.0, 60.0, 60.0]])
     matcher = Matcher(0.7, 0.3, allow_low_quality_matches=True)
@@ -51,8 +51,8 @@ def test_an_object_that_meets_no_box_makes_every_box_a_match_as_in_torchvision()
     assert torch.equal(matches, matcher(box_iou(gt_boxes, boxes)))
 
 
-def test_the_best_box_below_the_threshold_is_found_across_pieces() -> None:
-    # One object, and its best box, of IoU 1/3, is the last of 50.
+def test_the_best_box_below_the_threshold_is_found_across_chunks() -> None:
+    # The best box of the only object has IoU 1/3 and is the last of 50.
     boxes = torch.tensor([[9.0, 0.0, 13.0, 4.0]]).repeat(50, 1)
     boxes[-1] = torch.tensor([2.0, 0.0, 6.0, 4.0])
     gt_boxes = torch.tensor([[0.0, 0.0, 4.0, 4.0]])
@@ -60,7 +60,7 @@ def test_the_best_box_below_the_threshold_is_found_across_pieces() -> None:
     assert matches.tolist() == [Matcher.BELOW_LOW_THRESHOLD] * 49 + [0]
 
 
-def test_similarities_are_asked_for_a_few_pairs_at_a_time() -> None:
+def test_similarities_are_computed_for_a_few_pairs_at_a_time() -> None:
     sizes = []
 
     def similarity(gt_boxes: Tensor, boxes: Tensor) -> Tensor:
@@ -70,7 +70,7 @@ def test_similarities_are_asked_for_a_few_pairs_at_a_time() -> None:
     gt_boxes, boxes = torch.rand(3, 4).cumsum(1), torch.rand(100, 4).cumsum(1)
     match(gt_boxes, boxes, Matcher(0.7, 0.3, allow_low_quality_matches=True), similarity)
     assert max(sizes) <= 20
-    # Each pair once, and each object's best boxes once more, in the one piece of 6 that holds them.
+    # Each pair once, and each object's best boxes once more, in the one chunk of 6 that contains them.
     assert 300 < sum(sizes) <= 300 + 3 * 6 + 1
 
 
@@ -83,7 +83,7 @@ def test_boxes_of_other_dtypes_match_as_in_torchvision(dtype: torch.dtype) -> No
     assert torch.equal(match(gt_boxes, boxes, matcher, box_iou), matcher(box_iou(gt_boxes, boxes)))
 
 
-def test_another_matcher_gets_the_whole_matrix() -> None:
+def test_a_custom_matcher_is_called_with_the_whole_matrix() -> None:
     gt_boxes, boxes = torch.rand(3, 4).cumsum(1), torch.rand(100, 4).cumsum(1)
     matcher = SSDMatcher(0.5)
     assert torch.equal(match(gt_boxes, boxes, matcher, box_iou), matcher(box_iou(gt_boxes, boxes)))

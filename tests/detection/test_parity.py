@@ -1,4 +1,4 @@
-"""A converted stock model is the stock model: the same losses, gradients and detections on real images."""
+"""A converted model has the stock model's losses, gradients and detections on real images."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Batch = tuple[list[Tensor], list[dict[str, Any]]]
 NUM_CLASSES, NUM_KEYPOINTS = 91, 17
 
 
-# Models: torchvision's, small, and scaled up where an untrained model would give one answer for everything.
+# Models: torchvision's, small, and scaled up where all outputs of an untrained model would be similar.
 
 
 def _spread(model: nn.Module) -> nn.Module:
@@ -90,8 +90,8 @@ def mask_rcnn_v2() -> nn.Module:
             box_detections_per_img=10,
         )
     )
-    # Its untrained mask logits reach 170, where neighbours in float32 are 1.5e-5 apart; as large as the other
-    # models' are, about 15, they leave room for 1e-6.
+    # Its untrained mask logits reach 170, where neighboring float32 values are 1.5e-5 apart. Scaled to the other
+    # models' range, about 15, they can agree to 1e-6.
     with torch.no_grad():
         model.roi_heads.mask_predictor.mask_fcn_logits.weight.mul_(0.1)
     return model
@@ -111,7 +111,7 @@ def photos() -> list[tuple[Tensor, dict[str, Tensor]]]:
         generator = torch.Generator().manual_seed(target["image_id"])
         places = torch.rand((len(boxes), NUM_KEYPOINTS, 2), generator=generator)
         visible = torch.randint(0, 3, (len(boxes), NUM_KEYPOINTS, 1), generator=generator)
-        # COCO's instances have no keypoints, so these are drawn inside the boxes, a third of them unlabeled.
+        # COCO's instances have no keypoints, so keypoints are random points in the boxes, a third of them unlabeled.
         target["keypoints"] = torch.cat(
             [boxes[:, None, :2] + places * (boxes[:, None, 2:] - boxes[:, None, :2]), visible.float()], dim=2
         )
@@ -129,12 +129,12 @@ def hundred_objects(photos: list[tuple[Tensor, dict[str, Tensor]]]) -> Batch:
     row, column = torch.meshgrid(torch.arange(10), torch.arange(10), indexing="ij")
     low = torch.stack([column * width / 10 + 1, row * height / 10 + 1], dim=2).reshape(100, 2)
     boxes = torch.cat([low, low + torch.tensor([width / 10 - 3, height / 10 - 3])], dim=1)
-    centre, radius = (boxes[:, :2] + boxes[:, 2:]) / 2, (boxes[:, 2:] - boxes[:, :2]) / 2
+    center, radius = (boxes[:, :2] + boxes[:, 2:]) / 2, (boxes[:, 2:] - boxes[:, :2]) / 2
     y, x = torch.arange(height)[:, None] + 0.5, torch.arange(width) + 0.5
     masks = torch.stack(
         [
             ((x - cx) / rx) ** 2 + ((y - cy) / ry) ** 2 <= 1
-            for (cx, cy), (rx, ry) in zip(centre.tolist(), radius.tolist(), strict=True)
+            for (cx, cy), (rx, ry) in zip(center.tolist(), radius.tolist(), strict=True)
         ]
     )
     target = {"boxes": boxes, "labels": torch.arange(100) % 90 + 1, "masks": masks.to(torch.uint8)}
@@ -183,11 +183,11 @@ def assert_same_detections(stock: nn.Module, images: list[Tensor]) -> None:
 
 
 @pytest.mark.parametrize("seed", [1, 2, 3])
-def test_mask_rcnn_trains_alike_on_images_of_drawn_sizes(photos, seed):
+def test_mask_rcnn_trains_alike_on_images_of_random_sizes(photos, seed):
     assert_same_training(mask_rcnn(), *choose(photos, CROWDED, UPRIGHT), seed)
 
 
-def test_the_seeds_above_draw_different_sizes(photos):
+def test_the_seeds_above_select_different_sizes(photos):
     sizes = set()
     model = mask_rcnn().train()
     for seed in (1, 2, 3):
@@ -210,14 +210,14 @@ def test_mask_rcnn_trains_alike_on_a_hundred_objects(photos):
 
 
 def test_mask_rcnn_trains_alike_on_bool_masks(photos):
-    # torchvision turns them into bytes, ours stay bool.
+    # torchvision converts them to uint8; here they stay bool.
     images, targets = choose(photos, FEW)
     assert_same_training(mask_rcnn(), images, [{**targets[0], "masks": targets[0]["masks"].bool()}])
 
 
 @pytest.mark.parametrize("condition", ["many objects", "one object", "wide", "high"])
 def test_mask_rcnn_trains_and_detects_alike_on_photographs_outside_the_repository(condition, shared):
-    # The repository's own photographs are in every clone; of these most may not be copied into it.
+    # These photographs are not in the repository, because most of them may not be redistributed.
     folder = shared / "coco_mini"
     data = json.loads((folder / "annotations.json").read_text())
     counts = Counter(a["image_id"] for a in data["annotations"] if not a["iscrowd"])
@@ -316,8 +316,8 @@ def test_losses_with_detections_are_torchvisions_on_the_proposals_of_evaluation(
     torch.manual_seed(3)
     losses, _ = maskloss.losses_and_detections(model, images, targets)
 
-    # The stock model's own parts, with the RPN and the heads alone in training mode, and as many proposals
-    # as in evaluation.
+    # The stock model's own parts, with only the RPN and the heads in training mode, and with the number of proposals
+    # of evaluation.
     stock.rpn._pre_nms_top_n["training"] = stock.rpn._pre_nms_top_n["testing"]
     stock.rpn._post_nms_top_n["training"] = stock.rpn._post_nms_top_n["testing"]
     by_image = []
@@ -376,13 +376,13 @@ def test_after_an_error_the_model_is_as_it_was(trained_mode_mix):
     with pytest.raises(ValueError, match="labels"):
         maskloss.losses_and_detections(trained_mode_mix, images, targets)
     assert [module.training for module in trained_mode_mix.modules()] == before
-    # Evaluation needs no targets again, and no hook of the failed call is left to gather losses.
+    # Evaluation needs no targets again, and the failed call has left no hook that collects losses.
     assert len(trained_mode_mix.eval()(images)) == 2
     assert not trained_mode_mix.rpn._forward_hooks
     assert not trained_mode_mix.roi_heads._forward_hooks
 
 
-def test_no_running_statistics_are_touched():
+def test_running_statistics_do_not_change():
     model = maskloss.convert(tiny_mask_rcnn()).train()
     before = copy.deepcopy(model.state_dict())
     maskloss.losses_and_detections(model, *batch())
@@ -394,7 +394,7 @@ def test_no_running_statistics_are_touched():
     }
 
 
-def test_a_loss_that_counts_classes_counts_only_in_training():
+def test_losses_update_class_statistics_only_in_training():
     loss = MaskRCNNLoss(classification=SeesawLoss(4))
     model = maskloss.convert(tiny_mask_rcnn(), loss).train()
     maskloss.losses_and_detections(model, *batch())
@@ -404,19 +404,19 @@ def test_a_loss_that_counts_classes_counts_only_in_training():
     assert loss.classification.class_counts.any()
 
 
-def test_the_callers_random_numbers_stay_where_they_were():
+def test_the_callers_random_generators_do_not_change():
     model = maskloss.convert(tiny_mask_rcnn())
     torch.manual_seed(11)
     before = torch.get_rng_state()
     first, _ = maskloss.losses_and_detections(model, *batch())
     assert torch.equal(torch.get_rng_state(), before)
-    # The draws are the caller's all the same: the next numbers give other samples.
+    # Sampling still depends on the caller's generators: another state gives other samples.
     torch.manual_seed(12)
     second, _ = maskloss.losses_and_detections(model, *batch())
     assert first["loss_objectness"] != second["loss_objectness"]
 
 
-def test_gradients_are_there_where_the_caller_wants_them():
+def test_losses_have_gradients_by_default():
     model = maskloss.convert(tiny_mask_rcnn()).eval()
     losses, _ = maskloss.losses_and_detections(model, *batch())
     sum(losses.values()).backward()
@@ -426,7 +426,7 @@ def test_gradients_are_there_where_the_caller_wants_them():
 
 
 @pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
-def test_gradients_are_not_there_where_the_caller_wants_none(context):
+def test_losses_have_no_gradients_in_a_no_grad_context(context):
     model = maskloss.convert(tiny_mask_rcnn())
     with context():
         losses, detections = maskloss.losses_and_detections(model, *batch())
@@ -435,7 +435,7 @@ def test_gradients_are_not_there_where_the_caller_wants_none(context):
     assert not any(value.requires_grad for detection in detections for value in detection.values())
 
 
-def test_the_penalty_is_among_the_losses_where_one_is_set():
+def test_the_losses_include_the_penalty_if_there_is_one():
     model = maskloss.convert(tiny_mask_rcnn(), MaskRCNNLoss(regularization=MatterportL2Loss(0.1)))
     losses, detections = maskloss.losses_and_detections(model, *batch())
     assert float(losses["loss_regularization"].detach()) == pytest.approx(
@@ -446,7 +446,7 @@ def test_the_penalty_is_among_the_losses_where_one_is_set():
     assert losses.keys() == training.keys()
 
 
-def test_images_without_objects_give_every_loss():
+def test_images_without_objects_have_every_loss():
     model = maskloss.convert(tiny_mask_rcnn())
     images, _ = batch()
     losses, _ = maskloss.losses_and_detections(model, images, without_objects(images))
@@ -466,7 +466,7 @@ def test_images_without_objects_give_every_loss():
 @pytest.mark.parametrize(
     "wrap", [lambda model: model, lambda model: nn.Sequential(model)], ids=["stock", "wrapped"]
 )
-def test_a_model_that_is_not_converted_is_a_type_error(wrap):
+def test_an_unconverted_model_raises(wrap):
     model = wrap(tiny_mask_rcnn())
     with pytest.raises(
         TypeError, match=f"takes a model from maskloss.convert, not .*{type(model).__name__}[:;]"

@@ -1,4 +1,4 @@
-"""Objects without a mask count nowhere in the mask term; background in ignored regions is not sampled."""
+"""Objects without a mask do not enter the mask term; background in ignored regions is not sampled."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Target = dict[str, Any]
 
 
 class Recording:
-    """A mask term that keeps what it was called with."""
+    """A mask term that records its arguments."""
 
     def __init__(self) -> None:
         self.calls: list[tuple[Tensor, Tensor]] = []
@@ -45,7 +45,7 @@ def polygons_or_none(target: Target, known: list[bool]) -> EncodedMasks:
 
 
 def in_three_ways(way: str, known: list[list[bool]]) -> list[Target]:
-    """Say of the objects of `batch()` which have a mask."""
+    """Return the targets of `batch()` in which only some objects have masks, expressed in one of three ways."""
     _, targets = batch()
     for target, has in zip(targets, known, strict=True):
         if way == "None":
@@ -59,7 +59,7 @@ def in_three_ways(way: str, known: list[list[bool]]) -> list[Target]:
 
 @pytest.mark.parametrize("sync_free", [False, True])
 @pytest.mark.parametrize("way", ["has_mask", "None"])
-def test_the_mask_term_is_that_of_the_objects_with_a_mask_alone(way, sync_free):
+def test_the_mask_term_uses_only_objects_with_a_mask(way, sync_free):
     whole = in_three_ways(way, [[True, True], [True, True]])
     losses, term, _ = mask_pass(whole, sync_free=sync_free)
     partial, partial_term, _ = mask_pass(
@@ -67,7 +67,7 @@ def test_the_mask_term_is_that_of_the_objects_with_a_mask_alone(way, sync_free):
     )
     logits, grids = term.calls[0]
     own_logits, own_grids = partial_term.calls[0]
-    # The samples are the same, so what is left is a part of what was there, in its order.
+    # The samples are the same, so the remaining targets are a subsequence of the full ones.
     kept = [row for row, grid in enumerate(grids) if any(torch.equal(grid, own) for own in own_grids)]
     assert 0 < len(own_grids) < len(grids)
     assert torch.equal(own_logits, logits[kept])
@@ -78,8 +78,8 @@ def test_the_mask_term_is_that_of_the_objects_with_a_mask_alone(way, sync_free):
 
 
 @pytest.mark.parametrize("sync_free", [False, True])
-def test_which_objects_are_left_is_what_was_said(sync_free):
-    # Of the second image only the second object has a mask: none of its mask's pixels is where the first one's are.
+def test_the_mask_term_uses_the_right_objects(sync_free):
+    # In the second image, only the second object has a mask, and it does not overlap the first object's mask.
     targets = in_three_ways("has_mask", [[False, False], [False, True]])
     targets[1]["masks"][0] = 1 - targets[1]["masks"][1]
     _, term, _ = mask_pass(targets, sync_free=sync_free)
@@ -112,7 +112,7 @@ def test_a_batch_without_any_mask_gives_a_connected_zero_under_every_key(way, sy
     assert gradients["roi_heads.mask_predictor.mask_fcn_logits.weight"].abs().max() == 0
 
 
-def test_all_true_is_as_without_the_key():
+def test_has_mask_of_all_true_changes_nothing():
     losses, _, gradients = mask_pass(in_three_ways("has_mask", [[True, True], [True, True]]))
     expected, _, expected_gradients = mask_pass(batch()[1])
     assert {k: v.item() for k, v in losses.items()} == {k: v.item() for k, v in expected.items()}
@@ -128,14 +128,14 @@ def test_masks_of_objects_without_one_are_never_read():
     assert torch.equal(losses["loss_mask"], expected["loss_mask"])
 
 
-def test_losses_with_detections_leave_them_out_too():
+def test_losses_and_detections_leaves_objects_without_masks_out_too():
     model = maskloss.convert(tiny_mask_rcnn())
     targets = in_three_ways("has_mask", [[False, False], [False, False]])
     losses, _ = maskloss.losses_and_detections(model, batch()[0], targets)
     assert losses["loss_mask"].item() == 0
 
 
-def test_a_model_without_masks_takes_the_key():
+def test_a_model_without_masks_accepts_has_mask():
     targets = in_three_ways("has_mask without masks", [[True, False], [False, False]])
     for target in targets:
         target.pop("keypoints")
@@ -151,14 +151,14 @@ def test_a_model_without_masks_takes_the_key():
     ],
     ids=["int", "too few", "a list"],
 )
-def test_a_has_mask_of_another_form_raises(value, message):
+def test_an_invalid_has_mask_raises(value, message):
     images, targets = batch()
     targets[0]["has_mask"] = value
     with pytest.raises(TypeError, match=rf"^image 0 of the batch \(image_id 40\), {message}"):
         maskloss.convert(tiny_mask_rcnn()).train()(images, targets)
 
 
-def test_an_object_that_should_have_a_mask_needs_one():
+def test_has_mask_without_masks_raises():
     images, targets = batch()
     targets[0]["has_mask"] = torch.tensor([False, True])
     del targets[0]["masks"]
@@ -192,7 +192,7 @@ def with_regions() -> list[Target]:
 
 
 def sampled_rois(*, sync_free: bool, targets: list[Target]) -> tuple[list[Tensor], Tensor]:
-    """Give the RoIs of each image that the box branch goes over in a step, and the labels that the loss sees."""
+    """Return the RoIs per image that the box branch processes in a step, and the labels in the loss's batch."""
     rois: list[Tensor] = []
     labels: list[Tensor] = []
 
@@ -211,7 +211,7 @@ def sampled_rois(*, sync_free: bool, targets: list[Target]) -> tuple[list[Tensor
 
 
 def test_background_in_an_ignored_region_is_not_sampled():
-    # The image is resized by the same factor along both axes: 64 of 64 px, so regions stay where they are.
+    # The image has the network's input size, so regions do not move.
     region = torch.tensor([[0.0, 0.0, 80.0, 30.0]])
     targets = batch()[1]
     before, before_labels = sampled_rois(sync_free=False, targets=targets)
@@ -222,7 +222,7 @@ def test_background_in_an_ignored_region_is_not_sampled():
     background = labels[: len(after[0])] == 0
     assert background.any()
     assert not mostly_inside(after[0][background], region).any()
-    # Objects there are learned from as before.
+    # Objects in the region are still sampled.
     assert (
         mostly_inside(after[0][~background], region).any()
         == mostly_inside(before[0][before_labels[: len(before[0])] > 0], region).any()

@@ -1,4 +1,4 @@
-"""MultiScaleRoIAlign against torchvision's, forward and backward."""
+"""MultiScaleRoIAlign equals torchvision's, forward and backward."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def gradients(pooler: torch.nn.Module, names: list[str], boxes: list[Tensor]) ->
 @pytest.mark.parametrize("names", [["0"], ["0", "1", "2"]])
 @pytest.mark.parametrize("output_size", [7, (3, 5)])
 @pytest.mark.parametrize("sampling_ratio", [2, 3, -1])
-def test_pooled_features_are_torchvisions_and_so_are_their_gradients(
+def test_pooled_features_and_gradients_equal_torchvisions(
     names: list[str], output_size: Any, sampling_ratio: int
 ) -> None:
     boxes = [boxes_of_all_sizes(90, 2), boxes_of_all_sizes(5, 3)]
@@ -67,7 +67,9 @@ def test_pooled_features_are_torchvisions_and_so_are_their_gradients(
 
 
 @pytest.mark.parametrize("names", [["0"], ["0", "1", "2"]])
-def test_bfloat16_features_under_autocast_too(names: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bfloat16_features_under_autocast_equal_torchvisions(
+    names: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     boxes = [boxes_of_all_sizes(40, 2), boxes_of_all_sizes(5, 3)]
     found = []
     calls: list[int] = []
@@ -101,7 +103,7 @@ def test_bfloat16_features_under_autocast_too(names: list[str], monkeypatch: pyt
     scale=st.sampled_from([1.0, 0.25]),
     sampling_ratio=st.sampled_from([1, 2, -1]),
 )
-def test_gradients_of_any_box_on_any_map_are_torchvisions(
+def test_gradients_of_any_box_on_any_map_equal_torchvisions(
     box: Any, size: Any, output_size: Any, scale: float, sampling_ratio: int
 ) -> None:
     x, y, w, h = box
@@ -116,7 +118,7 @@ def test_gradients_of_any_box_on_any_map_are_torchvisions(
     torch.testing.assert_close(gradient, expected_gradient, rtol=1e-4, atol=1e-5)
 
 
-def test_no_boxes_give_no_features_and_gradients_of_zeros() -> None:
+def test_no_boxes_give_no_features_and_zero_gradients() -> None:
     pooler = MultiScaleRoIAlign(["0", "1"], 7, 2)
     pooled, found = gradients(pooler, ["0", "1"], [torch.zeros(0, 4), torch.zeros(0, 4)])
     assert pooled.shape == (0, 3, 7, 7)
@@ -124,7 +126,7 @@ def test_no_boxes_give_no_features_and_gradients_of_zeros() -> None:
 
 
 @pytest.mark.parametrize("change", ["no gradient", "float64", "no_grad"])
-def test_where_no_float32_gradient_is_wanted_it_is_torchvisions(
+def test_without_float32_gradients_torchvisions_code_is_used(
     monkeypatch: pytest.MonkeyPatch, change: str
 ) -> None:
     def refuse(*_: Any) -> None:

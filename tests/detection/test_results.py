@@ -1,4 +1,4 @@
-"""mask_offset and coco_results: the documented way from probabilities to pixels is no worse than stock's."""
+"""mask_offset and coco_results: pasting as documented is no less accurate than stock torchvision's."""
 
 from __future__ import annotations
 
@@ -40,9 +40,9 @@ def mean_iou(masks: Tensor, pasted: Tensor) -> float:
 
 
 @pytest.mark.parametrize("size", [(300, 400), (427, 640), (480, 640)])
-def test_the_documented_way_gives_back_more_of_each_object_than_torchvisions_paste(size):
-    # What a network can learn at best are its targets: torchvision's, made as stock makes them, from masks that are
-    # resized for a shorter side of 800. Pasted back with mask_offset they must lose less than with stock's paste.
+def test_pasting_with_mask_offset_is_more_accurate_than_torchvisions_paste(size):
+    # A network can at best reproduce its targets, here stock torchvision's, made from masks resized to a shorter side
+    # of 800. Pasted with mask_offset, they must lose less than with torchvision's paste.
     masks = ellipses(40, *size)
     boxes = masks_to_boxes(masks)
     boxes[:, 2:] += 1
@@ -63,9 +63,9 @@ def test_the_documented_way_gives_back_more_of_each_object_than_torchvisions_pas
 
 
 @pytest.mark.parametrize("paste", ["torchvision", "matched", None])
-def test_the_offset_follows_from_the_losss_targets(paste):
+def test_the_offset_depends_on_the_losss_targets(paste):
     model = maskloss.convert(tiny_mask_rcnn(), "torchvision", paste=paste)
-    # Images of 64 px keep their size, those of 128 px are halved: half a pixel, and two halves' half.
+    # Images of 64 px keep their size: half a pixel. Images of 128 px are halved: half a pixel of the resized image.
     assert mask_offset(model, (64, 64)) == (0.5, 0.5)
     assert mask_offset(model, (128, 128)) == (0.5, 0.5)
     assert mask_offset(model, (32, 32)) == (0.25, 0.25)
@@ -89,13 +89,13 @@ def test_matched_undoes_the_losss_offset_and_aligned_undoes_nothing():
             for found, offset in ((matched, mask_offset(model, size)), (aligned, (0.0, 0.0))):
                 expected = paste_masks(probs, raw["boxes"], size, offset=offset, output="float")
                 assert torch.equal(found["masks"][:, 0], expected)
-    # With torchvision's targets the two differ, or this would show nothing.
+    # With torchvision's targets the two must differ; otherwise this test would prove nothing.
     assert not torch.equal(
         pasted("torchvision", "matched")[0]["masks"], pasted("torchvision", "aligned")[0]["masks"]
     )
 
 
-def test_results_are_those_of_the_pasted_masks():
+def test_results_equal_the_pasted_masks():
     images, _ = batch()
     model = maskloss.convert(tiny_mask_rcnn(), paste=None).eval()
     detections = model(images)
@@ -127,7 +127,7 @@ def test_other_numbers_of_sizes_and_ids_raise(sizes, ids, message):
 
 def test_pasted_masks_raise():
     model = maskloss.convert(tiny_mask_rcnn()).eval()
-    with pytest.raises(ValueError, match=r"must be probabilities.*convert\(paste=None\)"):
+    with pytest.raises(ValueError, match=r"must be probabilities.*convert\(model, paste=None\)"):
         coco_results(model, model(batch()[0][:1]), [(64, 80)], [1])
 
 

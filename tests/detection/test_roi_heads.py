@@ -1,4 +1,4 @@
-"""Detections are torchvision's bit for bit, however many classes there are."""
+"""Detections equal torchvision's bit for bit, for any number of classes."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_detections_are_torchvisions_bit_for_bit(num_rois, threshold, num_classe
                 assert one.dtype == other.dtype
 
 
-def test_only_what_stays_is_decoded(monkeypatch):
+def test_only_boxes_above_the_threshold_are_decoded(monkeypatch):
     heads = maskloss.convert(tiny_mask_rcnn()).roi_heads
     decoded: list[int] = []
     own = heads.box_coder.decode_single

@@ -1,4 +1,4 @@
-"""RegionProposalNetwork: the proposals, labels and matched boxes of torchvision's, from less work."""
+"""RegionProposalNetwork: proposals, labels and matched boxes equal torchvision's."""
 
 from __future__ import annotations
 
@@ -45,10 +45,10 @@ SETTINGS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("name", SETTINGS)
 @pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("ties", [False, True])
-def test_proposals_are_torchvisions_bit_for_bit(name: str, training: bool, ties: bool) -> None:
+def test_proposals_equal_torchvisions_bit_for_bit(name: str, training: bool, ties: bool) -> None:
     images, features = inputs()
     if ties:
-        # The same features everywhere, so the same objectness of many anchors.
+        # Constant features, so that many anchors have the same objectness.
         features = {"0": features["0"][:, :, :1, :1].expand_as(features["0"]).contiguous()}
     targets = [{"boxes": torch.tensor([[4.0, 4.0, 30.0, 30.0]])}] * 2
     found = []
@@ -67,7 +67,7 @@ def test_proposals_are_torchvisions_bit_for_bit(name: str, training: bool, ties:
 
 
 @pytest.mark.parametrize("count", [0, 1, 6])
-def test_labels_and_matched_boxes_are_torchvisions(count: int) -> None:
+def test_labels_and_matched_boxes_equal_torchvisions(count: int) -> None:
     stock, ours = pair()
     generator = torch.Generator().manual_seed(1)
     anchors = [9 * torch.rand(500, 4, generator=generator).cumsum(1) for _ in range(2)]
@@ -79,7 +79,7 @@ def test_labels_and_matched_boxes_are_torchvisions(count: int) -> None:
         assert torch.equal(found, expected)
 
 
-def test_an_instance_with_its_own_filter_is_refused() -> None:
+def test_a_patched_filter_proposals_raises() -> None:
     model = tiny_mask_rcnn()
     model.rpn.filter_proposals = lambda *_: None
     with pytest.raises(TypeError, match=r"model\.rpn\.filter_proposals has been patched"):

@@ -1,4 +1,4 @@
-"""Training with sync_free=True: torchvision's samples in number and kind, and no waiting for the device."""
+"""Training with sync_free=True: samples with torchvision's sizes and distribution, without synchronization."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from maskloss.detection.transfer import AsyncHostCopy
 
 from .small_models import batch, tiny_keypoint_rcnn, tiny_mask_rcnn, training_pass, without_objects
 
-# Draws
+# Sampling
 
 
 @settings(deadline=None, max_examples=200, derandomize=True)
@@ -42,7 +42,7 @@ from .small_models import batch, tiny_keypoint_rcnn, tiny_mask_rcnn, training_pa
     size=st.integers(1, 12),
     fraction=st.sampled_from([0.0, 0.25, 0.5, 1.0]),
 )
-def test_as_many_are_drawn_as_torchvision_draws_and_each_once(
+def test_samples_have_torchvisions_sizes_and_no_duplicates(
     labels: list[list[int]], size: int, fraction: float
 ) -> None:
     by_image = [torch.tensor(image, dtype=torch.int64) for image in labels]
@@ -66,7 +66,7 @@ def test_as_many_are_drawn_as_torchvision_draws_and_each_once(
         assert len(set(negatives.tolist())) == len(negatives)
 
 
-def test_each_is_drawn_as_often_as_any_other() -> None:
+def test_sampling_is_uniform() -> None:
     torch.manual_seed(0)
     labels = torch.tensor([1] * 6 + [0] * 10 + [-1] * 4)
     sampler = BalancedPositiveNegativeSampler(8, 0.25)
@@ -75,19 +75,19 @@ def test_each_is_drawn_as_often_as_any_other() -> None:
     for _ in range(times):
         slots = sample_slots([labels], sampler)
         drawn[slots.indices[0, : int(slots.num_sampled[0])]] += 1
-    # Two of six positives, six of ten negatives; five standard deviations.
+    # Two of six positives and six of ten negatives are sampled; the tolerance is five standard deviations.
     share = torch.tensor([2 / 6] * 6 + [6 / 10] * 10 + [0.0] * 4)
     deviation = (share * (1 - share) / times).sqrt()
     assert ((drawn / times - share).abs() <= 5 * deviation).all()
 
 
-# Losses. A sampler that takes all there is draws nothing by chance, so both ways must agree.
+# Losses. A sampler that takes all candidates is not random, so both modes must agree.
 
 
 def taking_all(model: nn.Module, positive_fraction: float = 0.5) -> nn.Module:
     model.rpn.fg_bg_sampler = BalancedPositiveNegativeSampler(10_000, positive_fraction)
     model.roi_heads.fg_bg_sampler = BalancedPositiveNegativeSampler(10_000, positive_fraction)
-    # All that NMS leaves, so that images have different numbers of proposals.
+    # Keep all proposals that NMS keeps, so that images have different numbers of proposals.
     model.rpn._post_nms_top_n["training"] = 10_000
     return model
 
@@ -107,14 +107,14 @@ def assert_equal_passes(
 
 @pytest.mark.parametrize("make", [tiny_mask_rcnn, tiny_keypoint_rcnn])
 @pytest.mark.parametrize("preset", ["torchvision", "detectron2", "matterport"])
-def test_where_all_are_drawn_losses_and_gradients_are_those_of_the_parity_mode(make, preset):
+def test_when_everything_is_sampled_losses_and_gradients_equal_the_parity_mode(make, preset):
     model = taking_all(make())
     assert_equal_passes(
         convert(copy.deepcopy(model), preset, sync_free=True), convert(model, preset), *batch()
     )
 
 
-def test_slots_that_nothing_was_drawn_into_were_there():
+def test_the_comparison_includes_slots_without_a_sample():
     model = convert(taking_all(tiny_mask_rcnn()), sync_free=True)
     seen: list[SampleCounts] = []
     result = AsyncHostCopy.result
@@ -147,7 +147,7 @@ def test_images_without_objects_train_as_in_the_parity_mode(empty):
     assert_equal_passes(convert(copy.deepcopy(model), sync_free=True), convert(model), images, targets)
 
 
-def test_without_positives_every_key_is_there_and_finite():
+def test_without_positives_every_loss_is_finite():
     model = convert(taking_all(tiny_mask_rcnn(), positive_fraction=0.0), sync_free=True)
     losses, gradients = training_pass(model, *batch())
     assert set(losses) == {
@@ -158,8 +158,8 @@ def test_without_positives_every_key_is_there_and_finite():
     assert all(gradient is not None and gradient.isfinite().all() for gradient in gradients.values())
 
 
-def test_on_average_losses_are_those_of_the_parity_mode():
-    # Small samples of many, whose draws differ; the mean over seeds does not, within its error.
+def test_mean_losses_equal_those_of_the_parity_mode():
+    # Small samples differ between the modes, but their mean over seeds agrees within its error.
     def losses_of(model: nn.Module) -> Tensor:
         runs = [training_pass(model, *batch(), seed=seed)[0] for seed in range(60)]
         return torch.stack([torch.stack(list(losses.values())) for losses in runs])
@@ -172,7 +172,7 @@ def test_on_average_losses_are_those_of_the_parity_mode():
     assert (ours.std(0) <= 2 * parity.std(0) + 1e-6).all()
 
 
-def test_dropping_by_copies_leaves_what_dropping_leaves_at_every_level():
+def test_replacing_invalid_boxes_keeps_the_proposals_of_dropping_them():
     generator = torch.Generator().manual_seed(0)
     model = convert(tiny_mask_rcnn(), sync_free=True).rpn
     model.min_size, model.score_thresh = 20.0, 0.3
@@ -182,7 +182,7 @@ def test_dropping_by_copies_leaves_what_dropping_leaves_at_every_level():
     kept = (boxes[:, 2:] - boxes[:, :2] >= 20.0).all(1) & (scores >= 0.3)
     assert 20 < kept.sum() < 180
     expected = boxes[kept][batched_nms(boxes[kept], scores[kept], levels[kept], 0.5)]
-    copied = model._droppable_made_copies(boxes, scores, levels, (64, 64))
+    copied = model._replace_invalid_boxes(boxes, scores, levels, (64, 64))
     assert torch.equal(copied[0][batched_nms(*copied, 0.5)], expected)
 
 
@@ -193,7 +193,7 @@ def test_boxes_of_a_diverged_network_are_never_pooled(rows):
     boxes = torch.cat([low, low + 20], dim=1)
     boxes[rows] = torch.nan
     scores, levels = torch.linspace(0, 1, 40), torch.zeros(40, dtype=torch.int64)
-    copied, _, _ = model._droppable_made_copies(boxes, scores, levels, (50, 60))
+    copied, _, _ = model._replace_invalid_boxes(boxes, scores, levels, (50, 60))
     assert copied.isfinite().all()
     if rows == slice(None):
         assert copied.unique(dim=0).tolist() == [[0, 0, 60, 50]]
@@ -209,7 +209,7 @@ def test_a_diverged_network_gives_a_loss_that_is_not_finite_and_no_crash():
 
 
 class FloatMasks(GeneralizedRCNNTransform):
-    """A user's own transform, which leaves masks as floats."""
+    """A custom transform that returns float masks."""
 
     factor = 1.0
 
@@ -219,7 +219,7 @@ class FloatMasks(GeneralizedRCNNTransform):
 
 
 @pytest.mark.parametrize("sync_free", [False, True])
-def test_masks_that_a_transform_has_made_floats_of_are_read_as_what_they_hold(sync_free):
+def test_float_masks_from_a_custom_transform_are_converted(sync_free):
     def built() -> nn.Module:
         model = tiny_mask_rcnn()
         model.transform = FloatMasks(64, 128, [0.5] * 3, [0.2] * 3)
@@ -237,7 +237,7 @@ def test_masks_that_a_transform_has_made_floats_of_are_read_as_what_they_hold(sy
         training_pass(convert(model, sync_free=sync_free), *batch())
 
 
-def test_a_patched_selection_is_refused_and_nothing_changed():
+def test_a_patched_selection_raises_and_the_model_is_unchanged():
     model = tiny_mask_rcnn()
     model.roi_heads.select_training_samples = model.roi_heads.select_training_samples
     with pytest.raises(TypeError, match=r"would drop model\.roi_heads\.select_training_samples"):
@@ -257,7 +257,7 @@ def proposals_of(model: nn.Module) -> list[Tensor]:
 
 
 @pytest.mark.parametrize(("min_size", "score_thresh"), [(1e-3, 0.0), (20.0, 0.0), (1e-3, 0.5), (18.0, 0.45)])
-def test_boxes_that_are_too_small_or_score_too_low_are_no_proposals(min_size, score_thresh):
+def test_small_or_low_scoring_boxes_are_not_proposed(min_size, score_thresh):
     model = tiny_mask_rcnn()
     model.rpn.min_size, model.rpn.score_thresh = min_size, score_thresh
     model.rpn._post_nms_top_n["training"] = 1000
@@ -267,11 +267,11 @@ def test_boxes_that_are_too_small_or_score_too_low_are_no_proposals(min_size, sc
     assert all(torch.equal(*pair) for pair in zip(found, expected, strict=True))
 
 
-# Waiting. On tensors without values every question that only the device could answer raises.
+# Synchronization. Fake tensors have no values, so every operation that would synchronize raises.
 
 
 class BlockingCopies(TorchDispatchMode):
-    """Gathers copies between the devices that the host waits for."""
+    """Records copies between devices for which the host would wait."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -286,14 +286,14 @@ class BlockingCopies(TorchDispatchMode):
 
 
 class HostNumbers(list[int]):
-    """Numbers on the host, where a tensor of them would have no values either."""
+    """Numbers on the host, used because a fake tensor would have no values."""
 
     def tolist(self) -> list[int]:
         return list(self)
 
 
 class ReadElsewhere:
-    """In place of an AsyncHostCopy: three positives and ten drawn of each image, and nothing asked of the device."""
+    """Replacement for AsyncHostCopy that returns three positives and ten samples per image, without synchronizing."""
 
     def __init__(self, num_positives: Tensor, num_sampled: Tensor, *others: Tensor) -> None:
         self.num_images, self.others = len(num_positives), others
@@ -305,13 +305,13 @@ class ReadElsewhere:
 
 @contextmanager
 def without_values(sync_free: bool, make: Any = tiny_mask_rcnn) -> Iterator[tuple[nn.Module, Any]]:
-    """A model on a pretended GPU; what waits by design, NMS, readings and masks' own sizes, is stood in for."""
+    """A model on a fake GPU; NMS, host copies and mask targets, which synchronize by design, are replaced."""
 
     def nms(boxes: Tensor, scores: Tensor, levels: Tensor, threshold: float) -> Tensor:
         return torch.arange(len(boxes) // 2, device=boxes.device)
 
     def grids(masks: Tensor, boxes: Tensor, idxs: Tensor, size: int, **settings: bool) -> Tensor:
-        # Of bytes it would have to know the largest.
+        # For uint8 masks, checking the largest value would synchronize.
         assert masks.dtype == torch.bool
         return torch.zeros(len(boxes), size, size, device=masks.device)
 
@@ -343,9 +343,9 @@ def losses_after_the_transform(model: nn.Module, images: Tensor, targets: Any) -
     return losses | model.roi_heads(features, proposals, sizes, targets)[1]
 
 
-def test_between_transform_and_losses_nothing_but_nms_and_the_reading_waits():
+def test_between_transform_and_losses_only_nms_and_the_sample_sizes_synchronize():
     with without_values(sync_free=True) as (model, examples):
-        # The first step copies the shapes of the anchors; later ones have them.
+        # The first step copies the shapes of the anchors; later steps have them cached.
         losses_after_the_transform(model, *examples)
         with BlockingCopies() as copies:
             losses = losses_after_the_transform(model, *examples)
@@ -354,13 +354,13 @@ def test_between_transform_and_losses_nothing_but_nms_and_the_reading_waits():
     assert copies.found == []
 
 
-def test_the_parity_mode_waits_which_shows_that_waiting_would_be_seen():
+def test_the_parity_mode_synchronizes_and_the_check_detects_it():
     raised = (DynamicOutputShapeException, DataDependentOutputException)
     with without_values(sync_free=False) as (model, examples), pytest.raises(raised):
         losses_after_the_transform(model, *examples)
 
 
-def test_the_pooler_does_not_wait_to_know_which_boxes_are_of_which_level():
+def test_the_pooler_does_not_synchronize_to_assign_boxes_to_levels():
     names = ["0", "1"]
     model = tiny_mask_rcnn()
     heads = convert(model, sync_free=True).roi_heads
@@ -378,7 +378,7 @@ def test_the_pooler_does_not_wait_to_know_which_boxes_are_of_which_level():
                 pooler.eval()(features, boxes, [(64, 96)] * 2)
 
 
-def test_the_transform_leaves_boxes_on_the_host_in_training_alone():
+def test_the_transform_keeps_boxes_on_the_host_only_in_training():
     model = convert(tiny_mask_rcnn(), sync_free=True)
     with FakeTensorMode():
         fake = torch.rand(2, 4, device="cuda")
@@ -391,14 +391,14 @@ def test_the_transform_leaves_boxes_on_the_host_in_training_alone():
         assert resized["boxes"].device.type == "cuda"
 
 
-# What it goes with
+# Compatibility
 
 
 def with_batch_norm() -> MaskRCNN:
     return maskrcnn_resnet50_fpn_v2(weights=None, weights_backbone=None)
 
 
-def test_a_batch_norm_in_the_roi_heads_is_refused_by_name_and_nothing_is_changed():
+def test_a_batch_norm_in_the_roi_heads_raises_and_the_model_is_unchanged():
     model = with_batch_norm()
     with pytest.raises(ValueError, match=r"model\.roi_heads\.box_head\.\S+, a BatchNorm2d"):
         convert(model, sync_free=True)
@@ -407,11 +407,11 @@ def test_a_batch_norm_in_the_roi_heads_is_refused_by_name_and_nothing_is_changed
 
 
 class MySampler(BalancedPositiveNegativeSampler):
-    """A sampler of one's own."""
+    """A custom sampler."""
 
 
 @pytest.mark.parametrize("part", ["rpn", "roi_heads"])
-def test_another_sampler_is_refused_by_name(part):
+def test_a_custom_sampler_raises_and_is_named(part):
     model = tiny_mask_rcnn()
     getattr(model, part).fg_bg_sampler = MySampler(8, 0.5)
     with pytest.raises(TypeError, match=rf"model\.{part}\.fg_bg_sampler.*MySampler"):
@@ -419,7 +419,7 @@ def test_another_sampler_is_refused_by_name(part):
     assert type(model.rpn).__module__.startswith("torchvision")
 
 
-def test_converting_again_goes_back_to_torchvisions_samples():
+def test_converting_again_restores_torchvisions_sampling():
     expected = training_pass(convert(tiny_mask_rcnn()), *batch())[0]
     model = convert(tiny_mask_rcnn(), sync_free=True)
     others = training_pass(model, *batch())[0]
@@ -430,7 +430,7 @@ def test_converting_again_goes_back_to_torchvisions_samples():
     assert all(torch.equal(again[key], back[key]) for key in back)
 
 
-def test_evaluation_is_that_of_the_parity_mode():
+def test_evaluation_equals_that_of_the_parity_mode():
     images, targets = batch()
     model = tiny_mask_rcnn()
     ours, parity = convert(copy.deepcopy(model), sync_free=True).eval(), convert(model).eval()
@@ -447,7 +447,7 @@ def test_evaluation_is_that_of_the_parity_mode():
 
 
 @pytest.mark.parametrize("sampling_ratio", [2, -1])
-def test_pooling_from_every_level_is_torchvisions(sampling_ratio):
+def test_pooling_from_every_level_equals_torchvisions(sampling_ratio):
     generator = torch.Generator().manual_seed(0)
     names = ["0", "1", "2", "3"]
     size = (256, 320)

@@ -1,4 +1,4 @@
-"""Bad targets are refused before anything is computed from them, with the image and the field named."""
+"""Invalid targets raise before anything is computed from them, and the error names the image and the field."""
 
 from __future__ import annotations
 
@@ -85,7 +85,11 @@ SQUARE = [[5.0, 5.0, 20.0, 5.0, 20.0, 20.0]]
 BAD: dict[str, tuple[Callable[[Target], None], type[Exception], str]] = {
     "label of background": (label(0), ValueError, "labels: a label is below 1"),
     "negative label": (label(-1), ValueError, "labels: a label is below 1"),
-    "label of num_classes": (label(NUM_CLASSES), ValueError, "labels: a label is not below num_classes, 4"),
+    "label of num_classes": (
+        label(NUM_CLASSES),
+        ValueError,
+        "labels: a label is not less than num_classes = 4",
+    ),
     "labels int32": (field("labels", lambda v: v.int()), TypeError, r"labels: expected torch\.int64.*int32"),
     "labels float": (
         field("labels", lambda v: v.float()),
@@ -202,7 +206,7 @@ def test_bad_input_raises_before_the_transform_naming_image_and_field(bad, guard
 
 
 @pytest.mark.parametrize("bad", ["label of background", "box with NaN", "mask of 0 and 255", "no masks"])
-def test_losses_and_detections_refuses_bad_input_alike(bad, guarded_model):
+def test_losses_and_detections_raises_the_same_errors(bad, guarded_model):
     change, error, message = BAD[bad]
     images, targets = batch()
     change(targets[1])
@@ -211,7 +215,7 @@ def test_losses_and_detections_refuses_bad_input_alike(bad, guarded_model):
 
 
 def test_good_input_reaches_the_transform(guarded_model):
-    # Without this, a guard that never lets anything through would pass the tests above.
+    # Without this, a check that rejects every input would pass the tests above.
     with pytest.raises(NotReached):
         guarded_model.train()(*batch())
 
@@ -223,7 +227,7 @@ def test_the_message_names_the_instance_with_its_box_and_label(guarded_model):
         guarded_model.train()(images, targets)
 
 
-def test_an_image_without_image_id_is_named_by_its_place(guarded_model):
+def test_an_image_without_image_id_is_named_by_its_index(guarded_model):
     images, targets = batch()
     del targets[1]["image_id"]
     targets[1]["labels"][0] = 0
@@ -231,7 +235,7 @@ def test_an_image_without_image_id_is_named_by_its_place(guarded_model):
         guarded_model.train()(images, targets)
 
 
-def test_another_number_of_targets_than_of_images_raises(guarded_model):
+def test_different_numbers_of_targets_and_images_raise(guarded_model):
     images, targets = batch()
     with pytest.raises(ValueError, match=r"^got 2 images but 1 targets$"):
         guarded_model.train()(images, targets[:1])
@@ -287,11 +291,11 @@ def test_bad_keypoints_raise(change, error, message):
         keypoint_model(images, targets)
 
 
-# What looks odd but is right.
+# Unusual but valid inputs.
 
 
 @pytest.mark.parametrize("reach", [-0.09, 0.09])
-def test_a_box_may_reach_over_the_border_by_the_rounding_of_annotations_without_a_warning(reach):
+def test_boxes_may_exceed_the_image_by_the_rounding_of_annotations(reach):
     images, targets = batch()
     targets[0]["boxes"][1] = torch.tensor([min(reach, 0.0), 10.0, 80.0 + max(reach, 0.0), 40.0])
     assert check_inputs(images, targets, ModelInputs(num_classes=NUM_CLASSES, has_masks=True)) is None
@@ -299,7 +303,7 @@ def test_a_box_may_reach_over_the_border_by_the_rounding_of_annotations_without_
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
 def test_a_box_of_the_whole_image_is_accepted_in_any_float_dtype(dtype):
-    # 427 and 639 are no bfloat16 numbers: rounded to 428 and 640 they reach outside, and must not be refused.
+    # bfloat16 rounds 427 and 639 to 428 and 640, outside the image. Such boxes must be accepted.
     target = {
         "boxes": torch.tensor([[0.0, 0.0, 639.0, 427.0]], dtype=dtype),
         "labels": torch.tensor([1]),
@@ -308,7 +312,7 @@ def test_a_box_of_the_whole_image_is_accepted_in_any_float_dtype(dtype):
     check_inputs([torch.zeros(3, 427, 639)], [target], ModelInputs(num_classes=2, has_masks=True))
 
 
-def test_masks_are_asked_of_models_with_a_mask_branch_alone():
+def test_only_models_with_a_mask_branch_need_masks():
     images, targets = batch()
     for target in targets:
         del target["masks"]

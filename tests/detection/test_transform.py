@@ -1,4 +1,4 @@
-"""RCNNTransform against torchvision's GeneralizedRCNNTransform."""
+"""RCNNTransform compared with torchvision's GeneralizedRCNNTransform."""
 
 from __future__ import annotations
 
@@ -65,13 +65,13 @@ def test_bool_masks_stay_bool_and_show_torchvisions_pixels():
     assert torch.equal(resized["masks"], expected["masks"].bool())
 
 
-def test_masks_that_fit_already_are_not_copied():
+def test_masks_that_have_the_right_size_are_not_copied():
     image, target = scene(40, 50)
     _, [resized] = make(RCNNTransform)([image], [target])
     assert resized["masks"].data_ptr() == target["masks"].data_ptr()
 
 
-def test_sizes_drawn_in_training_are_torchvisions():
+def test_random_training_sizes_equal_torchvisions():
     image, target = scene(31, 47)
     sizes = set()
     for seed in range(8):
@@ -84,12 +84,12 @@ def test_sizes_drawn_in_training_are_torchvisions():
         assert images.image_sizes == expected_images.image_sizes
         assert torch.equal(resized["masks"], expected["masks"])
         sizes.add(images.image_sizes[0])
-    # Otherwise the seeds drew one size, and the test saw no draw at all.
+    # Otherwise all seeds selected the same size, and the test would not cover random sizes.
     assert len(sizes) == 3
 
 
 @pytest.mark.parametrize("changes", [{"sync_free": (52, 36)}, {"training": True, "_skip_resize": True}])
-def test_torchvisions_other_ways_to_size_hold(changes):
+def test_torchvisions_other_size_options_work(changes):
     image, target = scene(31, 47)
     _, [expected] = make(GeneralizedRCNNTransform, **changes)([image], [target])
     images, [resized] = make(RCNNTransform, **changes)([image], [target])
@@ -106,7 +106,7 @@ def test_without_a_target_only_the_image_is_resized():
     assert torch.equal(images.tensors, expected.tensors)
 
 
-def test_a_target_without_masks_stays_without():
+def test_a_target_without_masks_gets_none():
     image, target = scene(31, 47)
     del target["masks"]
     _, [resized] = make(RCNNTransform)([image], [target])
@@ -136,7 +136,7 @@ def test_half_precision_boxes_are_scaled_in_float32(dtype):
 
 @pytest.mark.parametrize("shape", [(0,), (0, 31, 47), (0, 1, 1), (0, 9, 9), (0, 1, 31, 47)])
 @pytest.mark.parametrize("dtype", [torch.bool, torch.uint8])
-def test_no_masks_become_no_masks_of_the_new_size(shape, dtype):
+def test_empty_masks_get_the_new_size(shape, dtype):
     image, target = scene(31, 47, count=0)
     target["masks"] = torch.zeros(shape, dtype=dtype)
     images, [resized] = make(RCNNTransform)([image], [target])
@@ -146,7 +146,7 @@ def test_no_masks_become_no_masks_of_the_new_size(shape, dtype):
 
 @pytest.mark.parametrize("dtype", [torch.int64, torch.float32])
 def test_masks_that_a_model_without_mask_branch_ignores_may_have_any_dtype(dtype):
-    # A FasterRCNN's targets are not asked for masks, so theirs are checked by nobody; torchvision takes them.
+    # A FasterRCNN does not need masks, so they are not checked; torchvision accepts any dtype.
     image, target = scene(31, 47)
     _, [expected] = make(GeneralizedRCNNTransform)([image], [{**target, "masks": target["masks"].to(dtype)}])
     _, [resized] = make(RCNNTransform)([image], [{**target, "masks": target["masks"].to(dtype)}])
@@ -190,23 +190,23 @@ def pasted(paste: str | None, aligned: bool = False) -> dict[str, Tensor]:
     return result
 
 
-def test_torchvisions_paste_is_the_default_and_torchvisions():
+def test_the_default_paste_equals_torchvisions():
     [expected] = make(GeneralizedRCNNTransform).postprocess(detection(), [RESIZED], [ORIGINAL])
     [result] = make(RCNNTransform).postprocess(detection(), [RESIZED], [ORIGINAL])
     assert result.keys() == expected.keys()
     assert all(torch.equal(result[field], expected[field]) for field in expected)
 
 
-def test_matched_paste_of_aligned_targets_fills_the_pixels_whose_centres_are_in_the_box():
-    # Halved, the box is (2, 3, 6, 8). A mask of ones fills columns 2 to 5 and rows 3 to 7, and nothing else.
+def test_matched_paste_of_aligned_targets_fills_the_pixels_whose_centers_are_in_the_box():
+    # Halved, the box is (2, 3, 6, 8). A mask of ones fills exactly columns 2 to 5 and rows 3 to 7.
     expected = torch.zeros((1, 1, *ORIGINAL))
     expected[:, :, 3:8, 2:6] = 1
     torch.testing.assert_close(pasted("matched", aligned=True)["masks"], expected, rtol=0, atol=1e-6)
 
 
-def test_matched_paste_of_unaligned_targets_undoes_what_they_were_off_by():
-    # Doubled without a rounding, masks keep torchvision's half pixel of the network's, a quarter of the image's.
-    # Pixel 2's value is read at 2.25, nearer to the edge than in the middle of the first cell.
+def test_matched_paste_of_unaligned_targets_undoes_their_offset():
+    # Doubling needs no rounding, so masks keep torchvision's offset: half a pixel of the resized image, a quarter of
+    # the original. Pixel 2 is sampled at 2.25, closer to the edge than the center of the first cell.
     transform = make(RCNNTransform)
     transform.paste = "matched"
     scores = torch.rand(1, 1, 28, 28, generator=torch.Generator().manual_seed(0))
@@ -220,14 +220,14 @@ def test_matched_paste_of_unaligned_targets_undoes_what_they_were_off_by():
 @pytest.mark.parametrize(
     ("image_size", "expected"),
     [
-        # A short side of 40 as it is; doubled; 50 to 40 in steps of 4 out of 5; 37 to 40, which share no factor.
+        # Shorter sides resized to 40: from 40; from 20, doubled; from 50, by 4 / 5; from 37, without a common factor.
         ((40, 60), (0.5, 0.5)),
         ((20, 30), (0.25, 0.25)),
         ((50, 50), (0.125, 0.125)),
         ((37, 55), (0.5 / 40, 0.5 / 59)),
     ],
 )
-def test_the_offset_of_unaligned_masks_shrinks_where_images_are_resized(image_size, expected):
+def test_the_offset_of_unaligned_masks_shrinks_when_images_are_resized(image_size, expected):
     transform = make(RCNNTransform)
     images, _ = transform([torch.zeros(3, *image_size)])
     assert transform.mask_offset(image_size) == pytest.approx(expected)
@@ -237,7 +237,7 @@ def test_the_offset_of_unaligned_masks_shrinks_where_images_are_resized(image_si
 
 
 def mean_position(masks: Tensor) -> Tensor:
-    """Centre of mass of each mask, (G, 2) as (y, x)."""
+    """Center of mass of each mask, (G, 2) as (y, x)."""
     weights = masks.double() / masks.double().sum(dim=(1, 2), keepdim=True)
     y = (weights.sum(2) * (torch.arange(masks.shape[1]) + 0.5)).sum(1)
     x = (weights.sum(1) * (torch.arange(masks.shape[2]) + 0.5)).sum(1)
@@ -257,8 +257,8 @@ def squares(height: int, width: int, count: int = 60) -> Tensor:
 @pytest.mark.parametrize(("height", "width"), [(31, 47), (50, 60), (20, 30), (40, 60)])
 @pytest.mark.parametrize("aligned", [False, True])
 @pytest.mark.parametrize("kind", ["bitmaps", "encoded"])
-def test_resized_masks_are_where_their_targets_and_paste_take_them_to_be(height, width, aligned, kind):
-    # Where a mask is after resizing, less the half pixel of unaligned targets, is where the paste looks for it.
+def test_resized_masks_have_the_position_that_targets_and_paste_assume(height, width, aligned, kind):
+    # The mask's position after resizing, minus the half pixel of unaligned targets, is where the paste expects it.
     masks = squares(height, width)
     transform = make(RCNNTransform)
     transform.aligned_masks = aligned
@@ -283,7 +283,7 @@ def test_resized_masks_are_where_their_targets_and_paste_take_them_to_be(height,
         found = found - 0.5 / scale
     moved = (mean_position(masks) - found).mean(dim=0)
     expected = torch.tensor(transform.mask_offset((height, width)), dtype=torch.float64)
-    # Rounding to pixels moves each square by up to half of one, all of them together far less.
+    # Rounding to pixels moves each square by up to half a pixel, but their mean by far less.
     torch.testing.assert_close(moved, expected, rtol=0, atol=0.08 if kind == "bitmaps" else 1e-9)
 
 
@@ -302,7 +302,7 @@ def test_paste_none_leaves_the_probabilities():
 
 
 @pytest.mark.parametrize("paste", ["torchvision", "matched", None])
-def test_boxes_and_keypoints_come_back_to_the_images_size(paste):
+def test_boxes_and_keypoints_are_scaled_to_the_original_size(paste):
     result = pasted(paste)
     assert result["boxes"].tolist() == [[2.0, 3.0, 6.0, 8.0]]
     assert result["keypoints"].tolist() == [[[4.0, 5.0, 1.0]]]
@@ -329,7 +329,7 @@ def test_detections_without_masks_get_none(paste):
 
 
 @pytest.mark.parametrize("paste", ["torchvision", "matched", None])
-def test_in_training_there_is_nothing_to_paste(paste):
+def test_nothing_is_pasted_in_training(paste):
     transform = make(RCNNTransform, training=True)
     transform.paste = paste
     assert transform.postprocess([], [RESIZED], [ORIGINAL]) == []

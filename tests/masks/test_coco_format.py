@@ -1,4 +1,4 @@
-"""Rasterizing: pycocotools' bits for what it can do, and an answer where it dies."""
+"""Rasterizing polygons: equal to pycocotools, and correct for polygons on which pycocotools crashes."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ points = st.tuples(st.floats(-30, 80), st.floats(-30, 70))
 
 @settings(deadline=None, max_examples=100, derandomize=True)
 @given(st.lists(st.lists(points, min_size=3, max_size=9), min_size=1, max_size=3))
-def test_ordinary_polygons_are_pycocotools_bit_for_bit(polygons):
+def test_ordinary_polygons_match_pycocotools_bit_for_bit(polygons):
     arrays = [np.array(polygon) for polygon in polygons]
     assert np.array_equal(rasterize_polygons(arrays, HEIGHT, WIDTH), by_pycocotools(arrays))
 
 
 @settings(deadline=None, max_examples=100, derandomize=True)
 @given(st.lists(points, min_size=3, max_size=9))
-def test_clipping_leaves_what_is_inside_as_it_is(polygon):
-    # The margin is clear of the image, so pycocotools fills the same pixels, but for what rounding does to slopes.
+def test_clipping_does_not_change_pixels_inside_the_box(polygon):
+    # The margin keeps the clipped border outside the image, so pycocotools fills the same pixels up to rounded slopes.
     array = np.array(polygon)
     clipped = clip_polygon(array, (-5.0, -6.0, 57.0, 48.0))
     expected = by_pycocotools([array])
@@ -56,7 +56,7 @@ def test_clipping_by_hand():
 
 
 @pytest.mark.parametrize("far", [1e6, 1e8, 1e9, 1e10])
-def test_polygons_that_reach_far_outside_are_filled_inside(far):
+def test_polygons_that_reach_far_outside_fill_the_right_pixels(far):
     # pycocotools' 32-bit numbers overflow from 1e8 px on, and the process dies.
     masks = maskloss.EncodedMasks(
         [[[20, -far, far, -far, far, far, 20, far]], [[-far, 10, far, 10, far, far]]], 40, 50
@@ -70,7 +70,7 @@ def test_polygons_that_reach_far_outside_are_filled_inside(far):
         assert torch.equal(targets[0], (torch.arange(10) >= 4).float().expand(10, 10))
 
 
-def test_polygons_beyond_all_reason_are_refused():
+def test_coordinates_beyond_the_limit_raise():
     with pytest.raises(
         ValueError, match=r"instance 1: a polygon has a coordinate of 1e\+300 px, more than 1e\+10"
     ):
@@ -89,7 +89,7 @@ def test_a_tiny_box_on_a_long_polygon_takes_little_memory():
     assert set(targets.unique().tolist()) <= {0.0, 1.0}
 
 
-def test_what_is_cut_is_filled_as_the_whole(monkeypatch):
+def test_a_clipped_polygon_fills_the_same_pixels(monkeypatch):
     star = 60 * np.stack([np.cos(np.arange(9) * 4.2), np.sin(np.arange(9) * 4.2)], axis=1) + [25, 20]
     expected = by_pycocotools([star])
     monkeypatch.setattr(coco_format, "_LONGEST_OUTLINE", 10.0)
@@ -98,12 +98,12 @@ def test_what_is_cut_is_filled_as_the_whole(monkeypatch):
     assert np.count_nonzero(found != expected) < 0.01 * found.size
 
 
-def test_no_polygon_that_is_left_gives_no_pixel():
+def test_polygons_clipped_to_nothing_give_an_empty_mask():
     far = np.array([[1e9, 1e9], [2e9, 1e9], [2e9, 2e9]])
     assert not rasterize_polygons([far], HEIGHT, WIDTH).any()
 
 
-def test_the_process_that_used_to_die_lives():
+def test_huge_polygons_do_not_crash_the_process():
     code = (
         "import maskloss\n"
         "masks = maskloss.EncodedMasks([[[0, 0, 1e9, 0, 1e9, 1e9, 0, 1e9]]], 64, 64)\n"

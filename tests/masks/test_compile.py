@@ -23,7 +23,7 @@ def fresh_compiler() -> Iterator[None]:
 
 
 def crops(count: int, largest_side: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Masks, boxes and which mask each box is of."""
+    """Masks, boxes, and the index of each box's mask."""
     generator = torch.Generator().manual_seed(count)
     masks = torch.rand(3, HEIGHT, WIDTH, generator=generator) < 0.5
     low = torch.rand(count, 2, generator=generator) * 20

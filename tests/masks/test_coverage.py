@@ -1,4 +1,4 @@
-"""Areas of polygons that cross themselves and each other, also where they cross too often for an outline."""
+"""Areas of polygons that cross themselves and each other, including too many crossings for an outline."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ INNER = math.cos(math.radians(72)) / math.cos(math.radians(36))
         ([square(0, 0, 2), square(0, 0, 2)[::-1]], 4.0),
         # A bow tie: two triangles of base 4 and height 2, whose signed areas cancel.
         ([np.array([[0.0, 0.0], [4.0, 4.0], [4.0, 0.0], [0.0, 4.0]])], 8.0),
-        # A pentagram of radius 1 as it is drawn: the inner pentagon is surrounded twice, so it is out.
+        # A pentagram of radius 1: the inner pentagon is surrounded twice, so it is outside.
         (
             [np.array([[math.cos(a), math.sin(a)] for a in 2 * math.pi * np.array([0, 2, 4, 1, 3]) / 5])],
             5 * INNER * math.sin(math.radians(36)) - 2.5 * INNER**2 * math.sin(math.radians(72)),
@@ -58,7 +58,7 @@ def test_areas_by_hand(polygons, area):
 
 @settings(deadline=None, max_examples=60, derandomize=True)
 @given(st.integers(0, 10_000), st.integers(3, 12), st.integers(1, 3))
-def test_areas_are_those_of_a_fine_raster(seed, count, polygons):
+def test_areas_agree_with_a_fine_raster(seed, count, polygons):
     arrays = [shuffled(count, seed + i) for i in range(polygons)]
     box = [-1.0, -1.0, 11.0, 11.0]
     expected = float(reference.supersampled_coverage(arrays, box, 12, 12).mean()) * 144
@@ -90,19 +90,19 @@ def test_scan_lines_of_a_square_by_hand():
     expected = torch.zeros(10, 10)
     expected[:5, 2:8] = torch.tensor([0.5, 1, 1, 1, 1, 0.5])
     assert torch.allclose(covered, expected)
-    # What lies to the left, to the right or below of the box.
+    # Polygons around the box, and to each side of it.
     assert torch.equal(scanned_coverage([square(-9, -3, 30)], np.array(BOX), 3), torch.ones(3, 3))
     for x, y in ((-9, 0), (12, 0), (0, 12), (0, -9)):
         assert not scanned_coverage([square(x, y, 5)], np.array(BOX), 3).any()
 
 
-def test_scan_lines_in_parts_give_the_same(monkeypatch):
+def test_scan_lines_in_chunks_give_the_same_result(monkeypatch):
     expected = scanned_coverage([shuffled(30)], np.array(BOX), 7)
     monkeypatch.setattr(coverage_module, "_CROSSINGS_AT_ONCE", 31)
     assert torch.allclose(scanned_coverage([shuffled(30)], np.array(BOX), 7), expected)
 
 
-def test_instances_that_cross_too_often_are_scanned_and_the_others_are_not(monkeypatch):
+def test_only_instances_with_too_many_crossings_use_scan_lines(monkeypatch):
     instances = [[square(1, 2, 4)], [shuffled(40)], [square(3, 3, 3), square(4, 4, 5)]]
     of_box = np.array([1, 0, 2, 1])
     boxes = np.array([BOX, [0.0, 1.0, 6.0, 9.0], BOX, [2.0, 2.0, 7.0, 5.0]])
@@ -118,15 +118,15 @@ def test_instances_that_cross_too_often_are_scanned_and_the_others_are_not(monke
     assert union_area(instances[1]) == pytest.approx(area, rel=0.01)
 
 
-def test_shuffled_points_take_little_memory():
-    # 400 of them took 38 s and 7 GB; what is bounded is how many pieces there ever are.
+def test_points_in_random_order_take_little_memory():
+    # Without a limit on the number of pieces, 400 points took 38 s and 7 GB.
     edges, crowded = outlines([[shuffled(400)]])
     assert crowded == [0]
     assert len(edges.start) == 0
     assert union_area([shuffled(400)]) == pytest.approx(72, rel=0.2)  # about half of 12 x 12
 
 
-def test_many_edges_in_many_boxes_are_taken_in_groups(monkeypatch):
+def test_many_edges_in_many_boxes_are_integrated_in_groups(monkeypatch):
     polygon = 5 + 4 * np.stack([np.cos(np.arange(200) / 31.8), np.sin(np.arange(200) / 31.8)], axis=1)
     boxes = np.array([[0.1 * i, 0.0, 9.0, 10.0 - 0.2 * i] for i in range(8)])
     of_box = np.zeros(8, np.int64)
@@ -135,7 +135,7 @@ def test_many_edges_in_many_boxes_are_taken_in_groups(monkeypatch):
     assert torch.equal(polygon_coverage([[polygon]], of_box, boxes, 6, AxisMap(), AxisMap()), expected)
 
 
-def test_edges_and_their_pieces_are_integrated_in_parts(monkeypatch):
+def test_edges_and_their_pieces_are_integrated_in_chunks(monkeypatch):
     points = np.array(
         [[i / 40, 9.0 if i % 2 else 1.0] for i in range(400)] + [[10.0, 9.5], [0.0, 9.5]]
     )  # a comb
@@ -152,7 +152,7 @@ def test_edges_and_their_pieces_are_integrated_in_parts(monkeypatch):
     assert torch.equal(found, expected)
 
 
-def test_instances_with_too_many_pieces_together_are_outlined_in_parts(monkeypatch):
+def test_instances_with_too_many_pieces_together_are_split_into_groups(monkeypatch):
     instances = [[square(1, 2, 4)], [shuffled(12)], [square(3, 3, 3), square(4, 4, 5)], [shuffled(10)]]
     of_box = np.array([1, 0, 2, 3, 1])
     boxes = np.tile(np.array([BOX]), (5, 1))

@@ -1,4 +1,4 @@
-"""`EncodedMasks`: COCO's polygons and RLEs in the place of bitmaps."""
+"""`EncodedMasks`: COCO's polygons and RLEs instead of bitmaps."""
 
 import copy
 import pickle
@@ -42,7 +42,7 @@ def runs_of(bitmap: torch.Tensor) -> list[int]:
     return runs
 
 
-# What goes in comes out
+# Construction and decoding
 
 
 @settings(deadline=None, max_examples=60, derandomize=True)
@@ -95,7 +95,7 @@ def _characters(value: int) -> bytes:
             return characters
 
 
-def test_polygons_come_out_as_points_and_rasterise_as_pycocotools_does():
+def test_polygons_are_points_and_rasterize_as_pycocotools_does():
     masks = EncodedMasks([[SQUARE], [TRIANGLE, SQUARE]], 8, 7)
     assert masks.polygons(0)[0].tolist() == [[1, 1], [4, 1], [4, 4], [1, 4]]
     assert len(masks.polygons(1)) == 2
@@ -123,7 +123,7 @@ def test_no_instances_are_fine():
     assert masks.bitmaps().shape == (0, 5, 6)
 
 
-def test_repr_tells_count_and_size():
+def test_repr_shows_count_and_size():
     assert repr(EncodedMasks([[SQUARE]], 8, 7)) == "EncodedMasks(1 instances, height=8, width=7)"
 
 
@@ -163,7 +163,7 @@ def test_selecting_instances_selects_bitmaps(index):
     assert len(masks) == 3
 
 
-def test_selecting_keeps_what_was_done_to_the_image():
+def test_selecting_instances_keeps_earlier_resizes_and_flips():
     masks = EncodedMasks([[SQUARE], [TRIANGLE]], 8, 8).resize(16, 12).horizontal_flip()
     assert torch.equal(masks[[1]].bitmaps(), masks.bitmaps()[[1]])
 
@@ -214,25 +214,25 @@ def test_resizing_down_and_up_again_loses_nothing():
 
 
 def test_operations_compose_in_their_order():
-    # Resize, then crop, then flip: of the point x = 1, 2 * 1 = 2, then 2 - 3 = -1, then 7 - (-1) = 8.
+    # Resize, then crop, then flip moves x = 1 to 2 * 1 = 2, then to 2 - 3 = -1, then to 7 - (-1) = 8.
     masks = encoded_pair().resize(16, 12).crop(top=4, left=3, height=10, width=7).horizontal_flip()
     assert masks.polygons(1)[0].tolist() == [[8, -2], [2, -2], [2, 4], [8, 4]]
     expected = encoded_pair().resize(16, 12).bitmaps()[:, 4:14, 3:10].flip(2)
     assert torch.equal(masks.bitmaps()[0], expected[0])
 
 
-def test_a_crop_that_reaches_beyond_the_image_pads_it_with_nothing():
+def test_a_crop_beyond_the_image_pads_with_zeros():
     padded = encoded_pair().crop(top=-2, left=-1, height=12, width=9)
     assert padded.shape == (2, 12, 9)
     expected = torch.zeros(2, 12, 9, dtype=torch.uint8)
     expected[:, 2:10, 1:7] = encoded_pair().bitmaps()
     assert torch.equal(padded.bitmaps(), expected)
-    # Nothing was cut off, so it may go on.
+    # The crop removed nothing, so more padding is allowed.
     assert padded.crop(top=-1, left=0, height=20, width=9).shape == (2, 20, 9)
 
 
 @pytest.mark.parametrize("window", [(-1, 0, 5, 4), (0, -1, 5, 4), (0, 0, 6, 4), (0, 0, 5, 5)])
-def test_what_a_crop_cut_off_cannot_come_back_by_padding(window):
+def test_padding_after_a_crop_raises(window):
     cropped = encoded_pair().crop(top=2, left=1, height=5, width=4)
     assert cropped.crop(top=1, left=1, height=4, width=3).shape == (2, 4, 3)
     for masks in (cropped, cropped.horizontal_flip().resize(5, 4), cropped.crop(0, 0, 5, 4)):
@@ -240,14 +240,14 @@ def test_what_a_crop_cut_off_cannot_come_back_by_padding(window):
             masks.crop(*window)
 
 
-def test_operations_leave_the_original_as_it_is():
+def test_operations_do_not_change_the_original():
     masks = encoded_pair()
     masks.resize(16, 12), masks.horizontal_flip(), masks.crop(0, 0, 2, 2)
     assert masks.shape == (2, 8, 6)
     assert torch.equal(masks.bitmaps()[0].bool(), IMAGE)
 
 
-# What is refused
+# Errors
 
 GOOD_RLE = {"size": [2, 3], "counts": [1, 2, 3]}
 
@@ -273,16 +273,16 @@ GOOD_RLE = {"size": [2, 3], "counts": [1, 2, 3]}
         ({"size": [2, 3], "counts": [5]}, "they cover 5 pixels of 6"),
         ({"size": [2, 3], "counts": [7]}, "they cover 7 pixels of 6"),
         ({"size": [2, 3], "counts": []}, "they cover 0 pixels of 6"),
-        ({"size": [2, 3], "counts": [8, -2]}, "a negative run"),
-        ({"size": [2, 3], "counts": [5.5, 0.5]}, "a run that is not whole"),
+        ({"size": [2, 3], "counts": [8, -2]}, "a run length is negative"),
+        ({"size": [2, 3], "counts": [5.5, 0.5]}, "a run length is not an integer"),
         ({"size": [2, 3], "counts": None}, "corrupt"),
         ({"size": [2, 3], "counts": ["a"]}, "corrupt"),
         ({"size": [2, 3], "counts": [float("nan"), 6]}, "corrupt"),
-        ({"size": [2, 3], "counts": "!"}, "the character '!' is not of the code"),
+        ({"size": [2, 3], "counts": "!"}, "the character '!' is not allowed"),
         ({"size": [2, 3], "counts": "ü"}, "corrupt"),
-        ({"size": [2, 3], "counts": "6o"}, "the last number is unfinished"),
+        ({"size": [2, 3], "counts": "6o"}, "the last number is incomplete"),
         ({"size": [2, 3], "counts": b""}, "they cover 0 pixels of 6"),
-        ({"size": [2, 3], "counts": "o" * 12 + "0"}, "a number of more than 12 characters"),
+        ({"size": [2, 3], "counts": "o" * 12 + "0"}, "a number has more than 12 characters"),
         ({"size": [2, 3], "counts": "o" * 11 + "7"}, "they cover"),
     ],
 )
@@ -301,18 +301,18 @@ def test_an_image_without_pixels_raises(height, width):
 @given(
     counts=st.one_of(st.binary(max_size=12), st.text(alphabet=[chr(c) for c in range(48, 112)], max_size=12))
 )
-def test_counts_of_any_characters_either_decode_or_are_refused(counts):
+def test_counts_of_any_characters_either_decode_or_raise(counts):
     try:
         masks = EncodedMasks([{"size": [3, 4], "counts": counts}], 3, 4)
     except ValueError:
         return
-    # pycocotools writes beyond its buffer where the runs do not add up: what was let in must add up.
+    # pycocotools writes beyond its buffer if the runs do not sum to H * W, so accepted runs must.
     runs = decode_counts(counts.encode() if isinstance(counts, str) else counts).tolist()
     assert sum(runs) == 12
     assert masks.bitmaps()[0].sum() == sum(runs[1::2])
 
 
-def test_an_rle_whose_numbers_are_longer_than_they_need_be_decodes():
+def test_an_rle_with_numbers_in_longer_form_than_needed_decodes():
     # The runs 4, 300, 2 and 200 in 506 pixels, the last as its difference -100 to the run before last. "lL"
     # is -100 in two characters; each "o" between is five more bits of its sign, which the code allows.
     runs = [4, 300, 2, 200]
@@ -335,7 +335,7 @@ def test_area_does_not_depend_on_the_direction():
     assert polygon_area(triangle[::-1]) == polygon_area(triangle)
 
 
-def test_masks_of_checked_segmentations_are_those_of_the_constructor(generator):
+def test_of_checked_equals_the_constructor(generator):
     bitmap = (torch.rand(30, 40, generator=generator) > 0.5).numpy().astype(np.uint8)
     rle = coco_mask.encode(np.asfortranarray(bitmap))
     segmentations = [[[2.0, 1.0, 30.5, 1.0, 30.5, 20.25], [1, 22, 9, 22, 9, 29]], rle]
@@ -348,7 +348,7 @@ def test_masks_of_checked_segmentations_are_those_of_the_constructor(generator):
     assert torch.equal(mask_targets(checked, boxes, index, 14), mask_targets(made, boxes, index, 14))
 
 
-def test_an_instance_without_a_mask_keeps_its_place_through_every_change() -> None:
+def test_an_instance_without_a_mask_keeps_its_index_through_every_operation() -> None:
     square = [[1, 1, 3, 1, 3, 3, 1, 3]]
     masks = EncodedMasks([square, None, square], 4, 6)
     for changed in (masks, masks.resize(8, 12), masks.horizontal_flip(), masks.crop(0, 0, 4, 5)):
@@ -363,7 +363,7 @@ def test_an_instance_without_a_mask_keeps_its_place_through_every_change() -> No
         masks.polygons(1)
 
 
-def test_mask_targets_of_an_instance_without_a_mask_are_refused() -> None:
+def test_mask_targets_of_an_instance_without_a_mask_raise() -> None:
     masks = EncodedMasks([[[1, 1, 3, 1, 3, 3, 1, 3]], None], 4, 6)
     boxes = torch.tensor([[1.0, 1, 3, 3], [0, 0, 2, 2]])
     assert mask_targets(masks, boxes, torch.tensor([0, 0]), 2).shape == (2, 2, 2)

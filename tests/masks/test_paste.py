@@ -1,4 +1,4 @@
-"""`paste_masks`: from the grid of each detection back to the image."""
+"""`paste_masks`: resample the grid of each detection to the image."""
 
 import math
 
@@ -30,7 +30,7 @@ BOXES = {
     "outside, right": [18.0, 2.0, 25.0, 9.0],
     "outside, above": [2.0, -9.0, 9.0, -1.0],
     "within one pixel": [4.3, 5.3, 4.8, 5.9],
-    "between two pixels": [4.6, 5.6, 5.4, 6.4],  # centres are at 4.5 and 5.5 in x, 5.5 and 6.5 in y
+    "between two pixels": [4.6, 5.6, 5.4, 6.4],  # centers are at 4.5 and 5.5 in x, 5.5 and 6.5 in y
     "narrow": [3.1, 2.0, 4.4, 12.0],
 }
 
@@ -47,7 +47,7 @@ def decode(rles: list[dict], height: int = HEIGHT, width: int = WIDTH) -> torch.
 
 
 def offset_of(aligned):
-    """What a network's masks are off by in an image that it sees in its own size."""
+    """The offset of a network's masks in an image that is not resized."""
     return (0.0, 0.0) if aligned else (0.5, 0.5)
 
 
@@ -60,7 +60,7 @@ def paste_one(grid, box, size=(HEIGHT, WIDTH), **settings_):
 
 @pytest.mark.parametrize("name", BOXES)
 @both_alignments
-def test_probabilities_are_a_bilinear_reading_of_the_grid(generator, name, aligned):
+def test_probabilities_are_bilinear_samples_of_the_grid(generator, name, aligned):
     grid = torch.rand(5, 5, generator=generator)
     box = torch.tensor(BOXES[name]).tolist()  # as float32 holds it
     expected = reference.pasted(grid, box, HEIGHT, WIDTH, aligned=aligned)
@@ -69,7 +69,7 @@ def test_probabilities_are_a_bilinear_reading_of_the_grid(generator, name, align
 
 
 @both_alignments
-def test_detections_do_not_disturb_each_other(generator, aligned):
+def test_detections_are_independent_of_each_other(generator, aligned):
     grids = torch.rand(len(BOXES), 4, 4, generator=generator)
     boxes = torch.tensor(list(BOXES.values()))
     together = paste_masks(grids, boxes, (HEIGHT, WIDTH), output="float", offset=offset_of(aligned))
@@ -87,8 +87,8 @@ def test_a_grid_on_whole_pixels_is_copied(generator):
     torch.testing.assert_close(paste_one(grid, [2.0, 3.0, 6.0, 7.0], output="float"), expected)
 
 
-def test_unaligned_probabilities_are_read_half_a_pixel_lower():
-    # A grid of the rows 0 0 1 1 on whole pixels. Half a pixel lower, the columns read between their cells.
+def test_unaligned_probabilities_are_sampled_half_a_pixel_lower():
+    # A grid of the rows 0 0 1 1 on whole pixels. Half a pixel lower, the samples lie between the cells.
     grid = torch.tensor([0.0, 0.0, 1.0, 1.0]).expand(4, 4)
     aligned = paste_one(grid, [0.0, 0.0, 4.0, 4.0], (4, 4), output="float")
     unaligned = paste_one(grid, [0.0, 0.0, 4.0, 4.0], (4, 4), output="float", offset=(0.5, 0.5))
@@ -116,11 +116,11 @@ def test_aligned_is_the_default(generator):
     )
 
 
-def test_probabilities_are_zero_where_no_pixel_centre_is_in_the_box():
+def test_probabilities_are_zero_where_no_pixel_center_is_in_the_box():
     grid = torch.ones(3, 3)
     pasted = paste_one(grid, [2.6, 3.5, 6.5, 5.4], output="float")
     rows, columns = pasted.nonzero().unbind(1)
-    # Centres from 3.5 up to, not with, 6.5 in x; 3.5 to 4.5 in y.
+    # Centers at 3.5 to 5.5 in x (6.5 lies on the high edge, so outside), and at 3.5 and 4.5 in y.
     assert (columns.min(), columns.max(), rows.min(), rows.max()) == (3, 5, 3, 4)
 
 
@@ -175,7 +175,7 @@ def test_any_rle_is_byte_for_byte_pycocotools_encoding(scene):
 def test_many_detections_are_byte_for_byte_pycocotools_encoding(
     monkeypatch, generator, pixels_at_once, aligned
 ):
-    # More than are taken at once, some of them empty, in an image of which boxes cover the ends of columns.
+    # More detections than one chunk, some of them empty, and boxes that reach the ends of the image's columns.
     monkeypatch.setattr(paste_module, "_PIXELS_AT_ONCE", pixels_at_once)
     boxes = torch.tensor(list(BOXES.values())).repeat(3, 1)
     grids = torch.rand(len(boxes), 5, 5, generator=generator)
@@ -187,8 +187,8 @@ def test_many_detections_are_byte_for_byte_pycocotools_encoding(
 
 
 @both_alignments
-def test_whole_images_at_once_give_what_windows_do(monkeypatch, generator, aligned):
-    # What a GPU does, on a CPU.
+def test_whole_images_give_the_same_masks_as_windows(monkeypatch, generator, aligned):
+    # Run the code for GPUs on a CPU.
     boxes = torch.tensor(list(BOXES.values()))
     grids = torch.rand(len(boxes), 5, 5, generator=generator)
     expected = paste_masks(grids, boxes, (HEIGHT, WIDTH), offset=offset_of(aligned), output="float")
@@ -279,7 +279,7 @@ def test_no_detections_give_no_rles():
     assert paste_masks(torch.zeros(0, 28, 28), torch.zeros(0, 4), (HEIGHT, WIDTH), output="rle") == []
 
 
-def test_masks_pasted_under_autocast_are_those_without(generator):
+def test_autocast_does_not_change_pasted_masks(generator):
     probs = torch.rand(2, 14, 14, generator=generator)
     boxes = torch.tensor([[3.3, 2.1, 21.7, 13.9], [1.0, 5.0, 14.2, 15.6]])
     expected = paste_masks(probs, boxes, (HEIGHT, WIDTH), output="float")
@@ -333,7 +333,7 @@ def test_images_of_one_pixel_width(image_size, size):
     height, width = image_size
     box = torch.tensor([[0.0, 0.0, width, height]])
     for output in ("bool", "float"):
-        # Between the outer cells' centres and the box's edge, the grid fades into the zeros around it.
+        # Between the outer cells' centers and the box's edge, the grid fades into the zeros around it.
         pasted = paste_masks(torch.ones(1, size, size), box, image_size, output=output)
         assert (pasted >= 0.25).all()
     assert len(paste_masks(torch.ones(1, size, size), box, image_size, output="rle")) == 1
@@ -374,7 +374,7 @@ def test_a_flipped_grid_in_a_flipped_box_gives_the_flipped_mask(scene):
         1, scene["size"], scene["size"], generator=torch.Generator().manual_seed(scene["seed"])
     )
     (x, y), (w, h) = scene["corner"], scene["extent"]
-    # Off the multiples of 1/2: a centre on an edge is in at the low and out at the high one.
+    # Avoid multiples of 1/2: a center on the low edge is inside, on the high edge outside.
     x1, y1, x2, y2 = (round(8 * v) / 8 + 1 / 16 for v in (x, y, x + w, y + h))
     height, width = scene["image_size"]
     pasted = paste_masks(probs, torch.tensor([[x1, y1, x2, y2]]), (height, width), output="float")
@@ -391,7 +391,7 @@ def test_a_flipped_grid_in_a_flipped_box_gives_the_flipped_mask(scene):
     ("own", "resized"),
     [(20, 20), (20, 40), (20, 30), (48, 80), (64, 80), (37, 53), (80, 50), (53, 37), (7, 7)],
 )
-def test_unaligned_masks_are_off_by_what_torchvisions_resizing_leaves_of_the_half_pixel(own, resized):
+def test_the_unaligned_offset_is_half_a_pixel_less_the_shift_of_torchvisions_resizing(own, resized):
     edges = torch.arange(own)
     masks = (torch.arange(own) >= edges[:, None]).float()  # a mask that starts at each pixel
     after = interpolate(masks[:, None], size=resized, mode="nearest")[:, 0]
@@ -400,38 +400,38 @@ def test_unaligned_masks_are_off_by_what_torchvisions_resizing_leaves_of_the_hal
     assert unaligned_offset((own, own), (resized, resized)) == pytest.approx((expected, expected), abs=1e-6)
 
 
-def test_rows_and_columns_have_their_own_offset():
+def test_rows_and_columns_have_separate_offsets():
     assert unaligned_offset((20, 37), (40, 53)) == (0.25, 0.5 / 53)
 
 
 @pytest.mark.parametrize("offset", [(0.0, 0.0), (0.5, 0.5), (0.25, 0.0), (0.1, 0.4)])
-def test_a_pixel_reads_the_grid_at_its_centre_less_the_offset(generator, offset):
-    # Moving the mask and the box by the offset, in an image of ten times the size, is the same.
+def test_a_pixel_samples_the_grid_at_its_center_minus_the_offset(generator, offset):
+    # This equals moving the mask and the box by the offset, in an image of ten times the size.
     grid = torch.rand(1, 5, 5, generator=generator)
     box = torch.tensor([[2.0, 3.0, 12.0, 11.0]])
     pasted = paste_masks(grid, box, (HEIGHT, WIDTH), offset=offset, output="float")[0]
     y, x = offset
     fine_box = 10 * (box + torch.tensor([x, y, x, y]))
     fine = paste_masks(grid, fine_box, (10 * HEIGHT, 10 * WIDTH), output="float")[0]
-    centres = (fine[4::10, 4::10] + fine[5::10, 4::10] + fine[4::10, 5::10] + fine[5::10, 5::10]) / 4
-    # Off the box's edges, which have rules of their own, and to within the kinks of the grid.
-    torch.testing.assert_close(pasted[5:9, 4:10], centres[5:9, 4:10], rtol=0, atol=0.05)
+    centers = (fine[4::10, 4::10] + fine[5::10, 4::10] + fine[4::10, 5::10] + fine[5::10, 5::10]) / 4
+    # Away from the box's edges, which have their own rules, and up to the kinks of bilinear interpolation.
+    torch.testing.assert_close(pasted[5:9, 4:10], centers[5:9, 4:10], rtol=0, atol=0.05)
 
 
-# What a perfect network would reach: its targets, pasted
+# The upper limit of a network's accuracy: pasting its targets
 
 
 def blobs(radius: int, count: int, generator: torch.Generator) -> torch.Tensor:
-    """Smooth blobs (count, H, W), each somewhere between the pixels."""
+    """Smooth blobs (count, H, W) at random sub-pixel positions."""
     side = 3 * radius
     y, x = torch.meshgrid(torch.arange(side) + 0.5, torch.arange(side) + 0.5, indexing="ij")
     masks = []
     for _ in range(count):
-        centre = side / 2 + 2 * torch.rand(2, generator=generator)
-        angle = torch.atan2(y - centre[0], x - centre[1])
+        center = side / 2 + 2 * torch.rand(2, generator=generator)
+        angle = torch.atan2(y - center[0], x - center[1])
         phase, wobble = 2 * math.pi * torch.rand(2, generator=generator)
         outline = radius * (1 + 0.15 * torch.cos(2 * angle + phase) + 0.08 * torch.cos(3 * angle + wobble))
-        masks.append(torch.hypot(y - centre[0], x - centre[1]) < outline)
+        masks.append(torch.hypot(y - center[0], x - center[1]) < outline)
     return torch.stack(masks)
 
 
@@ -441,12 +441,12 @@ def mean_iou(masks: torch.Tensor, others: torch.Tensor) -> float:
 
 
 def tight_boxes(masks: torch.Tensor) -> torch.Tensor:
-    # masks_to_boxes gives the last pixels; a box ends at their far edges.
+    # masks_to_boxes returns the last pixels; a box ends at their far edges.
     return masks_to_boxes(masks) + torch.tensor([0.0, 0.0, 1.0, 1.0])
 
 
 def torchvision_iou(masks: torch.Tensor) -> float:
-    """What torchvision makes of its own targets."""
+    """Mean IoU of torchvision's targets, pasted by torchvision."""
     boxes = tight_boxes(masks)
     targets = project_masks_on_boxes(masks.to(torch.uint8), boxes, torch.arange(len(masks)), 28)
     pasted = paste_masks_in_image(targets[:, None], boxes, masks.shape[1:])[:, 0] >= 0.5
@@ -455,7 +455,7 @@ def torchvision_iou(masks: torch.Tensor) -> float:
 
 @pytest.mark.parametrize("radius", [8, 16, 32])
 @both_alignments
-def test_targets_pasted_on_their_own_side_of_the_half_pixel_give_the_mask_back(generator, radius, aligned):
+def test_targets_pasted_with_their_own_offset_reproduce_the_mask(generator, radius, aligned):
     masks = blobs(radius, 12, generator)
     boxes = tight_boxes(masks)
     targets = mask_targets(masks, boxes, torch.arange(len(masks)), 28, aligned=aligned)
@@ -466,7 +466,7 @@ def test_targets_pasted_on_their_own_side_of_the_half_pixel_give_the_mask_back(g
 
 @pytest.mark.parametrize("radius", [8, 16, 32])
 @both_alignments
-def test_pasting_on_the_other_side_of_the_half_pixel_is_worse(generator, radius, aligned):
+def test_pasting_with_the_wrong_offset_is_worse(generator, radius, aligned):
     masks = blobs(radius, 12, generator)
     boxes = tight_boxes(masks)
     targets = mask_targets(masks, boxes, torch.arange(len(masks)), 28, aligned=aligned)
@@ -478,7 +478,7 @@ def test_pasting_on_the_other_side_of_the_half_pixel_is_worse(generator, radius,
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
 @both_alignments
-def test_masks_pasted_on_a_device_are_those_of_the_cpu(generator, aligned):
+def test_masks_pasted_on_a_device_equal_those_of_the_cpu(generator, aligned):
     grids, boxes = torch.rand(len(BOXES), 5, 5, generator=generator), torch.tensor(list(BOXES.values()))
     pasted = paste_masks(
         grids.cuda(), boxes.cuda(), (HEIGHT, WIDTH), output="float", offset=offset_of(aligned)
@@ -490,7 +490,7 @@ def test_masks_pasted_on_a_device_are_those_of_the_cpu(generator, aligned):
     assert torch.equal(decode(rles), pasted.cpu() >= 0.5)
 
 
-# One answer wherever it is asked
+# The same result on every device
 
 
 @pytest.mark.parametrize("threshold", [0.0, 0.3, 1.0])
@@ -509,7 +509,7 @@ def test_pixels_outside_the_box_are_never_set_on_any_device(monkeypatch, generat
 
 
 @pytest.mark.parametrize("threshold", [-0.1, 1.1, math.nan])
-def test_a_threshold_that_is_no_probability_raises(threshold):
+def test_a_threshold_outside_0_to_1_raises(threshold):
     with pytest.raises(ValueError, match=r"threshold must be in \[0, 1\]"):
         paste_masks(
             torch.ones(1, 4, 4), torch.tensor([BOXES["inside"]]), (HEIGHT, WIDTH), threshold=threshold
@@ -517,14 +517,14 @@ def test_a_threshold_that_is_no_probability_raises(threshold):
 
 
 @pytest.mark.parametrize("offset", [(math.nan, 0.0), (0.0,), (0.0, math.inf)])
-def test_an_offset_that_is_none_raises(offset):
+def test_an_invalid_offset_raises(offset):
     with pytest.raises(ValueError, match="offset must be two finite numbers"):
         paste_masks(torch.ones(1, 4, 4), torch.tensor([BOXES["inside"]]), (HEIGHT, WIDTH), offset=offset)
 
 
 @pytest.mark.parametrize("pixels_at_once", [1, 40, 2**21])
 @pytest.mark.parametrize("output", ["bool", "float", "rle"])
-def test_large_boxes_are_pasted_in_parts(monkeypatch, generator, pixels_at_once, output):
+def test_large_boxes_are_pasted_in_chunks(monkeypatch, generator, pixels_at_once, output):
     grids = torch.rand(4, 6, 6, generator=generator)
     boxes = torch.tensor(
         [BOXES[name] for name in ("the image", "inside", "around the image", "outside, right")]

@@ -37,11 +37,11 @@ def test_results_have_xywh_boxes_category_ids_and_rle_masks():
     json.dumps(found)
 
 
-def test_labels_are_the_categories_where_none_are_given():
+def test_labels_are_the_category_ids_by_default():
     assert image_results(detection(), 42, (10, 12))[0]["category_id"] == 2
 
 
-def test_mask_scores_go_along_where_there_are_any():
+def test_mask_scores_are_included_if_the_detection_has_them():
     assert "mask_score" not in image_results(detection(), 42, (10, 12))[0]
     scored = {**detection(), "mask_scores": torch.tensor([0.5])}
     assert image_results(scored, 42, (10, 12))[0]["mask_score"] == 0.5
@@ -62,7 +62,7 @@ def test_no_detections_give_no_results():
 
 @pytest.mark.parametrize("label", [0, 3])
 def test_a_label_without_a_category_raises(label):
-    with pytest.raises(ValueError, match=rf"label {label} has no category, there are 2 category_ids"):
+    with pytest.raises(ValueError, match=rf"label {label} has no category: category_ids has 2 entries"):
         image_results(detection(label), 42, (10, 12), category_ids=[3, 7])
 
 

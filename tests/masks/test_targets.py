@@ -1,4 +1,4 @@
-"""`mask_targets`: what the grid of a RoI is compared with, from bitmaps, RLEs and polygons."""
+"""`mask_targets`: the ground truth on the grid of a RoI, from bitmaps, RLEs and polygons."""
 
 import math
 from itertools import pairwise
@@ -36,12 +36,12 @@ def encode(bitmap: torch.Tensor) -> dict:
 
 
 def star(
-    generator: torch.Generator, centre: tuple[float, float], radius: float, points: int = 9
+    generator: torch.Generator, center: tuple[float, float], radius: float, points: int = 9
 ) -> np.ndarray:
     """A star-shaped polygon: simple, concave, (V, 2)."""
     angles = 2 * math.pi * np.arange(points) / points
     radii = radius * (0.4 + 0.6 * torch.rand(points, generator=generator, dtype=torch.float64).numpy())
-    return np.stack([centre[0] + radii * np.cos(angles), centre[1] + radii * np.sin(angles)], axis=1)
+    return np.stack([center[0] + radii * np.cos(angles), center[1] + radii * np.sin(angles)], axis=1)
 
 
 def of_polygons(polygons: list[np.ndarray], height: int = 40, width: int = 50) -> EncodedMasks:
@@ -75,7 +75,7 @@ BOXES = {
 @pytest.mark.parametrize("name", BOXES)
 @pytest.mark.parametrize("size", [1, 5, 28])
 @both_alignments
-def test_a_bitmaps_targets_are_torchvisions_roi_align(generator, name, size, aligned):
+def test_targets_of_bitmaps_equal_torchvisions_roi_align(generator, name, size, aligned):
     masks = random_masks(1, 20, 24, generator)
     boxes, matched_idxs = torch.tensor([BOXES[name]]), torch.tensor([0])
     targets = mask_targets(masks, boxes, matched_idxs, size, aligned=aligned)
@@ -83,7 +83,7 @@ def test_a_bitmaps_targets_are_torchvisions_roi_align(generator, name, size, ali
 
 
 @both_alignments
-def test_boxes_of_every_size_in_one_call_do_not_disturb_each_other(generator, aligned):
+def test_boxes_of_every_size_in_one_call_are_independent(generator, aligned):
     masks = random_masks(3, 20, 24, generator)
     boxes = torch.tensor(list(BOXES.values()))
     matched_idxs = torch.arange(len(boxes)) % 3
@@ -91,7 +91,7 @@ def test_boxes_of_every_size_in_one_call_do_not_disturb_each_other(generator, al
     torch.testing.assert_close(targets, roi_aligned(masks, boxes, matched_idxs, 7, aligned), **EXACT)
 
 
-def test_each_box_reads_the_mask_that_it_is_matched_to():
+def test_each_box_uses_its_matched_mask():
     masks = torch.zeros(3, 4, 4, dtype=torch.bool)
     masks[2] = True
     boxes = torch.tensor([[0.0, 0.0, 4.0, 4.0]]).expand(3, 4)
@@ -99,7 +99,7 @@ def test_each_box_reads_the_mask_that_it_is_matched_to():
     assert targets.tolist() == [[[1, 1], [1, 1]], [[0, 0], [0, 0]], [[1, 1], [1, 1]]]
 
 
-def test_unaligned_targets_are_those_that_torchvision_trains_with(generator):
+def test_unaligned_targets_equal_torchvisions_training_targets(generator):
     masks = random_masks(2, 20, 24, generator)
     boxes, matched_idxs = torch.tensor([[1.2, 3.4, 15.6, 17.8], [0.0, 0.0, 24.0, 20.0]]), torch.tensor([1, 0])
     torch.testing.assert_close(
@@ -148,8 +148,8 @@ def test_a_cell_that_is_half_covered_counts_as_covered():
 
 
 boxes_on_a_grid = st.tuples(
-    # Multiples of 1/8 are exact, so adding and taking away half a pixel is, too, and RoIAlign's number of
-    # samples per cell, a ceiling, cannot jump by rounding.
+    # Multiples of 1/8 are exact, so adding and subtracting half a pixel is exact too, and rounding cannot change
+    # RoIAlign's number of samples per cell, which is a ceiling.
     st.integers(-40, 110),
     st.integers(-40, 110),
     st.integers(8, 160),
@@ -176,8 +176,8 @@ def masks_of(scene) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 
 @pytest.mark.parametrize("dtype", [torch.bool, torch.uint8])
 @both_alignments
-def test_crops_taken_together_give_what_crops_taken_one_by_one_do(monkeypatch, generator, dtype, aligned):
-    # What a GPU does, on a CPU; with a limit on the pixels so low that there is more than one group.
+def test_crops_sampled_together_equal_crops_sampled_one_by_one(monkeypatch, generator, dtype, aligned):
+    # Run the code for GPUs on a CPU, with a pixel limit so low that there is more than one group.
     masks = random_masks(3, 20, 24, generator).to(dtype)
     boxes = torch.tensor(list(BOXES.values()))
     matched_idxs = torch.randint(0, 3, (len(boxes),), generator=generator)
@@ -207,7 +207,7 @@ def test_groups_hold_every_crop_once_and_little_padding(generator):
     assert len(ends) < 20
 
 
-def test_more_boxes_than_are_taken_at_once_are_all_there(generator):
+def test_more_boxes_than_one_chunk_all_get_targets(generator):
     masks = random_masks(2, 20, 24, generator)
     boxes = torch.rand(150, 4, generator=generator) * 10
     boxes[:, 2:] += boxes[:, :2] + 1
@@ -220,7 +220,7 @@ def test_more_boxes_than_are_taken_at_once_are_all_there(generator):
 
 @settings(deadline=None, max_examples=100, derandomize=True)
 @given(scene=scenes)
-def test_targets_of_any_bitmap_and_box_are_roi_aligns(scene):
+def test_targets_of_any_bitmap_and_box_equal_roi_align(scene):
     masks, boxes, matched_idxs = masks_of(scene)
     size, aligned = scene["size"], scene["aligned"]
     targets = mask_targets(masks, boxes, matched_idxs, size, aligned=aligned)
@@ -229,7 +229,7 @@ def test_targets_of_any_bitmap_and_box_are_roi_aligns(scene):
 
 @settings(deadline=None, max_examples=60, derandomize=True)
 @given(scene=scenes, binary=st.booleans())
-def test_targets_of_any_rle_are_those_of_its_bitmap(scene, binary):
+def test_targets_of_any_rle_equal_those_of_its_bitmap(scene, binary):
     masks, boxes, matched_idxs = masks_of(scene)
     rles = EncodedMasks([encode(mask) for mask in masks], scene["height"], scene["width"])
     settings_ = {"aligned": scene["aligned"], "binary": binary}
@@ -250,7 +250,7 @@ def test_targets_are_float32_whatever_the_inputs(generator, dtype, box_dtype):
 
 
 @pytest.mark.parametrize("kind", ["bitmaps", "rle"])
-def test_targets_under_autocast_are_those_without(generator, kind):
+def test_autocast_does_not_change_targets(generator, kind):
     bitmaps = random_masks(2, 40, 50, generator)
     masks = bitmaps if kind == "bitmaps" else EncodedMasks([encode(m) for m in bitmaps], 40, 50)
     boxes = torch.tensor([[3.3, 2.1, 41.7, 33.9], [10.0, 5.0, 30.2, 25.6]])
@@ -280,7 +280,7 @@ def test_no_boxes_give_no_targets(count, kind, aligned, binary):
     assert targets.dtype == torch.float32
 
 
-# What is refused, and what is not looked at
+# Errors, and values that are not checked
 
 
 @both_alignments
@@ -361,7 +361,7 @@ KINDS = pytest.mark.parametrize("kind", ["bitmaps", "rle", "polygons"])
 
 @KINDS
 @both_alignments
-def test_boxes_of_no_area_read_the_point_that_they_are(kind, aligned):
+def test_boxes_without_area_sample_a_single_point(kind, aligned):
     masks = masks_of_kind(kind, torch.ones(1, 8, 8, dtype=torch.bool))
     boxes = torch.tensor([[3.0, 4.0, 3.0, 4.0], [3.0, 4.0, 6.0, 4.0], [20.0, 4.0, 20.0, 4.0]])
     targets = mask_targets(masks, boxes, torch.zeros(3, dtype=torch.int64), 3, aligned=aligned)
@@ -449,7 +449,7 @@ POLYGON_BOXES = {
 def test_soft_targets_of_a_polygon_are_the_exact_area_of_each_cell(generator, name, size):
     polygon = star(generator, (25.0, 20.0), 16.0)
     expected = reference.clipped_coverage(polygon, POLYGON_BOXES[name], size)
-    # A box in float32 is exact only to 3e-6 px of 50, and a cell of the tiny box has 0.01 px.
+    # float32 boxes are exact to 3e-6 px at 50 px, and a cell of the tiny box has 0.01 px.
     atol = 1e-3 if name == "tiny" else 1e-5
     targets = targets_of(of_polygons([polygon]), POLYGON_BOXES[name], size)
     torch.testing.assert_close(targets.double(), expected, rtol=0, atol=atol)
@@ -460,11 +460,11 @@ def test_soft_targets_agree_with_counting_points(generator):
     box, samples = POLYGON_BOXES["cutting left"], 64
     expected = reference.supersampled_coverage([polygon], box, 5, samples)
     targets = targets_of(of_polygons([polygon]), box, 5)
-    # Few edges cross a cell, and each leaves less than one of its 64 points undecided in every row.
+    # Few edges cross a cell, and each misassigns less than one of the 64 points in every row.
     torch.testing.assert_close(targets.double(), expected, rtol=0, atol=2 / samples)
 
 
-def test_soft_targets_of_apart_polygons_add_up(generator):
+def test_soft_targets_of_disjoint_polygons_add_up(generator):
     left, right = star(generator, (12.0, 20.0), 10.0), star(generator, (37.0, 20.0), 11.0)
     box = [1.0, 4.0, 49.0, 36.0]
     expected = reference.clipped_coverage(left, box, 7) + reference.clipped_coverage(right, box, 7)
@@ -513,7 +513,7 @@ def test_polygons_may_cross_themselves_and_each_other_in_any_way(polygons, size)
     box, samples = [0.4, 0.4, 11.6, 12.4], 80
     expected = reference.supersampled_coverage(polygons, box, size, samples)
     targets = targets_of(of_polygons(polygons, 12, 12), box, size)
-    # Of every edge across a cell, counting points in rows and columns of 80 leaves up to 1/80 undecided.
+    # For each edge across a cell, counting points in an 80 x 80 raster is off by up to 1/80.
     torch.testing.assert_close(targets.double(), expected, rtol=0, atol=1.6 / samples)
 
 
@@ -526,7 +526,7 @@ def test_a_bow_tie_covers_half_of_its_box():
     )
 
 
-def test_what_a_polygon_surrounds_twice_is_outside_of_it_as_in_pycocotools():
+def test_a_region_that_a_polygon_surrounds_twice_is_outside_as_in_pycocotools():
     # A pentagram of one line: its middle is surrounded twice.
     angles = 2 * math.pi * 2 * np.arange(5) / 5
     polygon = np.stack([20 + 18 * np.sin(angles), 20 - 18 * np.cos(angles)], axis=1)
@@ -535,7 +535,7 @@ def test_what_a_polygon_surrounds_twice_is_outside_of_it_as_in_pycocotools():
     assert masks.bitmaps()[0, 20, 20] == 0
 
 
-def test_polygons_of_one_instance_that_share_an_edge_make_a_whole():
+def test_polygons_of_one_instance_that_share_an_edge_leave_no_gap():
     left, right = np.array([[0, 0], [2, 0], [2, 4], [0, 4.0]]), np.array([[2, 0], [4, 0], [4, 4], [2, 4.0]])
     assert targets_of(of_polygons([left, right]), [1.0, 0.0, 3.0, 4.0], 1).item() == 1
 
@@ -577,7 +577,7 @@ def test_moving_image_and_box_by_whole_pixels_changes_nothing(scene, dx, dy):
         & (boxes[:, 3].amax() < scene["height"] + 5)
     )
     if not inside:
-        return  # where an image ends, its last pixel goes on: moving is not the same there
+        return  # RoIAlign extends the image's border pixels, so moving changes the result there
     settings_ = {"aligned": scene["aligned"]}
     torch.testing.assert_close(
         mask_targets(moved_masks, moved_boxes, matched_idxs, scene["size"], **settings_),
@@ -600,7 +600,7 @@ def test_targets_of_flipped_bitmaps_are_flipped(scene):
     )
 
 
-def test_unaligned_polygon_targets_are_those_half_a_pixel_further(generator):
+def test_unaligned_polygon_targets_are_sampled_half_a_pixel_further(generator):
     masks = of_polygons([star(generator, (25.0, 20.0), 16.0)])
     moved = [edge + 0.5 for edge in POLYGON_BOXES["around"]]
     torch.testing.assert_close(
@@ -616,7 +616,7 @@ def test_polygon_targets_are_close_to_those_of_its_bitmap(generator, aligned):
     box = [80.0, 60.0, 780.0, 610.0]
     soft = targets_of(masks, box, 7, aligned=aligned)
     pixels = targets_of(masks.bitmaps(), box, 7, aligned=aligned)
-    # A cell is 100 x 79 px: an outline off by a pixel all through it moves about one percent.
+    # A cell is 100 x 79 px: moving an outline that crosses it by a pixel changes its value by about one percent.
     torch.testing.assert_close(soft, pixels, rtol=0, atol=0.02)
 
 
@@ -633,8 +633,8 @@ def test_soft_targets_of_any_polygon_are_the_exact_area(seed, box, size):
 # Polygons, binary
 
 
-def rasterised(polygons, box, size):
-    """pycocotools' rasteriser on the polygons in units of the grid's cells."""
+def rasterized(polygons, box, size):
+    """pycocotools' rasterizer on the polygons in units of the grid's cells."""
     x1, y1, x2, y2 = box
     flat = [
         [c for x, y in polygon for c in ((x - x1) * size / (x2 - x1), (y - y1) * size / (y2 - y1))]
@@ -644,23 +644,23 @@ def rasterised(polygons, box, size):
 
 
 @pytest.mark.parametrize("name", [name for name in POLYGON_BOXES if name != "tiny"])
-def test_binary_targets_of_polygons_are_pycocotools_inside_the_box(generator, name):
+def test_binary_targets_of_polygons_equal_pycocotools_masks_inside_the_box(generator, name):
     polygons = [star(generator, (20.0, 20.0), 14.0), star(generator, (32.0, 22.0), 9.0)]
     box = np.float32(POLYGON_BOXES[name]).tolist()  # as the tensor of boxes holds it
     targets = targets_of(of_polygons(polygons), box, 28, binary=True)
-    assert torch.equal(targets, rasterised(polygons, box, 28))
+    assert torch.equal(targets, rasterized(polygons, box, 28))
 
 
-def test_binary_targets_of_a_box_under_a_tenth_of_a_pixel_take_it_as_a_tenth():
+def test_binary_targets_treat_boxes_as_at_least_a_tenth_of_a_pixel():
     # Detectron2's floor: 28 cells per tenth of a pixel. The triangle's long side runs through the box.
     triangle = np.array([[25.0, 20.0], [25.08, 20.0], [25.0, 20.08]])
     x1, y1, x2, y2 = 25.0, 20.0, 25.0625, 20.03125
     targets = targets_of(of_polygons([triangle]), [x1, y1, x2, y2], 28, binary=True)
-    assert torch.equal(targets, rasterised([triangle], [x1, y1, x1 + 0.1, y1 + 0.1], 28))
-    assert not torch.equal(targets, rasterised([triangle], [x1, y1, x2, y2], 28))
+    assert torch.equal(targets, rasterized([triangle], [x1, y1, x1 + 0.1, y1 + 0.1], 28))
+    assert not torch.equal(targets, rasterized([triangle], [x1, y1, x2, y2], 28))
 
 
-def test_unaligned_binary_polygon_targets_are_those_half_a_pixel_further(generator):
+def test_unaligned_binary_polygon_targets_are_sampled_half_a_pixel_further(generator):
     masks = of_polygons([star(generator, (25.0, 20.0), 16.0)])
     moved = [edge + 0.5 for edge in POLYGON_BOXES["around"]]
     unaligned = targets_of(masks, POLYGON_BOXES["around"], 14, aligned=False, binary=True)
@@ -671,7 +671,7 @@ def test_unaligned_binary_polygon_targets_are_those_half_a_pixel_further(generat
 # Encoded masks of a resized, flipped and cropped image
 
 
-def test_an_rle_and_polygons_in_one_image_each_go_their_way(generator):
+def test_one_image_may_mix_rles_and_polygons(generator):
     bitmap = random_masks(1, 40, 50, generator)[0]
     polygon = star(generator, (25.0, 20.0), 16.0)
     masks = EncodedMasks([encode(bitmap), [polygon.reshape(-1).tolist()]], 40, 50)
@@ -706,7 +706,7 @@ def test_targets_of_a_flipped_image_are_flipped(encoded):
     torch.testing.assert_close(flipped, targets_of(encoded, BOX, 7).flip(1), **EXACT)
 
 
-def test_targets_of_a_cropped_image_are_those_of_the_box_before(encoded):
+def test_targets_of_a_cropped_image_equal_those_of_the_uncropped_box(encoded):
     cropped_box = [BOX[0] - 6, BOX[1] - 3, BOX[2] - 6, BOX[3] - 3]
     torch.testing.assert_close(
         targets_of(encoded.crop(top=3, left=6, height=36, width=40), cropped_box, 7),
@@ -734,7 +734,7 @@ def test_an_enlarged_rle_is_sampled_at_its_own_resolution(generator):
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
 @both_alignments
-def test_targets_on_a_device_are_those_on_the_cpu(generator, aligned):
+def test_targets_on_a_device_equal_those_on_the_cpu(generator, aligned):
     masks = random_masks(1, 20, 24, generator)
     boxes = torch.tensor(list(BOXES.values()))
     matched_idxs = torch.zeros(len(boxes), dtype=torch.int64)
@@ -752,7 +752,7 @@ def test_targets_on_a_device_are_those_on_the_cpu(generator, aligned):
 @pytest.mark.parametrize("size", [7, 28])
 @both_alignments
 def test_targets_of_boxes_inside_an_object_never_leave_the_unit_interval(kind, size, aligned, generator):
-    # By hand: a box wholly inside an object is covered wholly. Sums of rounded weights go up to 1 + 3.6e-7.
+    # A box inside an object is fully covered. Sums of rounded weights reach 1 + 3.6e-7.
     height, width = 200, 300
     low = torch.rand(400, 2, generator=generator) * torch.tensor([width - 61.0, height - 61.0])
     boxes = torch.cat([low, low + 1 + torch.rand(400, 2, generator=generator) * 58], dim=1)
@@ -776,7 +776,7 @@ def test_targets_of_boxes_inside_an_object_never_leave_the_unit_interval(kind, s
 
 
 class WithoutFloat64(torch.Tensor):
-    """A tensor of a device that has no float64, such as Apple's, until it is copied to the host."""
+    """A tensor on a simulated device without float64, such as Apple's, until it is copied to the host."""
 
     @classmethod
     def __torch_function__(cls, func, types, args=(), kwargs=None):
@@ -818,7 +818,7 @@ def test_a_vertical_flip_mirrors_the_targets(generator, binary, rle, aligned):
     if rle:
         assert torch.equal(masks.vertical_flip().bitmaps(), masks.bitmaps().flip(1))
     else:
-        # pycocotools' own rounding of a mirrored polygon is not the mirrored rounding.
+        # pycocotools does not round mirrored polygons symmetrically.
         assert (masks.vertical_flip().bitmaps() != masks.bitmaps().flip(1)).float().mean() < 0.02
         assert (flipped.flip(0) - expected).abs().mean() < 0.1
     twice = masks.vertical_flip().resize(80, 100).vertical_flip()
