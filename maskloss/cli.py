@@ -553,10 +553,20 @@ def _train_and_report(config: Any) -> None:
 
 
 def _print_contents(data: Any) -> None:
-    masks = "" if data.num_masks == data.num_objects else f" ({data.num_masks} with a mask)"
+    labels = {
+        "with a mask": data.num_masks,
+        "with labeled points": data.num_points,
+        "with a weight other than 1": data.num_weights,
+    }
+    # A mask for every object is the rule, and points and weights are rare.
+    said = [
+        f"{count} {label}"
+        for label, count in labels.items()
+        if (count < data.num_objects if label == "with a mask" else count > 0)
+    ]
+    objects = f"{data.num_objects} objects" + (f" ({', '.join(said)})" if said else "")
     print(
-        f"{len(data.images)} images, {data.num_objects} objects{masks}, {len(data.categories)} categories, "
-        f"{data.num_crowds} crowds"
+        f"{len(data.images)} images, {objects}, {len(data.categories)} categories, {data.num_crowds} crowds"
     )
 
 

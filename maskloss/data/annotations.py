@@ -13,7 +13,7 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from maskloss.data.columns import ABSENT, AREA_GIVEN, AREA_ODD, Columns, ImageColumns, integers
-from maskloss.data.entries import RLE_SIZE
+from maskloss.data.entries import BAD_POINTS, RLE_SIZE
 from maskloss.data.findings import Findings, Kind, shown
 from maskloss.data.records import (
     NO_MASK,
@@ -196,8 +196,10 @@ def check_annotations(
     areas = _check_areas(table)
     _assign_new_ids(table)
     _report_crowds(table)
+    _check_points(table)
     rows = np.nonzero(table.kept)[0]
     without = rows[(table.form[rows] == NO_MASK) & ~table.crowds[rows]]
+    without = without[[row not in columns.points for row in without.tolist()]]
     if len(without) and len(without) == (~table.crowds[rows]).sum():
         text = f"none of the {len(without)} objects has a mask: only the boxes are trained"
         table.findings.add(BOX_ONLY, -1, "", text)
@@ -222,8 +224,21 @@ def check_annotations(
         point_count=table.point_count,
         coordinates=table.coordinates,
         rles=Texts.of(columns.rles),
+        **_supervision(columns, rows.tolist()),
     )
     return records, table.positions[rows]
+
+
+def _supervision(columns: Columns, rows: list[int]) -> dict[str, Any]:
+    """Return the fields of `Records` for weights and points, which most files do not have."""
+    arrays: dict[str, Any] = {}
+    if columns.weights:
+        arrays["weights"] = np.array([columns.weights.get(row, 1.0) for row in rows])
+    if columns.points:
+        points = [columns.points.get(row, []) for row in rows]
+        arrays["points"] = np.array([point for of_row in points for point in of_row]).reshape(-1, 3)
+        arrays["first_point"] = np.cumsum([0, *map(len, points)])
+    return arrays
 
 
 def _make_table(columns: Columns, images: ImageColumns, findings: Findings) -> _Table:
@@ -477,6 +492,18 @@ def _report_faults(table: _Table) -> None:
                 text += f", the image's is {[table.images.heights[number], table.images.widths[number]]}"
             text += f" (image {value}, {shown(table.images.names[number]).strip(chr(39))})"
         table.findings.add(fault.kind, fault.position, fault.name, text)
+
+
+def _check_points(table: _Table) -> None:
+    for row, points in table.columns.points.items():
+        if not table.kept[row]:
+            continue
+        width, height = table.size(row)
+        for x, y, label in points:
+            if label >= 0 and not (0 <= x <= width and 0 <= y <= height):
+                text = f"point_coords: [{x:g}, {y:g}] is outside the image of {width} x {height} (width x height)"
+                table.report(BAD_POINTS, row, text)
+                break
 
 
 def _check_fractions(table: _Table) -> None:

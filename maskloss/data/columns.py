@@ -23,7 +23,9 @@ from maskloss.data.entries import (
     is_number,
     read_box,
     read_crowd,
+    read_points,
     read_segmentation,
+    read_weight,
     whole_number,
 )
 from maskloss.data.findings import Kind, shown
@@ -122,6 +124,8 @@ class Columns:
         odd_boxes: By row, the values of bbox that are not four finite numbers.
         odd_areas: By row, the values of area that are not numbers.
         degenerate: By row, the number of polygons with fewer than three points.
+        weights: By row, the weight of an annotation that has one.
+        points: By row, the labeled points (x, y, label) of an annotation that has some.
         rles: Compressed counts of the RLEs, in the order of their rows.
     """
 
@@ -147,16 +151,20 @@ class Columns:
         self.odd_boxes: dict[int, Any] = {}
         self.odd_areas: dict[int, Any] = {}
         self.degenerate: dict[int, int] = {}
+        self.weights: dict[int, float] = {}
+        self.points: dict[int, list[tuple[float, float, int]]] = {}
 
     def __len__(self) -> int:
         return len(self.forms)
 
     def take(self, item: Any) -> None:
         """Add the next annotation of the file."""
-        position = self.count
+        position, row = self.count, len(self)
         self.count += 1
         if not self._take_regular(position, item):
             self._take_any(position, item)
+        if len(self) > row and ("weight" in item or "point_coords" in item or "point_labels" in item):
+            self._take_supervision(position, row, item)
 
     def _take_regular(self, position: int, item: Any) -> bool:
         """Add an annotation of COCO's usual form (polygons, integer ids, all fields), or return False.
@@ -229,6 +237,21 @@ class Columns:
         for column in (self.ids, self.image_ids, self.category_ids, self.areas, self.positions, self.crowds):
             del column[rows:]
         del self.boxes[4 * rows :], self.part_counts[rows:], self.forms[rows:]
+
+    def _take_supervision(self, position: int, row: int, item: dict[str, Any]) -> None:
+        """Add the weight and the labeled points of the annotation in a row."""
+        given, image_id = item.get("id"), item.get("image_id")
+        name = f"annotation number {position}" if is_absent(given) else f"annotation {shown(given)}"
+        try:
+            if "weight" in item:
+                self.weights[row] = read_weight(item["weight"])
+        except BadEntry as error:
+            self.faults.append(Fault(error.kind, position, name, str(error), image_id))
+        try:
+            if "point_coords" in item or "point_labels" in item:
+                self.points[row] = read_points(item.get("point_coords"), item.get("point_labels"))
+        except BadEntry as error:
+            self.faults.append(Fault(error.kind, position, name, str(error), image_id))
 
     def _take_any(self, position: int, item: Any) -> None:
         name = f"annotation number {position}"

@@ -14,8 +14,9 @@ from torchvision.transforms import v2
 from maskloss.data.augmentation import Target, Transforms, augmented
 from maskloss.data.coco import CocoData, ImageRecord
 from maskloss.data.images import read_image
-from maskloss.data.records import NO_MASK
+from maskloss.data.records import NO_MASK, Records
 from maskloss.errors import InputError
+from maskloss.masks.encoded import IntArray
 
 Sample = tuple[Tensor, Target]
 
@@ -26,10 +27,15 @@ Crowds = Literal["leave_out", "ignore"]
 class CocoDataset(Dataset[Sample | InputError]):
     """Images and targets of a COCO-format file.
 
-    A target has boxes (G, 4) float32, xyxy in px, labels (G,) int64 from 1, masks and image_id. If an object of the
-    image has a box and no mask, it also has has_mask (G,) bool. Crowds are never positives. For an image that cannot be
-    read, the `InputError` is returned instead of raised, because a worker process would bury its message in a
-    traceback.
+    A target has boxes (G, 4) float32, xyxy in px, labels (G,) int64 from 1, masks and image_id. Some data sets add:
+
+    - has_mask (G,) bool, if an object of the image has a box and no mask.
+    - weights (G,) float32, if an annotation of the file has a weight.
+    - points (G, K, 3) float32, if an annotation of the file has labeled points: x and y in px, and 1 inside the object,
+      0 outside, -1 for no point. K is the largest number of points of an annotation of the file.
+
+    Crowds are never positives. For an image that cannot be read, the `InputError` is returned instead of raised,
+    because a worker process would bury its message in a traceback.
 
     Args:
         data: The validated data set.
@@ -94,10 +100,24 @@ class CocoDataset(Dataset[Sample | InputError]):
         has_mask = records.form[rows] != NO_MASK
         if not has_mask.all():
             target["has_mask"] = torch.from_numpy(has_mask)
+        if len(records.weights):
+            target["weights"] = torch.from_numpy(records.weights[rows].astype(np.float32))
+        if len(records.points):
+            target["points"] = self._points(records, rows)
         if self.crowds == "ignore":
             crowds = record.rows.start + np.nonzero(records.crowds[record.rows.start : record.rows.stop])[0]
             target["ignore_boxes"] = torch.from_numpy(records.boxes[crowds].astype(np.float32))
         return target
+
+    def _points(self, records: Records, rows: IntArray) -> Tensor:
+        # K is the data set's, not the image's, so that a point weighs the same in every image.
+        most = int(np.diff(records.first_point).max())
+        points = np.zeros((len(rows), most, 3), dtype=np.float32)
+        points[..., 2] = -1
+        for index, row in enumerate(rows.tolist()):
+            own = records.points_of(row)
+            points[index, : len(own)] = own
+        return torch.from_numpy(points)
 
 
 def collate(samples: list[Sample | InputError]) -> tuple[list[Tensor], list[Target]] | InputError:

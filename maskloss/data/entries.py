@@ -41,8 +41,27 @@ RLE_SIZE = Kind(
 )
 
 
+BAD_WEIGHT = Kind(
+    "bad_weight",
+    "annotation",
+    True,
+    "weights that are not finite numbers >= 0",
+    "`maskloss repair` removes them, so that they count as 1",
+)
+BAD_POINTS = Kind(
+    "bad_points",
+    "annotation",
+    True,
+    "point_coords or point_labels that cannot be read",
+    "`maskloss repair` removes those points",
+)
+
 #: Bound on the absolute value of ids. Some tools use 64-bit hashes or 128-bit UUIDs as ids.
 _ID_LIMIT = 2**128
+
+
+#: Labels of points: outside the object, inside it, and without a label.
+POINT_LABELS = (0, 1, -1)
 
 
 class BadEntry(ValueError):
@@ -233,6 +252,50 @@ def _read_rle(value: dict[str, Any]) -> dict[str, Any]:
         return checked_rle({"size": size, "counts": counts}, size[0], size[1], "segmentation")
     except ValueError as error:
         raise BadEntry(CORRUPT_RLE, str(error)) from None
+
+
+def read_weight(value: Any) -> float:
+    """Return an annotation's weight.
+
+    Raises:
+        BadEntry: The weight is not a finite number >= 0.
+    """
+    if not is_number(value) or value < 0:
+        raise BadEntry(BAD_WEIGHT, f"weight must be a finite number >= 0, not {shown(value)}")
+    return float(value)
+
+
+def read_points(coordinates: Any, labels: Any) -> list[tuple[float, float, int]]:
+    """Return an annotation's labeled points, x and y in px and a label of `POINT_LABELS`, as Detectron2 writes them.
+
+    Args:
+        coordinates: List of [x, y].
+        labels: List of labels, one per point.
+
+    Raises:
+        BadEntry: The lists cannot be read, or have different lengths.
+    """
+    if not isinstance(coordinates, list) or not isinstance(labels, list):
+        raise BadEntry(
+            BAD_POINTS, "point_coords and point_labels must both be lists, of [x, y] and of labels 1 and 0"
+        )
+    if len(coordinates) != len(labels):
+        raise BadEntry(
+            BAD_POINTS, f"there are {len(coordinates)} point_coords, but {len(labels)} point_labels"
+        )
+    return [_read_point(point, label) for point, label in zip(coordinates, labels, strict=True)]
+
+
+def _read_point(point: Any, label: Any) -> tuple[float, float, int]:
+    if not (isinstance(point, list) and len(point) == 2 and all(is_number(v) for v in point)):
+        raise BadEntry(BAD_POINTS, f"point_coords: a point is [x, y] in px, not {shown(point)}")
+    number = whole_number(label)
+    if number not in POINT_LABELS:
+        raise BadEntry(
+            BAD_POINTS,
+            f"point_labels: a label is 1 inside the object, 0 outside or -1 for none, not {shown(label)}",
+        )
+    return float(point[0]), float(point[1]), number
 
 
 def box_of_mask(segmentation: Segmentation) -> list[float]:

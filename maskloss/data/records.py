@@ -7,7 +7,7 @@ copies because reference counts change; as arrays they take 0.3 GiB, which the p
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, overload
 
@@ -82,6 +82,11 @@ class Records:
         point_count: (P,) int64, number of coordinates of each polygon, twice its number of points.
         coordinates: float64, x0, y0, x1, y1, ... of all polygons.
         rles: Compressed counts of all RLEs.
+        weights: (A,) float64 >= 0, or (0,) if no annotation has a weight.
+        points: (T, 3) float64, x and y in px and the label of all labeled points: 1 inside the object, 0 outside, -1
+            for no label.
+        first_point: (A + 1,) int64; the points of annotation a are the rows first_point[a] up to, but not including,
+            first_point[a + 1]. (0,) if no annotation has points.
     """
 
     image_ids: IntArray
@@ -101,6 +106,9 @@ class Records:
     point_count: IntArray
     coordinates: FloatArray
     rles: Texts
+    weights: FloatArray = field(default_factory=lambda: np.empty(0))
+    points: FloatArray = field(default_factory=lambda: np.empty((0, 3)))
+    first_point: IntArray = field(default_factory=lambda: np.empty(0, dtype=np.int64))
 
     def __eq__(self, other: object) -> bool:
         """Return whether all arrays are equal, with NaN equal to NaN."""
@@ -112,7 +120,7 @@ class Records:
         )
 
     def _arrays(self) -> list[npt.NDArray[Any]]:
-        values = [getattr(self, field.name) for field in fields(self)]
+        values = [getattr(self, column.name) for column in fields(self)]
         return [
             array
             for value in values
@@ -144,6 +152,21 @@ class Records:
             size = [int(self.heights[image]), int(self.widths[image])]
             return {"size": size, "counts": self.rles[int(self.part_first[row])]}
         return None
+
+    def points_of(self, row: int) -> FloatArray:
+        """Return an annotation's labeled points, (K, 3): x and y in px, and the label."""
+        if not len(self.first_point):
+            return np.empty((0, 3))
+        return self.points[self.first_point[row] : self.first_point[row + 1]]
+
+    @property
+    def has_points(self) -> BoolArray:
+        """Whether each annotation has a point that is labeled, (A,) bool."""
+        has_points = np.zeros(len(self.ids), dtype=bool)
+        if len(self.first_point):
+            owner = np.repeat(np.arange(len(self.ids)), np.diff(self.first_point))
+            has_points[owner[self.points[:, 2] >= 0]] = True
+        return has_points
 
     def area(self, row: int) -> float:
         """Return an annotation's area in px²: the file's value if usable, else the area of the mask or the box."""
@@ -373,6 +396,18 @@ class CocoData:
     def num_crowds(self) -> int:
         """Number of annotations that are crowds, regions with many objects."""
         return int(self.records.crowds.sum())
+
+    @property
+    def num_points(self) -> int:
+        """Number of objects with labeled points."""
+        return int((~self.records.crowds & self.records.has_points).sum())
+
+    @property
+    def num_weights(self) -> int:
+        """Number of objects with a weight other than 1."""
+        if not len(self.records.weights):
+            return 0
+        return int((~self.records.crowds & (self.records.weights != 1)).sum())
 
     @property
     def num_masks(self) -> int:

@@ -22,7 +22,15 @@ from pycocotools import mask as coco_mask
 from maskloss.data import annotations as rows_of
 from maskloss.data import check, coco, columns, entries
 from maskloss.data.columns import Columns
-from maskloss.data.entries import BadEntry, box_of_mask, read_box, read_crowd, read_segmentation, whole_number
+from maskloss.data.entries import (
+    BadEntry,
+    box_of_mask,
+    read_box,
+    read_crowd,
+    read_points,
+    read_segmentation,
+    whole_number,
+)
 from maskloss.data.findings import Finding, Findings, Kind, shown
 from maskloss.data.images import read_image_size
 from maskloss.data.json_stream import decoded, without_trailing_commas
@@ -295,6 +303,8 @@ class _Fixes:
             columns.FLOAT_ID: whole,
             columns.ODD_CROWD: self._set_crowd,
             columns.BAD_CROWD: self._set_crowd,
+            entries.BAD_WEIGHT: self._remove_weight,
+            entries.BAD_POINTS: self._remove_points,
             entries.FLAT_POLYGON: self._rewrite_segmentation,
             entries.POINT_PAIRS: self._rewrite_segmentation,
             entries.RLE_IN_LIST: self._rewrite_segmentation,
@@ -533,6 +543,28 @@ class _Fixes:
         _, item = self._find_entry(kind, finding)
         item["iscrowd"] = read_crowd(item["iscrowd"]) or 0
         self.log.add(kind, "iscrowd set to 0 or 1", finding.name, finding.detail)
+
+    def _remove_weight(self, kind: Kind, finding: Finding) -> None:
+        _, item = self._find_entry(kind, finding)
+        del item["weight"]
+        self.log.add(kind, "weight removed", finding.name, finding.detail)
+
+    def _remove_points(self, kind: Kind, finding: Finding) -> None:
+        _, item = self._find_entry(kind, finding)
+        coordinates, labels = item.pop("point_coords", None), item.pop("point_labels", None)
+        points = []
+        width, height = self.sizes.get(_id_key(item.get("image_id")), (np.inf, np.inf))
+        if isinstance(coordinates, list) and isinstance(labels, list) and len(coordinates) == len(labels):
+            for coordinate, label in zip(coordinates, labels, strict=True):
+                with contextlib.suppress(BadEntry):
+                    ((x, y, number),) = read_points([coordinate], [label])
+                    if number < 0 or (0 <= x <= width and 0 <= y <= height):
+                        points.append((x, y, number))
+        if points:
+            item["point_coords"] = [[x, y] for x, y, _ in points]
+            item["point_labels"] = [label for *_, label in points]
+        change = "points that cannot be read removed" if points else "all points removed"
+        self.log.add(kind, change, finding.name, finding.detail)
 
     def _rewrite_segmentation(self, kind: Kind, finding: Finding) -> None:
         _, item = self._find_entry(kind, finding)
