@@ -61,7 +61,7 @@ def test_it_is_a_term_and_its_parts_move_save_and_copy_with_it():
         ([MaskBCELoss()], [1.0, 2.0], "1 terms and 2 weights"),
         ([MaskBCELoss()], [-1.0], r"weights\[0\]"),
         ([MaskBCELoss()], [float("inf")], r"weights\[0\]"),
-        ([MaskBCELoss(), MaskSoftmaxLoss()], None, "no sum"),
+        ([MaskBCELoss(), MaskSoftmaxLoss()], None, "cannot be added"),
         ([MaskSoftmaxLoss()], None, "mask_probs"),
         ([ClassAgnosticMaskLoss(MaskBCELoss())], None, "mask_probs"),
     ],
@@ -79,7 +79,7 @@ def test_values_of_different_shapes_are_no_sum(generator):
 
 def test_a_term_that_gives_weights_too_is_named():
     loss = WeightedSum([ClassFocalLoss(), ClassWeightedCrossEntropyLoss([1.0, 2.0])])
-    with pytest.raises(TypeError, match="term 1 of the sum gives a tuple"):
+    with pytest.raises(TypeError, match="term 1 of the sum must return a tensor, not tuple"):
         loss(torch.zeros(3, 2), torch.tensor([0, 1, 1]))
 
 
