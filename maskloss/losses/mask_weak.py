@@ -160,9 +160,10 @@ def mask_pairwise_loss(
     r"""Compute the pairwise loss, which is low if neighboring pixels of similar color are both inside or both outside.
 
     An edge e joins a pixel i to one of its eight neighbors j at a distance of `dilation`. With
-    p = sigmoid(mask_logits), P_e = p_i p_j + (1 - p_i)(1 - p_j) the probability that both pixels agree, and E the edges with a color similarity
-    of at least τ from pixels inside the box, loss = -(1 / max(|E|, 1)) Σ_{e in E} log P_e. Together with
-    `mask_projection_loss`, it trains masks from boxes alone.
+    p = sigmoid(mask_logits), P_e = p_i p_j + (1 - p_i)(1 - p_j) the probability that both pixels agree, and E the
+    edges from pixels inside the box with a color similarity of at least τ,
+    loss = -(1 / max(|E|, 1)) Σ_{e in E} log P_e. Together with `mask_projection_loss`, it trains masks from boxes
+    alone.
 
     Args:
         mask_logits: (P, M, M), pre-sigmoid.

@@ -1,8 +1,8 @@
 """The loss conventions of the libraries and of the paper: each preset is a function that returns a `MaskRCNNLoss`.
 
 A preset sets terms, normalizers, mask targets and weights. It does not change sampler, matcher, box coder or NMS: a
-converted torchvision model with the preset "detectron2" computes Detectron2's loss on torchvision's samples. Shapes: see
-`maskloss.losses`.
+converted torchvision model with the preset "detectron2" computes Detectron2's loss on torchvision's samples.
+Shapes: see `maskloss.losses`.
 """
 
 from __future__ import annotations

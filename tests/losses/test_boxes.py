@@ -4,7 +4,6 @@ import math
 
 import pytest
 import torch
-from torch import Tensor
 from torchvision.models.detection._utils import BoxCoder
 from torchvision.ops import box_iou, complete_box_iou_loss
 
@@ -382,17 +381,3 @@ def test_balanced_l1_has_no_step_at_beta_and_a_slope_of_gamma_beyond():
 
     assert value(1 - 1e-9) == pytest.approx(value(1 + 1e-9), abs=1e-7)
     assert value(3.0) - value(2.0) == pytest.approx(1.5)
-
-
-def test_a_regression_decodes_each_of_its_boxes_once():
-    calls = []
-
-    def decode(deltas: Tensor) -> Tensor:
-        calls.append(deltas)
-        return deltas
-
-    regression = BoxRegression(torch.zeros(2, 4), torch.ones(2, 4), decode)
-    for _ in range(3):
-        assert regression.boxes is regression.boxes
-        assert regression.target_boxes is regression.target_boxes
-    assert len(calls) == 2

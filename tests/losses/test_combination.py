@@ -61,7 +61,7 @@ def test_it_is_a_term_and_its_parts_move_save_and_copy_with_it():
         ([MaskBCELoss()], [1.0, 2.0], "1 terms and 2 weights"),
         ([MaskBCELoss()], [-1.0], r"weights\[0\]"),
         ([MaskBCELoss()], [float("inf")], r"weights\[0\]"),
-        ([MaskBCELoss(), MaskSoftmaxLoss()], None, "cannot be added"),
+        ([MaskBCELoss(), MaskSoftmaxLoss()], None, "take different arguments"),
         ([MaskSoftmaxLoss()], None, "mask_probs"),
         ([ClassAgnosticMaskLoss(MaskBCELoss())], None, "mask_probs"),
     ],

@@ -399,15 +399,6 @@ def test_a_knob_out_of_its_range_raises_by_name_in_function_and_module(function,
         function(*arguments(predictions), **knobs)
 
 
-def test_a_module_calls_its_function_to_check_the_knobs():
-    with pytest.raises(ValueError, match="color_threshold"):
-        losses.MaskPairwiseLoss(color_threshold=1.5)
-    with pytest.raises(ValueError, match="dilation"):
-        losses.MaskPairwiseLoss(dilation=0)
-    with pytest.raises(ValueError, match="weight_decay"):
-        losses.WeightDecayLoss(weight_decay=-1.0)
-
-
 PLACES = [
     *((case, "mask") for case in OF_MASKS),
     *((case, "box") for case in OF_BOXES),

@@ -141,3 +141,13 @@ def test_active_classes_for_another_preset_raise(name):
 def test_an_unknown_preset_raises_and_lists_those_there_are():
     with pytest.raises(ValueError, match="no preset is named 'mmdet'; there are torchvision, detectron2"):
         MaskRCNNLoss.preset("mmdet")
+
+
+def test_a_preset_of_another_type_names_those_there_are():
+    with pytest.raises(ValueError, match=r"no preset is named \['paper'\]; there are torchvision"):
+        MaskRCNNLoss.preset(["paper"])
+
+
+def test_active_classes_may_be_a_list():
+    loss = MaskRCNNLoss.preset("matterport", active_classes=[True, False, True])
+    assert loss.classification.active_classes.tolist() == [True, False, True]
