@@ -10,9 +10,10 @@ from maskloss.losses.checks import Reduction, check_reduction
 
 
 def power(base: Tensor, exponent: float) -> Tensor:
-    """Return `base ** exponent` for an exponent >= 0, with a gradient of 0 where the base is 0.
+    """Return `base ** exponent` for an exponent >= 0, with a finite gradient where the base is 0.
 
-    For an exponent below 1, autograd's gradient at 0 is infinite, and NaN once it is multiplied by a loss of 0.
+    For an exponent below 1, autograd's gradient at 0 is infinite, and NaN once it is multiplied by a loss of 0; here it
+    is 0.
     A base that rounding has made negative counts as 0, because its fractional powers are NaN.
 
     Example:

@@ -36,7 +36,7 @@ def test_value_by_hand():
 
 
 def test_the_predicted_class_decides_and_not_the_label():
-    # Both RoIs are labelled class 1. The first is predicted as class 1, the second as class 2.
+    # Both RoIs have the label 1. The first is predicted as class 1, the second as class 2.
     class_logits = torch.tensor([[0.0, 5.0, 0.0], [0.0, 0.0, 5.0]])
     labels = torch.tensor([1, 1])
     values, weights = active_class_cross_entropy_loss(
@@ -174,7 +174,7 @@ def test_class_weighted_cross_entropy_is_torchs_weighted_mean(generator):
     torch.testing.assert_close(values.sum() / weights.sum(), expected)
 
 
-def test_in_the_criterion_both_divisors_are_at_hand(generator):
+def test_the_criterion_divides_by_the_weights_or_by_the_rois(generator):
     class_logits = torch.randn(7, 3, generator=generator)
     labels = torch.randint(3, (7,), generator=generator)
     none = BoxRegression(torch.zeros(0, 4), torch.zeros(0, 4))
@@ -202,7 +202,7 @@ def test_class_weights_need_one_finite_weight_per_class(generator):
     assert "3 classes" in repr(ClassWeightedCrossEntropyLoss([0.5, 2.0, 4.0]))
 
 
-def test_label_smoothing_is_torchs_and_a_term_as_it_stands(generator):
+def test_torchs_label_smoothing_is_a_valid_term(generator):
     class_logits = torch.randn(7, 3, generator=generator)
     labels = torch.randint(3, (7,), generator=generator)
     none = BoxRegression(torch.zeros(0, 4), torch.zeros(0, 4))

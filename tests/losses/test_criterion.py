@@ -1,4 +1,4 @@
-"""`MaskRCNNLoss`: what each term is given, what its values are divided by, and what it weighs."""
+"""`MaskRCNNLoss`: the arguments, the divisor and the weight of each term."""
 
 import copy
 import math
@@ -79,7 +79,7 @@ def batches(generator):
 
 
 def ones(predictions, *_):
-    """A term that gives 1 per sample, so the loss is their number over the divisor."""
+    """A term that returns 1 per sample, so that the loss is the number of samples over the divisor."""
     predictions = predictions.deltas if isinstance(predictions, BoxRegression) else predictions
     return torch.ones(predictions.shape[0])
 
@@ -161,7 +161,7 @@ def test_no_argument_is_the_preset_torchvision(batches):
     assert batches.losses(MaskRCNNLoss()) == batches.losses(MaskRCNNLoss.preset("torchvision"))
 
 
-# What a term is given
+# The arguments of a term
 
 
 @pytest.mark.parametrize("name", ["rpn_box", "box"])
@@ -220,7 +220,7 @@ def test_the_gradient_of_the_mask_loss_is_zero_on_every_other_class(batches):
     assert (grad[own] != 0).all()
 
 
-# What a term may return
+# The values of a term
 
 
 @pytest.mark.parametrize("name", ["rpn_box", "box"])
@@ -401,7 +401,7 @@ def test_weight_zero_skips_the_term_and_leaves_a_graph_connected_zero(batches, n
 
 @pytest.mark.parametrize("name", KEYS_OF_TERMS)
 @pytest.mark.parametrize("bad", [math.inf, math.nan])
-def test_weight_zero_stays_zero_where_the_head_gave_no_finite_number(batches, name, bad):
+def test_weight_zero_stays_zero_for_predictions_that_are_not_finite(batches, name, bad):
     with torch.no_grad():
         batches.leaves[name].fill_(bad)
     value = batches.loss_of(name, MaskRCNNLoss(weights=LossWeights(**{name: 0.0})))
@@ -446,7 +446,7 @@ def test_nothing_sampled_gives_zeros_with_gradients(preset, dtype):
 
 
 def test_the_gradient_of_an_empty_batch_reaches_the_layer_before(generator):
-    # The head's weights must get a gradient of zeros, or data-parallel training waits for it for ever.
+    # The head's weights must get a gradient of zeros, or data-parallel training hangs.
     layer = nn.Linear(5, 4)
     box = BoxRegression(layer(torch.zeros(0, 5)), torch.zeros(0, 4))
     counts = BatchCounts(num_images=1, sampled=3, positives=0, batch_size_per_image=8)
@@ -535,7 +535,7 @@ def test_a_penalty_that_is_no_scalar_tensor_raises(value):
         loss.regularization_losses(nn.Linear(1, 1))
 
 
-# The object itself
+# The Module itself
 
 
 def test_modules_among_the_terms_move_with_the_loss():
@@ -571,7 +571,7 @@ def test_a_copy_gives_the_same_losses(batches, make_copy):
         ({"normalizers": {"box": 256}}, r"the normalizer of box must be a callable on BatchCounts"),
     ],
 )
-def test_other_arguments_of_another_type_are_named(arguments, message):
+def test_other_arguments_of_another_type_raise_by_name(arguments, message):
     with pytest.raises(TypeError, match=message):
         MaskRCNNLoss(**arguments)
     MaskRCNNLoss(normalizers={"box": per_positive}, weights=LossWeights(mask=2))

@@ -28,7 +28,7 @@ def test_weights_are_one_over_the_mean_pixel_count():
     torch.testing.assert_close(weights, torch.tensor([1 / 13, 1 / 2, 1.0]))
 
 
-def test_so_many_are_looked_at_and_none_twice():
+def test_the_sample_has_the_given_size_and_no_image_twice():
     seen = []
 
     class Watched:
@@ -101,7 +101,7 @@ def test_class_maps_of_floats_raise():
         ),
     ],
 )
-def test_what_cannot_be_counted_raises(masks, arguments, message):
+def test_masks_that_cannot_be_counted_raise(masks, arguments, message):
     with pytest.raises(ValueError, match=message):
         inverse_frequency_weights(masks, **arguments)
 
@@ -155,6 +155,6 @@ def test_masks_of_a_target_may_be_of_any_dtype(dtype):
     assert weights.tolist() == pytest.approx([1 / 4, 1 / 2])
 
 
-def test_arrays_of_objects_are_refused():
+def test_arrays_of_objects_raise():
     with pytest.raises(TypeError, match="arrays of numbers, not ndarray of object"):
         inverse_frequency_weights([np.array([[0, 1]], dtype=object)], num_classes=2)

@@ -113,7 +113,7 @@ def test_softmax_masks_are_where_their_class_wins_the_pixel(generator):
     assert nothing.shape == (0, 4, 4)
 
 
-def test_softmax_of_nothing_of_halves_and_of_other_shapes(generator):
+def test_softmax_of_empty_half_precision_and_other_shapes(generator):
     nothing = torch.zeros(0, 4, 3, 3, requires_grad=True)
     value = mask_softmax_loss(
         nothing, torch.zeros(0, 3, 3), torch.zeros(0, dtype=torch.int64), reduction="mean"

@@ -35,7 +35,7 @@ from .test_criterion import COUNTS
     ],
     ids=["our class", "torch's class", "str", "dict", "int", "list", "tensor"],
 )
-def test_what_is_no_callable_object_is_a_type_error_that_names_the_term(term, wrong, message):
+def test_an_object_that_is_not_a_loss_raises_by_the_name_of_the_term(term, wrong, message):
     with pytest.raises(TypeError, match=rf"^{term}: {message}"):
         MaskRCNNLoss(**{term: wrong})
 
@@ -46,7 +46,7 @@ def test_what_is_no_callable_object_is_a_type_error_that_names_the_term(term, wr
     [nn.SmoothL1Loss(reduction="none"), nn.L1Loss(), F.smooth_l1_loss, losses.MaskDiceLoss(), lambda a, b: a],
     ids=["SmoothL1Loss", "L1Loss", "smooth_l1_loss", "a mask loss", "a function of two"],
 )
-def test_a_box_term_that_takes_two_tensors_is_told_what_it_gets(term, wrong):
+def test_a_box_term_of_two_tensors_raises_with_what_to_write(term, wrong):
     with pytest.raises(
         TypeError, match=rf"^{term}: .* cannot be called with a BoxRegression; write .*BoxSmoothL1Loss"
     ):
@@ -63,7 +63,7 @@ def test_a_box_term_that_takes_two_tensors_is_told_what_it_gets(term, wrong):
         ("mask", losses.MaskPointLoss(), "mask_logits and mask_targets; a term of all classes' logits"),
     ],
 )
-def test_a_term_of_other_arguments_is_told_what_it_gets(term, wrong, arguments):
+def test_a_term_of_other_arguments_raises_with_the_expected_ones(term, wrong, arguments):
     with pytest.raises(TypeError, match=rf"^{term}: .* cannot be called with {arguments}"):
         MaskRCNNLoss(**{term: wrong})
 
@@ -77,7 +77,7 @@ def test_a_term_of_other_arguments_is_told_what_it_gets(term, wrong, arguments):
         ("box", losses.BoxGIoULoss(reduction="sum")),
     ],
 )
-def test_a_term_that_reduces_is_told_to_write_none(term, wrong):
+def test_a_term_that_reduces_raises_with_what_to_write(term, wrong):
     name = type(wrong).__name__
     with pytest.raises(
         ValueError, match=rf'^{term}: {name} has reduction=.*; write {name}\(reduction="none"\)'
@@ -130,12 +130,12 @@ def test_a_term_that_reduces_is_told_to_write_none(term, wrong):
         (lambda: losses.ClassAgnosticMaskLoss(nn.BCEWithLogitsLoss()), ValueError, 'reduction="mean"'),
     ],
 )
-def test_what_only_looks_like_a_term_is_refused_wherever_a_term_is_taken(make, error, message):
+def test_objects_that_only_look_like_terms_raise_wherever_a_term_is_taken(make, error, message):
     with pytest.raises(error, match=message):
         make()
 
 
-def test_what_fits_is_taken_as_it_is():
+def test_valid_terms_are_kept_as_they_are():
     class Callable:
         def __call__(self, mask_logits: Tensor, mask_targets: Tensor) -> Tensor:
             return (mask_logits - mask_targets).abs()
@@ -296,7 +296,7 @@ def mask_loss_of(loss: MaskRCNNLoss) -> Tensor:
     ids=["object", "argument", "partial module", "in a sum", "class-agnostic", "partial sum"],
 )
 @pytest.mark.parametrize("make_copy", [None, copy.deepcopy, lambda loss: pickle.loads(pickle.dumps(loss))])
-def test_parameters_of_a_term_that_is_no_module_are_found_and_trained(make, count, make_copy):
+def test_parameters_of_a_term_that_is_not_a_module_are_found_and_trained(make, count, make_copy):
     loss = MaskRCNNLoss(mask=make())
     if make_copy is not None:
         loss = make_copy(loss)
@@ -310,7 +310,7 @@ def test_parameters_of_a_term_that_is_no_module_are_found_and_trained(make, coun
     assert mask_loss_of(loss) < before
 
 
-def test_they_move_and_are_saved_with_the_loss():
+def test_parameters_of_terms_move_and_are_saved_with_the_loss():
     loss = MaskRCNNLoss(mask=Scaled()).double()
     assert loss.mask.log_scale.dtype == loss.mask.inner[0].log_scale.dtype == torch.float64
     other = MaskRCNNLoss(mask=Scaled())
@@ -333,7 +333,7 @@ def test_a_converted_models_loss_parameters_are_those_of_its_terms_alone():
 
 
 @pytest.mark.parametrize("kind", ["object", "module"])
-def test_a_term_that_holds_the_model_itself_is_refused(kind):
+def test_a_term_that_holds_the_model_itself_raises(kind):
     from tests.detection.small_models import tiny_mask_rcnn
 
     model = tiny_mask_rcnn()

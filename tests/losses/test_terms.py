@@ -16,7 +16,7 @@ from maskloss.losses.terms import TERMS
 
 
 @pytest.mark.parametrize("weight", ["2", None, True, torch.tensor(1.0)])
-def test_a_weight_that_is_no_number_is_a_type_error(weight):
+def test_a_weight_that_is_not_a_number_raises(weight):
     with pytest.raises(TypeError, match="the weight of mask must be a number"):
         LossWeights(mask=weight)
 
@@ -28,7 +28,7 @@ def test_weights_must_be_finite_and_not_negative(name, weight):
         LossWeights(**{name: weight})
 
 
-def test_weights_of_numpy_become_plain_numbers():
+def test_numpy_weights_become_floats():
     weights = LossWeights(mask=np.float32(0.5), box=np.int64(2), rpn_box=3)
     assert (weights.mask, weights.box, weights.rpn_box) == (0.5, 2.0, 3.0)
     assert {type(weight) for weight in (weights.mask, weights.box, weights.rpn_box)} == {float}
@@ -36,7 +36,7 @@ def test_weights_of_numpy_become_plain_numbers():
 
 @pytest.mark.parametrize("field", ["aligned", "binary"])
 @pytest.mark.parametrize("value", ["no", 0, None])
-def test_settings_of_mask_targets_are_true_or_false(field, value):
+def test_settings_of_mask_targets_must_be_bools(field, value):
     # A string "no" would count as True.
     with pytest.raises(TypeError, match=rf"MaskTargets\({field}=\.\.\.\) is True or False, not"):
         maskloss.MaskTargets(**{field: value})
