@@ -1,6 +1,6 @@
-"""The formulas once more, as slow loops over Python floats, written from the papers and not from the package.
+"""Reference implementations of the formulas: slow loops over Python floats, written from the papers.
 
-Tensors go in, Python numbers come out: nothing here shares a line of arithmetic with what it is compared to.
+The functions take tensors and return Python numbers. They share no arithmetic with the package that they test.
 """
 
 import math
@@ -56,8 +56,8 @@ def cross_entropy(class_logits: Tensor, labels: Tensor) -> list[float]:
     losses = []
     for logits, label in zip(class_logits.tolist(), labels.tolist(), strict=True):
         highest = max(logits)
-        normaliser = highest + math.log(sum(math.exp(logit - highest) for logit in logits))
-        losses.append(normaliser - logits[label])
+        normalizer = highest + math.log(sum(math.exp(logit - highest) for logit in logits))
+        losses.append(normalizer - logits[label])
     return losses
 
 
@@ -69,7 +69,7 @@ def active_class_cross_entropy(class_logits: Tensor, labels: Tensor, active: lis
 
 
 def l2_regularization(weights: list[Tensor], weight_decay: float) -> float:
-    """matterport's `compile`: weight decay times the sum of squares over the size, tensor by tensor."""
+    """matterport's `compile`: weight decay times the sum of squares over the size, for each tensor."""
     total = 0.0
     for weight in weights:
         values = weight.detach().reshape(-1).tolist()
@@ -82,7 +82,7 @@ def l1_regularization(weights: list[Tensor]) -> float:
 
 
 def module_of(*weights: Tensor) -> nn.Module:
-    """A model that has these parameters and nothing else."""
+    """Return a model with only these parameters."""
     module = nn.Module()
     for index, weight in enumerate(weights):
         module.register_parameter(f"weight_{index}", nn.Parameter(weight.clone()))
@@ -92,9 +92,9 @@ def module_of(*weights: Tensor) -> nn.Module:
 def pasted(grid: Tensor, box: list[float], height: int, width: int, *, aligned: bool) -> Tensor:
     """Paste one (M, M) grid into an image of zeros, one pixel and four grid cells at a time.
 
-    The grid lies on the box, cell centres at half cells, and is 0 outside. A pixel takes part when its
-    centre is in the box, and reads there. Unaligned, it reads half a pixel lower; what lies beyond the low
-    edges then counts a tenth of the edge cell.
+    The grid covers the box, with cell centers at half cells, and is 0 outside. Only pixels whose center is in the box
+    are set. If aligned, the value of a pixel is read at its center. If not, it is read half a pixel further up and to
+    the left, and a cell beyond the top or left edge is a tenth of the edge cell.
     """
     values, size = grid.tolist(), grid.shape[0]
     x1, y1, x2, y2 = box
@@ -127,7 +127,7 @@ def pasted(grid: Tensor, box: list[float], height: int, width: int, *, aligned: 
 
 
 def clipped_area(polygon: np.ndarray, x1: float, y1: float, x2: float, y2: float) -> float:
-    """Area of a simple polygon (V, 2) inside a rectangle, by Sutherland and Hodgman's clipping."""
+    """Return the area of a simple polygon (V, 2) inside a rectangle, clipped by Sutherland and Hodgman's algorithm."""
     points = [tuple(point) for point in polygon.tolist()]
     for axis, bound, sign in ((0, x1, 1), (0, x2, -1), (1, y1, 1), (1, y2, -1)):
         kept = []
@@ -144,7 +144,7 @@ def clipped_area(polygon: np.ndarray, x1: float, y1: float, x2: float, y2: float
 
 
 def clipped_coverage(polygon: np.ndarray, box: list[float], size: int) -> Tensor:
-    """Fraction of each cell of the box's grid inside a simple polygon, (M, M)."""
+    """Return the fraction (M, M) of each cell of the box's grid that is inside a simple polygon."""
     x1, y1, x2, y2 = box
     width, height = (x2 - x1) / size, (y2 - y1) / size
     rows = [
@@ -160,7 +160,7 @@ def clipped_coverage(polygon: np.ndarray, box: list[float], size: int) -> Tensor
 
 
 def supersampled_coverage(polygons: list[np.ndarray], box: list[float], size: int, samples: int) -> Tensor:
-    """Fraction of each cell inside the union of polygons (V, 2), by counting points, (M, M).
+    """Return the fraction (M, M) of each cell that is inside the union of polygons (V, 2), by counting points.
 
     A point is inside a polygon when a ray to the right crosses its outline an odd number of times.
     """
@@ -243,7 +243,7 @@ def seesaw(class_logits: Tensor, labels: list[int], counts: list[float], p: floa
     losses = []
     for logits, i in zip(class_logits.tolist(), labels, strict=True):
         scores = softmax(logits)
-        normaliser = 0.0
+        normalizer = 0.0
         for j, logit in enumerate(logits):
             factor = 1.0
             if 0 not in (i, j) and i != j:
@@ -253,8 +253,8 @@ def seesaw(class_logits: Tensor, labels: list[int], counts: list[float], p: floa
                 own = max(scores[i], 0.01)
                 if scores[j] > own:
                     factor *= (scores[j] / own) ** q
-            normaliser += factor * math.exp(logit)
-        losses.append(math.log(normaliser) - logits[i])
+            normalizer += factor * math.exp(logit)
+        losses.append(math.log(normalizer) - logits[i])
     return losses
 
 

@@ -7,6 +7,7 @@ import doctest
 import importlib
 import inspect
 import pkgutil
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -35,7 +36,7 @@ REQUIRED = inspect.Parameter.empty
 
 
 def parameters(function: Callable[..., Any]) -> tuple[list[str], dict[str, Any]]:
-    """Give the positional names, and the keyword-only ones with their defaults."""
+    """Return the positional names, and the keyword-only ones with their defaults."""
     positional, keywords = [], {}
     for name, parameter in inspect.signature(function).parameters.items():
         if parameter.kind is inspect.Parameter.KEYWORD_ONLY:
@@ -147,7 +148,7 @@ def loss_functions() -> list[str]:
     return [name for name in maskloss.losses.__all__ if name.endswith("_loss")]
 
 
-#: These are made of other losses, so they have no function of their own.
+#: These combine other losses, so they have no function.
 OF_OTHER_LOSSES = {"MaskRCNNLoss", "ClassAgnosticMaskLoss"}
 
 
@@ -156,13 +157,13 @@ def loss_modules() -> list[str]:
     return [name for name in names if name not in OF_OTHER_LOSSES]
 
 
-def test_there_are_losses_to_look_at():
+def test_there_are_losses_to_check():
     assert len(loss_functions()) >= 5
 
 
 def test_every_loss_function_has_its_module():
     stems = {name.lower() for name in loss_modules()}
-    # The regularisers' Modules are L1RegularizationLoss and so on: the same words without underscores.
+    # The regularization Modules are L1RegularizationLoss and so on: the same words without underscores.
     assert {name.replace("_", "") for name in loss_functions()} == stems
 
 
@@ -178,6 +179,13 @@ def test_a_losss_knobs_are_keyword_only_and_it_reduces_nothing_by_default(name):
 # Docstrings.
 
 
+@pytest.mark.parametrize("name", [name for name in maskloss.losses.__all__ if "_loss" in name])
+def test_a_loss_function_documents_its_result_an_example_and_its_source(name):
+    docstring = getattr(maskloss.losses, name).__doc__
+    for section in ("Returns:\n", "Example:\n    >>> ", "Source: "):
+        assert re.search(rf"^ *{section.replace('    >>>', ' *>>>')}", docstring, re.MULTILINE), section
+
+
 def modules() -> list[str]:
     names = ["maskloss"]
     for package in (maskloss.losses, maskloss.masks, maskloss.detection):
@@ -187,7 +195,7 @@ def modules() -> list[str]:
 
 
 @pytest.mark.parametrize("name", modules())
-def test_the_examples_in_the_docstrings_give_what_they_show(name):
+def test_the_examples_in_the_docstrings_print_what_they_show(name):
     outcome = doctest.testmod(importlib.import_module(name))
     assert outcome.failed == 0
 
@@ -202,6 +210,6 @@ def test_the_examples_in_the_docstrings_give_what_they_show(name):
         "maskloss.losses.criterion",
     ],
 )
-def test_there_are_examples_to_run(name):
+def test_modules_have_examples_to_run(name):
     found = doctest.DocTestFinder().find(importlib.import_module(name))
     assert sum(len(test.examples) for test in found) > 0

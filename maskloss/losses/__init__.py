@@ -2,8 +2,22 @@
 
 By what they compare: `objectness` anchors, `classification` and `long_tail` classes, `boxes` boxes, `mask_pixels` the
 pixels of masks, `mask_overlap` their areas, `mask_classes` the channels of all classes, `mask_weak` masks with points
-and boxes, `regularization` weights with 0. `terms` says what a term of the loss is, `criterion` puts the terms together
-as `MaskRCNNLoss`, and `presets` has the conventions of the libraries.
+or boxes, and `regularization` weights with 0. `terms` defines the terms of the loss, `criterion` combines them in
+`MaskRCNNLoss`, and `presets` has the conventions of each library.
+
+Shapes in the docstrings of this package use these letters:
+    N: images in the batch.
+    A: anchors of one image.
+    S: sampled anchors of all images.
+    R: sampled RoIs of all images.
+    P: positives: the sampled anchors or RoIs that are matched to an object.
+    D: detections, in inference.
+    V: visible keypoints of the positive RoIs.
+    G: ground-truth objects of one image.
+    C: classes, including the background, which is class 0.
+    K: labeled points of one object.
+    M: side of a mask's grid, or of a keypoint's heatmap, in cells.
+    H, W: height and width in pixels.
 """
 
 from maskloss.losses.boxes import (

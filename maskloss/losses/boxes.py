@@ -1,4 +1,4 @@
-"""Box regression: what a box term receives, and the box losses."""
+"""The box losses, and `BoxRegression`, the argument of a box term. Shapes: see `maskloss.losses`."""
 
 from __future__ import annotations
 
@@ -23,20 +23,30 @@ from maskloss.losses.modules import LossModule
 
 @dataclass(frozen=True)
 class BoxRegression:
-    """The positives of a batch, as a box term sees them.
+    """The predicted and target boxes of a batch's positives, the argument of a box term.
 
-    A term reads the encoded deltas, or the decoded boxes, which are computed on first use only.
+    A term reads the encoded deltas or the decoded boxes. Boxes are decoded once, on first use.
 
     Attributes:
         deltas: (P, 4) predicted (dx, dy, dw, dh), encoded with the coder's weights.
-        target_deltas: (P, 4), what they should be.
-        decode: (P, 4) deltas -> (P, 4) boxes, xyxy in px, relative to the anchors or proposals of these P.
+        target_deltas: (P, 4) target deltas.
+        decode: (P, 4) deltas -> (P, 4) boxes, xyxy in px, relative to the P positive anchors or proposals.
+
+    Raises:
+        ValueError: shapes differ; or, when `boxes` or `target_boxes` are read, `decode` is None.
+
+    Example:
+        >>> import torch
+        >>> anchors = torch.tensor([[0., 0., 10., 10.]])
+        >>> regression = BoxRegression(torch.ones(1, 4), torch.zeros(1, 4), decode=lambda deltas: anchors + deltas)
+        >>> regression.boxes, regression.target_boxes
+        (tensor([[ 1.,  1., 11., 11.]]), tensor([[ 0.,  0., 10., 10.]]))
     """
 
     deltas: Tensor
     target_deltas: Tensor
     decode: Callable[[Tensor], Tensor] | None = None
-    # Not by functools.cached_property, whose lock torch.compile cannot enter.
+    # torch.compile cannot trace the lock of functools.cached_property.
     _boxes: Tensor | None = field(default=None, init=False, repr=False, compare=False)
     _target_boxes: Tensor | None = field(default=None, init=False, repr=False, compare=False)
 
@@ -46,20 +56,20 @@ class BoxRegression:
     @property
     def boxes(self) -> Tensor:
         """(P, 4) predicted boxes, xyxy in px, with gradients to `deltas`."""
-        # Boxes that were decoded under `no_grad` first have no gradients to give to who reads them next.
-        wants_gradients = torch.is_grad_enabled() and self.deltas.requires_grad
-        if self._boxes is None or (wants_gradients and not self._boxes.requires_grad):
-            object.__setattr__(self, "_boxes", self._decoded(self.deltas))
+        # Boxes that were first decoded under `no_grad` have no gradients, so they are decoded again.
+        needs_gradients = torch.is_grad_enabled() and self.deltas.requires_grad
+        if self._boxes is None or (needs_gradients and not self._boxes.requires_grad):
+            object.__setattr__(self, "_boxes", self._decode(self.deltas))
         return cast(Tensor, self._boxes)
 
     @property
     def target_boxes(self) -> Tensor:
         """(P, 4) matched ground-truth boxes, xyxy in px."""
         if self._target_boxes is None:
-            object.__setattr__(self, "_target_boxes", self._decoded(self.target_deltas))
+            object.__setattr__(self, "_target_boxes", self._decode(self.target_deltas))
         return cast(Tensor, self._target_boxes)
 
-    def _decoded(self, deltas: Tensor) -> Tensor:
+    def _decode(self, deltas: Tensor) -> Tensor:
         if self.decode is None:
             raise ValueError("this BoxRegression was made without `decode`, so it has no boxes")
         return self.decode(deltas)
@@ -73,31 +83,32 @@ class BoxLoss(LossModule):
         super().__init__(function, BoxRegression(no_boxes, no_boxes, lambda deltas: deltas), **knobs)
 
     def forward(self, regression: BoxRegression) -> Tensor:
-        """Compute the loss of the P positives."""
+        """Compute the loss of the P positives of `regression`."""
         loss: Tensor = self.function(regression, **self.knobs)
         return loss
 
 
 def box_smooth_l1_loss(regression: BoxRegression, *, beta: float, reduction: Reduction = "none") -> Tensor:
-    r"""Smooth L1 of the encoded box deltas, summed over the four coordinates.
+    r"""Compute the smooth L1 loss of the encoded box deltas, summed over the four coordinates.
 
-    With d = |deltas - target_deltas|, each coordinate costs d² / (2 β) where d < β, and d - β/2 elsewhere.
+    With d = |deltas - target_deltas|, the loss of a coordinate is d² / (2 β) where d < β, and d - β/2 elsewhere.
 
     Args:
-        regression: the P positives; only its deltas are read.
-        beta: β >= 0, in units of the encoded deltas. 0 is plain L1. The libraries differ: torchvision 1/9,
-            Fast R-CNN and matterport 1, Detectron2 0.
-        reduction: "none" gives (P,); "sum" and "mean" give a scalar.
+        regression: the P positives; only the deltas are read.
+        beta: β >= 0, in units of the encoded deltas. 0 is plain L1. The libraries differ: torchvision has 1/9,
+            Fast R-CNN and matterport have 1, Detectron2 has 0.
+        reduction: "none" returns (P,); "sum" and "mean" return a scalar.
 
     Returns:
-        At least float32, >= 0. P = 0 gives shape (0,), or 0 when reduced; both still backpropagate.
+        At least float32, >= 0. P = 0 returns shape (0,), or 0 when reduced; both still backpropagate.
 
     Raises:
         ValueError: beta < 0.
 
     Example:
         >>> import torch
-        >>> box_smooth_l1_loss(BoxRegression(torch.tensor([[0., 0., 2., .5]]), torch.zeros(1, 4)), beta=1.)
+        >>> regression = BoxRegression(torch.tensor([[0., 0., 2., .5]]), torch.zeros(1, 4))
+        >>> box_smooth_l1_loss(regression, beta=1.0)  # (2 - 1/2) + 0.5² / 2
         tensor([1.6250])
 
     Source: Girshick, Fast R-CNN, 2015, arXiv:1504.08083, equation 3, which has β = 1.
@@ -122,27 +133,33 @@ def box_balanced_l1_loss(
     beta: float = 1.0,
     reduction: Reduction = "none",
 ) -> Tensor:
-    r"""Balanced L1 of the encoded box deltas, summed over the four coordinates.
+    r"""Compute the balanced L1 loss of the encoded box deltas, summed over the four coordinates.
 
-    With d = |deltas - target_deltas| and b = e^(γ/α) - 1, a coordinate costs
+    With d = |deltas - target_deltas| and b = e^(γ/α) - 1, the loss of a coordinate is
     (α/b) (b d + 1) ln(b d / β + 1) - α d where d < β, and γ d + γ/b - α β elsewhere. Small errors get a larger
-    part of the gradient than in smooth L1, whose slope rises to the same γ.
+    share of the gradient than in a smooth L1 loss whose slope rises to the same γ.
 
     Args:
-        regression: the P positives; only its deltas are read.
-        alpha: α > 0; the lower, the more of the gradient small errors get.
+        regression: the P positives; only the deltas are read.
+        alpha: α > 0; a lower α gives small errors more of the gradient.
         gamma: γ > 0, the largest slope.
-        beta: β in (0, 1], in units of the encoded deltas. Published with 1; below, the slope has a jump at β, and
-            above a perfect box would not be the best.
-        reduction: "none" gives (P,); "sum" and "mean" give a scalar.
+        beta: β in (0, 1], in units of the encoded deltas. The paper has 1. Below 1 the slope jumps at β; above 1 a
+            perfect box would not have the lowest loss.
+        reduction: "none" returns (P,); "sum" and "mean" return a scalar.
 
     Returns:
-        At least float32, >= 0. P = 0 gives shape (0,), or 0 when reduced.
+        At least float32, >= 0. P = 0 returns shape (0,), or 0 when reduced.
 
     Raises:
-        ValueError: a knob is out of its range, or γ/α is above 80, whose exponential float32 cannot hold.
+        ValueError: a knob is out of its range, or γ/α is above 80, for which e^(γ/α) overflows float32.
 
-    Source: Pang et al., Libra R-CNN, 2019, arXiv:1904.02701, equations 7 and 8; with β as mmdetection has it.
+    Example:
+        >>> import torch
+        >>> regression = BoxRegression(torch.tensor([[2., 0., 0., 0.]]), torch.zeros(1, 4))
+        >>> box_balanced_l1_loss(regression)  # 1.5 · 2 + 1.5 / (e³ - 1) - 0.5
+        tensor([2.5786])
+
+    Source: Pang et al., Libra R-CNN, 2019, arXiv:1904.02701, equations 7 and 8; β as in mmdetection.
     """
     check_positive(alpha=alpha, gamma=gamma, beta=beta)
     check_in_range(0, 1, beta=beta)
@@ -165,41 +182,49 @@ class BoxBalancedL1Loss(BoxLoss):
         super().__init__(box_balanced_l1_loss, alpha=alpha, gamma=gamma, beta=beta, reduction=reduction)
 
 
-def _decoded(regression: BoxRegression) -> tuple[Tensor, Tensor]:
-    """Predicted and target boxes, (P, 4) each, at least float32."""
+def _boxes_and_targets(regression: BoxRegression) -> tuple[Tensor, Tensor]:
+    """Return the predicted and the target boxes, (P, 4) each, at least float32."""
     return at_least_float32(regression.boxes), at_least_float32(regression.target_boxes)
 
 
-#: Under a union of two boxes, in px², for boxes that have no area.
+#: Lower bound of a divisor in px² (union, hull, squared diagonal), for boxes without an area.
 _LEAST_UNION = 1e-7
-#: Of a side, in px, where a box's aspect ratio is asked for.
+#: Lower bound of a side in px, where an aspect ratio is computed.
 _LEAST_SIDE = 1e-6
-#: Under CIoU's α, as in torchvision.
+#: Added to the divisor of CIoU's α, as in torchvision.
 _ALPHA_EPSILON = 1e-7
 
 
 def box_iou_loss(regression: BoxRegression, *, reduction: Reduction = "none") -> Tensor:
-    r"""IoU loss of the decoded boxes, 1 - IoU. Boxes that do not meet get no gradient; GIoU's do.
+    r"""Compute the IoU loss of the decoded boxes, 1 - IoU.
+
+    Boxes that do not overlap get no gradient; with `box_giou_loss` they do.
 
     Args:
-        regression: the P positives; its decoded boxes are read.
-        reduction: "none" gives (P,); "sum" and "mean" give a scalar.
+        regression: the P positives; only the decoded boxes are read.
+        reduction: "none" returns (P,); "sum" and "mean" return a scalar.
 
     Returns:
-        At least float32, in [0, 1] per box, 0 is best. P = 0 gives shape (0,), or 0 when reduced.
+        At least float32, in [0, 1] per box, 0 is best. P = 0 returns shape (0,), or 0 when reduced.
 
     Raises:
         ValueError: the regression has no `decode`.
 
-    Source: Yu et al., UnitBox, 2016, arXiv:1608.01471, which has -ln IoU; the linear form is that of
+    Example:
+        >>> import torch
+        >>> boxes, targets = torch.tensor([[0., 0., 2., 2.]]), torch.tensor([[1., 1., 3., 3.]])
+        >>> box_iou_loss(BoxRegression(boxes, targets, decode=lambda deltas: deltas))  # they share 1 px² of 7
+        tensor([0.8571])
+
+    Source: Yu et al., UnitBox, 2016, arXiv:1608.01471, which has -ln IoU; the linear form is from
     Rezatofighi et al., 2019, arXiv:1902.09630.
     """
-    boxes, targets = _decoded(regression)
+    boxes, targets = _boxes_and_targets(regression)
     return reduced(1 - _iou(boxes, targets)[0], reduction)
 
 
 def _iou(boxes: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Return IoU and union (P,) in px² of boxes (P, 4) pair by pair, without an index that a device would wait for."""
+    """Return IoU (P,) and union (P,) in px² of pairs of boxes (P, 4), without a host sync."""
     low = torch.maximum(boxes[:, :2], targets[:, :2])
     high = torch.minimum(boxes[:, 2:], targets[:, 2:])
     intersection = (high - low).clamp(min=0).prod(dim=1)
@@ -208,7 +233,7 @@ def _iou(boxes: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _hull_sides(boxes: Tensor, targets: Tensor) -> Tensor:
-    """Return width and height (P, 2) in px of the smallest box around both."""
+    """Return the width and height (P, 2) in px of the smallest box around each pair."""
     low = torch.minimum(boxes[:, :2], targets[:, :2])
     return torch.maximum(boxes[:, 2:], targets[:, 2:]) - low
 
@@ -225,22 +250,30 @@ class BoxIoULoss(BoxLoss):
 
 
 def box_giou_loss(regression: BoxRegression, *, reduction: Reduction = "none") -> Tensor:
-    r"""Generalised IoU loss of the decoded boxes, 1 - GIoU.
+    r"""Compute the generalized IoU loss of the decoded boxes, 1 - GIoU.
+
+    With U the union of the two boxes and C the smallest box around them, loss = 1 - IoU + (|C| - |U|) / |C|.
 
     Args:
-        regression: the P positives; its decoded boxes are read.
-        reduction: "none" gives (P,); "sum" and "mean" give a scalar.
+        regression: the P positives; only the decoded boxes are read.
+        reduction: "none" returns (P,); "sum" and "mean" return a scalar.
 
     Returns:
-        At least float32, in [0, 2] per box, 0 is best. P = 0 gives shape (0,), or 0 when reduced.
+        At least float32, in [0, 2] per box, 0 is best. P = 0 returns shape (0,), or 0 when reduced.
 
     Raises:
         ValueError: the regression has no `decode`.
 
-    Source: Rezatofighi et al., Generalized Intersection over Union, 2019, arXiv:1902.09630, algorithm 1. As
-    `torchvision.ops.generalized_box_iou_loss`, which indexes by what overlaps, for which a device is waited for.
+    Example:
+        >>> import torch
+        >>> boxes, targets = torch.tensor([[0., 0., 2., 2.]]), torch.tensor([[1., 1., 3., 3.]])
+        >>> box_giou_loss(BoxRegression(boxes, targets, decode=lambda deltas: deltas))  # 1 - 1/7 + (9 - 7) / 9
+        tensor([1.0794])
+
+    Source: Rezatofighi et al., Generalized Intersection over Union, 2019, arXiv:1902.09630, algorithm 1. Equal to
+    `torchvision.ops.generalized_box_iou_loss`, but without the host sync of its boolean index.
     """
-    boxes, targets = _decoded(regression)
+    boxes, targets = _boxes_and_targets(regression)
     iou, union = _iou(boxes, targets)
     hull = _hull_sides(boxes, targets).prod(dim=1)
     return reduced(1 - iou + (hull - union) / hull.clamp(min=_LEAST_UNION), reduction)
@@ -254,22 +287,31 @@ class BoxGIoULoss(BoxLoss):
 
 
 def box_diou_loss(regression: BoxRegression, *, reduction: Reduction = "none") -> Tensor:
-    r"""Distance IoU loss of the decoded boxes: 1 - IoU + d² / c², with the centres d and the hull's corners c apart.
+    r"""Compute the distance IoU loss of the decoded boxes.
+
+    With d the distance of the two centers and c the diagonal of the smallest box around both,
+    loss = 1 - IoU + d² / c².
 
     Args:
-        regression: the P positives; its decoded boxes are read.
-        reduction: "none" gives (P,); "sum" and "mean" give a scalar.
+        regression: the P positives; only the decoded boxes are read.
+        reduction: "none" returns (P,); "sum" and "mean" return a scalar.
 
     Returns:
-        At least float32, in [0, 2] per box, 0 is best. P = 0 gives shape (0,), or 0 when reduced.
+        At least float32, in [0, 2] per box, 0 is best. P = 0 returns shape (0,), or 0 when reduced.
 
     Raises:
         ValueError: the regression has no `decode`.
 
-    Source: Zheng et al., Distance-IoU loss, 2019, arXiv:1911.08287, equation 7. As
-    `torchvision.ops.distance_box_iou_loss`, without its index by what overlaps.
+    Example:
+        >>> import torch
+        >>> boxes, targets = torch.tensor([[0., 0., 2., 2.]]), torch.tensor([[1., 1., 3., 3.]])
+        >>> box_diou_loss(BoxRegression(boxes, targets, decode=lambda deltas: deltas))  # 1 - 1/7 + 2/18
+        tensor([0.9683])
+
+    Source: Zheng et al., Distance-IoU loss, 2019, arXiv:1911.08287, equation 7. Equal to
+    `torchvision.ops.distance_box_iou_loss`, but without the host sync of its boolean index.
     """
-    return reduced(_distance_iou_loss(*_decoded(regression)), reduction)
+    return reduced(_distance_iou_loss(*_boxes_and_targets(regression)), reduction)
 
 
 def _distance_iou_loss(boxes: Tensor, targets: Tensor) -> Tensor:
@@ -290,35 +332,42 @@ class BoxDIoULoss(BoxLoss):
 
 
 def box_ciou_loss(regression: BoxRegression, *, reduction: Reduction = "none") -> Tensor:
-    r"""Complete IoU loss of the decoded boxes: the distance IoU loss plus a term for the aspect ratio.
+    r"""Compute the complete IoU loss of the decoded boxes: the distance IoU loss plus a term for the aspect ratio.
 
-    With v = (4/π²) (arctan(w_t/h_t) - arctan(w/h))² and α = v / (1 - IoU + v), which is held constant in the
-    gradient, loss = DIoU loss + α v.
+    With v = (4/π²) (arctan(w_t/h_t) - arctan(w/h))² and α = v / (1 - IoU + v), loss = DIoU loss + α v. No gradient
+    flows through α.
 
     Args:
-        regression: the P positives; its decoded boxes are read.
-        reduction: "none" gives (P,); "sum" and "mean" give a scalar.
+        regression: the P positives; only the decoded boxes are read.
+        reduction: "none" returns (P,); "sum" and "mean" return a scalar.
 
     Returns:
-        At least float32, >= 0 per box, 0 is best. P = 0 gives shape (0,), or 0 when reduced.
+        At least float32, >= 0 per box, 0 is best. P = 0 returns shape (0,), or 0 when reduced.
 
     Raises:
         ValueError: the regression has no `decode`.
 
-    Source: Zheng et al., Distance-IoU loss, 2019, arXiv:1911.08287, equation 10. As
-    `torchvision.ops.complete_box_iou_loss`, and finite where a side has shrunk to nothing, which that is not.
+    Example:
+        >>> import torch
+        >>> boxes, targets = torch.tensor([[0., 0., 2., 2.]]), torch.tensor([[0., 0., 2., 1.]])
+        >>> regression = BoxRegression(boxes, targets, decode=lambda deltas: deltas)
+        >>> box_diou_loss(regression), box_ciou_loss(regression)  # 1/2 + 0.5²/8, plus 0.0420² / (1/2 + 0.0420)
+        (tensor([0.5312]), tensor([0.5345]))
+
+    Source: Zheng et al., Distance-IoU loss, 2019, arXiv:1911.08287, equation 10. Equal to
+    `torchvision.ops.complete_box_iou_loss`, but also finite where a side has shrunk to 0.
     """
-    boxes, targets = _decoded(regression)
+    boxes, targets = _boxes_and_targets(regression)
     distance = _distance_iou_loss(boxes, targets)
     aspect = 4 / math.pi**2 * (_aspect_angle(targets) - _aspect_angle(boxes)).square()
     with torch.no_grad():
-        # Of boxes that agree all three are 0, and 1 - IoU may be rounded to less.
+        # For equal boxes all three are 0, and 1 - IoU may be rounded to below 0.
         weight = aspect / (box_iou_loss(regression).clamp(min=0) + aspect + _ALPHA_EPSILON)
     return reduced(distance + weight * aspect, reduction)
 
 
 def _aspect_angle(boxes: Tensor) -> Tensor:
-    """arctan(width / height), (P,)."""
+    """Return arctan(width / height), (P,)."""
     width, height = (boxes[:, 2:] - boxes[:, :2]).clamp(min=_LEAST_SIDE).unbind(dim=1)
     return torch.atan2(width, height)
 

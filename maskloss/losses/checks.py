@@ -1,4 +1,4 @@
-"""Checks that every loss makes of its arguments. Each `check_*` raises, and names the argument."""
+"""Argument checks shared by the losses. Each `check_*` raises ValueError and names the argument."""
 
 from __future__ import annotations
 
@@ -11,19 +11,31 @@ Reduction = Literal["none", "sum", "mean"]
 
 
 def check_same_shape(**tensors: Tensor) -> None:
-    """Raise ValueError, naming every argument with its shape, unless all shapes are equal.
+    """Raise ValueError unless all shapes are equal; the message has every name and shape.
 
-    Broadcasting would answer silently with a loss of something else.
+    Without this check, broadcasting would silently compute a wrong loss.
+
+    Example:
+        >>> import torch
+        >>> check_same_shape(logits=torch.zeros(2), labels=torch.zeros(1))
+        Traceback (most recent call last):
+        ValueError: shapes differ: logits (2,), labels (1,)
     """
     first, *others = tensors.values()
-    # Not by a set of the shapes: to hash them, torch.compile would compile anew for every number of RoIs.
+    # A set would hash the shapes, for which torch.compile recompiles for every number of RoIs.
     if any(other.shape != first.shape for other in others):
         shapes = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in tensors.items())
         raise ValueError(f"shapes differ: {shapes}")
 
 
 def check_in_range(low: float, high: float = math.inf, /, **knobs: float) -> None:
-    """Raise ValueError, naming the knob, unless each is finite and lies in [low, high]."""
+    """Raise ValueError unless each knob is finite and in [low, high]; the message names the knob.
+
+    Example:
+        >>> check_in_range(0, 1, alpha=1.5)
+        Traceback (most recent call last):
+        ValueError: alpha must be in [0, 1], got 1.5
+    """
     for name, value in knobs.items():
         if not (low <= value <= high and value < math.inf):
             expected = f">= {low:g} and finite" if high == math.inf else f"in [{low:g}, {high:g}]"
@@ -31,14 +43,25 @@ def check_in_range(low: float, high: float = math.inf, /, **knobs: float) -> Non
 
 
 def check_positive(**knobs: float) -> None:
-    """Raise ValueError, naming the knob, unless each is finite and above 0."""
+    """Raise ValueError unless each knob is finite and > 0; the message names the knob.
+
+    Example:
+        >>> check_positive(smooth=0.0)
+        Traceback (most recent call last):
+        ValueError: smooth must be > 0 and finite, got 0.0
+    """
     for name, value in knobs.items():
         if not 0 < value < math.inf:
             raise ValueError(f"{name} must be > 0 and finite, got {value}")
 
 
 def check_reduction(reduction: Reduction) -> Reduction:
-    """Return the reduction; raise ValueError if it is none of the three."""
+    """Return the reduction, or raise ValueError if it is not one of the three.
+
+    Example:
+        >>> check_reduction("sum")
+        'sum'
+    """
     if reduction not in ("none", "sum", "mean"):
         raise ValueError(f'reduction must be "none", "sum" or "mean", not {reduction!r}')
     return reduction

@@ -1,8 +1,8 @@
-"""Losses of the detector's classes and of the RPN's objectness; those that count classes are in `long_tail`.
+"""Classification losses of the detector; those that depend on class frequencies are in `long_tail`.
 
-What torch has is not here, and is a term as it stands, with `reduction="none"`: `torch.nn.CrossEntropyLoss`, with
-`label_smoothing=` where wanted; the same with `weight=`, which then divides by the RoIs and not by their weights,
-as mmdetection does; and `torch.nn.BCEWithLogitsLoss` for the objectness.
+The losses of torch are terms as they are, with `reduction="none"`: `torch.nn.CrossEntropyLoss`, with
+`label_smoothing=` if wanted, or with `weight=`, whose values are then divided by the number of RoIs and not by the sum
+of their weights, as in mmdetection. Shapes: see `maskloss.losses`.
 """
 
 from __future__ import annotations
@@ -22,27 +22,34 @@ from maskloss.losses.modules import LossModule
 def active_class_cross_entropy_loss(
     class_logits: Tensor, labels: Tensor, *, active_classes: Tensor
 ) -> tuple[Tensor, Tensor]:
-    r"""Softmax cross-entropy that counts only RoIs *predicted* as an active class.
+    r"""Compute softmax cross-entropy that counts only RoIs *predicted* as an active class.
 
-    With k = argmax(class_logits) and a = active_classes, weight = a[k] and value = a[k] * CE. When data
-    sets with different classes are mixed, a prediction of a class that the image's own data set does not
-    annotate may be right, so it is not punished.
+    With k = argmax(class_logits) and a = active_classes, weight = a[k] and value = a[k] * CE. In a mix of data
+    sets with different classes, an image may contain objects of classes that its own data set does not annotate.
+    A prediction of such a class may be right, so it is not penalized.
 
     Args:
         class_logits: (R, C), pre-softmax.
         labels: (R,) int64 in [0, C), 0 is background.
-        active_classes: (C,) bool; True where the class is annotated in this data. Entry 0, the background,
+        active_classes: (C,) bool, True for classes that are annotated in this data set. Entry 0, the background,
             should be True.
 
     Returns:
-        Values (R,), at least float32, and weights (R,) of 0 and 1. The sum of the values over the sum of
-        the weights is the loss; R = 0 gives two tensors of shape (0,).
+        Values (R,), at least float32, and weights (R,) of 0 and 1. The loss is the sum of the values divided by the
+        sum of the weights. R = 0 returns two tensors of shape (0,).
 
     Raises:
-        ValueError: `active_classes` has not one entry per class.
+        ValueError: `active_classes` does not have one entry per class.
 
-    Source: matterport/Mask_RCNN 0038eff, `mrcnn_class_loss_graph`; it reads the active classes of the
-    batch's first image only, as does this function, which takes one mask for the whole batch.
+    Example:
+        >>> import torch
+        >>> class_logits = torch.tensor([[0., 0., -9.], [0., 0., 9.]])  # the second RoI is predicted as class 2
+        >>> active = torch.tensor([True, True, False])
+        >>> active_class_cross_entropy_loss(class_logits, torch.tensor([1, 1]), active_classes=active)
+        (tensor([0.6932, 0.0000]), tensor([1., 0.]))
+
+    Source: matterport/Mask_RCNN 0038eff, `mrcnn_class_loss_graph`, which applies the active classes of the first image
+    to the whole batch; likewise, this function takes one `active_classes` for the whole batch.
     """
     if active_classes.shape != class_logits.shape[1:]:
         raise ValueError(
@@ -55,7 +62,7 @@ def active_class_cross_entropy_loss(
 
 
 class ActiveClassCrossEntropyLoss(nn.Module):
-    """`active_class_cross_entropy_loss` with its mask of active classes, which moves with the model."""
+    """`active_class_cross_entropy_loss` with its active classes (C,), a buffer that moves with the model."""
 
     active_classes: Tensor
 
@@ -69,7 +76,7 @@ class ActiveClassCrossEntropyLoss(nn.Module):
         self.register_buffer("active_classes", active_classes.bool())
 
     def extra_repr(self) -> str:
-        """Show how many classes count."""
+        """Show how many classes are active."""
         return f"active={int(self.active_classes.sum())} of {self.active_classes.numel()}"
 
     def forward(self, class_logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -80,7 +87,7 @@ class ActiveClassCrossEntropyLoss(nn.Module):
 def class_weighted_cross_entropy_loss(
     class_logits: Tensor, labels: Tensor, *, class_weights: Tensor
 ) -> tuple[Tensor, Tensor]:
-    r"""Softmax cross-entropy in which a RoI of class k counts w_k, also in the divisor.
+    r"""Compute softmax cross-entropy in which a RoI of class k has the weight w_k, also in the divisor.
 
     Args:
         class_logits: (R, C), pre-softmax.
@@ -88,14 +95,20 @@ def class_weighted_cross_entropy_loss(
         class_weights: (C,), w >= 0.
 
     Returns:
-        Values w_k CE (R,), at least float32, and weights w_k (R,): their sums' quotient is the loss, torch's
-        weighted mean. `torch.nn.CrossEntropyLoss(weight=w, reduction="none")` gives the values alone, whose sum
-        `MaskRCNNLoss` divides by R: mmdetection's loss, R / Σ w times this one.
+        Values w_k CE (R,), at least float32, and weights w_k (R,). The loss is the sum of the values divided by the
+        sum of the weights, torch's weighted mean. `torch.nn.CrossEntropyLoss(weight=w, reduction="none")` returns the
+        values alone, whose sum `MaskRCNNLoss` divides by R; that is mmdetection's loss, Σ w / R times this one.
 
     Raises:
-        ValueError: `class_weights` has not one entry per class.
+        ValueError: `class_weights` does not have one entry per class.
 
-    Source: the two divisors are those of torch's and of mmdetection 3.3.0's `CrossEntropyLoss`.
+    Example:
+        >>> import torch
+        >>> weights = torch.tensor([1., 2., 1., 1.])
+        >>> class_weighted_cross_entropy_loss(torch.zeros(2, 4), torch.tensor([0, 1]), class_weights=weights)  # ln 4
+        (tensor([1.3863, 2.7726]), tensor([1., 2.]))
+
+    Source: the two divisors are those of `CrossEntropyLoss` in torch and in mmdetection 3.3.0.
     """
     if class_weights.shape != class_logits.shape[1:]:
         raise ValueError(
@@ -108,11 +121,7 @@ def class_weighted_cross_entropy_loss(
 
 
 class ClassWeightedCrossEntropyLoss(nn.Module):
-    """`class_weighted_cross_entropy_loss` with its weights, which move with the model.
-
-    Args:
-        class_weights: one w >= 0 per class, background first.
-    """
+    """`class_weighted_cross_entropy_loss` with its weights (C,), a buffer that moves with the model."""
 
     class_weights: Tensor
 
@@ -124,7 +133,7 @@ class ClassWeightedCrossEntropyLoss(nn.Module):
         self.register_buffer("class_weights", weights)
 
     def extra_repr(self) -> str:
-        """Show for how many classes there are weights."""
+        """Show the number of classes."""
         return f"{self.class_weights.numel()} classes"
 
     def forward(self, class_logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -139,7 +148,7 @@ class ClassLoss(LossModule):
         super().__init__(function, torch.zeros(0, 2), torch.zeros(0, dtype=torch.int64), **knobs)
 
     def forward(self, class_logits: Tensor, labels: Tensor) -> Tensor:
-        """Compute the loss of class_logits (R, C) and labels (R,)."""
+        """Compute the loss of `class_logits` (R, C) against `labels` (R,)."""
         loss: Tensor = self.function(class_logits, labels, **self.knobs)
         return loss
 
@@ -147,28 +156,34 @@ class ClassLoss(LossModule):
 def class_focal_loss(
     class_logits: Tensor, labels: Tensor, *, gamma: float = 2.0, reduction: Reduction = "none"
 ) -> Tensor:
-    r"""Focal loss over a softmax: with p = softmax(class_logits) of the RoI's class, -(1 - p)^γ log p.
+    r"""Compute the focal loss of each RoI's class over a softmax.
 
-    It fits torchvision's inference, which takes scores from a softmax, where RetinaNet's sigmoids do not.
+    With p the softmax probability of the RoI's class, loss = -(1 - p)^γ log p. It fits torchvision's inference, which
+    takes scores from a softmax; the sigmoids of RetinaNet's focal loss do not.
 
     Args:
         class_logits: (R, C), pre-softmax.
         labels: (R,) int64 in [0, C), 0 is background.
         gamma: γ >= 0; 0 is cross-entropy.
-        reduction: "none" gives (R,); "sum" and "mean" give a scalar.
+        reduction: "none" returns (R,); "sum" and "mean" return a scalar.
 
     Returns:
-        At least float32, >= 0. R = 0 gives shape (0,), or 0 when reduced.
+        At least float32, >= 0. R = 0 returns shape (0,), or 0 when reduced.
 
     Raises:
         ValueError: γ < 0.
 
+    Example:
+        >>> import torch
+        >>> class_focal_loss(torch.zeros(1, 2), torch.tensor([1]))  # (1/2)² · ln 2
+        tensor([0.1733])
+
     Source: Lin et al., Focal loss for dense object detection, 2017, arXiv:1708.02002, equation 4, over a softmax
-    as its section 3 allows.
+    as section 3 allows.
     """
     check_in_range(0, gamma=gamma)
     cross_entropy = F.cross_entropy(at_least_float32(class_logits), labels, reduction="none")
-    # 1 - p, which p itself would round to 0.
+    # expm1 keeps the digits of 1 - p where p rounds to 1.
     return reduced(power(-torch.expm1(-cross_entropy), gamma) * cross_entropy, reduction)
 
 
@@ -180,19 +195,24 @@ class ClassFocalLoss(ClassLoss):
 
 
 def class_sigmoid_loss(class_logits: Tensor, labels: Tensor, *, reduction: Reduction = "none") -> Tensor:
-    r"""Binary cross-entropy of each foreground class by itself, summed over the classes.
+    r"""Compute binary cross-entropy for each foreground class separately, summed over the classes.
 
-    The background is that no class is there, so its logit is not trained. Where the class layer is new it stays near 0,
-    which makes torchvision's softmax in inference e^z_k / (1 + Σ_j e^z_j): with one likely class that class's own
-    sigmoid. A class layer that a softmax has trained is better begun anew.
+    A RoI is background where no class is present, so the logit of the background is not trained. In a new class layer
+    it stays near 0, and torchvision's softmax in inference becomes e^z_k / (1 + Σ_j e^z_j); where one class is likely,
+    that is the sigmoid of its logit. A class layer that was trained with a softmax should be initialized again.
 
     Args:
         class_logits: (R, C), pre-sigmoid; channel 0 is ignored.
         labels: (R,) int64 in [0, C), 0 is background.
-        reduction: "none" gives (R,); "sum" and "mean" give a scalar.
+        reduction: "none" returns (R,); "sum" and "mean" return a scalar.
 
     Returns:
-        At least float32, >= 0. R = 0 gives shape (0,), or 0 when reduced.
+        At least float32, >= 0. R = 0 returns shape (0,), or 0 when reduced.
+
+    Example:
+        >>> import torch
+        >>> class_sigmoid_loss(torch.zeros(1, 3), torch.tensor([1]))  # 2 ln 2
+        tensor([1.3863])
 
     Source: Detectron2 02b5c4e, `FastRCNNOutputLayers.sigmoid_cross_entropy_loss`.
     """
@@ -209,8 +229,15 @@ class ClassSigmoidLoss(ClassLoss):
 
 
 def foreground_of(class_logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Give the logits of the foreground classes, at least float32, and their targets, both (R, C - 1)."""
+    """Return the logits of the foreground classes, at least float32, and their one-hot targets, both (R, C - 1).
+
+    Example:
+        >>> import torch
+        >>> foreground_of(torch.zeros(2, 3), torch.tensor([0, 2]))[1]
+        tensor([[0., 0.],
+                [0., 1.]])
+    """
     logits = at_least_float32(class_logits)
-    # By scatter, which refuses a label that is no class, where a comparison would make it background.
+    # scatter raises for a label outside [0, C), which a comparison would turn into background.
     targets = torch.zeros_like(logits).scatter(1, labels[:, None], 1.0)
     return logits[:, 1:], targets[:, 1:]

@@ -1,4 +1,4 @@
-"""Terms that are sums of terms."""
+"""`WeightedSum`, a term that adds several losses."""
 
 from __future__ import annotations
 
@@ -15,19 +15,21 @@ class WeightedSum(nn.Module):
     """A weighted sum of losses that take the same arguments, such as BCE + Dice.
 
     Args:
-        terms: the losses, each giving one tensor of the same shape: `reduction="none"`.
-        weights: of each; all 1 where not given.
+        terms: the losses, each with `reduction="none"`. All return one tensor of the same shape.
+        weights: one per term, >= 0; all 1 by default.
 
     Raises:
-        TypeError: a term is a class, or no callable; or the terms are no sequence.
-        ValueError: no terms, a term that reduces its values, another number of weights, a weight that is negative or
-            infinite, terms with and without `all_classes` together, whose arguments differ, or a term with
-            `mask_probs`.
+        TypeError: a term is a class or not callable, or `terms` is not a sequence.
+        ValueError: `terms` is empty, a term reduces its values, the number of weights differs from the number of
+            terms, a weight is negative or not finite, terms with and without `all_classes` are mixed (their arguments
+            differ), or a term has `mask_probs`.
 
     Example:
+        >>> import torch
         >>> from maskloss.losses import MaskBCELoss, MaskDiceLoss
-        >>> WeightedSum([MaskBCELoss(), MaskDiceLoss()], weights=[1.0, 2.0]).weights
-        (1.0, 2.0)
+        >>> loss = WeightedSum([MaskBCELoss(), MaskDiceLoss()], weights=[1.0, 2.0])
+        >>> loss(torch.zeros(1, 2, 2), torch.ones(1, 2, 2))  # ln 2 + 2 · 2/7
+        tensor([1.2646])
     """
 
     def __init__(
@@ -47,12 +49,17 @@ class WeightedSum(nn.Module):
         check_in_range(0, **{f"weights[{index}]": weight for index, weight in enumerate(self.weights)})
         all_classes = [bool(getattr(term, "all_classes", False)) for term in terms]
         if any(all_classes) != all(all_classes):
-            raise ValueError("some terms take all classes' mask logits and some their own class's: no sum")
+            raise ValueError(
+                "a term of all classes' mask logits (all_classes = True) and a term of each RoI's own class take "
+                "different arguments, so they cannot be added"
+            )
         if any(hasattr(term, "mask_probs") for term in terms):
-            raise ValueError("a term with mask_probs changes inference, which a sum has no one answer for")
+            raise ValueError(
+                "a term with mask_probs cannot be added to others: it sets the masks in inference, and a sum cannot"
+            )
         self.all_classes = all_classes[0]
         self.terms = tuple(terms)
-        # Modules among them are registered, so that they move with the sum to a device.
+        # Modules among the terms are registered, so that they move to a device with the sum.
         self.registered = nn.ModuleList(term for term in terms if isinstance(term, nn.Module))
         register_parts(self, terms)
 
@@ -61,13 +68,13 @@ class WeightedSum(nn.Module):
         return f"weights={self.weights}"
 
     def forward(self, *arguments: Any) -> Tensor:
-        """Give the weighted sum of what the terms give."""
+        """Return the weighted sum of the terms' values."""
         values = [term(*arguments) for term in self.terms]
         for index, value in enumerate(values):
             if not isinstance(value, Tensor):
                 raise TypeError(
-                    f"term {index} of the sum gives a {type(value).__name__}, not a tensor: a loss that gives its "
-                    "weights too, which enter the divisor, cannot be added to one that does not"
+                    f"term {index} of the sum must return a tensor, not {type(value).__name__}; a loss that also "
+                    "returns weights for the divisor cannot be added to others"
                 )
         check_same_shape(**{f"term_{index}": value for index, value in enumerate(values)})
         weighted = [weight * value for weight, value in zip(self.weights, values, strict=True)]

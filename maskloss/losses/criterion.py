@@ -1,7 +1,7 @@
-"""MaskRCNNLoss: the terms of Mask R-CNN's loss, what each is divided by, and what each weighs.
+"""`MaskRCNNLoss`: the terms of Mask R-CNN's loss, with a divisor and a weight for each.
 
-The heads hand over what they sampled as two small batches, one of the RPN and one of the detector. Only this
-file sums a term's values, divides and weighs them.
+Each head passes its samples as one small batch, such as `RPNBatch` or `MaskBatch`. Only this file sums the values of a
+term, divides and weights them. Shapes: see `maskloss.losses`.
 """
 
 from __future__ import annotations
@@ -44,42 +44,44 @@ if TYPE_CHECKING:
 class MaskRCNNLoss(nn.Module):
     """The loss of a Mask R-CNN: one callable, one normalizer and one weight per term.
 
-    What is not given is torchvision's, so `MaskRCNNLoss()` is the preset "torchvision" and
-    `MaskRCNNLoss(mask=my_mask_loss)` differs from it in the mask term alone.
+    Omitted arguments default to torchvision's, so `MaskRCNNLoss()` is the preset "torchvision", and
+    `MaskRCNNLoss(mask=my_mask_loss)` differs from it only in the mask term.
 
     Args:
         objectness: (logits (S,), labels (S,) float) -> (S,).
         rpn_box: (`BoxRegression`) -> (P,), or (P, 4), summed over the last axis.
-        classification: (logits (R, C), labels (R,)) -> (R,), or (values, weights) of (R,) each where the
-            weights enter the divisor.
-        box: as `rpn_box`.
+        classification: (logits (R, C), labels (R,)) -> (R,), or a tuple (values, weights) of (R,) each. The sum of
+            the weights is then the divisor of `per_weight_sum`.
+        box: same as `rpn_box`.
         mask: (mask_logits (P, M, M), mask_targets (P, M, M)) -> (P,), or (P, M, M), averaged over the grid.
             A term with the attribute `all_classes = True` is called with
             (mask_logits (P, C, M, M), mask_targets (P, M, M), labels (P,)). If it also has a method
             `mask_probs(mask_logits (D, C, M, M), labels (D,)) -> (D, M, M)`, inference takes the masks from it
-            instead of the sigmoid of the own class's channel; and if it has an attribute `channel`, only that one
-            is computed and C is 1.
-        keypoint: (keypoint_logits (V, S * S), cells (V,) int64) -> (V,), of the V visible keypoints of a Keypoint
-            R-CNN, each with the cell of its heatmap that it is in.
-        regularization: (model) -> scalar; None for no such term and no such key.
-        weights: what each term is multiplied by.
-        normalizers: per term, all but "regularization", a callable on `BatchCounts` that returns the divisor of the
-            term's summed values, such as `per_positive`; the rest stay torchvision's. A divisor of 0 counts as 1.
-        mask_targets: how the mask targets are made from the ground truth; torchvision's, soft and half a
-            pixel off, where not given.
+            instead of the sigmoid of the own class's channel. If it has an attribute `channel`, only that channel
+            is computed, and C is 1.
+        keypoint: (keypoint_logits (V, M * M), cells (V,) int64) -> (V,), for the V visible keypoints of a Keypoint
+            R-CNN. `cells` is the target cell of each heatmap.
+        regularization: (model) -> scalar; None for no such term and no such key in the losses.
+        weights: the factor of each term.
+        normalizers: mapping from the name of a term, except "regularization", to a callable on `BatchCounts` that
+            returns the divisor of the term's summed values, such as `per_positive`. Other terms keep torchvision's.
+            A divisor of 0 counts as 1.
+        mask_targets: how mask targets are computed from the ground truth; default: torchvision's, which are soft
+            and shifted by half a pixel.
 
-    `torch.nn` losses with `reduction="none"` fit where the signature does. Parameters of a term are the loss's, those
-    too that an object which is no module has among its attributes; `maskloss.loss_parameters` gives a model's to an
-    optimizer. Terms get float32 (or float64)
-    under half-precision inputs, with autocast off.
+    `torch.nn` losses with `reduction="none"` are valid terms where their signature fits. Parameters of a term become
+    parameters of the loss, even if the term is an object that is not a module; `maskloss.loss_parameters` returns
+    those of a model, for its optimizer. Terms are called with autocast off, and with float32 instead of half
+    precision; float64 stays float64.
 
     Raises:
-        TypeError: a term is a class, a name or a mapping, or takes other arguments than its own; weights, mask_targets
-            or a normalizer are of another type.
-        ValueError: a term reduces its values; an unknown name in `normalizers`, or `per_location` for a term of the
-            detector, which has none.
+        TypeError: a term is a class, a name or a mapping, or takes other arguments; `weights`, `mask_targets` or a
+            normalizer has the wrong type.
+        ValueError: a term reduces its values, `normalizers` has an unknown name, or a term of the detector, which has
+            no anchor locations, is given `per_location`.
 
     Example:
+        >>> from maskloss import LossWeights, MaskRCNNLoss
         >>> def mask_l1(mask_logits, mask_targets):
         ...     return (mask_logits.sigmoid() - mask_targets).abs()
         >>> loss = MaskRCNNLoss(mask=mask_l1, weights=LossWeights(mask=2.0))
@@ -113,7 +115,7 @@ class MaskRCNNLoss(nn.Module):
         mask_targets: MaskTargets | None = None,
     ) -> None:
         super().__init__()
-        given: dict[str, Any] = {
+        terms: dict[str, Any] = {
             "objectness": objectness,
             "rpn_box": rpn_box,
             "classification": classification,
@@ -122,7 +124,7 @@ class MaskRCNNLoss(nn.Module):
             "keypoint": keypoint,
             "regularization": regularization,
         }
-        for name, term in given.items():
+        for name, term in terms.items():
             if term is not None:
                 check_term(name, term)
         for argument, kind, value in (
@@ -132,9 +134,9 @@ class MaskRCNNLoss(nn.Module):
             if value is not None and not isinstance(value, kind):
                 raise TypeError(f"{argument} must be a maskloss.{kind.__name__}, not {type(value).__name__}")
         for name, entry in TERMS.items():
-            term = given[name]
+            term = terms[name]
             setattr(self, name, entry.default() if term is None and entry.default is not None else term)
-        register_parts(self, [term for term in given.values() if term is not None])
+        register_parts(self, [term for term in terms.values() if term is not None])
         self.weights = LossWeights() if weights is None else weights
         self.mask_targets = MaskTargets(aligned=False, binary=False) if mask_targets is None else mask_targets
         self.normalizers: dict[str, Normalizer] = {
@@ -148,7 +150,7 @@ class MaskRCNNLoss(nn.Module):
         unknown = set(normalizers or ()) - set(self.normalizers)
         if unknown:
             names = ", ".join(sorted(map(str, unknown)))
-            raise ValueError(f"no term is named {names}; {list(self.normalizers)} are")
+            raise ValueError(f"no term is named {names}; the names are {', '.join(self.normalizers)}")
         for name, normalizer in (normalizers or {}).items():
             if not callable(normalizer):
                 raise TypeError(
@@ -164,25 +166,32 @@ class MaskRCNNLoss(nn.Module):
 
     @classmethod
     def preset(cls, name: PresetName, *, active_classes: Tensor | None = None) -> Self:
-        """Return the loss of a library, or of the paper.
+        """Return the loss with the conventions of a library or of the paper.
 
         Args:
             name: "torchvision", "detectron2", "matterport", "paper" or "aligned" (torchvision's terms with
-                aligned soft mask targets). `maskloss.losses.presets` has each in a few lines.
-            active_classes: for "matterport" only: (C,) bool, the classes that count (background included),
-                or None for all.
+                aligned soft mask targets). They are defined in `maskloss.losses.presets`.
+            active_classes: for "matterport" only: (C,) bool, the classes that are annotated (including the
+                background), or None for all.
 
         Raises:
-            ValueError: there is no such preset, or it takes no `active_classes`.
+            ValueError: no preset has this name, or it takes no `active_classes`.
+
+        Example:
+            >>> from maskloss import MaskRCNNLoss
+            >>> MaskRCNNLoss.preset("paper").weights.rpn_box
+            10.0
         """
-        from maskloss.losses.presets import make_preset  # here, because presets are made of this class
+        # Imported here because `presets` imports this class.
+        from maskloss.losses.presets import make_preset
 
         return cls(**make_preset(name, active_classes).settings())
 
     def settings(self) -> dict[str, Any]:
-        """Return the arguments that make this loss, to change some of them.
+        """Return the arguments that make this loss, so that a copy can change some of them.
 
         Example:
+            >>> from maskloss import LossWeights, MaskRCNNLoss
             >>> detectron2 = MaskRCNNLoss.preset("detectron2")
             >>> doubled = MaskRCNNLoss(**{**detectron2.settings(), "weights": LossWeights(mask=2.0)})
             >>> doubled.mask_targets.binary
@@ -193,13 +202,14 @@ class MaskRCNNLoss(nn.Module):
 
     @property
     def needs_all_mask_classes(self) -> bool:
-        """Whether the mask term asks for the logits of every class."""
+        """Whether the mask term takes the logits of all classes."""
         return bool(getattr(self.mask, "all_classes", False))
 
     def mask_channels(self, labels: Tensor) -> Tensor | None:
-        """Return which channel of the mask head the term reads for labels (P,), or None if it reads all of them.
+        """Return the channel (P,) of the mask head that the term reads for each label (P,), or None for all channels.
 
-        That is the label's own, unless the term has an attribute `channel`, the one that serves all classes.
+        That is the channel of the label, unless the term takes all classes: then it is the term's `channel`, if it
+        has this attribute.
         """
         if not self.needs_all_mask_classes:
             return labels
@@ -208,12 +218,12 @@ class MaskRCNNLoss(nn.Module):
 
     @property
     def own_mask_probs(self) -> Callable[[Tensor, Tensor], Tensor] | None:
-        """How the mask term turns logits into probabilities, where that is not the sigmoid."""
+        """The mask term's conversion of logits to probabilities, or None for the sigmoid."""
         own: Callable[[Tensor, Tensor], Tensor] | None = getattr(self.mask, "mask_probs", None)
         return own if self.needs_all_mask_classes else None
 
     def rpn_losses(self, batch: RPNBatch) -> dict[str, Tensor]:
-        """Return `loss_objectness` and `loss_rpn_box_reg`, weighted scalars."""
+        """Return the weighted scalars `loss_objectness` and `loss_rpn_box_reg`."""
         return {
             TERMS["objectness"].key: self._term(
                 "objectness",
@@ -225,7 +235,7 @@ class MaskRCNNLoss(nn.Module):
         }
 
     def roi_losses(self, batch: RoIBatch) -> dict[str, Tensor]:
-        """Return `loss_classifier` and `loss_box_reg`, weighted scalars."""
+        """Return the weighted scalars `loss_classifier` and `loss_box_reg`."""
         return {
             TERMS["classification"].key: self._term(
                 "classification",
@@ -237,7 +247,7 @@ class MaskRCNNLoss(nn.Module):
         }
 
     def mask_losses(self, batch: MaskBatch) -> dict[str, Tensor]:
-        """Return `loss_mask`, a weighted scalar."""
+        """Return the weighted scalar `loss_mask`."""
 
         def evaluate(mask_logits: Tensor) -> Tensor:
             mask: Any = self.mask
@@ -251,7 +261,7 @@ class MaskRCNNLoss(nn.Module):
         return {TERMS["mask"].key: self._term("mask", batch.mask_logits, evaluate, batch.counts)}
 
     def keypoint_losses(self, batch: KeypointBatch) -> dict[str, Tensor]:
-        """Return `loss_keypoint`, a weighted scalar."""
+        """Return the weighted scalar `loss_keypoint`."""
         return {
             TERMS["keypoint"].key: self._term(
                 "keypoint",
@@ -262,14 +272,14 @@ class MaskRCNNLoss(nn.Module):
         }
 
     def regularization_losses(self, model: nn.Module) -> dict[str, Tensor]:
-        """Return `loss_regularization` of the model's parameters, or nothing where no penalty is set."""
+        """Return the weighted scalar `loss_regularization` of a model, or an empty dict if there is no such term."""
         if self.regularization is None:
             return {}
         if self.weights.regularization == 0:
             return {TERMS["regularization"].key: zero_of(model.parameters())}
         value = self.regularization(model)
         if not isinstance(value, Tensor) or value.dim() != 0:
-            raise ValueError(f"the regularization term must return a scalar tensor, not {_described(value)}")
+            raise ValueError(f"the regularization term must return a scalar tensor, not {_describe(value)}")
         return {TERMS["regularization"].key: self.weights.regularization * value}
 
     def _box_term(self, name: str, box: BoxRegression, counts: BatchCounts) -> Tensor:
@@ -286,7 +296,7 @@ class MaskRCNNLoss(nn.Module):
     def _term(
         self, name: str, predictions: Tensor, evaluate: Callable[[Tensor], Any], counts: BatchCounts
     ) -> Tensor:
-        """Evaluate one term on its predictions in float32, sum, divide and weigh."""
+        """Return one term's loss: evaluate it in at least float32, sum its values, divide and weight them."""
         weight: float = getattr(self.weights, name)
         predictions = at_least_float32(predictions)
         if weight == 0:
@@ -301,7 +311,7 @@ class MaskRCNNLoss(nn.Module):
                 weight_sum = value_weights.sum()
             _check_values(name, values, count)
             divisor = self.normalizers[name](replace(counts, weight_sum=weight_sum))
-            # A divisor of 0 comes with nothing to sum: the loss is 0, not 0 / 0.
+            # With a divisor of 0 there are no values to sum, and the loss is 0 instead of 0 / 0.
             if isinstance(divisor, Tensor):
                 divisor = torch.where(divisor == 0, torch.ones_like(divisor), divisor)
             else:
@@ -311,9 +321,14 @@ class MaskRCNNLoss(nn.Module):
 
 
 def zero_of(tensors: Any) -> Tensor:
-    """Return a zero that backpropagates a gradient of zeros to each of the tensors.
+    """Return a scalar 0 that backpropagates zero gradients to each tensor.
 
-    An empty slice's sum is exactly 0, where `tensor.sum() * 0` is NaN if the tensor holds an infinity.
+    It sums an empty slice of each, which is 0 also where `tensor.sum() * 0` would be NaN because of an infinity.
+
+    Example:
+        >>> import torch
+        >>> zero_of([torch.tensor([float("inf")])])
+        tensor(0.)
     """
     sums = [tensor.reshape(-1)[:0].sum() for tensor in tensors]
     return torch.stack(sums).sum() if sums else torch.zeros(())
@@ -323,10 +338,10 @@ def _check_values(name: str, values: Any, count: int) -> None:
     if isinstance(values, Tensor) and values.shape == (count,):
         return
     raise ValueError(
-        f"the {name} term must return one value per {TERMS[name].per}, shape ({count},), not {_described(values)}"
+        f"the {name} term must return one value per {TERMS[name].per}, shape ({count},), not {_describe(values)}"
         "; a torch.nn loss needs reduction='none'"
     )
 
 
-def _described(value: Any) -> str:
+def _describe(value: Any) -> str:
     return f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__

@@ -1,4 +1,4 @@
-"""Class weights from how often a class is seen."""
+"""Class weights from class frequencies. Shapes: see `maskloss.losses`."""
 
 from __future__ import annotations
 
@@ -17,53 +17,56 @@ def inverse_frequency_weights(
     num_classes: int,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    r"""One over each class's mean pixel count, over some of the masks, drawn without replacement.
+    r"""Return the inverse of each class's mean pixel count per image, from a random sample of the images.
 
     Args:
-        masks: class maps, (H, W) of integers in [0, num_classes), as tensors or arrays; or a data set of
-            (image, target), where target has labels (G,) and masks (G, H, W), as tensors or encoded, and what no mask
-            covers is class 0.
-        num_samples: how many to look at; all, if there are fewer. 50 to 100 tell a mean area well enough.
-        num_classes: C, background included.
-        generator: of the draw; torch's own where not given.
+        masks: class maps (H, W) of integers in [0, num_classes), as tensors, arrays or images. Or a data set of
+            (image, target) pairs, where target has labels (G,) and masks (G, H, W) as tensors, arrays or encoded;
+            pixels outside all masks are class 0.
+        num_samples: number of images, sampled without replacement; all, if there are fewer. 50 to 100 are enough to
+            estimate a mean area.
+        num_classes: C, including the background.
+        generator: random generator of the sample; default: torch's global one.
 
     Returns:
-        (C,) float32, in one over px. Weights of a loss that does not divide by them are better scaled:
+        (C,) float32, in 1/px. For a loss that does not divide by the weights, scale them:
         `weights * C / weights.sum()`.
 
     Raises:
-        TypeError: a class map is not of integers.
-        ValueError: there are no masks, a class is outside [0, num_classes), or one has no pixel in those that were
-            looked at; the message names it.
+        TypeError: a class map does not hold integers, or masks or labels are not numbers.
+        ValueError: `masks` is empty, `num_samples` < 1, a class is outside [0, num_classes), or a class has no pixel
+            in the sample.
 
     Example:
-        >>> inverse_frequency_weights([torch.tensor([[0, 0, 0, 1]])], num_classes=2)
+        >>> import torch
+        >>> inverse_frequency_weights([torch.tensor([[0, 0, 0, 1]])], num_classes=2)  # 1 / 3 px and 1 / 1 px
         tensor([0.3333, 1.0000])
 
-    Source: inverse class frequencies, as in Sudre et al., 2017, arXiv:1707.03237, section 2, over a sample of the set.
+    Source: inverse class frequencies, as in Sudre et al., 2017, arXiv:1707.03237, section 2, but of a sample.
     """
     if num_samples < 1:
         raise ValueError(f"num_samples must be at least 1, got {num_samples}")
     if len(masks) == 0:
         raise ValueError("there are no masks to count pixels in")
-    chosen = torch.randperm(len(masks), generator=generator)[:num_samples].tolist()
+    sample = torch.randperm(len(masks), generator=generator)[:num_samples].tolist()
     pixels = torch.zeros(num_classes, dtype=torch.float64)
-    for index in chosen:
-        pixels += _pixels_by_class(masks[index], index, num_classes)
+    for index in sample:
+        pixels += _count_pixels(masks[index], index, num_classes)
     unseen = torch.where(pixels == 0)[0].tolist()
     if unseen:
         raise ValueError(
-            f"class {unseen[0]} has no pixel in the {len(chosen)} masks that were looked at, of {len(masks)}: "
-            "look at more, or leave the class out"
+            f"class {unseen[0]} has no pixel in the {len(sample)} sampled masks of {len(masks)}; "
+            "raise num_samples or leave the class out"
         )
-    return (len(chosen) / pixels).float()
+    return (len(sample) / pixels).float()
 
 
-def _pixels_by_class(item: Any, index: int, num_classes: int) -> Tensor:
+def _count_pixels(item: Any, index: int, num_classes: int) -> Tensor:
+    """Return the number of pixels of each class (C,) float64, of a class map or an (image, target) pair."""
     if not isinstance(item, tuple | list):
-        class_map = _tensor_of(item)
+        class_map = _as_tensor(item)
         if class_map.is_floating_point():
-            raise TypeError(f"mask {index}: a class map is of integers, this is of {class_map.dtype}")
+            raise TypeError(f"mask {index}: a class map must hold integers, not {class_map.dtype}")
         classes = class_map.reshape(-1).long()
         if len(classes) and not (classes.min() >= 0 and classes.max() < num_classes):
             raise ValueError(
@@ -72,8 +75,8 @@ def _pixels_by_class(item: Any, index: int, num_classes: int) -> Tensor:
         return torch.bincount(classes, minlength=num_classes).double().cpu()
     _, target = item
     masks = target["masks"]
-    masks = (masks.bitmaps() if hasattr(masks, "bitmaps") else _tensor_of(masks)) != 0
-    labels = _tensor_of(target["labels"]).long()
+    masks = (masks.bitmaps() if hasattr(masks, "bitmaps") else _as_tensor(masks)) != 0
+    labels = _as_tensor(target["labels"]).long()
     if len(labels) and not (labels.min() >= 0 and labels.max() < num_classes):
         raise ValueError(
             f"item {index}: labels {int(labels.min())} to {int(labels.max())} are not in [0, {num_classes})"
@@ -84,17 +87,17 @@ def _pixels_by_class(item: Any, index: int, num_classes: int) -> Tensor:
     return pixels
 
 
-def _tensor_of(values: Any) -> Tensor:
-    """Return a tensor of what numpy reads: images, lists, arrays that are flipped, read-only or big-endian."""
+def _as_tensor(values: Any) -> Tensor:
+    """Return a tensor of anything that numpy reads: images, lists, and flipped, read-only or big-endian arrays."""
     if isinstance(values, Tensor):
         return values.detach()
     array = np.asarray(values)
     if array.dtype.kind not in "biuf":
         raise TypeError(
-            f"masks and labels are arrays of integers, not {type(values).__name__} of {array.dtype}"
+            f"masks and labels must be arrays of numbers, not {type(values).__name__} of {array.dtype}"
         )
     array = array.astype(array.dtype.newbyteorder("="))
-    # torch has no uint16 to uint64 that it computes with.
+    # torch has few operations for uint16, uint32 and uint64.
     if array.dtype.kind == "u":
         array = array.astype(np.int64)
     return torch.from_numpy(np.array(array))

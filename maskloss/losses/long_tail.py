@@ -1,8 +1,8 @@
-"""Class losses for many classes of which few have many examples: seesaw, EQL v2, federated.
+"""Classification losses for long-tailed data sets, where few classes have many examples: seesaw, EQL v2, federated.
 
-Each is a pure function of what is known about the classes, and a Module that gathers it. What a Module has
-gathered is in its `state_dict`, which a training run keeps in its checkpoints; it grows only where the Module is in
-training mode and gradients are computed, so not in an evaluation.
+Each is a pure function of class statistics, with a Module that collects them. The statistics are in the Module's
+`state_dict`, and thus in the checkpoints of a training run. They are updated only in training mode with gradients
+enabled, so not in an evaluation. Shapes: see `maskloss.losses`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from maskloss.losses.arithmetic import at_least_float32, reduced
 from maskloss.losses.checks import Reduction, check_in_range, check_positive, check_reduction
 from maskloss.losses.classification import foreground_of
 
-#: Lowest score of a RoI's own class in the seesaw's ratios.
+#: Lower bound of the score of a RoI's own class in the ratios of the seesaw loss.
 _LEAST_SCORE = 1e-2
 
 
@@ -30,39 +30,45 @@ def seesaw_loss(
     q: float = 2.0,
     reduction: Reduction = "none",
 ) -> Tensor:
-    r"""Seesaw loss: cross-entropy that spares rare classes what frequent ones' examples do to them.
+    r"""Compute the seesaw loss, a cross-entropy in which examples of frequent classes suppress rare classes less.
 
-    In the softmax of a RoI of class i another class j stands with S_ij e^z_j instead of e^z_j. With N the classes'
-    counts, and σ = softmax(class_logits), S_ij is the product of min(1, N_j / N_i)^p, which mitigates the
-    push on a rarer class, and max(1, σ_j / max(σ_i, 0.01))^q, which brings it back where j is mistaken for i.
-    Between a class and the background S is 1. No gradient goes through S.
+    In the softmax of a RoI of class i, the term e^z_j of another class j is multiplied by S_ij. With N_j the number of
+    examples of class j and σ = softmax(class_logits), S_ij is the product of min(1, N_j / N_i)^p, which mitigates the
+    suppression of a rarer class, and max(1, σ_j / max(σ_i, 0.01))^q, which compensates for it where j scores higher
+    than the RoI's own class. Between a class and the background, S is 1. No gradient flows through S.
 
     Args:
         class_logits: (R, C), pre-softmax.
         labels: (R,) int64 in [0, C), 0 is background.
-        class_counts: (C,), N >= 0: examples seen so far; entry 0 is not read, and fewer than 1 count as 1.
-        p: >= 0; 0 mitigates nothing.
-        q: >= 0; 0 compensates nothing.
-        reduction: "none" gives (R,); "sum" and "mean" give a scalar.
+        class_counts: (C,), N >= 0, the number of examples so far. Entry 0 is not read; counts below 1 count as 1.
+        p: >= 0, exponent of the mitigation; 0 is no mitigation.
+        q: >= 0, exponent of the compensation; 0 is no compensation.
+        reduction: "none" returns (R,); "sum" and "mean" return a scalar.
 
     Returns:
-        At least float32, >= 0. R = 0 gives shape (0,), or 0 when reduced.
+        At least float32, >= 0. R = 0 returns shape (0,), or 0 when reduced.
 
     Raises:
-        ValueError: `class_counts` has not one entry per class, or a knob is negative.
+        ValueError: `class_counts` does not have one entry per class, or a knob is out of its range.
 
-    Source: Wang et al., Seesaw loss, 2020, arXiv:2008.10032, equations 3 to 7. The paper takes the background
-    out of the softmax, into an objectness of its own; here the head is torchvision's, and the background stays in.
-    The floor of 0.01 under σ_i is mmdetection 3.3.0's.
+    Example:
+        >>> import torch
+        >>> counts = torch.tensor([0., 100., 1.])
+        >>> seesaw_loss(torch.zeros(1, 3), torch.tensor([1]), class_counts=counts, p=0.5)  # ln(1 + 1 + √(1/100))
+        tensor([0.7419])
+
+    Source: Wang et al., Seesaw loss, 2020, arXiv:2008.10032, equations 3 to 7. The paper moves the background from
+    the softmax to a separate objectness; here the head is torchvision's, and the background stays in the softmax.
+    The lower bound of 0.01 for σ_i is from mmdetection 3.3.0.
     """
     check_in_range(0, p=p, q=q)
     _check_per_class("class_counts", class_counts, class_logits)
     logits = at_least_float32(class_logits)
     counts = class_counts.to(logits).clamp(min=1.0)
-    rarer = counts / counts[labels][:, None]  # (R, C)
+    count_ratios = counts / counts[labels][:, None]  # (R, C)
     scores = logits.detach().softmax(dim=1)
     own = scores.gather(1, labels[:, None]).clamp(min=_LEAST_SCORE)
-    log_factors = p * rarer.clamp(max=1.0).log() + q * (scores / own).clamp(min=1.0).log()
+    log_factors = p * count_ratios.clamp(max=1.0).log() + q * (scores / own).clamp(min=1.0).log()
     classes = torch.arange(logits.shape[1], device=labels.device)
     untouched = (labels[:, None] == classes) | (classes == 0) | (labels == 0)[:, None]
     logits = logits + log_factors.masked_fill(untouched, 0.0)
@@ -70,12 +76,19 @@ def seesaw_loss(
 
 
 class SeesawLoss(nn.Module):
-    """`seesaw_loss` that counts the classes as it sees them.
+    """`seesaw_loss` that counts the examples of each class during training.
 
     Args:
-        num_classes: C, background included.
-        p: of `seesaw_loss`.
-        q: of `seesaw_loss`.
+        num_classes: C, including the background.
+        p: see `seesaw_loss`.
+        q: see `seesaw_loss`.
+
+    Example:
+        >>> import torch
+        >>> loss = SeesawLoss(num_classes=3)
+        >>> _ = loss(torch.zeros(2, 3), torch.tensor([1, 1]))
+        >>> loss.class_counts
+        tensor([0., 2., 0.])
     """
 
     class_counts: Tensor
@@ -96,12 +109,12 @@ class SeesawLoss(nn.Module):
         return f"num_classes={self.class_counts.numel()}, p={self.p:g}, q={self.q:g}"
 
     def forward(self, class_logits: Tensor, labels: Tensor) -> Tensor:
-        """Count the labels, then see `seesaw_loss`."""
+        """Count the labels, then compute `seesaw_loss`."""
         _check_per_class("class_counts", self.class_counts, class_logits)
         if self.training and torch.is_grad_enabled():
             ones = torch.ones_like(labels, dtype=self.class_counts.dtype)
-            seen = torch.zeros_like(self.class_counts).index_add_(0, labels, ones)
-            self.class_counts += _summed_over_processes(seen)
+            counts = torch.zeros_like(self.class_counts).index_add_(0, labels, ones)
+            self.class_counts += _sum_over_processes(counts)
         return seesaw_loss(
             class_logits, labels, class_counts=self.class_counts, p=self.p, q=self.q, reduction=self.reduction
         )
@@ -117,25 +130,32 @@ def equalization_loss_v2(
     alpha: float = 4.0,
     reduction: Reduction = "none",
 ) -> Tensor:
-    r"""EQL v2: per-class cross-entropy, weighted so that each class's positive gradients balance its negative ones.
+    r"""Compute EQL v2, a weighted per-class binary cross-entropy that balances positive and negative gradients.
 
-    With g_j the sum of class j's positive gradients over that of its negative ones, and
-    f(g) = 1 / (1 + e^(-γ (g - μ))), a RoI of class j counts 1 + α (1 - f(g_j)) for class j, and every other RoI f(g_j).
+    With g_j the sum of class j's positive gradients divided by the sum of its negative ones, and
+    f(g) = 1 / (1 + e^(-γ (g - μ))), the weight in the cross-entropy of class j is 1 + α (1 - f(g_j)) for RoIs of
+    class j, and f(g_j) for all other RoIs.
 
     Args:
         class_logits: (R, C), pre-sigmoid; channel 0 is ignored, see `class_sigmoid_loss`.
         labels: (R,) int64 in [0, C), 0 is background.
         gradient_ratio: (C,), g >= 0; entry 0 is not read.
-        gamma: γ > 0, how steep f is.
+        gamma: γ > 0, the steepness of f.
         mu: μ >= 0, where f is 1/2.
-        alpha: α >= 0, how much more a positive may count.
-        reduction: "none" gives (R,), summed over the classes; "sum" and "mean" give a scalar.
+        alpha: α >= 0, the largest extra weight of a positive.
+        reduction: "none" returns (R,), summed over the classes; "sum" and "mean" return a scalar.
 
     Returns:
-        At least float32, >= 0. R = 0 gives shape (0,), or 0 when reduced.
+        At least float32, >= 0. R = 0 returns shape (0,), or 0 when reduced.
 
     Raises:
-        ValueError: `gradient_ratio` has not one entry per class, or a knob is out of its range.
+        ValueError: `gradient_ratio` does not have one entry per class, or a knob is out of its range.
+
+    Example:
+        >>> import torch
+        >>> ratio = torch.tensor([0., 0.8, 0.8])  # at μ: f = 1/2, the weights are 1 + 4 · 1/2 = 3 and 1/2
+        >>> equalization_loss_v2(torch.zeros(1, 3), torch.tensor([1]), gradient_ratio=ratio)  # 3.5 ln 2
+        tensor([2.4260])
 
     Source: Tan et al., Equalization loss v2, 2020, arXiv:2012.08548, equations 4 to 6.
     """
@@ -151,19 +171,27 @@ def equalization_loss_v2(
 def _equalizing_weights(
     targets: Tensor, gradient_ratio: Tensor, gamma: float, mu: float, alpha: float
 ) -> Tensor:
-    of_negatives = (gamma * (gradient_ratio - mu)).sigmoid()
-    of_positives = 1 + alpha * (1 - of_negatives)
-    return of_positives * targets + of_negatives * (1 - targets)
+    """Return the weights (R, C - 1) of the foreground classes, for targets (R, C - 1) and ratios (C - 1,)."""
+    negative_weights = (gamma * (gradient_ratio - mu)).sigmoid()
+    positive_weights = 1 + alpha * (1 - negative_weights)
+    return positive_weights * targets + negative_weights * (1 - targets)
 
 
 class EqualizationLossV2(nn.Module):
-    """`equalization_loss_v2` that sums up the gradients as it goes.
+    """`equalization_loss_v2` that accumulates the gradients of each class during training.
 
     Args:
-        num_classes: C, background included.
-        gamma: of `equalization_loss_v2`.
-        mu: of `equalization_loss_v2`.
-        alpha: of `equalization_loss_v2`.
+        num_classes: C, including the background.
+        gamma: see `equalization_loss_v2`.
+        mu: see `equalization_loss_v2`.
+        alpha: see `equalization_loss_v2`.
+
+    Example:
+        >>> import torch
+        >>> loss = EqualizationLossV2(num_classes=3)
+        >>> _ = loss(torch.zeros(1, 3), torch.tensor([1]))  # |sigmoid(0) - target| = 1/2
+        >>> loss.positive_gradients, loss.negative_gradients
+        (tensor([0.0000, 0.5000, 0.0000]), tensor([0.0000, 0.0000, 0.5000]))
     """
 
     positive_gradients: Tensor
@@ -190,7 +218,7 @@ class EqualizationLossV2(nn.Module):
 
     @property
     def gradient_ratio(self) -> Tensor:
-        """(C,): of positive to negative gradients; 100, which weighs nothing down, where there are none yet."""
+        """(C,) ratios of positive to negative gradients; 100, for which all weights are 1, before any negative one."""
         ratio = self.positive_gradients / self.negative_gradients.clamp(min=1e-10)
         return torch.where(self.negative_gradients > 0, ratio, torch.full_like(ratio, 100.0))
 
@@ -200,7 +228,7 @@ class EqualizationLossV2(nn.Module):
         return f"num_classes={self.positive_gradients.numel()}, {knobs}"
 
     def forward(self, class_logits: Tensor, labels: Tensor) -> Tensor:
-        """See `equalization_loss_v2`; then add this batch's gradients."""
+        """Compute `equalization_loss_v2`, then add the gradients of this batch."""
         ratio = self.gradient_ratio
         values = equalization_loss_v2(
             class_logits,
@@ -215,30 +243,36 @@ class EqualizationLossV2(nn.Module):
             logits, targets = foreground_of(class_logits.detach(), labels)
             weights = _equalizing_weights(targets, ratio[1:].to(logits), self.gamma, self.mu, self.alpha)
             gradients = weights * (logits.sigmoid() - targets).abs()
-            for sums, of_these in (
+            for sums, selection in (
                 (self.positive_gradients, targets),
                 (self.negative_gradients, 1 - targets),
             ):
-                sums[1:] += _summed_over_processes((gradients * of_these).sum(dim=0).to(sums.dtype))
+                sums[1:] += _sum_over_processes((gradients * selection).sum(dim=0).to(sums.dtype))
         return values
 
 
 def federated_loss(
     class_logits: Tensor, labels: Tensor, *, counted_classes: Tensor, reduction: Reduction = "none"
 ) -> Tensor:
-    r"""Per-class cross-entropy of some of the classes, summed over these.
+    r"""Compute the per-class binary cross-entropy, summed over a subset of the classes.
 
     Args:
         class_logits: (R, C), pre-sigmoid; channel 0 is ignored, see `class_sigmoid_loss`.
         labels: (R,) int64 in [0, C), 0 is background.
-        counted_classes: (C,) bool; entry 0 is not read.
-        reduction: "none" gives (R,); "sum" and "mean" give a scalar.
+        counted_classes: (C,) bool, the subset; entry 0 is not read.
+        reduction: "none" returns (R,); "sum" and "mean" return a scalar.
 
     Returns:
-        At least float32, >= 0. R = 0 gives shape (0,), or 0 when reduced.
+        At least float32, >= 0. R = 0 returns shape (0,), or 0 when reduced.
 
     Raises:
-        ValueError: `counted_classes` has not one entry per class.
+        ValueError: `counted_classes` does not have one entry per class.
+
+    Example:
+        >>> import torch
+        >>> counted = torch.tensor([False, True, False, True])
+        >>> federated_loss(torch.zeros(1, 4), torch.tensor([1]), counted_classes=counted)  # 2 ln 2
+        tensor([1.3863])
 
     Source: Zhou et al., Probabilistic two-stage detection, 2021, arXiv:2103.07461, section 5; Detectron2 02b5c4e,
     `FastRCNNOutputLayers.sigmoid_cross_entropy_loss`.
@@ -250,19 +284,25 @@ def federated_loss(
 
 
 class FederatedLoss(nn.Module):
-    """`federated_loss` of the batch's own classes and of others that are drawn anew for each batch.
+    """`federated_loss` of the classes in the batch and of other classes, sampled for each batch.
 
-    A class that an image's annotators were not asked about may be there all the same; so in a data set with many
-    classes most negatives are better left out.
+    In a data set with many classes, annotators check each image for a few classes only. An object of another class
+    may be present without a label, so most negatives are left out of the loss.
 
     Args:
-        class_counts: images or objects of each class, (C,), background first, which is not read. A class is
-            drawn with a probability that goes with its count to the power of `power`.
-        num_classes: how many classes count in a batch, its own among them; its own all count, and of the others none
-            whose count is 0.
-        power: of the counts, >= 0.
+        class_counts: (C,), the number of images or objects of each class. Entry 0, the background, is not read. The
+            probability that a class is sampled is proportional to its count to the power of `power`.
+        num_classes: number of classes in the loss of a batch. The classes in the batch are always included, even if
+            they are more; classes with a count of 0 are never sampled.
+        power: exponent of the counts, >= 0.
 
-    Source: as `federated_loss`, which has 50 classes and a power of 1/2.
+    Example:
+        >>> import torch
+        >>> loss = FederatedLoss([0.0, 5.0, 0.0, 3.0], num_classes=2)
+        >>> loss(torch.zeros(1, 4), torch.tensor([1]))  # class 1 of the batch, and class 3: 2 ln 2
+        tensor([1.3863])
+
+    Source: see `federated_loss`; there `num_classes` is 50 and `power` is 1/2.
     """
 
     class_weights: Tensor
@@ -285,24 +325,24 @@ class FederatedLoss(nn.Module):
         self.register_buffer("class_weights", counts**power)
 
     def extra_repr(self) -> str:
-        """Show how many classes count."""
+        """Show how many of the foreground classes are in the loss of a batch."""
         return f"num_classes={self.num_classes} of {self.class_weights.numel() - 1}"
 
     def forward(self, class_logits: Tensor, labels: Tensor) -> Tensor:
-        """Draw the classes, then see `federated_loss`."""
+        """Sample the classes, then compute `federated_loss`."""
         _check_per_class("class_counts", self.class_weights, class_logits)
         own = torch.zeros_like(self.class_weights, dtype=torch.bool).index_fill_(0, labels, True)
-        # A draw without replacement by weight is that of the largest log-weights with Gumbel noise added. The
-        # batch's own classes come before all, and the background after.
+        # The largest log-weights plus Gumbel noise are a weighted sample without replacement. The classes in the batch
+        # get the largest keys, and the background the smallest.
         noise = -(-torch.rand_like(self.class_weights).log()).log()
         keys = (self.class_weights.log() + noise).masked_fill(own, torch.inf)
         keys[0] = -torch.inf
-        drawn = keys.topk(min(self.num_classes, len(keys) - 1)).indices
-        counted = own.index_fill(0, drawn, True) & (keys > -torch.inf)
+        sampled = keys.topk(min(self.num_classes, len(keys) - 1)).indices
+        counted = own.index_fill(0, sampled, True) & (keys > -torch.inf)
         return federated_loss(class_logits, labels, counted_classes=counted, reduction=self.reduction)
 
 
-def _summed_over_processes(values: Tensor) -> Tensor:
+def _sum_over_processes(values: Tensor) -> Tensor:
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.all_reduce(values)
     return values

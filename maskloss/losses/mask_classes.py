@@ -1,4 +1,7 @@
-"""Mask terms that differ in which classes' channels they read: the own class's, all of them, or one for all."""
+"""Which channels of the mask head a term reads: each RoI's own class, all classes, or one channel for all classes.
+
+Shapes: see `maskloss.losses`.
+"""
 
 from __future__ import annotations
 
@@ -14,19 +17,25 @@ from maskloss.losses.terms import MaskTerm
 
 
 def select_class_masks(mask_logits: Tensor, labels: Tensor) -> Tensor:
-    """Take the channel of each RoI's own class.
+    """Return the channel of each RoI's own class.
 
     The other channels get no gradient, so classes do not compete for pixels.
 
     Args:
-        mask_logits: (P, C, M, M), pre-sigmoid; C = 1 is a class-agnostic head, whose channel serves all.
+        mask_logits: (P, C, M, M), pre-sigmoid; C = 1 is a class-agnostic head with one channel for all classes.
         labels: (P,) int64, in [0, C) unless C = 1.
 
     Returns:
-        (P, M, M), a view of the class-agnostic channel or a gather of the selected ones.
+        (P, M, M): a view of the class-agnostic channel, or a copy of the selected channels.
 
-    Source: He et al., Mask R-CNN, 2017, arXiv:1703.06870, section 3: L_mask is only defined on the k-th
-    mask for a RoI associated with ground-truth class k.
+    Example:
+        >>> import torch
+        >>> mask_logits = torch.arange(6.0).reshape(2, 3, 1, 1)  # channels 0, 1, 2 and 3, 4, 5
+        >>> select_class_masks(mask_logits, torch.tensor([2, 0])).flatten()
+        tensor([2., 3.])
+
+    Source: He et al., Mask R-CNN, 2017, arXiv:1703.06870, section 3: for a RoI with ground-truth class k, L_mask is
+    only defined on the k-th mask.
     """
     if mask_logits.shape[1] == 1:
         return mask_logits[:, 0]
@@ -36,26 +45,31 @@ def select_class_masks(mask_logits: Tensor, labels: Tensor) -> Tensor:
 def mask_softmax_loss(
     mask_logits: Tensor, mask_targets: Tensor, labels: Tensor, *, reduction: Reduction = "none"
 ) -> Tensor:
-    r"""Average multinomial cross-entropy over each RoI's mask, in which classes compete for pixels.
+    r"""Compute the mean multinomial cross-entropy over each RoI's mask, in which classes compete for pixels.
 
-    With q = softmax(mask_logits) over the C channels, k the RoI's class and 0 the background,
+    With q = softmax(mask_logits) over the C channels, k the RoI's class, 0 the background and t = mask_targets,
     loss = -(1/M²) Σ t log q_k + (1 - t) log q_0.
 
-    The baseline that the per-class sigmoid was compared with; see `MaskSoftmaxLoss` for what has to change in
-    inference.
+    This is the baseline to which the paper compares its per-class sigmoid. It needs other probabilities in inference:
+    see `MaskSoftmaxLoss.mask_probs`.
 
     Args:
         mask_logits: (P, C, M, M), pre-softmax, with C >= 2.
-        mask_targets: (P, M, M), in [0, 1], of the RoI's own object.
+        mask_targets: (P, M, M), in [0, 1], of the matched object.
         labels: (P,) int64 in [1, C).
-        reduction: "none" gives (P,); "sum" and "mean" give a scalar.
+        reduction: "none" returns (P,); "sum" and "mean" return a scalar.
 
     Returns:
-        At least float32, >= 0. P = 0 gives shape (0,), or 0 when reduced.
+        At least float32, >= 0. P = 0 returns shape (0,), or 0 when reduced.
 
     Raises:
-        ValueError: `mask_targets` is not (P, M, M) of the logits, `labels` not (P,), or C = 1: a class-agnostic head
-            has no classes that could compete.
+        ValueError: `mask_targets` or `labels` do not fit the logits, or C = 1: a class-agnostic head has no classes
+            that could compete.
+
+    Example:
+        >>> import torch
+        >>> mask_softmax_loss(torch.zeros(1, 4, 2, 2), torch.ones(1, 2, 2), torch.tensor([3]))  # ln 4
+        tensor([1.3863])
 
     Source: He et al., Mask R-CNN, 2017, arXiv:1703.06870, table 2b.
     """
@@ -70,7 +84,7 @@ def mask_softmax_loss(
 
 
 class MaskSoftmaxLoss(LossModule):
-    """`mask_softmax_loss` as a term, and the probabilities that go with it."""
+    """`mask_softmax_loss` as a term, with the probabilities for inference."""
 
     all_classes = True
 
@@ -81,14 +95,15 @@ class MaskSoftmaxLoss(LossModule):
         )
 
     def forward(self, mask_logits: Tensor, mask_targets: Tensor, labels: Tensor) -> Tensor:
-        """See `mask_softmax_loss`."""
+        """Compute `mask_softmax_loss`."""
         return mask_softmax_loss(mask_logits, mask_targets, labels, **self.knobs)
 
     def mask_probs(self, mask_logits: Tensor, labels: Tensor) -> Tensor:
-        """Probabilities (D, M, M) of the labels' classes (D,), each against its strongest rival.
+        """Return the probabilities (D, M, M) of each label's class (D,) against its strongest rival.
 
-        With r the other class, or background, of the highest logit this is q_k / (q_k + q_r): at least 1/2 exactly
-        where class k wins the pixel, which is how an FCN decides.
+        With k the class, r the other class or background with the highest logit and q the softmax, this is
+        q_k / (q_k + q_r). It is at least 1/2 exactly where class k has the highest logit, as in the decision of an
+        FCN.
         """
         logits = at_least_float32(mask_logits)
         own = select_class_masks(logits, labels)
@@ -99,23 +114,30 @@ class MaskSoftmaxLoss(LossModule):
 
 
 class ClassAgnosticMaskLoss(nn.Module):
-    """A mask term on one channel that serves all classes, the head's channel 0.
+    """A mask term on channel 0 of the mask head, for all classes.
 
-    The other channels get no gradient. With this a model of any number of classes is class-agnostic in its
-    masks, without another head.
+    The other channels get no gradient. It makes the masks of a model class-agnostic without another head.
 
     Args:
-        mask: the term for that channel, (mask_logits (P, M, M), mask_targets (P, M, M)) -> (P,) or (P, M, M).
+        mask: the term for channel 0, (mask_logits (P, M, M), mask_targets (P, M, M)) -> (P,) or (P, M, M).
 
     Raises:
-        TypeError: the term is a class or no callable, or takes other arguments.
+        TypeError: the term is a class or not callable, or takes other arguments.
         ValueError: the term reduces its values to one number.
+
+    Example:
+        >>> import torch
+        >>> from maskloss.losses import MaskBCELoss
+        >>> mask_logits = torch.tensor([0.0, 9.0, 9.0]).reshape(1, 3, 1, 1)
+        >>> loss = ClassAgnosticMaskLoss(MaskBCELoss())
+        >>> loss(mask_logits, torch.ones(1, 1, 1), torch.tensor([2]))  # ln 2, of channel 0
+        tensor([0.6931])
 
     Source: He et al., Mask R-CNN, 2017, arXiv:1703.06870, section 4.1: one M x M output regardless of class.
     """
 
     all_classes = True
-    #: The only one that is read, so that a head need not compute the others.
+    #: The only channel that the term reads, so that a head can skip the others.
     channel = 0
 
     def __init__(self, mask: MaskTerm) -> None:
@@ -125,9 +147,9 @@ class ClassAgnosticMaskLoss(nn.Module):
         register_parts(self, [mask])
 
     def forward(self, mask_logits: Tensor, mask_targets: Tensor, labels: Tensor) -> Tensor:
-        """Compute the term of channel 0, whatever the labels."""
+        """Compute the term on channel 0, for any labels."""
         return self.mask(mask_logits[:, 0], mask_targets)
 
     def mask_probs(self, mask_logits: Tensor, labels: Tensor) -> Tensor:
-        """Probabilities (D, M, M) of channel 0, whatever the labels."""
+        """Return the probabilities (D, M, M) of channel 0, for any labels."""
         return at_least_float32(mask_logits[:, 0]).sigmoid()

@@ -1,7 +1,7 @@
-"""Mask losses that are sums over pixels; those of whole areas are in `mask_overlap`.
+"""Mask losses that are sums over pixels; those that compare areas are in `mask_overlap`.
 
-Written for the M x M grid of each RoI, and as good for dense logits (N, C, H, W): all but the softmax reduce the
-last two axes, and keep the others.
+All take the M x M grid of each RoI, or dense logits (N, C, H, W): they reduce the last two axes and keep the others.
+Shapes: see `maskloss.losses`.
 """
 
 from __future__ import annotations
@@ -15,18 +15,17 @@ from maskloss.losses.modules import MaskLoss
 
 
 def mask_bce_loss(mask_logits: Tensor, mask_targets: Tensor, *, reduction: Reduction = "none") -> Tensor:
-    r"""Average binary cross-entropy over each RoI's mask.
+    r"""Compute the mean binary cross-entropy over each RoI's mask.
 
     With p = sigmoid(mask_logits) and t = mask_targets, loss = -(1/M²) Σ t log p + (1 - t) log(1 - p).
 
     Args:
-        mask_logits: (P, M, M), pre-sigmoid, channel of the RoI's own class (`select_class_masks`); or
-            (..., H, W).
-        mask_targets: of the same shape, in [0, 1]; soft values allowed (`maskloss.mask_targets`).
-        reduction: "none" gives (P,), or (...); "sum" and "mean" give a scalar.
+        mask_logits: (P, M, M), pre-sigmoid, the channel of the RoI's own class (`select_class_masks`); or (..., H, W).
+        mask_targets: same shape as the logits, in [0, 1]; soft values allowed (`maskloss.mask_targets`).
+        reduction: "none" returns (P,), or (...); "sum" and "mean" return a scalar.
 
     Returns:
-        At least float32, >= 0 per RoI; for soft targets the best value is the targets' entropy. P = 0 gives
+        At least float32, >= 0; for soft targets the lowest value is the entropy of the targets. P = 0 returns
         shape (0,), or 0 when reduced; both still backpropagate.
 
     Raises:
@@ -34,7 +33,7 @@ def mask_bce_loss(mask_logits: Tensor, mask_targets: Tensor, *, reduction: Reduc
 
     Example:
         >>> import torch
-        >>> mask_bce_loss(torch.zeros(1, 2, 2), torch.ones(1, 2, 2))
+        >>> mask_bce_loss(torch.zeros(1, 2, 2), torch.ones(1, 2, 2))  # ln 2
         tensor([0.6931])
 
     Source: He et al., Mask R-CNN, 2017, arXiv:1703.06870, section 3.
@@ -62,29 +61,31 @@ def mask_weighted_bce_loss(
     negative_weight: float,
     reduction: Reduction = "none",
 ) -> Tensor:
-    r"""Binary cross-entropy in which positive pixels count α and negative ones β.
+    r"""Compute the mean binary cross-entropy with weights α for positive and β for negative pixels.
 
     With p = sigmoid(mask_logits) and t = mask_targets,
     loss = -(1/M²) Σ α t log p + β (1 - t) log(1 - p).
 
     Args:
         mask_logits: (P, M, M), or (..., H, W), pre-sigmoid.
-        mask_targets: of the same shape, in [0, 1].
+        mask_targets: same shape as the logits, in [0, 1].
         positive_weight: α >= 0.
-        negative_weight: β >= 0. α + β = 2 keeps the scale where both kinds are as many; one over twice each
-            kind's share of the pixels lets both count alike.
-        reduction: "none" gives (P,), or (...); "sum" and "mean" give a scalar.
+        negative_weight: β >= 0. If half of the pixels are positive, α + β = 2 keeps the scale of `mask_bce_loss`. If a
+            share f is positive, α = 1 / (2 f) and β = 1 / (2 (1 - f)) give both kinds the same total weight.
+        reduction: "none" returns (P,), or (...); "sum" and "mean" return a scalar.
 
     Returns:
-        At least float32, >= 0. Empty input gives an empty tensor, or 0 when reduced.
+        At least float32, >= 0. Empty input returns an empty tensor, or 0 when reduced.
 
     Raises:
         ValueError: shapes differ, or a weight is negative.
 
     Example:
         >>> import torch
-        >>> mask_weighted_bce_loss(torch.zeros(1, 1, 2), torch.tensor([[[1., 0.]]]),
-        ...                        positive_weight=3.0, negative_weight=1.0)
+        >>> target = torch.tensor([[[1., 0.]]])
+        >>> mask_weighted_bce_loss(
+        ...     torch.zeros(1, 1, 2), target, positive_weight=3.0, negative_weight=1.0
+        ... )  # (3 ln 2 + ln 2) / 2
         tensor([1.3863])
 
     Source: Xie and Tu, Holistically-nested edge detection, 2015, arXiv:1504.06375, equation 2.
@@ -120,22 +121,28 @@ def mask_focal_loss(
     gamma: float = 2.0,
     reduction: Reduction = "none",
 ) -> Tensor:
-    r"""Average focal loss over each RoI's mask: pixels that are right already count less.
+    r"""Compute the mean focal loss over each RoI's mask, in which pixels that are already right count less.
 
-    With p_t = p t + (1 - p)(1 - t) and α_t = α t + (1 - α)(1 - t), a pixel costs α_t (1 - p_t)^γ BCE(p, t).
+    With p = sigmoid(mask_logits), t = mask_targets, p_t = p t + (1 - p)(1 - t) and α_t = α t + (1 - α)(1 - t), the
+    loss of a pixel is α_t (1 - p_t)^γ BCE(p, t).
 
     Args:
         mask_logits: (P, M, M), or (..., H, W), pre-sigmoid.
-        mask_targets: of the same shape, in [0, 1].
-        alpha: α in [0, 1], of positive pixels; None for no such weights.
+        mask_targets: same shape as the logits, in [0, 1].
+        alpha: α in [0, 1], the weight of positive pixels; negative ones have 1 - α. None for no weights.
         gamma: γ >= 0; 0 is cross-entropy.
-        reduction: "none" gives (P,), or (...); "sum" and "mean" give a scalar.
+        reduction: "none" returns (P,), or (...); "sum" and "mean" return a scalar.
 
     Returns:
-        At least float32, >= 0. Empty input gives an empty tensor, or 0 when reduced.
+        At least float32, >= 0. Empty input returns an empty tensor, or 0 when reduced.
 
     Raises:
         ValueError: shapes differ, or a knob is out of its range.
+
+    Example:
+        >>> import torch
+        >>> mask_focal_loss(torch.zeros(1, 2, 2), torch.ones(1, 2, 2))  # 0.25 · (1/2)² · ln 2
+        tensor([0.0433])
 
     Source: Lin et al., Focal loss for dense object detection, 2017, arXiv:1708.02002, equation 5, per pixel.
     """
@@ -162,28 +169,36 @@ def mask_boundary_bce_loss(
     width: int = 5,
     reduction: Reduction = "none",
 ) -> Tensor:
-    r"""Binary cross-entropy in which pixels near the boundary count more.
+    r"""Compute the binary cross-entropy in which pixels near the boundary of the object have larger weights.
 
-    With A t the mean of the targets over the window of a pixel, its weight is w = 1 + λ |A t - t|, and
-    loss = Σ w BCE(p, t) / Σ w. Inside and outside w is 1, and at a straight boundary about 1 + λ / 2.
+    With p = sigmoid(mask_logits), t = mask_targets and A t the mean of t over the window around a pixel, the weight of
+    the pixel is w = 1 + λ |A t - t|, and loss = Σ w BCE(p, t) / Σ w. Away from the boundary w is 1; at a straight
+    boundary it is about 1 + λ / 2.
 
     Args:
         mask_logits: (P, M, M), or (..., H, W), pre-sigmoid.
-        mask_targets: of the same shape, in [0, 1].
+        mask_targets: same shape as the logits, in [0, 1].
         boundary_weight: λ >= 0; 0 is cross-entropy.
-        width: of the window in pixels, odd; 5 of 28 is about the 31 of 352 of the source's images, with a
-            floor of a few pixels.
-        reduction: "none" gives (P,), or (...); "sum" and "mean" give a scalar.
+        width: width of the window in pixels, odd. The source has 31 in images of 352, which is 2.5 in a grid of 28;
+            the default is wider, so that the window spans a few pixels.
+        reduction: "none" returns (P,), or (...); "sum" and "mean" return a scalar.
 
     Returns:
-        At least float32, >= 0. Empty input gives an empty tensor, or 0 when reduced.
+        At least float32, >= 0. Empty input returns an empty tensor, or 0 when reduced.
 
     Raises:
         ValueError: shapes differ, λ < 0, or the width is not a positive odd number.
 
+    Example:
+        >>> import torch
+        >>> target = torch.tensor([[[0., 0., 0., 1.]]])  # with λ = 3 the weights are 1, 1, 2 and 2.5
+        >>> logits = torch.tensor([[[-20., -20., 0., 20.]]])  # all right except the third pixel, which is at 1/2
+        >>> mask_boundary_bce_loss(logits, target, boundary_weight=3.0, width=3)  # 2 ln 2 / 6.5
+        tensor([0.2133])
+
     Source: Wei et al., F³Net, 2020, arXiv:1911.11445, the cross-entropy of its pixel position aware loss, with
-    λ = 5. Windows at the border are averaged over what there is of them, where the source's code takes the outside
-    for background: an object that the RoI cuts off has no boundary there.
+    λ = 5. At the border, the source's code treats pixels outside of the grid as background. Here windows are averaged
+    over the pixels inside the grid, because an object that the RoI cuts off has no boundary there.
     """
     check_same_shape(mask_logits=mask_logits, mask_targets=mask_targets)
     check_in_range(0, boundary_weight=boundary_weight)
@@ -199,7 +214,7 @@ def mask_boundary_bce_loss(
 
 
 class MaskBoundaryBCELoss(MaskLoss):
-    """`mask_boundary_bce_loss` with its λ and window."""
+    """`mask_boundary_bce_loss` with its λ and window width."""
 
     def __init__(self, boundary_weight: float = 5.0, width: int = 5, reduction: Reduction = "none") -> None:
         super().__init__(

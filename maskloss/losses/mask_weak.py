@@ -1,6 +1,7 @@
-"""Mask losses for labels that are less than a mask: some labelled points, or a box alone.
+"""Mask losses for weak labels: a few labeled points, or only a box.
 
-They stand beside the losses of whole masks in one training run: each object is supervised by what it has.
+One training run can combine them with the losses of whole masks, so that each object is supervised by the labels that
+it has. Shapes: see `maskloss.losses`.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from maskloss.losses.arithmetic import at_least_float32, reduced
 from maskloss.losses.checks import Reduction, check_in_range, check_same_shape
 from maskloss.losses.modules import LossModule
 
-#: Under the sums of squares of a projection's Dice, as in BoxInst.
+#: ε, added to the divisor of a projection's Dice loss, as in BoxInst.
 _DICE_EPSILON = 1e-5
 
 
@@ -22,10 +23,16 @@ def sample_at_points(values: Tensor, point_coords: Tensor) -> Tensor:
 
     Args:
         values: (P, C, H, W).
-        point_coords: (P, K, 2), x and y in [0, 1] of the map, 0 and 1 being its outer edges.
+        point_coords: (P, K, 2), x and y in [0, 1], relative to the outer edges of the map.
 
     Returns:
-        (P, C, K) in the dtype of `values`; beyond half a cell from the edges, values fade to 0.
+        (P, C, K) in the dtype of `values`. Closer than half a cell to an edge, values fade towards 0.
+
+    Example:
+        >>> import torch
+        >>> values = torch.tensor([[[[1.0, 3.0]]]])  # cell centers at x = 1/4 and 3/4
+        >>> sample_at_points(values, torch.tensor([[[0.25, 0.5], [0.5, 0.5]]]))
+        tensor([[[1., 2.]]])
 
     Source: Kirillov et al., PointRend, 2019, arXiv:1912.08193; Detectron2's `point_sample`.
     """
@@ -36,27 +43,28 @@ def sample_at_points(values: Tensor, point_coords: Tensor) -> Tensor:
 def mask_point_loss(
     mask_logits: Tensor, point_coords: Tensor, point_labels: Tensor, *, reduction: Reduction = "none"
 ) -> Tensor:
-    r"""Return the binary cross-entropy at labelled points, instead of over a whole mask.
+    r"""Compute the mean binary cross-entropy at labeled points, instead of over a whole mask.
 
-    With x_k the logits sampled bilinearly at point k, y_k its label and w_k = 1 where it has one, else 0,
-    loss = (1/K) Σ_k w_k BCE(sigmoid(x_k), y_k). Points without a label count in K, so that each point weighs the
-    same in every object.
+    With x_k the logit sampled bilinearly at point k, y_k the label of the point, and w_k = 1 if it has a label, else 0,
+    loss = (1/K) Σ_k w_k BCE(sigmoid(x_k), y_k). Points without a label count in K, so that a point has the same weight
+    in every object.
 
     Args:
         mask_logits: (P, M, M), pre-sigmoid.
-        point_coords: (P, K, 2), x and y in [0, 1] of the RoI.
-        point_labels: (P, K): 1 inside the object, 0 outside, -1 for no label, such as of points that the RoI does not
-            hold.
-        reduction: "none" gives (P,); "sum" and "mean" give a scalar.
+        point_coords: (P, K, 2), x and y in [0, 1], relative to the RoI.
+        point_labels: (P, K): 1 inside the object, 0 outside, -1 for no label, such as for points outside of the RoI.
+        reduction: "none" returns (P,); "sum" and "mean" return a scalar.
 
     Returns:
-        At least float32, >= 0. P = 0 or K = 0 gives zeros that still backpropagate.
+        At least float32, >= 0. P = 0 or K = 0 returns zeros that still backpropagate.
 
     Raises:
         ValueError: shapes differ from the above.
 
     Example:
-        >>> mask_point_loss(torch.zeros(1, 2, 2), torch.tensor([[[0.5, 0.5], [0.9, 0.9]]]), torch.tensor([[1, -1]]))
+        >>> import torch
+        >>> points = torch.tensor([[[0.5, 0.5], [0.9, 0.9]]])
+        >>> mask_point_loss(torch.zeros(1, 2, 2), points, torch.tensor([[1, -1]]))  # ln 2 at one of two points
         tensor([0.3466])
 
     Source: Cheng et al., Pointly-supervised instance segmentation, 2021, arXiv:2104.06404, section 3.
@@ -82,36 +90,38 @@ class MaskPointLoss(LossModule):
         super().__init__(mask_point_loss, no_logits, no_points, no_points[..., 0], reduction=reduction)
 
     def forward(self, mask_logits: Tensor, point_coords: Tensor, point_labels: Tensor) -> Tensor:
-        """See `mask_point_loss`."""
+        """Compute `mask_point_loss`."""
         return mask_point_loss(mask_logits, point_coords, point_labels, **self.knobs)
 
 
 def mask_projection_loss(
     mask_logits: Tensor, gt_box_grids: Tensor, *, reduction: Reduction = "none"
 ) -> Tensor:
-    r"""Compare the shadows of a mask on both axes with those of its object's box.
+    r"""Compute the Dice losses between the projections of each RoI's mask and of its box onto both axes.
 
-    With p = sigmoid(mask_logits), m_x and m_y its maxima over the rows and over the columns, b_x and b_y those of the
-    box, and D(m, b) = 1 - 2 Σ m b / (Σ m² + Σ b² + ε), loss = D(m_x, b_x) + D(m_y, b_y). A mask that touches all four
-    sides of the box and does not leave it has the best value, whatever its shape.
+    With p = sigmoid(mask_logits), m_x and m_y the maxima of p over the rows and over the columns, b_x and b_y those of
+    the box, and D(m, b) = 1 - 2 Σ m b / (Σ m² + Σ b² + ε), loss = D(m_x, b_x) + D(m_y, b_y). A mask of any shape that
+    touches all four sides of the box and does not leave it has the lowest loss.
 
     Args:
         mask_logits: (P, M, M), or (..., H, W), pre-sigmoid.
-        gt_box_grids: of the same shape, in [0, 1]: the matched ground-truth box in the grid of the RoI.
-        reduction: "none" gives (P,), or (...); "sum" and "mean" give a scalar.
+        gt_box_grids: same shape as the logits, in [0, 1]: the matched ground-truth box in the grid of the RoI.
+        reduction: "none" returns (P,), or (...); "sum" and "mean" return a scalar.
 
     Returns:
-        At least float32, in [0, 2]. Empty input gives an empty tensor, or 0 when reduced.
+        At least float32, in [0, 2]. Empty input returns an empty tensor, or 0 when reduced.
 
     Raises:
         ValueError: shapes differ.
 
     Example:
-        >>> box = torch.tensor([[[0., 1.], [0., 1.]]])
-        >>> mask_projection_loss(40 * box - 20, box).round(decimals=4)
-        tensor([0.])
+        >>> import torch
+        >>> box = torch.ones(1, 2, 2)
+        >>> mask = torch.tensor([[[0., 0.], [0., 1.]]])  # on each axis 1 of the box's 2 cells
+        >>> mask_projection_loss(40 * mask - 20, box)  # 2 · (1 - 2 · 1 / (1 + 2))
+        tensor([0.6667])
 
-    Source: Tian et al., BoxInst, 2020, arXiv:2012.02310, equation 3, with the Dice of squares of its code, ε = 1e-5.
+    Source: Tian et al., BoxInst, 2020, arXiv:2012.02310, equation 3, with the squared divisor and ε = 1e-5 of its code.
     """
     check_same_shape(mask_logits=mask_logits, gt_box_grids=gt_box_grids)
     p = at_least_float32(mask_logits).sigmoid()
@@ -129,7 +139,7 @@ class MaskProjectionLoss(LossModule):
         super().__init__(mask_projection_loss, *2 * [torch.zeros(0, 1, 1)], reduction=reduction)
 
     def forward(self, mask_logits: Tensor, gt_box_grids: Tensor) -> Tensor:
-        """See `mask_projection_loss`."""
+        """Compute `mask_projection_loss`."""
         return mask_projection_loss(mask_logits, gt_box_grids, **self.knobs)
 
 
@@ -147,29 +157,36 @@ def mask_pairwise_loss(
     dilation: int = 2,
     reduction: Reduction = "none",
 ) -> Tensor:
-    r"""Ask that neighboring pixels of like color belong to the mask together, or do not together.
+    r"""Compute the pairwise loss, which is low if neighboring pixels of similar color are both inside or both outside.
 
-    An edge e joins a pixel with one of its eight neighbors at a distance of `dilation`. With P_e = p_i p_j +
-    (1 - p_i)(1 - p_j) the probability that both agree, and E the edges from pixels inside the box whose color
-    similarity is at least τ, loss = -(1 / max(|E|, 1)) Σ_{e in E} log P_e. Together with `mask_projection_loss` it
-    teaches masks from boxes alone.
+    An edge e joins a pixel i to one of its eight neighbors j at a distance of `dilation`. With
+    p = sigmoid(mask_logits), P_e = p_i p_j + (1 - p_i)(1 - p_j) the probability that both pixels agree, and E the
+    edges from pixels inside the box with a color similarity of at least τ,
+    loss = -(1 / max(|E|, 1)) Σ_{e in E} log P_e. Together with `mask_projection_loss`, it trains masks from boxes
+    alone.
 
     Args:
         mask_logits: (P, M, M), pre-sigmoid.
         image_crops: (P, 3, M, M), RGB in [0, 1], the image in the grid of the RoI.
-        gt_box_grids: (P, M, M), in [0, 1]; at least 0.5 inside of the matched ground-truth box.
+        gt_box_grids: (P, M, M), in [0, 1]; at least 0.5 inside the matched ground-truth box.
         color_threshold: τ in [0, 1].
-        dilation: distance of neighbors in pixels, at least 1.
-        reduction: "none" gives (P,); "sum" and "mean" give a scalar.
+        dilation: distance of the neighbors in pixels, at least 1.
+        reduction: "none" returns (P,); "sum" and "mean" return a scalar.
 
     Returns:
-        At least float32, >= 0; 0 where no edge counts. P = 0 gives shape (0,), or 0 when reduced.
+        At least float32, >= 0; 0 for an object without edges in E. P = 0 returns shape (0,), or 0 when reduced.
 
     Raises:
         ValueError: shapes differ from the above, or a knob is out of its range.
 
+    Example:
+        >>> import torch
+        >>> crops = torch.zeros(1, 3, 3, 3)  # one color, so that all edges count, each with P_e = 1/4 + 1/4
+        >>> mask_pairwise_loss(torch.zeros(1, 3, 3), crops, torch.ones(1, 3, 3), dilation=1)  # ln 2
+        tensor([0.6931])
+
     Source: Tian et al., BoxInst, 2020, arXiv:2012.02310, equations 5 to 7; τ = 0.3 and dilation 2 are its defaults.
-    BoxInst divides by the edges of all objects of the batch; here each object is divided by its own.
+    BoxInst divides by the number of edges of all objects of the batch; here each object is divided by its own number.
     """
     check_same_shape(mask_logits=mask_logits, gt_box_grids=gt_box_grids)
     check_same_shape(mask_logits=mask_logits, a_channel_of_image_crops=image_crops[:, 0])
@@ -202,7 +219,7 @@ class MaskPairwiseLoss(LossModule):
         )
 
     def forward(self, mask_logits: Tensor, image_crops: Tensor, gt_box_grids: Tensor) -> Tensor:
-        """See `mask_pairwise_loss`."""
+        """Compute `mask_pairwise_loss`."""
         return mask_pairwise_loss(mask_logits, image_crops, gt_box_grids, **self.knobs)
 
 
@@ -214,8 +231,13 @@ def pairwise_disagreement(mask_logits: Tensor, *, dilation: int = 2) -> Tensor:
         dilation: distance of the neighbors in pixels.
 
     Returns:
-        (P, 8, M, M), at least float32, >= 0. Where there is no neighbor, beyond the border of the grid, its two log
-        probabilities are taken as 0, as BoxInst does.
+        (P, 8, M, M), at least float32. Beyond the border of the grid, both log probabilities of the neighbor are taken
+        as 0, as in BoxInst.
+
+    Example:
+        >>> import torch
+        >>> pairwise_disagreement(torch.zeros(1, 3, 3), dilation=1)[0, 0, 1, 1]  # -ln(1/4 + 1/4)
+        tensor(0.6931)
     """
     logits = at_least_float32(mask_logits)
     log_in, log_out = F.logsigmoid(logits), F.logsigmoid(-logits)
@@ -225,31 +247,41 @@ def pairwise_disagreement(mask_logits: Tensor, *, dilation: int = 2) -> Tensor:
 
 
 def color_similarity(image_crops: Tensor, *, dilation: int = 2) -> Tensor:
-    """Return how alike in color a pixel and each of its neighbors are, exp(-‖c_i - c_j‖ / 2).
+    """Return the color similarity of each pixel and its eight neighbors, exp(-‖c_i - c_j‖ / 2).
 
     Args:
-        image_crops: (P, 3, M, M), in Lab, of L in [0, 100]: see `rgb_to_lab`.
+        image_crops: (P, 3, M, M), in Lab, with L in [0, 100]: see `rgb_to_lab`.
         dilation: distance of the neighbors in pixels.
 
     Returns:
-        (P, 8, M, M) in [0, 1], 0 where there is no neighbor, beyond the border.
+        (P, 8, M, M) in [0, 1]; 0 for neighbors beyond the border.
+
+    Example:
+        >>> import torch
+        >>> color_similarity(torch.zeros(1, 3, 2, 2), dilation=1)[0, :, 0, 0]  # three neighbors of the same color
+        tensor([0., 0., 0., 0., 1., 0., 1., 1.])
 
     Source: Tian et al., BoxInst, 2020, arXiv:2012.02310, equation 6, with θ = 2.
     """
     difference = image_crops[:, :, None] - neighbors(image_crops, dilation=dilation)  # (P, 3, 8, M, M)
-    there = neighbors(torch.ones_like(image_crops[:, :1]), dilation=dilation)[:, 0]
-    return torch.exp(-0.5 * difference.norm(dim=1)) * there
+    is_inside = neighbors(torch.ones_like(image_crops[:, :1]), dilation=dilation)[:, 0]
+    return torch.exp(-0.5 * difference.norm(dim=1)) * is_inside
 
 
 def neighbors(values: Tensor, *, dilation: int) -> Tensor:
-    """Return each pixel's eight neighbors at a distance, row by row, and 0 beyond the border.
+    """Return the eight neighbors of each pixel, row by row, with 0 beyond the border.
 
     Args:
         values: (P, C, M, M).
-        dilation: the distance in pixels along each axis.
+        dilation: distance of the neighbors along each axis, in pixels.
 
     Returns:
         (P, C, 8, M, M).
+
+    Example:
+        >>> import torch
+        >>> neighbors(torch.arange(9.0).reshape(1, 1, 3, 3), dilation=1)[0, 0, :, 1, 1]
+        tensor([0., 1., 2., 3., 5., 6., 7., 8.])
     """
     height, width = values.shape[-2:]
     padded = F.pad(values, (dilation,) * 4)
@@ -271,6 +303,11 @@ def rgb_to_lab(images: Tensor) -> Tensor:
 
     Returns:
         (P, 3, H, W): L in [0, 100], a and b in about [-128, 127].
+
+    Example:
+        >>> import torch
+        >>> rgb_to_lab(torch.zeros(1, 3, 1, 1)).flatten()  # black
+        tensor([0., 0., 0.])
 
     Source: IEC 61966-2-1 (sRGB) and CIE 15 (Lab), with the D65 white point of the 2° observer.
     """

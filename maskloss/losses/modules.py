@@ -1,4 +1,4 @@
-"""What the loss Modules share: each is a loss function with its knobs."""
+"""The base classes of the loss Modules: a loss function with its knobs. Shapes: see `maskloss.losses`."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from torch import Tensor, nn
 class LossModule(nn.Module):
     """A loss function with its knobs.
 
-    A subclass repeats the function's knobs in its `__init__`, so that an editor shows them. Only the function checks
-    them: the constructor calls it once with no RoIs.
+    A subclass repeats the function's knobs in its `__init__`, so that an editor shows them. Only the function
+    validates them: the constructor calls it once with no RoIs.
 
     Args:
         function: the loss.
-        no_rois: positional arguments for the function that hold no RoIs.
+        no_rois: positional arguments of the function that hold no RoIs.
         knobs: keyword arguments of the function; they become attributes.
 
     Raises:
-        ValueError: a knob is out of range.
+        ValueError: a knob is out of its range.
     """
 
     def __init__(self, function: Callable[..., Any], *no_rois: Any, **knobs: Any) -> None:
@@ -34,7 +34,7 @@ class LossModule(nn.Module):
 
     @property
     def knobs(self) -> dict[str, Any]:
-        """The keyword arguments of the function, as the attributes are now."""
+        """The current keyword arguments of the function, read from the attributes."""
         return {name: getattr(self, name) for name in self._knob_names}
 
     def extra_repr(self) -> str:
@@ -47,12 +47,12 @@ class LossModule(nn.Module):
 
 
 class MaskLoss(LossModule):
-    """A mask loss of the RoI's own class: a term for `MaskRCNNLoss(mask=)`."""
+    """A mask loss of each RoI's own class: a term for `MaskRCNNLoss(mask=)`."""
 
     def __init__(self, function: Callable[..., Tensor], **knobs: Any) -> None:
         super().__init__(function, torch.zeros(0, 1, 1), torch.zeros(0, 1, 1), **knobs)
 
     def forward(self, mask_logits: Tensor, mask_targets: Tensor) -> Tensor:
-        """Compute the loss of mask_logits (P, M, M) and mask_targets (P, M, M)."""
+        """Compute the loss of `mask_logits` (P, M, M) against `mask_targets` (P, M, M)."""
         loss: Tensor = self.function(mask_logits, mask_targets, **self.knobs)
         return loss

@@ -1,4 +1,7 @@
-"""Losses of objectness logits: whether there is an object at an anchor, or how good a prediction is."""
+"""Losses of objectness logits: whether an anchor has an object, or how good a prediction is.
+
+Shapes: see `maskloss.losses`.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,7 @@ class ObjectnessLoss(LossModule):
         super().__init__(function, torch.zeros(0), torch.zeros(0), **knobs)
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Compute the loss of logits (S,) and labels (S,)."""
+        """Compute the loss of `logits` (S,) against `labels` (S,)."""
         loss: Tensor = self.function(logits, labels, **self.knobs)
         return loss
 
@@ -34,21 +37,28 @@ def objectness_focal_loss(
     gamma: float = 2.0,
     reduction: Reduction = "none",
 ) -> Tensor:
-    r"""Focal loss of each anchor: with p_t the probability of what it is, -α_t (1 - p_t)^γ log p_t.
+    r"""Compute the focal loss of each anchor.
+
+    With p_t the predicted probability of the anchor's label and α_t its weight, loss = -α_t (1 - p_t)^γ log p_t.
 
     Args:
-        logits: (S,), or of any shape, pre-sigmoid.
-        labels: of the same shape, in [0, 1].
-        alpha: α in [0, 1], of objects; None for no such weights.
+        logits: (S,), or any shape, pre-sigmoid.
+        labels: same shape as the logits, in [0, 1].
+        alpha: α in [0, 1], the weight of objects; background has 1 - α. None for no weights.
         gamma: γ >= 0; 0 is cross-entropy.
-        reduction: "none" keeps the shape; "sum" and "mean" give a scalar.
+        reduction: "none" keeps the shape; "sum" and "mean" return a scalar.
 
     Returns:
-        At least float32, >= 0. Empty input gives an empty tensor, or 0 when reduced. The source divides by the
-        positives: `normalizers={"objectness": per_positive}`.
+        At least float32, >= 0. Empty input returns an empty tensor, or 0 when reduced. The source divides by the
+        number of positives: `normalizers={"objectness": per_positive}`.
 
     Raises:
         ValueError: shapes differ, or a knob is out of its range.
+
+    Example:
+        >>> import torch
+        >>> objectness_focal_loss(torch.zeros(1), torch.zeros(1))  # 0.75 · (1/2)² · ln 2
+        tensor([0.1300])
 
     Source: Lin et al., Focal loss for dense object detection, 2017, arXiv:1708.02002, equation 5.
     """
@@ -69,22 +79,29 @@ class ObjectnessFocalLoss(ObjectnessLoss):
 def quality_focal_loss(
     logits: Tensor, quality: Tensor, *, beta: float = 2.0, reduction: Reduction = "none"
 ) -> Tensor:
-    r"""Quality focal loss: with σ = sigmoid(logits) and y = quality, |y - σ|^β BCE(σ, y).
+    r"""Compute the quality focal loss of each anchor.
+
+    With σ = sigmoid(logits) and y = quality, loss = |y - σ|^β BCE(σ, y).
 
     Args:
-        logits: (S,), or of any shape, pre-sigmoid.
-        quality: of the same shape, in [0, 1]: how good a prediction is, such as its IoU; 0 for background.
+        logits: (S,), or any shape, pre-sigmoid.
+        quality: same shape as the logits, in [0, 1]: how good a prediction is, such as its IoU; 0 for background.
         beta: β >= 0; 0 is cross-entropy.
-        reduction: "none" keeps the shape; "sum" and "mean" give a scalar.
+        reduction: "none" keeps the shape; "sum" and "mean" return a scalar.
 
     Returns:
-        At least float32, >= 0, and 0 exactly at σ = y. Empty input gives an empty tensor, or 0 when reduced.
+        At least float32, >= 0, and 0 exactly at σ = y. Empty input returns an empty tensor, or 0 when reduced.
 
     Raises:
         ValueError: shapes differ, or β < 0.
 
-    Source: Li et al., Generalized focal loss, 2020, arXiv:2006.04388, equation 2. As an objectness term it gets labels
-    of 0 and 1, for which it is the focal loss without α.
+    Example:
+        >>> import torch
+        >>> quality_focal_loss(torch.zeros(1), torch.tensor([0.75]))  # (3/4 - 1/2)² · ln 2
+        tensor([0.0433])
+
+    Source: Li et al., Generalized focal loss, 2020, arXiv:2006.04388, equation 2. An objectness term is called with
+    labels of 0 and 1, for which this is the focal loss without α.
     """
     check_same_shape(logits=logits, quality=quality)
     check_in_range(0, beta=beta)

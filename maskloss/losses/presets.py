@@ -1,7 +1,8 @@
-"""The loss conventions of the libraries and of the paper, each a function that makes a `MaskRCNNLoss`.
+"""The loss conventions of the libraries and of the paper: each preset is a function that returns a `MaskRCNNLoss`.
 
-A preset sets terms, normalizers, targets and weights. It never changes sampler, matcher, coder or NMS, so a
-converted torchvision model with the preset "detectron2" is Detectron2's loss on torchvision's samples.
+A preset sets terms, normalizers, mask targets and weights. It does not change sampler, matcher, box coder or NMS: a
+converted torchvision model with the preset "detectron2" computes Detectron2's loss on torchvision's samples.
+Shapes: see `maskloss.losses`.
 """
 
 from __future__ import annotations
@@ -21,12 +22,18 @@ from maskloss.masks.targets import MaskTargets
 
 
 def torchvision() -> MaskRCNNLoss:
-    """Return torchvision 0.29.2's: smooth L1 with β = 1/9 over all sampled, soft targets half a pixel off."""
+    """Return the loss of torchvision 0.29.2.
+
+    Boxes: smooth L1 with β = 1/9, divided by the number of samples. Mask targets: soft, shifted by half a pixel.
+    """
     return MaskRCNNLoss()
 
 
 def detectron2() -> MaskRCNNLoss:
-    """Return Detectron2 02b5c4e's: L1 boxes, RPN over a constant 256 per image, aligned binary targets."""
+    """Return the loss of Detectron2 02b5c4e.
+
+    Boxes: L1. RPN: divided by a constant 256 per image. Mask targets: aligned and binary.
+    """
     return MaskRCNNLoss(
         rpn_box=BoxSmoothL1Loss(beta=0.0),
         box=BoxSmoothL1Loss(beta=0.0),
@@ -36,12 +43,14 @@ def detectron2() -> MaskRCNNLoss:
 
 
 def matterport(active_classes: Tensor | None = None) -> MaskRCNNLoss:
-    """Return matterport/Mask_RCNN 0038eff's: boxes averaged over the positives' coordinates, an L2 term in the loss.
+    """Return the loss of matterport/Mask_RCNN 0038eff.
 
-    Its RPN class term is a softmax over two logits; of (0, logit) that is the binary cross-entropy used here.
+    Boxes: smooth L1 with β = 1, averaged over the coordinates of the positives. Mask targets: binary, shifted by half a
+    pixel. The loss has an L2 term. Matterport's RPN has a softmax over two logits; for the logits (0, x) it is
+    equal to the binary cross-entropy of x, which is used here.
 
     Args:
-        active_classes: (C,) bool, the classes that count (background included), or None for all.
+        active_classes: (C,) bool, the classes that are annotated (including the background), or None for all.
     """
     return MaskRCNNLoss(
         rpn_box=BoxSmoothL1Loss(beta=1.0),
@@ -54,9 +63,10 @@ def matterport(active_classes: Tensor | None = None) -> MaskRCNNLoss:
 
 
 def paper() -> MaskRCNNLoss:
-    """Return that of Mask R-CNN, arXiv:1703.06870, and for the RPN of Faster R-CNN, arXiv:1506.01497, equation 1.
+    """Return the loss of Mask R-CNN, arXiv:1703.06870, with the RPN of Faster R-CNN, arXiv:1506.01497, equation 1.
 
-    There L_cls is divided by the mini-batch of 256 and λ = 10 times L_reg by the number of anchor locations.
+    In the RPN, L_cls is divided by the mini-batch size of 256, and λ L_reg with λ = 10 by the number of anchor
+    locations.
     """
     return MaskRCNNLoss(
         rpn_box=BoxSmoothL1Loss(beta=1.0),
@@ -68,7 +78,7 @@ def paper() -> MaskRCNNLoss:
 
 
 def aligned() -> MaskRCNNLoss:
-    """Return torchvision's terms with soft targets that are not off, so that masks can be pasted sharper."""
+    """Return the loss of torchvision with soft mask targets that are not shifted, for sharper pasted masks."""
     return MaskRCNNLoss(mask_targets=MaskTargets(aligned=True, binary=False))
 
 
@@ -85,10 +95,18 @@ PRESETS: dict[str, Callable[[], MaskRCNNLoss]] = {
 
 
 def make_preset(name: str, active_classes: Tensor | None = None) -> MaskRCNNLoss:
-    """Make a preset by its name.
+    """Make the preset of a name.
+
+    Args:
+        name: a key of `PRESETS`.
+        active_classes: see `matterport`; None for all other presets.
 
     Raises:
-        ValueError: there is no such preset, or it takes no `active_classes`.
+        ValueError: no preset has this name, or it takes no `active_classes`.
+
+    Example:
+        >>> make_preset("paper").weights.rpn_box
+        10.0
     """
     if not isinstance(name, str) or name not in PRESETS:
         raise ValueError(f"no preset is named {name!r}; there are {', '.join(PRESETS)}")

@@ -1,7 +1,7 @@
-"""Regularisation terms: penalties on a model's weights, added to the loss.
+"""Regularization terms: penalties on a model's weights, added to the loss.
 
-All leave out frozen parameters and those of normalisation layers, which are told by their type: pulling a
-normalisation's scale towards 0 does not make the function simpler, it only moves the scale elsewhere.
+All skip frozen parameters and the parameters of normalization layers, which are recognized by their type. A smaller
+scale in a normalization layer does not make the function simpler, because another layer can compensate for it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,14 @@ _NORMALIZATIONS = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 
 
 def regularized_parameters(model: nn.Module) -> Iterator[nn.Parameter]:
-    """Yield each trainable parameter once, normalisation layers left out."""
+    """Yield each trainable parameter once, except those of normalization layers.
+
+    Example:
+        >>> from torch import nn
+        >>> model = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
+        >>> [tuple(parameter.shape) for parameter in regularized_parameters(model)]
+        [(3, 2), (3,)]
+    """
     seen: set[int] = set()
     for module in model.modules():
         if isinstance(module, _NORMALIZATIONS):
@@ -45,29 +52,30 @@ class RegularizationLoss(LossModule):
 
 
 def matterport_l2_loss(model: nn.Module, *, weight_decay: float = 1e-4) -> Tensor:
-    r"""Matterport's L2 term: the mean square of each tensor, summed over the tensors.
+    r"""Compute matterport's L2 term: the mean square of each parameter tensor, summed over the tensors.
 
-    loss = λ Σ_w Σ_i w_i² / size(w). Each tensor counts alike, however many weights it has, so this is not
-    the optimizer's weight decay, whose penalty is (λ/2) Σ_w Σ_i w_i².
+    loss = λ Σ_w Σ_i w_i² / size(w). A tensor counts the same for any number of weights, so this differs from the
+    weight decay of an optimizer, whose penalty is (λ/2) Σ_w Σ_i w_i².
 
     Args:
         model: any module.
         weight_decay: λ >= 0.
 
     Returns:
-        Scalar, at least float32, >= 0; 0 for a model without such parameters.
+        Scalar, at least float32, >= 0; 0 for a model without trainable parameters outside normalization layers.
 
     Raises:
         ValueError: weight_decay < 0.
 
     Example:
+        >>> from torch import nn
         >>> linear = nn.Linear(2, 1, bias=False)
         >>> _ = nn.init.constant_(linear.weight, 3.0)
-        >>> matterport_l2_loss(linear, weight_decay=0.5).item()
+        >>> matterport_l2_loss(linear, weight_decay=0.5).item()  # 0.5 · (9 + 9) / 2
         4.5
 
-    Source: matterport/Mask_RCNN 0038eff, `MaskRCNN.compile`: λ = 1e-4, biases included, names with "gamma"
-    or "beta" left out.
+    Source: matterport/Mask_RCNN 0038eff, `MaskRCNN.compile`: λ = 1e-4, including biases, without parameters that have
+    "gamma" or "beta" in their names.
     """
     check_in_range(0, weight_decay=weight_decay)
     return weight_decay * _total(at_least_float32(p).square().mean() for p in regularized_parameters(model))
@@ -81,25 +89,26 @@ class MatterportL2Loss(RegularizationLoss):
 
 
 def weight_decay_loss(model: nn.Module, *, weight_decay: float = 1e-4) -> Tensor:
-    r"""Plain L2: (λ/2) Σ_w Σ_i w_i², whose gradient is the λ w of SGD's `weight_decay`.
+    r"""Compute the L2 penalty (λ/2) Σ_w Σ_i w_i², whose gradient is that of SGD's `weight_decay`, λ w.
 
-    Unlike the optimizer's it shows in the loss, leaves normalisation layers alone, and reaches an adaptive optimizer
-    such as Adam as a gradient, where AdamW's decay does not.
+    Unlike the weight decay of an optimizer, it is part of the loss and skips normalization layers. An adaptive
+    optimizer such as Adam scales its gradient like any other; AdamW's weight decay bypasses that scaling.
 
     Args:
         model: any module.
         weight_decay: λ >= 0.
 
     Returns:
-        Scalar, at least float32, >= 0; 0 for a model without such parameters.
+        Scalar, at least float32, >= 0; 0 for a model without trainable parameters outside normalization layers.
 
     Raises:
         ValueError: weight_decay < 0.
 
     Example:
+        >>> from torch import nn
         >>> linear = nn.Linear(2, 1, bias=False)
         >>> _ = nn.init.constant_(linear.weight, 3.0)
-        >>> weight_decay_loss(linear, weight_decay=0.5).item()
+        >>> weight_decay_loss(linear, weight_decay=0.5).item()  # 0.5 / 2 · (9 + 9)
         4.5
 
     Source: Krogh and Hertz, A simple weight decay can improve generalization, 1991, equation 2.
@@ -117,20 +126,21 @@ class WeightDecayLoss(RegularizationLoss):
 
 
 def l1_regularization_loss(model: nn.Module) -> Tensor:
-    r"""L1 penalty: the sum of the absolute values of all weights, Σ_w Σ_i |w_i|.
+    r"""Compute the L1 penalty, the sum of the absolute values of all weights, Σ_w Σ_i |w_i|.
 
-    Tens of millions in a Mask R-CNN: give it a small `LossWeights(regularization=...)`, about 1e-7.
+    A Mask R-CNN has tens of millions of weights, so set a small `LossWeights(regularization=...)`, about 1e-7.
 
     Args:
         model: any module.
 
     Returns:
-        Scalar, at least float32, >= 0; 0 for a model without such parameters.
+        Scalar, at least float32, >= 0; 0 for a model without trainable parameters outside normalization layers.
 
     Example:
+        >>> from torch import nn
         >>> linear = nn.Linear(2, 1, bias=False)
         >>> _ = nn.init.constant_(linear.weight, -3.0)
-        >>> l1_regularization_loss(linear).item()
+        >>> l1_regularization_loss(linear).item()  # 3 + 3
         6.0
 
     Source: Tibshirani, Regression shrinkage and selection via the lasso, 1996.
@@ -142,12 +152,10 @@ class L1RegularizationLoss(RegularizationLoss):
     """`l1_regularization_loss` as a term."""
 
     def __init__(self) -> None:
-        super().__init__(
-            l1_regularization_loss,
-        )
+        super().__init__(l1_regularization_loss)
 
 
 def _total(penalties: Iterator[Tensor]) -> Tensor:
-    # Of a parameter that fully_shard has split over processes, the penalty on the whole of it.
+    # fully_shard splits a parameter over processes; its penalty is that of the whole parameter.
     values = [value.full_tensor() if hasattr(value, "full_tensor") else value for value in penalties]
     return torch.stack(values).sum() if values else torch.zeros(())

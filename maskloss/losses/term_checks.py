@@ -1,4 +1,4 @@
-"""Checks of what a user gives as a term of the loss, and the registration of what it holds."""
+"""Checks of the terms that a user passes to a loss, and the registration of their modules and parameters."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from maskloss.losses.terms import TERMS
 
 
 def register_parts(owner: nn.Module, terms: Iterable[Any]) -> None:
-    """Register the modules and parameters that terms hold without being modules themselves.
+    """Register the modules and parameters of terms that are not modules themselves.
 
-    A function object with a learned weight among its attributes, or a `functools.partial` of a module, is called like
-    any term; registered, its parameters are found by an optimizer, move to another device and are saved. What a
-    function or a method refers to is not searched: that may be the model.
+    Examples are an object with a learned weight among its attributes, and a `functools.partial` of a module. Once
+    registered, their parameters are found by an optimizer, move to another device and are saved. References of a
+    function or a method are not searched, because they may include the model.
 
     Args:
-        owner: the module that calls the terms; the parts become its submodule `held`, if there are any.
-        terms: any callables. Modules among them register their own parts.
+        owner: the module that calls the terms. The parts become its submodule `held`, if there are any.
+        terms: any callables. Modules among them already have their own parts.
     """
     parts = [part for term in terms for part in _parts_of(term)]
     if not parts:
@@ -50,28 +50,28 @@ def _parts_in(value: Any) -> Iterator[nn.Module | nn.Parameter]:
 
 
 def check_term(name: str, term: Any) -> None:
-    """Check that something can be a term of the loss, as far as that can be known without calling it.
+    """Check that an object can be a term of the loss, without calling it.
 
     Args:
-        name: of the term.
-        term: what was given for it.
+        name: name of the term, a key of `TERMS`.
+        term: the object.
 
     Raises:
-        TypeError: it is a class, no callable, or takes other arguments; the message says what to write.
+        TypeError: the object is a class, is not callable, or takes other arguments; the message says what to write.
         ValueError: it reduces its values to one number.
     """
     check_callable(name, term)
     arguments = TERMS[name].arguments
     if name == "mask" and getattr(term, "all_classes", False):
         arguments = (*arguments, "labels")
-    if not _takes(term, len(arguments)):
+    if not _accepts(term, len(arguments)):
         way_out = ""
         if name in ("box", "rpn_box"):
             way_out = (
                 "; write maskloss.losses.BoxSmoothL1Loss(beta=1.0), or "
                 "lambda boxes: my_loss(boxes.deltas, boxes.target_deltas)"
             )
-        elif name == "mask" and _takes(term, 3):
+        elif name == "mask" and _accepts(term, 3):
             way_out = "; a term of all classes' logits and labels has the attribute all_classes = True"
         elif keywords := _required_keywords(term):
             settings = ", ".join(f"{keyword}=..." for keyword in keywords)
@@ -82,24 +82,24 @@ def check_term(name: str, term: Any) -> None:
 
 
 def check_callable(name: str, term: Any) -> None:
-    """Check that something is a function or a loss object.
+    """Check that an object is a function or a loss object.
 
     Args:
-        name: of the term, for the message.
-        term: what was given for it.
+        name: name of the term, for the message.
+        term: the object.
 
     Raises:
-        TypeError: it is a class, or cannot be called.
+        TypeError: it is a class, or not callable.
     """
     function = term.func if isinstance(term, functools.partial) else term
     if isinstance(function, type):
         raise TypeError(
-            f"{name}: {function.__name__} is a class; write {function.__name__}(...), an object of it"
+            f"{name}: {function.__name__} is a class; write {function.__name__}(...) to make a loss object"
         )
     if not callable(term):
         raise TypeError(
             f"{name}: a term is a function or a loss object such as those of maskloss.losses, not "
-            f"{type(term).__name__} {str(term)[:60]!r}; from names and mappings `maskloss train` makes losses"
+            f"{type(term).__name__} {str(term)[:60]!r}; only `maskloss train` makes losses from names and mappings"
         )
     if (
         isinstance(term, nn.Module)
@@ -110,14 +110,16 @@ def check_callable(name: str, term: Any) -> None:
 
 
 def check_unreduced(name: str, term: Any) -> None:
-    """Check that a term gives a value per sample, where it says how it reduces them.
+    """Check that a term returns one value per sample, as far as its `reduction` is known.
+
+    The reduction is known for the losses of torch and of maskloss, and for `functools.partial` objects.
 
     Args:
-        name: of the term, for the message.
-        term: what was given for it.
+        name: name of the term, for the message.
+        term: the term.
 
     Raises:
-        ValueError: it is torch's or maskloss's, or a partial function, and sums or averages.
+        ValueError: the term sums or averages its values.
     """
     if isinstance(term, functools.partial):
         reduction = term.keywords.get("reduction", "none")
@@ -128,13 +130,13 @@ def check_unreduced(name: str, term: Any) -> None:
         way_out = f'write {_name_of(term)}(reduction="none")'
     if reduction != "none":
         raise ValueError(
-            f'{name}: {_name_of(term)} has reduction="{reduction}", but MaskRCNNLoss needs a value per sample; '
+            f'{name}: {_name_of(term)} has reduction="{reduction}", but MaskRCNNLoss needs one value per sample; '
             f"{way_out}"
         )
 
 
-def _takes(term: Any, count: int) -> bool:
-    """Whether a callable takes so many positional arguments; of what does not say, yes."""
+def _accepts(term: Any, count: int) -> bool:
+    """Return whether a callable accepts `count` positional arguments; True if it has no signature."""
     try:
         signature = inspect.signature(term.forward if isinstance(term, nn.Module) else term)
     except (TypeError, ValueError):
@@ -147,7 +149,7 @@ def _takes(term: Any, count: int) -> bool:
 
 
 def _required_keywords(term: Any) -> list[str]:
-    """Return the keyword-only arguments without a default, of a callable that says what it takes."""
+    """Return the names of a callable's keyword-only arguments without a default."""
     if isinstance(term, nn.Module):
         term = term.forward
     parameters = inspect.signature(term).parameters.values()

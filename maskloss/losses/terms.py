@@ -1,4 +1,7 @@
-"""The terms of the loss: a Protocol for each, the batches that they are computed on, and the table of all of them."""
+"""The terms of the loss: a Protocol for each, the batches that they are computed on, and a table of all terms.
+
+Shapes: see `maskloss.losses`.
+"""
 
 from __future__ import annotations
 
@@ -16,38 +19,38 @@ from maskloss.losses.normalizers import BatchCounts, Normalizer, per_positive, p
 
 
 class ObjectnessTerm(Protocol):
-    """Compare the logits (S,) of sampled anchors with their labels (S,), 1. for an object and 0. for background."""
+    """A loss of the logits (S,) of sampled anchors and their labels (S,), 1.0 for an object and 0.0 for background."""
 
     def __call__(self, logits: Tensor, labels: Tensor, /) -> Tensor:
         """Return one value per anchor, (S,)."""
 
 
 class BoxTerm(Protocol):
-    """Compare the predicted boxes or deltas of P positives with what they should be."""
+    """A loss of the predicted and target boxes or deltas of P positives."""
 
     def __call__(self, regression: BoxRegression, /) -> Tensor:
         """Return one value per positive, (P,), or one per coordinate, (P, 4)."""
 
 
 class ClassificationTerm(Protocol):
-    """Compare class logits (R, C) with labels (R,) int64."""
+    """A loss of class logits (R, C) and labels (R,) int64."""
 
     def __call__(self, class_logits: Tensor, labels: Tensor, /) -> Tensor | tuple[Tensor, Tensor]:
-        """Return one value per RoI, (R,), or values and the weights (R,) that enter the divisor."""
+        """Return one value per RoI, (R,), or a tuple of values (R,) and weights (R,) for the divisor."""
 
 
 class MaskTerm(Protocol):
-    """Compare the logits (P, M, M) of each positive's own class with its targets (P, M, M)."""
+    """A loss of the mask logits (P, M, M) of each positive's own class and the mask targets (P, M, M)."""
 
     def __call__(self, mask_logits: Tensor, mask_targets: Tensor, /) -> Tensor:
         """Return one value per positive, (P,), or one per cell, (P, M, M)."""
 
 
 class AllClassesMaskTerm(Protocol):
-    """Compare the logits (P, C, M, M) of all classes with the targets (P, M, M) of the labels (P,).
+    """A loss of the mask logits (P, C, M, M) of all classes, the mask targets (P, M, M) and the labels (P,) int64.
 
     Attributes:
-        all_classes: True.
+        all_classes: True; it distinguishes the term from a `MaskTerm`.
     """
 
     all_classes: bool
@@ -57,7 +60,7 @@ class AllClassesMaskTerm(Protocol):
 
 
 class KeypointTerm(Protocol):
-    """Compare the logits (V, S * S) of V visible keypoints' heatmaps with the cells (V,) int64 that they are in."""
+    """A loss of the heatmap logits (V, M * M) of V visible keypoints and their target cells (V,) int64."""
 
     def __call__(self, keypoint_logits: Tensor, cells: Tensor, /) -> Tensor:
         """Return one value per keypoint, (V,)."""
@@ -75,11 +78,11 @@ class Term:
     """One term of the loss.
 
     Attributes:
-        key: in torchvision's dict of losses.
-        arguments: what it is called with, for error messages.
-        per: what it returns a value for; empty of a scalar.
-        default: makes torchvision's term; None where torchvision has none.
-        normalizer: gives torchvision's divisor; None of a scalar, which nothing divides.
+        key: key in torchvision's dict of losses.
+        arguments: the term's arguments, for error messages.
+        per: the unit of the returned values, such as "positive"; empty for a scalar.
+        default: factory of torchvision's term; None where torchvision has no such term.
+        normalizer: the normalizer with torchvision's divisor; None for a scalar, which is not divided.
     """
 
     key: str
@@ -89,7 +92,7 @@ class Term:
     normalizer: Normalizer | None = None
 
 
-#: The terms by name, in the order in which losses are shown. What repeats them loops over this table.
+#: The terms by name, in the order in which losses are shown.
 TERMS: dict[str, Term] = {
     "objectness": Term(
         "loss_objectness",
@@ -108,7 +111,7 @@ TERMS: dict[str, Term] = {
         lambda: nn.CrossEntropyLoss(reduction="none"),
         per_weight_sum,
     ),
-    # Divided by all sampled RoIs, not by the positives, which would make a lone positive weigh as much as a hundred.
+    # Divided by all sampled RoIs. Divided by the positives, a single positive would weigh as much as a hundred.
     "box": Term(
         "loss_box_reg", ("a BoxRegression",), "positive", lambda: BoxSmoothL1Loss(beta=1 / 9), per_sampled
     ),
@@ -126,7 +129,16 @@ TERMS: dict[str, Term] = {
 
 @dataclass(frozen=True)
 class LossWeights:
-    """What each term is multiplied by, each >= 0. 0 skips the term's work and leaves a zero in its place."""
+    """The weight of each term, a number >= 0. A weight of 0 skips the computation of the term, and its loss is 0.
+
+    Raises:
+        TypeError: a weight is not a number.
+        ValueError: a weight is negative or not finite.
+
+    Example:
+        >>> LossWeights(mask=2.0).mask, LossWeights(mask=2.0).box
+        (2.0, 1.0)
+    """
 
     objectness: float = 1.0
     rpn_box: float = 1.0
@@ -141,7 +153,7 @@ class LossWeights:
             weight = getattr(self, field.name)
             if not isinstance(weight, numbers.Real) or isinstance(weight, bool):
                 raise TypeError(f"the weight of {field.name} must be a number, got {type(weight).__name__}")
-            # A plain number, also of numpy's scalars, so that the weights can be written to a file.
+            # NumPy scalars become plain floats, so that the weights can be written to a file.
             weight = float(weight)
             object.__setattr__(self, field.name, weight)
             if not (math.isfinite(weight) and weight >= 0):
@@ -155,8 +167,8 @@ class RPNBatch:
     Attributes:
         objectness: (S,) logits.
         labels: (S,) float, 1 for an object and 0 for background.
-        box: the P positives among them.
-        counts: S is `counts.sampled`.
+        box: the P positive anchors.
+        counts: counts of the batch; `counts.sampled` is S.
     """
 
     objectness: Tensor
@@ -172,8 +184,8 @@ class RoIBatch:
     Attributes:
         class_logits: (R, C).
         labels: (R,) int64, 0 is background.
-        box: the P positives among them, each with the deltas of its own class.
-        counts: R is `counts.sampled`.
+        box: the P positive RoIs, each with the deltas of its own class.
+        counts: counts of the batch; `counts.sampled` is R.
     """
 
     class_logits: Tensor
@@ -187,11 +199,11 @@ class MaskBatch:
     """The masks of the P positive RoIs.
 
     Attributes:
-        mask_logits: (P, 1, M, M), the channel of each RoI's own class; (P, C, M, M) where the head computes
-            all of them.
+        mask_logits: (P, 1, M, M), the channel of each RoI's own class; or (P, C, M, M) if the head computes all
+            channels.
         mask_targets: (P, M, M) in [0, 1].
-        labels: (P,) int64, each RoI's own class.
-        counts: of the RoI batch.
+        labels: (P,) int64, the class of each RoI.
+        counts: counts of the RoI batch.
     """
 
     mask_logits: Tensor
@@ -205,9 +217,9 @@ class KeypointBatch:
     """The visible keypoints of the positive RoIs.
 
     Attributes:
-        keypoint_logits: (V, S * S), each keypoint's heatmap.
-        cells: (V,) int64 in [0, S * S), the cell of its heatmap that each keypoint is in.
-        counts: V is `counts.sampled`.
+        keypoint_logits: (V, M * M), the heatmap of each keypoint.
+        cells: (V,) int64 in [0, M * M), the heatmap cell that contains the keypoint.
+        counts: counts of the batch; `counts.sampled` is V.
     """
 
     keypoint_logits: Tensor

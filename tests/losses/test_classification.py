@@ -17,8 +17,6 @@ from maskloss.losses import (
     class_focal_loss,
     class_sigmoid_loss,
     class_weighted_cross_entropy_loss,
-    objectness_focal_loss,
-    quality_focal_loss,
 )
 from maskloss.losses.terms import RoIBatch
 from tests import reference
@@ -38,7 +36,7 @@ def test_value_by_hand():
 
 
 def test_the_predicted_class_decides_and_not_the_label():
-    # Both RoIs are labelled class 1. The first is predicted as class 1, the second as class 2.
+    # Both RoIs have the label 1. The first is predicted as class 1, the second as class 2.
     class_logits = torch.tensor([[0.0, 5.0, 0.0], [0.0, 0.0, 5.0]])
     labels = torch.tensor([1, 1])
     values, weights = active_class_cross_entropy_loss(
@@ -176,7 +174,7 @@ def test_class_weighted_cross_entropy_is_torchs_weighted_mean(generator):
     torch.testing.assert_close(values.sum() / weights.sum(), expected)
 
 
-def test_in_the_criterion_both_divisors_are_at_hand(generator):
+def test_the_criterion_divides_by_the_weights_or_by_the_rois(generator):
     class_logits = torch.randn(7, 3, generator=generator)
     labels = torch.randint(3, (7,), generator=generator)
     none = BoxRegression(torch.zeros(0, 4), torch.zeros(0, 4))
@@ -204,7 +202,7 @@ def test_class_weights_need_one_finite_weight_per_class(generator):
     assert "3 classes" in repr(ClassWeightedCrossEntropyLoss([0.5, 2.0, 4.0]))
 
 
-def test_label_smoothing_is_torchs_and_a_term_as_it_stands(generator):
+def test_torchs_label_smoothing_is_a_valid_term(generator):
     class_logits = torch.randn(7, 3, generator=generator)
     labels = torch.randint(3, (7,), generator=generator)
     none = BoxRegression(torch.zeros(0, 4), torch.zeros(0, 4))
@@ -239,31 +237,3 @@ def test_class_sigmoid_sums_binary_cross_entropies_and_leaves_the_background_alo
     torch.testing.assert_close(values, expected)
     values.sum().backward()
     assert class_logits.grad[:, 0].count_nonzero() == 0
-
-
-@pytest.mark.parametrize(("alpha", "gamma"), [(0.25, 2.0), (None, 1.0)])
-def test_objectness_focal_is_kornias(generator, alpha, gamma):
-    kornia = pytest.importorskip("kornia.losses", reason="kornia is not installed")
-    logits = 2 * torch.randn(9, generator=generator, dtype=torch.float64)
-    labels = (torch.rand(9, generator=generator) < 0.4).double()
-    expected = kornia.binary_focal_loss_with_logits(
-        logits[:, None], labels[:, None], alpha=alpha, gamma=gamma, reduction="none"
-    )[:, 0]
-    found = objectness_focal_loss(logits, labels, alpha=alpha, gamma=gamma)
-    torch.testing.assert_close(found, expected)
-
-
-def test_quality_focal_by_hand_and_at_its_best():
-    # σ = 1/2 against y = 3/4: (1/4)² ln 2.
-    value = quality_focal_loss(torch.zeros(1), torch.tensor([0.75]))
-    assert value.item() == pytest.approx(math.log(2) / 16)
-    assert quality_focal_loss(torch.tensor([0.75]).logit(), torch.tensor([0.75])).item() == pytest.approx(0)
-
-
-def test_quality_focal_of_hard_labels_is_focal_without_alpha(generator):
-    logits = torch.randn(9, generator=generator)
-    labels = (torch.rand(9, generator=generator) < 0.4).float()
-    torch.testing.assert_close(
-        quality_focal_loss(logits, labels, beta=2.0),
-        objectness_focal_loss(logits, labels, alpha=None, gamma=2.0),
-    )

@@ -61,29 +61,29 @@ def test_it_is_a_term_and_its_parts_move_save_and_copy_with_it():
         ([MaskBCELoss()], [1.0, 2.0], "1 terms and 2 weights"),
         ([MaskBCELoss()], [-1.0], r"weights\[0\]"),
         ([MaskBCELoss()], [float("inf")], r"weights\[0\]"),
-        ([MaskBCELoss(), MaskSoftmaxLoss()], None, "no sum"),
+        ([MaskBCELoss(), MaskSoftmaxLoss()], None, "take different arguments"),
         ([MaskSoftmaxLoss()], None, "mask_probs"),
         ([ClassAgnosticMaskLoss(MaskBCELoss())], None, "mask_probs"),
     ],
 )
-def test_what_is_no_sum_raises(terms, weights, message):
+def test_terms_that_cannot_be_added_raise(terms, weights, message):
     with pytest.raises(ValueError, match=message):
         WeightedSum(terms, weights=weights)
 
 
-def test_values_of_different_shapes_are_no_sum(generator):
+def test_values_of_different_shapes_raise(generator):
     loss = WeightedSum([MaskBCELoss(), lambda logits, targets: mask_dice_loss(logits, targets).sum()])
     with pytest.raises(ValueError, match="shapes differ"):
         loss(torch.zeros(3, 2, 2), torch.zeros(3, 2, 2))
 
 
-def test_a_term_that_gives_weights_too_is_named():
+def test_a_term_that_also_returns_weights_raises_by_its_index():
     loss = WeightedSum([ClassFocalLoss(), ClassWeightedCrossEntropyLoss([1.0, 2.0])])
-    with pytest.raises(TypeError, match="term 1 of the sum gives a tuple"):
+    with pytest.raises(TypeError, match="term 1 of the sum must return a tensor, not tuple"):
         loss(torch.zeros(3, 2), torch.tensor([0, 1, 1]))
 
 
-def test_a_class_agnostic_dice_is_a_sum_inside(generator):
+def test_the_term_of_a_class_agnostic_loss_may_be_a_sum(generator):
     inner = WeightedSum([MaskBCELoss(), MaskDiceLoss()])
     logits, targets = torch.randn(3, 5, 4, 4, generator=generator), torch.ones(3, 4, 4)
     found = ClassAgnosticMaskLoss(inner)(logits, targets, torch.tensor([1, 2, 3]))

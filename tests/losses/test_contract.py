@@ -1,4 +1,4 @@
-"""What every loss here answers alike: shapes, dtypes, empty input, extreme logits, Modules, torch.compile."""
+"""Properties that all losses share: shapes, dtypes, empty input, extreme logits, Modules, torch.compile."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ OF_BOX_GRIDS = [Case(losses.mask_projection_loss, losses.MaskProjectionLoss, {})
 OF_COLORS = [
     Case(losses.mask_pairwise_loss, losses.MaskPairwiseLoss, {"color_threshold": 0.2, "dilation": 1})
 ]
-#: Their Modules gather the tensors that the functions take; `test_long_tail` compares the two.
+#: Their Modules collect the statistics that the functions take; `test_long_tail` compares the two.
 OF_GATHERED = [
     Case(losses.seesaw_loss, losses.SeesawLoss, {"class_counts": torch.tensor([0.0, 9.0, 1.0, 40.0, 3.0])}),
     Case(
@@ -83,11 +83,11 @@ OF_GATHERED = [
         {"counted_classes": torch.tensor([False, True, False, True, True])},
     ),
 ]
-#: The losses with a target like their prediction, whose best value is known.
+#: The losses whose targets have the shape of the predictions, or are classes, so that the best prediction is known.
 WITH_TARGETS = [*OF_MASKS, *OF_BOXES, *OF_CLASSES, *OF_OBJECTNESS]
 WITH_KNOBS = [*WITH_TARGETS, *OF_ALL_MASKS, *OF_POINTS, *OF_BOX_GRIDS, *OF_COLORS]
 ALL = [*WITH_KNOBS, *OF_GATHERED]
-#: These return values and weights, or take a model: `test_classification` and `test_regularization` hold them.
+#: These return values and weights, or take a model: `test_classification` and `test_regularization` test them.
 ELSEWHERE = {
     "active_class_cross_entropy_loss",
     "class_weighted_cross_entropy_loss",
@@ -95,7 +95,7 @@ ELSEWHERE = {
     "matterport_l2_loss",
     "weight_decay_loss",
 }
-#: The gradients of these are not those of their values: their papers hold a weight constant.
+#: Their gradient is not the derivative of their value, because their papers hold a weight constant.
 WITH_A_CONSTANT_WEIGHT = (losses.box_ciou_loss, losses.seesaw_loss)
 WITH_THEIR_OWN_GRADIENT = [case for case in ALL if case.function not in WITH_A_CONSTANT_WEIGHT]
 
@@ -103,7 +103,7 @@ WITH_THEIR_OWN_GRADIENT = [case for case in ALL if case.function not in WITH_A_C
 def inputs(
     case: Case, generator: torch.Generator, count: int = 4, dtype: torch.dtype = torch.float64
 ) -> tuple[Tensor, Callable[[Tensor], tuple[Any, ...]]]:
-    """The predictions of so many RoIs, and how they become the loss's arguments."""
+    """Return predictions of `count` RoIs, and a function that makes the loss's arguments from predictions."""
     if case in OF_MASKS:
         predictions = 2 * torch.randn(count, M, M, generator=generator, dtype=dtype)
         targets = torch.rand(count, M, M, generator=generator, dtype=dtype)
@@ -146,7 +146,7 @@ def each(cases: list[Case]) -> Any:
     return pytest.mark.parametrize("case", cases, ids=lambda case: case.name)
 
 
-def test_every_exported_loss_is_held_here():
+def test_every_exported_loss_is_tested_here():
     exported = {name for name in losses.__all__ if "loss" in name and name.islower()}
     assert exported == {case.name for case in ALL} | ELSEWHERE
 
@@ -165,7 +165,7 @@ def test_module_and_function_have_the_same_knobs_and_defaults(case):
 
 
 def another(knob: str) -> float:
-    """A valid value of a knob that is not the one in its case."""
+    """Return a valid value of a knob that differs from the one in its case."""
     return {"width": 5, "dilation": 2}.get(knob, 0.77)
 
 
@@ -302,7 +302,7 @@ def test_exponents_below_one_have_finite_gradients_where_nothing_is_wrong(functi
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_inputs_are_computed_in_float32(case, generator, dtype):
     predictions, arguments = inputs(case, generator, dtype=torch.float32)
-    # Targets that half precision holds exactly, so that only the predictions are rounded.
+    # Only the predictions are rounded to half precision.
     call = arguments(predictions.to(dtype))
     values = case.function(*call, **case.knobs)
     assert values.dtype == torch.float32
@@ -399,15 +399,6 @@ def test_a_knob_out_of_its_range_raises_by_name_in_function_and_module(function,
         function(*arguments(predictions), **knobs)
 
 
-def test_a_module_calls_its_function_to_check_the_knobs():
-    with pytest.raises(ValueError, match="color_threshold"):
-        losses.MaskPairwiseLoss(color_threshold=1.5)
-    with pytest.raises(ValueError, match="dilation"):
-        losses.MaskPairwiseLoss(dilation=0)
-    with pytest.raises(ValueError, match="weight_decay"):
-        losses.WeightDecayLoss(weight_decay=-1.0)
-
-
 PLACES = [
     *((case, "mask") for case in OF_MASKS),
     *((case, "box") for case in OF_BOXES),
@@ -418,7 +409,7 @@ PLACES = [
 
 
 @pytest.mark.parametrize(("case", "place"), PLACES, ids=lambda value: getattr(value, "name", value))
-def test_each_is_a_term_of_the_criterion(case, place):
+def test_every_loss_is_a_valid_term_of_the_criterion(case, place):
     terms = {place: case.module(**case.knobs)}
     probe(losses.MaskRCNNLoss(**terms), num_classes=C)
     # As a function with its knobs, too.

@@ -28,7 +28,7 @@ def test_weights_are_one_over_the_mean_pixel_count():
     torch.testing.assert_close(weights, torch.tensor([1 / 13, 1 / 2, 1.0]))
 
 
-def test_so_many_are_looked_at_and_none_twice():
+def test_the_sample_has_the_given_size_and_no_image_twice():
     seen = []
 
     class Watched:
@@ -83,7 +83,7 @@ def test_class_maps_may_be_arrays_and_images(kind):
 
 
 def test_class_maps_of_floats_raise():
-    with pytest.raises(TypeError, match=r"mask 0: a class map is of integers, this is of torch\.float32"):
+    with pytest.raises(TypeError, match=r"mask 0: a class map must hold integers, not torch\.float32"):
         inverse_frequency_weights([torch.tensor([[0.0, 0.9]])], num_classes=2)
 
 
@@ -92,7 +92,7 @@ def test_class_maps_of_floats_raise():
     [
         ([], {"num_classes": 2}, "no masks"),
         (class_maps(3), {"num_classes": 2}, "mask .: classes 0 to 2"),
-        (class_maps(3), {"num_classes": 4}, "class 3 has no pixel in the 3 masks"),
+        (class_maps(3), {"num_classes": 4}, "class 3 has no pixel in the 3 sampled masks of 3"),
         (class_maps(3), {"num_classes": 3, "num_samples": 0}, "num_samples"),
         (
             [(None, {"labels": torch.tensor([3]), "masks": torch.ones(1, 2, 2)})],
@@ -101,7 +101,7 @@ def test_class_maps_of_floats_raise():
         ),
     ],
 )
-def test_what_cannot_be_counted_raises(masks, arguments, message):
+def test_masks_that_cannot_be_counted_raise(masks, arguments, message):
     with pytest.raises(ValueError, match=message):
         inverse_frequency_weights(masks, **arguments)
 
@@ -155,6 +155,6 @@ def test_masks_of_a_target_may_be_of_any_dtype(dtype):
     assert weights.tolist() == pytest.approx([1 / 4, 1 / 2])
 
 
-def test_arrays_of_objects_are_refused():
-    with pytest.raises(TypeError, match="arrays of integers, not ndarray of object"):
+def test_arrays_of_objects_raise():
+    with pytest.raises(TypeError, match="arrays of numbers, not ndarray of object"):
         inverse_frequency_weights([np.array([[0, 1]], dtype=object)], num_classes=2)

@@ -50,7 +50,7 @@ def test_a_frequent_classs_example_pushes_a_rare_class_less():
     seesaw_loss(class_logits, torch.tensor([1]), class_counts=COUNTS, q=0.0).sum().backward()
     _, _, tenth, hundredth, none = class_logits.grad[0].tolist()
     assert tenth / hundredth == pytest.approx(10**0.8, rel=1e-4)
-    assert none == pytest.approx(hundredth)  # no example counts as one
+    assert none == pytest.approx(hundredth)  # a count of 0 counts as 1
 
 
 def test_the_seesaw_module_counts_what_it_sees_and_only_with_gradients(class_logits):
@@ -101,7 +101,7 @@ def test_equalized_agrees_with_the_reference(class_logits):
 
 def test_the_equalized_module_sums_the_gradients_of_each_class(class_logits):
     module = EqualizationLossV2(C)
-    # Nothing known yet: f(100) = 1, and every weight is 1.
+    # Without statistics the ratio is 100: f(100) = 1, and every weight is 1.
     torch.testing.assert_close(module(class_logits, LABELS), class_sigmoid_loss(class_logits, LABELS))
     _, positive, negative = reference.equalized(class_logits, LABELS.tolist(), [100.0] * C, 12.0, 0.8, 4.0)
     torch.testing.assert_close(module.positive_gradients, torch.tensor(positive))
@@ -138,7 +138,7 @@ def counted_by(module: FederatedLoss, labels: Tensor, num_classes: int) -> Tenso
     return (class_logits.grad != 0).any(dim=0)
 
 
-def test_the_batchs_own_classes_always_count_and_others_as_often_as_their_weight_says():
+def test_classes_in_the_batch_always_count_and_others_in_proportion_to_their_weight():
     torch.manual_seed(0)
     counts = [1000.0, 1.0, 4.0, 16.0, 0.0, 9.0]
     module = FederatedLoss(counts, num_classes=2)
@@ -147,20 +147,20 @@ def test_the_batchs_own_classes_always_count_and_others_as_often_as_their_weight
         counted = counted_by(module, torch.tensor([0, 5, 5]), 6)
         assert counted.sum() == 2
         times += counted
-    # One more than the batch's own: class 1, 2 or 3 by 1 : 2 : 4, the roots of their counts.
+    # One class besides that of the batch: class 1, 2 or 3 by 1 : 2 : 4, the roots of their counts.
     assert times[[0, 4, 5]].tolist() == [0, 0, 2000]
     torch.testing.assert_close(times[1:4] / 2000, torch.tensor([1 / 7, 2 / 7, 4 / 7]), rtol=0, atol=0.05)
 
 
-def test_classes_that_never_occur_are_not_drawn_to_fill_up():
+def test_classes_with_a_count_of_zero_are_never_sampled():
     counted = counted_by(FederatedLoss([0.0, 5.0, 0.0, 0.0], num_classes=3), torch.tensor([0, 1]), 4)
     assert counted.tolist() == [False, True, False, False]
-    # Unless an object of theirs is there.
+    # Unless the batch has an object of the class.
     counted = counted_by(FederatedLoss([0.0, 5.0, 0.0, 0.0], num_classes=3), torch.tensor([0, 2]), 4)
     assert counted.tolist() == [False, True, True, False]
 
 
-def test_more_own_classes_than_asked_for_all_count():
+def test_all_classes_in_the_batch_count_even_if_they_are_more_than_num_classes():
     counted = counted_by(FederatedLoss([1.0] * 6, num_classes=1), torch.tensor([1, 2, 5]), 6)
     assert counted.tolist() == [False, True, True, False, False, True]
     assert "num_classes=1 of 5" in repr(FederatedLoss([1.0] * 6, num_classes=1))
@@ -173,7 +173,7 @@ MODULES = [SeesawLoss(C), EqualizationLossV2(C), FederatedLoss([1.0] * C, num_cl
 
 
 @pytest.mark.parametrize("module", MODULES, ids=lambda module: type(module).__name__)
-def test_no_rois_halves_and_gradients(module, class_logits):
+def test_empty_half_precision_and_extreme_inputs(module, class_logits):
     nothing = torch.zeros(0, C, requires_grad=True)
     value = module(nothing, torch.zeros(0, dtype=torch.int64))
     value.sum().backward()
@@ -208,13 +208,13 @@ def test_reductions(make, class_logits):
 
 @pytest.mark.parametrize("module", MODULES, ids=lambda module: type(module).__name__)
 @pytest.mark.parametrize("label", [-1, C])
-def test_a_label_that_is_no_class_raises_and_is_not_taken_for_background(module, class_logits, label):
+def test_a_label_outside_of_the_classes_raises_and_does_not_become_background(module, class_logits, label):
     with pytest.raises((IndexError, RuntimeError), match=r"out of (bounds|range)"):
         copy.deepcopy(module)(class_logits[:2], torch.tensor([1, label]))
 
 
 @pytest.mark.parametrize("make", [lambda: SeesawLoss(C), lambda: EqualizationLossV2(C)])
-def test_in_evaluation_mode_nothing_is_gathered(make, class_logits):
+def test_in_evaluation_mode_no_statistics_are_collected(make, class_logits):
     module = make().eval()
     module(class_logits.requires_grad_(), LABELS)
     assert not any(value.any() for value in module.state_dict().values())
@@ -227,7 +227,7 @@ def test_another_number_of_classes_raises_with_both(module):
 
 
 @pytest.mark.parametrize("module", MODULES, ids=lambda module: type(module).__name__)
-def test_what_was_gathered_moves_and_is_saved_with_the_loss(module):
+def test_statistics_move_and_are_saved_with_the_loss(module):
     loss = MaskRCNNLoss(classification=copy.deepcopy(module))
     expected = {f"classification.{key}" for key in module.state_dict()}
     assert {key for key in loss.state_dict() if key.startswith("classification.")} == expected != set()

@@ -22,17 +22,17 @@ from maskloss.losses import (
 
 @pytest.fixture
 def monai() -> ModuleType:
-    return imported("monai.losses")
+    return import_quietly("monai.losses")
 
 
 @pytest.fixture
 def smp() -> ModuleType:
-    return imported("segmentation_models_pytorch.losses")
+    return import_quietly("segmentation_models_pytorch.losses")
 
 
-def imported(name: str) -> ModuleType:
+def import_quietly(name: str) -> ModuleType:
     with warnings.catch_warnings():
-        # What these libraries and theirs warn of on import is not ours to fix.
+        # Warnings on import come from these libraries and their dependencies.
         warnings.simplefilter("ignore")
         return pytest.importorskip(name, reason=f"{name} is not installed")
 
@@ -89,7 +89,7 @@ def test_dice_with_equal_weights_is_dice(logits, targets):
     torch.testing.assert_close(weighted, mask_dice_loss(logits, targets))
 
 
-def test_a_low_weight_of_negatives_forgives_what_is_predicted_too_much():
+def test_a_low_negative_weight_makes_false_positives_cheaper():
     targets = torch.zeros(1, 4, 4)
     targets[:, 1:3, 1:3] = 1.0
     too_much = torch.full((1, 4, 4), 20.0)
@@ -112,7 +112,7 @@ def test_perfect_and_worst_predictions_are_the_ends_of_the_range(loss, targets):
 
 
 @pytest.mark.parametrize("loss", [mask_dice_loss, mask_tversky_loss])
-def test_nothing_against_nothing_costs_nothing(loss):
+def test_an_empty_prediction_of_an_empty_target_costs_nothing(loss):
     assert loss(torch.full((1, 4, 4), -100.0), torch.zeros(1, 4, 4)).item() == 0
 
 
@@ -123,7 +123,7 @@ def test_generalized_dice_is_monais(monai, logits, targets):
     torch.testing.assert_close(mask_generalized_dice_loss(logits, targets), expected)
 
 
-def test_generalized_dice_without_an_object_is_finite_and_falls_with_what_is_predicted():
+def test_generalized_dice_without_an_object_is_finite_and_falls_with_the_prediction():
     nothing = torch.zeros(1, 4, 4)
     losses = [
         mask_generalized_dice_loss(torch.full((1, 4, 4), z), nothing).item() for z in (5.0, 0.0, -5.0, -50.0)

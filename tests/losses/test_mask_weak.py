@@ -1,4 +1,4 @@
-"""Losses of points and boxes: by hand, against plain loops, and what they answer to odd input."""
+"""`maskloss.losses.mask_weak`: by hand, against plain loops, and with empty and extreme input."""
 
 from __future__ import annotations
 
@@ -193,7 +193,7 @@ def test_module_reductions_half_and_gradcheck(name, generator):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_nothing_gives_a_zero_that_backpropagates(name, generator):
+def test_empty_input_returns_a_zero_that_backpropagates(name, generator):
     function, _, knobs, make = CASES[name]
     logits, *rest = (value[:0] for value in make(generator))
     logits.requires_grad_()
@@ -242,7 +242,7 @@ def test_other_shapes_and_knobs_raise(call, message):
         call()
 
 
-def test_no_points_give_zero():
+def test_without_points_the_loss_is_zero():
     logits = torch.zeros(2, 4, 4, requires_grad=True)
     loss = mask_point_loss(logits, torch.zeros(2, 0, 2), torch.zeros(2, 0))
     assert loss.tolist() == [0, 0]

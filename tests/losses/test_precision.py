@@ -1,4 +1,4 @@
-"""Gradients of large masks in float32, and no index or wait that depends on values."""
+"""Accuracy in float32, also of large masks, and losses without a host sync."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_values_and_gradients_of_a_large_mask_in_float32_are_those_of_float64(ca
     torch.testing.assert_close(
         value, case.function(logits.double(), target.double(), **case.knobs), rtol=1e-4, atol=0
     )
-    # The slope of torch's own cross-entropy, p - t, has three digits there, in torchvision as here.
+    # The slope of torch's cross-entropy, p - t, has three digits there, in torchvision too.
     if sure < 12 or case.function is not losses.mask_bce_loss:
         found = gradient(case.function, logits, target, **case.knobs)
         expected = gradient(case.function, logits.double(), target.double(), **case.knobs)
@@ -113,11 +113,11 @@ def test_lovasz_is_the_papers_set_function(objects, generator):
     torch.testing.assert_close(mask_lovasz_loss(logits, target), torch.tensor(expected, dtype=torch.float64))
 
 
-# Boxes.
+# Host syncs
 
 
-class IndexesByValues(TorchDispatchMode):
-    """Counts operations whose result's size, or a branch, depends on values: on a device the host waits for them."""
+class HostSyncs(TorchDispatchMode):
+    """Record the operations that synchronize the host with a device: a result's size or a branch depends on values."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -138,11 +138,11 @@ class IndexesByValues(TorchDispatchMode):
 
 
 @each(ALL)
-def test_no_loss_waits_for_a_device(case, generator):
+def test_no_loss_synchronizes_with_a_device(case, generator):
     predictions, arguments = inputs(case, generator)
     predictions.requires_grad_()
     given = arguments(predictions)
-    with IndexesByValues() as counted:
+    with HostSyncs() as counted:
         case.function(*given, **case.knobs).sum().backward()
     assert counted.found == []
 
@@ -170,16 +170,16 @@ def other_losses() -> dict[str, tuple[nn.Module, tuple[Tensor, ...]]]:
     }
 
 
-def test_every_public_loss_is_looked_at_here():
+def test_every_public_loss_is_checked_here():
     public = {name for name in losses.__all__ if isinstance(getattr(losses, name), type)}
     public = {name for name in public if issubclass(getattr(losses, name), nn.Module)}
     assert public == {case.module.__name__ for case in ALL} | set(other_losses()) | {"MaskRCNNLoss"}
 
 
 @pytest.mark.parametrize("name", other_losses())
-def test_no_other_loss_waits_for_a_device(name):
+def test_no_other_loss_synchronizes_with_a_device(name):
     loss, arguments = other_losses()[name]
-    with IndexesByValues() as counted:
+    with HostSyncs() as counted:
         values = loss(*arguments)
         (values[0] if isinstance(values, tuple) else values).sum().backward()
     assert counted.found == []
@@ -187,20 +187,20 @@ def test_no_other_loss_waits_for_a_device(name):
 
 @pytest.mark.parametrize("preset", ["torchvision", "detectron2", "matterport", "paper", "aligned"])
 @pytest.mark.parametrize("weighted", [False, True])
-def test_the_criterion_waits_for_no_device(preset, weighted, generator):
+def test_the_criterion_does_not_synchronize_with_a_device(preset, weighted, generator):
     active = torch.tensor([True, True, False]) if preset == "matterport" else None
     loss = losses.MaskRCNNLoss.preset(preset, active_classes=active)
     if weighted:
-        # Its divisor is a sum of weights, which only the device knows.
+        # Its divisor is a sum of weights, a tensor on the device.
         loss.classification = losses.ClassWeightedCrossEntropyLoss([1.0, 2.0, 3.0])
     batches = Batches(generator)
-    with IndexesByValues() as counted:
+    with HostSyncs() as counted:
         sum(batches.losses(loss).values()).backward()
     assert counted.found == []
 
 
-def test_waiting_would_be_seen():
-    with IndexesByValues() as counted:
+def test_a_synchronization_is_detected():
+    with HostSyncs() as counted:
         torchvision.ops.generalized_box_iou_loss(torch.rand(2, 4), torch.rand(2, 4))
         torch.ones(1).item()
     assert len(counted.found) >= 2
@@ -252,9 +252,8 @@ def test_a_loss_of_each_roi_by_vmap_is_the_loss_of_all(case, generator):
 
 
 @pytest.mark.parametrize("gamma", [0.5, 1.5, 2.0, 3.7])
-def test_focal_losses_of_what_is_right_and_sure_are_next_to_nothing(gamma):
+def test_focal_losses_of_right_and_certain_predictions_are_nearly_zero(gamma):
     logits, ones = torch.full((3, 4, 4), 40.0), torch.ones(3, 4, 4)
-    # Targets that rounding has taken above 1 have 1 - p_t < 0.
     # (1 - p)^γ times -log p, where 1 - p and -log p are e^-40 to float64's rounding, and α = 1/4.
     expected = torch.full((3,), 0.25 * math.exp(-40 * (gamma + 1)))
     torch.testing.assert_close(losses.mask_focal_loss(logits, ones, gamma=gamma), expected, rtol=1e-4, atol=0)
@@ -264,7 +263,7 @@ def test_focal_losses_of_what_is_right_and_sure_are_next_to_nothing(gamma):
         rtol=1e-4,
         atol=0,
     )
-    # Targets that rounding has taken above 1 have 1 - p_t < 0.
+    # For targets that rounding has moved above 1, 1 - p_t is negative.
     beyond = logits.clone().requires_grad_()
     values = losses.mask_focal_loss(beyond, ones + 2e-7, gamma=gamma)
     (slope,) = torch.autograd.grad(values.sum(), beyond)

@@ -16,19 +16,19 @@ from tests.reference import module_of
 
 LOG2 = math.log(2)
 
-# Two images of which 10 anchors were sampled where 256 each would be, on 50 locations, 2 of them positive,
-# one delta of each off by 0.5; and 8 RoIs with 4 positives of the same. Logits of 0 cost log 2 each, of 4 classes
-# log 4. A delta off by 0.5 costs
+# Two images with 10 sampled anchors (of up to 256 per image) on 50 locations, 2 of them positive, and 8 sampled RoIs, 4
+# of them positive. Each positive has one delta that is off by 0.5. Logits of 0 cost log 2, or log 4 for 4 classes. A
+# delta that is off by 0.5 costs
 #   smooth L1, beta 1/9: 0.5 - 1/18 = 4/9;    L1: 1/2;    smooth L1, beta 1: 0.5² / 2 = 1/8.
 EXPECTED = {
-    "torchvision": {  # over what was sampled
+    "torchvision": {  # over the samples
         "loss_objectness": LOG2,
         "loss_rpn_box_reg": 2 * (4 / 9) / 10,
         "loss_classifier": 2 * LOG2,
         "loss_box_reg": 4 * (4 / 9) / 8,
         "loss_mask": LOG2,
     },
-    "detectron2": {  # RPN over 2 * 256; the detector over what was sampled
+    "detectron2": {  # RPN over 2 * 256; the detector over the samples
         "loss_objectness": 10 * LOG2 / 512,
         "loss_rpn_box_reg": 2 * (1 / 2) / 512,
         "loss_classifier": 2 * LOG2,
@@ -138,6 +138,16 @@ def test_active_classes_for_another_preset_raise(name):
         MaskRCNNLoss.preset(name, active_classes=torch.ones(2, dtype=torch.bool))
 
 
-def test_an_unknown_preset_raises_and_lists_those_there_are():
+def test_an_unknown_preset_raises_with_the_names():
     with pytest.raises(ValueError, match="no preset is named 'mmdet'; there are torchvision, detectron2"):
         MaskRCNNLoss.preset("mmdet")
+
+
+def test_a_preset_of_another_type_raises_with_the_names():
+    with pytest.raises(ValueError, match=r"no preset is named \['paper'\]; there are torchvision"):
+        MaskRCNNLoss.preset(["paper"])
+
+
+def test_active_classes_may_be_a_list():
+    loss = MaskRCNNLoss.preset("matterport", active_classes=[True, False, True])
+    assert loss.classification.active_classes.tolist() == [True, False, True]

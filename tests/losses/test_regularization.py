@@ -100,14 +100,14 @@ def penalty(request):
     ],
     ids=lambda module: type(module).__name__,
 )
-def test_normalisation_layers_are_left_out_whatever_their_name(penalty, normalization):
+def test_normalization_layers_are_skipped_by_their_type(penalty, normalization):
     model = nn.Sequential(nn.Conv2d(3, 4, 1), normalization)
     with_normalization = penalty(model)
     assert with_normalization.item() == pytest.approx(penalty(model[0]).item(), rel=1e-6)
     assert with_normalization > 0
 
 
-def test_a_layer_named_as_a_normalisation_but_of_another_type_counts(penalty):
+def test_a_layer_with_the_name_of_a_normalization_but_another_type_counts(penalty):
     model = nn.Module()
     model.bn_gamma = nn.Linear(2, 1)
     assert penalty(model).item() == pytest.approx(penalty(model.bn_gamma).item())
@@ -124,7 +124,7 @@ def test_biases_count(penalty):
     )
 
 
-def test_frozen_parameters_are_left_out(penalty):
+def test_frozen_parameters_are_skipped(penalty):
     model = reference.module_of(torch.full((3,), 2.0), torch.full((3,), 5.0))
     model.weight_1.requires_grad_(False)
     assert penalty(model).item() == pytest.approx(penalty(reference.module_of(torch.full((3,), 2.0))).item())
