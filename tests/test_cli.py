@@ -618,7 +618,7 @@ def test_evaluate_and_predict_overwrite_nothing(
     ):
         code, text = failed(capsys, *arguments)
         assert code == 2
-        assert text == f"maskloss: error: {tmp_path / name}: is there already; name another --output"
+        assert text == f"maskloss: error: {tmp_path / name}: already exists; name another --output"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["metrics.json", "results.json"]
 
 
@@ -631,7 +631,7 @@ def test_predict_does_not_draw_over_the_photo_itself(
     checkpoint = ["--checkpoint", trained / "model.safetensors", "--output", tmp_path]
     code, text = failed(capsys, "predict", *checkpoint, data / "val/images/000002.png", photo)
     assert code == 2
-    assert text == f"maskloss: error: {photo}: is there already; name another --output"
+    assert text == f"maskloss: error: {photo}: already exists; name another --output"
     assert photo.read_bytes() == before
     assert [path.name for path in tmp_path.iterdir()] == ["photo.png"]
 
