@@ -830,10 +830,10 @@ def test_a_picture_that_is_gone_leaves_the_report_whole(
 
 
 def test_names_and_ids_of_any_length_are_drawn() -> None:
-    from maskloss.report.pictures import category_colour, shortened
+    from maskloss.report.pictures import category_color, shortened
 
-    assert category_colour(10**400)
-    assert category_colour(3) == category_colour(3 + 2**31)
+    assert category_color(10**400)
+    assert category_color(3) == category_color(3 + 2**31)
     assert len(shortened("W" * 2_000_000)) == 40
     assert shortened("caf\udce9") == "caf\\udce9"
 
