@@ -1,4 +1,4 @@
-"""The recipes of docs/other_formats.md: the code of the page is run as it stands there, on a small data set."""
+"""The recipes of docs/other_formats.md, run exactly as shown on the page, on a small data set."""
 
 from __future__ import annotations
 
@@ -365,7 +365,7 @@ def test_png_masks_are_exact(capsys: pytest.CaptureFixture[str], hold_categories
     if hold_categories:
         run_python(
             PNG,
-            ("category_id = 1  # or from the value, where it holds the category: value // 1000",
+            ("category_id = 1  # or from the value, if it encodes the category: value // 1000",
              "category_id = value // 1000"),
             ('categories = [{"id": 1, "name": "nut"}]',
              'categories = [{"id": 1, "name": "nut"}, {"id": 2, "name": "bolt"}]'),
