@@ -60,7 +60,9 @@ def demo(output: str = "runs/demo", max_steps: int = 260, seed: int = 0, device:
         # The annotation file is written last, so the data are complete if it exists.
         if not (part / "annotations.json").exists():
             if part.exists() and any(part.glob("*")):
-                raise InputError(f"{part}: contains an incomplete data set; remove it, or name another --output")
+                raise InputError(
+                    f"{part}: contains an incomplete data set; remove it, or name another --output"
+                )
             write_shapes(part, num_images, size=128, seed=2 * seed + offset)
     config = TrainConfig(
         train_images=str(folder / "data/train/images"),
@@ -529,13 +531,19 @@ def _add_options(command: _Parser, name: str, function: Callable[..., None]) -> 
         from maskloss.training.config import TrainConfig
 
         command.add_argument(
-            "--config", action="config", help="YAML file with any of these options, spelled with _ instead of -."
+            "--config",
+            action="config",
+            help="YAML file with any of these options, with _ in their names.",
         )
         command.add_class_arguments(TrainConfig, None, skip={"resume"})
-        command.add_argument("--resume", action="store_true", help="resume an interrupted run from its newest checkpoint.")
+        command.add_argument(
+            "--resume", action="store_true", help="resume the run from its newest checkpoint."
+        )
     elif name == "check":
         command.add_function_arguments(function, None, skip={"all"})
-        command.add_argument("--all", action="store_true", help="list every case of each problem instead of three examples.")
+        command.add_argument(
+            "--all", action="store_true", help="list every case of each problem instead of three examples."
+        )
     elif name == "predict":
         command.add_function_arguments(function, None, skip={"image"})
         command.add_argument("image", nargs="+", help="image files to predict.")

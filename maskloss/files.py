@@ -108,7 +108,8 @@ def _is_running(process: int) -> bool:
 
 @contextmanager
 def locked(
-    folder: Path, busy: str = "another process is writing into it; wait until it ends, or name another --output"
+    folder: Path,
+    busy: str = "another process is writing into it; wait until it ends, or name another --output",
 ) -> Iterator[None]:
     """Lock a folder against writes by other processes, and remove temporary files that killed processes left in it.
 

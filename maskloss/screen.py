@@ -14,7 +14,7 @@ class _ScreenHandler(logging.Handler):
     """Handler that writes one line per message, above any progress bar: warnings to stderr, the rest to stdout."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        from tqdm import tqdm  # imported here, because commands without a progress bar need it only for messages
+        from tqdm import tqdm  # imported here, because many commands show no progress bar
 
         is_warning = record.levelno >= logging.WARNING
         text = one_line(record.getMessage())

@@ -56,7 +56,7 @@ def place_shape(rng: np.random.Generator, kinds: np.ndarray, others: list[np.nda
     return (points + np.clip(center, low, high)).round(2)
 
 
-def cover(points: np.ndarray) -> np.ndarray:
+def coverage(points: np.ndarray) -> np.ndarray:
     """Return the fraction of each pixel that a polygon covers, (S, S) in [0, 1]."""
     large = Image.new("L", (SIZE * SUPERSAMPLING,) * 2)
     ImageDraw.Draw(large).polygon([tuple(p) for p in points * SUPERSAMPLING], fill=255)
@@ -92,7 +92,7 @@ def picture(rng: np.random.Generator, shares: np.ndarray) -> tuple[Image.Image, 
             direction[0] * (rows - rows[mask].mean()) + direction[1] * (columns - columns[mask].mean())
         )
         painted = (color * rng.uniform(0.8, 1.2)) * shade[..., None] + rng.normal(0, 8, (SIZE, SIZE, 1))
-        alpha = cover(points)[..., None]
+        alpha = coverage(points)[..., None]
         pixels = pixels * (1 - alpha) + painted * alpha
     annotations = []
     for kind, _, visible in shapes:

@@ -2,10 +2,10 @@
 
     python benchmarks/ablations/warm_up.py --folder runs/ablations
 
-Requires the data of `hard_shapes.py` in `data/` of the folder; takes about a quarter of an hour on two CPU cores. Writes
-`warm_up/`, a resumable run of `maskloss train` with torchvision's losses, and its weights: `start_masks.safetensors`
-without the mask branch, for questions about masks, and `start.safetensors` also without the layers that predict classes
-and box deltas. Each variant trains the removed layers from scratch.
+Requires the data of `hard_shapes.py` in `data/` of the folder; takes about a quarter of an hour on two CPU cores.
+Writes `warm_up/`, a resumable run of `maskloss train` with torchvision's losses, and its weights:
+`start_masks.safetensors` without the mask branch, for questions about masks, and `start.safetensors` also without the
+layers that predict classes and box deltas. Each variant trains the removed layers from scratch.
 """
 
 from __future__ import annotations

@@ -4,8 +4,8 @@
 
 Takes just under an hour on two CPU cores, and resumes after an interruption from the results in the folder. Prints
 foreground IoU, Dice, precision and recall on test images, by the object's share of the image, and writes them to
-results/imbalance.json and imbalance/table.md. All losses are trained in the same way: the same images and initial weights
-for the same seed, AdamW, and a threshold at a probability of 1/2.
+results/imbalance.json and imbalance/table.md. All losses are trained in the same way: the same images and initial
+weights for the same seed, AdamW, and a threshold at a probability of 1/2.
 """
 
 from __future__ import annotations

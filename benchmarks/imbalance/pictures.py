@@ -56,7 +56,7 @@ def _blobs(random: object, area: float, pieces: int, size: int) -> Tensor:
         u = (x - cx) * math.cos(turn) + (y - cy) * math.sin(turn)
         v = (y - cy) * math.cos(turn) - (x - cx) * math.sin(turn)
         inside = (u / (radius * aspect)) ** 2 + (v * aspect / radius) ** 2 <= 1
-        # An ellipse that is smaller than a pixel covers the pixel that contains its center.
+        # An ellipse covers at least the pixel that contains its center.
         inside[min(int(cy), size - 1), min(int(cx), size - 1)] = True
         mask[0, inside] = 1.0
     return mask

@@ -93,7 +93,9 @@ def read_plan(file: str | Path, output: str | Path) -> Plan:
     variants, seeds = _read_variants(path, content), _read_seeds(path, content)
     baseline = content.get("baseline", next(iter(variants)))
     if not isinstance(baseline, str) or baseline not in variants:
-        raise InputError(f"{path}: the baseline {baseline!r} is not one of the variants {', '.join(variants)}")
+        raise InputError(
+            f"{path}: the baseline {baseline!r} is not one of the variants {', '.join(variants)}"
+        )
     resources = {name: content.get(name, default) for name, default in (("cpus", 1), ("gpus", 0))}
     for name, value in resources.items():
         if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value < math.inf:
@@ -152,7 +154,7 @@ def _read_variants(path: Path, content: dict[str, Any]) -> dict[str, dict[str, A
     for name, changes in variants.items():
         if not isinstance(name, str) or not _NAME.fullmatch(name):
             raise InputError(
-                f"{path}: variant {name!r}: a name has up to 100 letters, digits and ._+-, because a folder is named after it"
+                f"{path}: variant {name!r}: a name has up to 100 letters, digits and ._+-, as it names a folder"
                 + ("" if isinstance(name, str) else "; put it in quotes, or YAML does not read it as text")
             )
         if changes is not None and not isinstance(changes, dict):

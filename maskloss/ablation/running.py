@@ -150,7 +150,10 @@ def run_on_ray(plan: Plan, runs: list[Run], address: str | None) -> Iterator[tup
         there = ray.cluster_resources()
         for name, needed in (("CPU", plan.cpus), ("GPU", plan.gpus)):
             if needed > there.get(name, 0):
-                raise InputError(f"a run requests {needed:g} {name}s, but Ray has {there.get(name, 0):g}; lower {name.lower()}s in the YAML")
+                raise InputError(
+                    f"a run requests {needed:g} {name}s, but Ray has {there.get(name, 0):g}; "
+                    f"lower {name.lower()}s in the YAML"
+                )
         # One run per process, so that its peak memory is its own.
         resources = {"num_cpus": plan.cpus, "num_gpus": plan.gpus}
         task = ray.remote(**resources, max_retries=0, max_calls=1)(execute)

@@ -80,7 +80,9 @@ def _run_sweep(
             elapsed = time.perf_counter() - began
             left = elapsed / number * (len(outstanding) - number)
             bar.update()
-            bar.write(_format_line(run, outcome, len(plan.runs) - len(outstanding) + number, len(plan.runs), left))
+            bar.write(
+                _format_line(run, outcome, len(plan.runs) - len(outstanding) + number, len(plan.runs), left)
+            )
             write_results(folder, plan, outcomes)
     write_results(folder, plan, outcomes)
     page = write_page(folder, plan, outcomes)
