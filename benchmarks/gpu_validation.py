@@ -150,7 +150,7 @@ def curve(data: CocoData, steps: int, min_size: int, device: torch.device) -> di
 
 
 def learning(arguments: argparse.Namespace, device: torch.device) -> dict[str, Any]:
-    """Overfit some images, and train on all; the categories are merged, and the latter evaluated on other images."""
+    """Overfit some images, and train on all and evaluate on others, with all categories merged into one."""
     folder: Path = arguments.output
     annotations = {
         "some": merged(arguments.train_annotations, folder / "some.json", OVERFITTED),

@@ -10,7 +10,7 @@ from typing import Any
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
-#: Line styles. A style lasts for ten variants, because there are ten colors.
+#: Line styles; each is used for ten variants, because there are ten colors.
 _LINES = ("-", "--", ":", "-.")
 _NOT_CURVES = {"step", "learning_rate", "seconds"}
 

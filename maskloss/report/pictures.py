@@ -21,7 +21,7 @@ _GOLDEN_RATIO = 0.618034
 
 
 @dataclass(frozen=True)
-class Drawn:
+class DrawnObject:
     """Object to draw.
 
     Attributes:
@@ -36,11 +36,11 @@ class Drawn:
     text: str
     color: Color
 
-    def enlarged(self, factor: int) -> Drawn:
+    def enlarged(self, factor: int) -> DrawnObject:
         """Return the same object for an image that is larger by an integer factor."""
         x1, y1, x2, y2 = self.box
         mask = self.mask.repeat(factor, axis=0).repeat(factor, axis=1)
-        return Drawn(mask, (x1 * factor, y1 * factor, x2 * factor, y2 * factor), self.text, self.color)
+        return DrawnObject(mask, (x1 * factor, y1 * factor, x2 * factor, y2 * factor), self.text, self.color)
 
 
 def category_color(category_id: int) -> Color:
@@ -56,7 +56,7 @@ def draw_truth(
     """Draw the annotations of an image over it, except crowds, which training leaves out too."""
     masks = record.object_masks().bitmaps()
     objects = [
-        Drawn(mask, a.box, shortened(names[a.category_id]), category_color(a.category_id))
+        DrawnObject(mask, a.box, shortened(names[a.category_id]), category_color(a.category_id))
         for a, mask in zip(record.objects, masks.numpy(), strict=True)
     ]
     return draw_objects(image, objects, enlarge=enlarge)
@@ -72,7 +72,7 @@ def draw_results(
         # A model without masks returns boxes only.
         blank = np.zeros((image.height, image.width), dtype=np.uint8)
         objects.append(
-            Drawn(
+            DrawnObject(
                 coco_mask.decode(result["segmentation"]) if "segmentation" in result else blank,
                 (x, y, x + width, y + height),
                 f"{shortened(names[result['category_id']])} {result['score']:.2f}",
@@ -82,7 +82,7 @@ def draw_results(
     return draw_objects(image, objects, enlarge=enlarge)
 
 
-def draw_objects(image: Image.Image, objects: Sequence[Drawn], *, enlarge: int = 1) -> Image.Image:
+def draw_objects(image: Image.Image, objects: Sequence[DrawnObject], *, enlarge: int = 1) -> Image.Image:
     """Draw each object's tinted mask, its outline, its box and its text.
 
     Args:
@@ -137,7 +137,7 @@ def _outline(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
     return mask & ~inner
 
 
-def _write(canvas: ImageDraw.ImageDraw, drawn: Drawn, font: Any, size: tuple[int, int]) -> None:
+def _write(canvas: ImageDraw.ImageDraw, drawn: DrawnObject, font: Any, size: tuple[int, int]) -> None:
     """Write an object's text on a background of its color, above the box or, if there is no room, inside it."""
     left, top, right, bottom = canvas.textbbox((0, 0), drawn.text, font=font)
     width, height = right - left + 4, bottom - top + 4
