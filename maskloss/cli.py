@@ -414,7 +414,7 @@ def _run(arguments: list[str]) -> None:
 
     if threading.current_thread() is threading.main_thread():
         interrupt_by_exception()
-    _COMMANDS[command](**settings)
+    COMMANDS[command](**settings)
 
 
 def _check_config_files(arguments: list[str]) -> None:
@@ -476,7 +476,7 @@ def _fail_unexpectedly(error: Exception) -> NoReturn:
     _fail(f"internal error: {described} ({where}); please report it with what MASKLOSS_DEBUG=1 shows", 1)
 
 
-_COMMANDS: dict[str, Callable[..., None]] = {
+COMMANDS: dict[str, Callable[..., None]] = {
     "demo": demo,
     "shapes": shapes,
     "check": check,
@@ -497,7 +497,7 @@ class _Parser(ArgumentParser):
         line = " ".join(part.strip() for part in str(message).splitlines() if part.strip())
         # jsonargparse names an option by its key, as in "train.max_steps" or Parser key "max_steps".
         line = re.sub(r'Parser key "(?:\w+\.)?(\w+)"', r"--\1", line)
-        line = re.sub(rf"(?<![\w./-])(?:{'|'.join(_COMMANDS)})\.(\w+)", r"--\1", line)
+        line = re.sub(rf"(?<![\w./-])(?:{'|'.join(COMMANDS)})\.(\w+)", r"--\1", line)
         print(one_line(f"{self.prog}: error: {_hyphenated(line)}"), file=sys.stderr)
         sys.exit(2)
 
@@ -517,7 +517,7 @@ def _make_parser(command_name: str) -> _Parser:
     )
     parser.add_argument("--version", action="version", version=f"maskloss {__version__}")
     commands = parser.add_subcommands(dest="command")
-    for name, function in _COMMANDS.items():
+    for name, function in COMMANDS.items():
         summary = (function.__doc__ or "").splitlines()[0]
         command = _Parser(prog=f"maskloss {name}", description=summary)
         if name == command_name:
@@ -554,11 +554,11 @@ def _add_options(command: _Parser, name: str, function: Callable[..., None]) -> 
 def _train_and_report(config: Any) -> None:
     from maskloss.report.page import write_report
     from maskloss.training.loop import train
-    from maskloss.training.metrics import LABELS
+    from maskloss.training.metrics import labels
 
     result = train(config)
     if result.main_process:
-        page = write_report(config.output_folder, result.validation, result.evaluation.results, LABELS)
+        page = write_report(config.output_folder, result.validation, result.evaluation.results, labels())
         _print_metrics(result.evaluation.metrics)
         print(f"report: {page}")
 
@@ -581,9 +581,9 @@ def _is_command() -> bool:
 
 
 def _print_metrics(metrics: dict[str, Any]) -> None:
-    from maskloss.training.metrics import LABELS
+    from maskloss.training.metrics import labels
 
-    for kind, label in LABELS.items():
+    for kind, label in labels().items():
         values = "  ".join(
             f"{key} {'none' if value is None else f'{value:.3f}'}" for key, value in metrics[kind].items()
         )

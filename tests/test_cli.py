@@ -396,7 +396,7 @@ def test_evaluate_accepts_unusual_input_with_one_warning_on_stderr(
         "--annotations", tmp_path / "spoilt.json", "--output", tmp_path / "out", "--device", "cpu")  # fmt: skip
     warnings = [line for line in capsys.readouterr().err.splitlines() if "warning" in line]
     assert len(warnings) == 1
-    assert f"{len(spoilt)} annotations lose degenerate polygons beside good ones" in warnings[0]
+    assert f"{len(spoilt)} annotations lose their degenerate polygons and keep the others" in warnings[0]
 
 
 # predict

@@ -247,11 +247,11 @@ def _execute_alone(options: dict[str, Any]) -> None:
 def _train(config: TrainConfig) -> None:
     from maskloss.report.page import write_report
     from maskloss.training.loop import train
-    from maskloss.training.metrics import LABELS
+    from maskloss.training.metrics import labels
 
     result = train(config)
     write_text(config.output_folder / "results.json", json.dumps(result.evaluation.results))
-    write_report(config.output_folder, result.validation, result.evaluation.results, LABELS)
+    write_report(config.output_folder, result.validation, result.evaluation.results, labels())
     # Checkpoints are several times the size of the model, and a completed run is not resumed.
     shutil.rmtree(config.output_folder / "checkpoints", ignore_errors=True)
 

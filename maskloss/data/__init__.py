@@ -1,1 +1,1 @@
-"""COCO-format data: reading and checking, augmentation, subsets, synthetic shapes."""
+"""COCO-format data: reading and validation, repair, augmentation, subsets, synthetic shapes."""

@@ -1,4 +1,7 @@
-"""Comparing annotations with their images and categories, all at once: which are kept, and with which box and area."""
+"""Validation of annotations against their images and categories, vectorized over all annotations of a file.
+
+`check_annotations` decides which annotations are kept, and computes their boxes and areas.
+"""
 
 from __future__ import annotations
 
@@ -26,39 +29,39 @@ from maskloss.masks.coco_format import count_pixels
 from maskloss.masks.coverage import union_area
 from maskloss.masks.encoded import FloatArray, IntArray
 
-#: How far boxes and polygons may reach beyond the image without a warning, in px: COCO's own do, by rounding.
+#: How far boxes and polygons may reach beyond the image without a warning, in px. COCO's own do, because of rounding.
 BORDER_TOLERANCE = 1.0
-#: Coordinates this many times the image's longer side from it are no drawing's.
-_FAR = 10
-#: An object with a smaller share of its mask inside the image is not of this image.
-_SMALLEST_INSIDE = 0.05
-#: An area above this is taken by COCO's evaluation as of no size class, so that the object is ignored.
-_LARGEST_AREA = 1e10
-#: px², below which a polygon bounds nothing.
+#: Largest plausible distance of a polygon from the image, in multiples of the image's longer side.
+_MAX_DISTANCE = 10
+#: Smallest share of a mask's area inside the image; with less, the object is assumed to belong to another image.
+_MIN_SHARE_INSIDE = 0.05
+#: Largest usable area, in px². COCO's evaluation has no size class for larger ones and ignores the objects.
+_MAX_AREA = 1e10
+#: Area in px² up to which a polygon is degenerate.
 NO_AREA = 1e-9
 
 _LEFT_OUT = "`maskloss repair` leaves them out"
 _FROM_MASKS = "`maskloss repair --boxes from-masks` takes the masks' extents"
 DOUBLED_ID = Kind(
-    "doubled_id", "annotation", False, "annotations with the id of another one are given a new one"
+    "doubled_id", "annotation", False, "annotations with the id of another annotation get a new id"
 )
 UNKNOWN_IMAGE = Kind(
     "unknown_image",
     "annotation",
     True,
     "annotations of images that are not in the file",
-    "`maskloss repair` takes texts that spell an id, and leaves out the others",
+    "`maskloss repair` converts text that spells an id, and leaves out the others",
 )
 UNKNOWN_CATEGORY = Kind(
     "unknown_category",
     "annotation",
     True,
     "annotations of categories that are not in the file",
-    "`maskloss repair` takes texts that spell an id or a name, and leaves out the others",
+    "`maskloss repair` converts text that spells an id or a name, and leaves out the others",
 )
 DEGENERATE = Kind("degenerate", "annotation", False, "annotations whose mask has no area are left out")
 DEGENERATE_PART = Kind(
-    "degenerate_part", "annotation", False, "annotations lose degenerate polygons beside good ones"
+    "degenerate_part", "annotation", False, "annotations lose their degenerate polygons and keep the others"
 )
 NOT_FINITE = Kind(
     "not_finite",
@@ -96,14 +99,12 @@ BOX_CONVENTION = Kind("box_convention", "annotation", True, "", _FROM_MASKS)
 FRACTIONS = Kind(
     "fractions", "annotation", True, "", "`maskloss repair` multiplies them by the images' width and height"
 )
-BOX_ONLY = Kind(
-    "box_only", "annotation", False, "objects have a box and no mask; they train the boxes and no mask"
-)
+BOX_ONLY = Kind("box_only", "annotation", False, "objects have a box and no mask; they train only the boxes")
 ODD_AREA = Kind(
     "odd_area",
     "annotation",
     False,
-    "areas that are zero, negative, too large or no number are replaced by the masks'",
+    "areas that are zero, negative, too large or not a number are replaced by the masks'",
 )
 AREA_OF_BOX = Kind("area_of_box", "annotation", False)
 CROWDS = Kind("crowds", "annotation", False)
@@ -112,12 +113,12 @@ ALL_CROWDS = Kind("all_crowds", "annotation", True)
 
 @dataclass
 class _Table:
-    """The columns as arrays, and what is known of each row; R rows, P polygons."""
+    """The annotation columns as arrays, with the results of the checks for each row; R rows, P polygons."""
 
     columns: Columns
     positions: IntArray
     ids: IntArray
-    image: IntArray  # (R,) index, -1 where it is none
+    image: IntArray  # (R,) index of the image, -1 if it is unknown
     form: Any
     crowds: BoolArray
     kept: BoolArray
@@ -127,29 +128,29 @@ class _Table:
     point_first: IntArray
     point_count: IntArray
     coordinates: FloatArray
-    rle_index: IntArray  # (R,) among the RLEs
-    extents: FloatArray  # (R, 4) xyxy of the mask, NaN without
-    shoelace: FloatArray  # (R,) sum of the polygons' areas, or pixels of the RLE
+    rle_index: IntArray  # (R,) index into the RLEs
+    extents: FloatArray  # (R, 4) xyxy of the mask, NaN without a mask
+    shoelace: FloatArray  # (R,) sum of the polygons' areas, or number of pixels of the RLE
     images: ImageColumns
     findings: Findings
 
     def name(self, row: int) -> str:
-        given = self.columns.has_id[row]
-        return f"annotation {self.ids[row]}" if given else f"annotation number {self.positions[row]}"
+        has_id = self.columns.has_id[row]
+        return f"annotation {self.ids[row]}" if has_id else f"annotation number {self.positions[row]}"
 
-    def where(self, row: int) -> str:
+    def image_text(self, row: int) -> str:
         index = self.image[row]
         return f" (image {self.images.ids[index]}, {shown(self.images.names[index]).strip(chr(39))})"
 
     def size(self, row: int) -> tuple[int, int]:
         return self.images.widths[self.image[row]], self.images.heights[self.image[row]]
 
-    def tell(self, kind: Kind, row: int, text: str) -> None:
-        self.findings.add(kind, int(self.positions[row]), self.name(row), text + self.where(row))
+    def report(self, kind: Kind, row: int, text: str) -> None:
+        self.findings.add(kind, int(self.positions[row]), self.name(row), text + self.image_text(row))
 
     def drop(self, kind: Kind, rows: Iterable[Any], text: Callable[[int], str]) -> None:
         for row in rows:
-            self.tell(kind, int(row), text(int(row)))
+            self.report(kind, int(row), text(int(row)))
             self.kept[row] = False
 
     def polygons(self, row: int) -> list[FloatArray]:
@@ -157,7 +158,7 @@ class _Table:
         return polygons_of(self.coordinates, self.point_first[parts], self.point_count[parts])
 
 
-# Files hold numbers of any size, and NaN stands for what is missing.
+# The numbers in a file may be of any size, and NaN stands for missing values.
 @np.errstate(invalid="ignore", over="ignore")
 def check_annotations(
     columns: Columns,
@@ -167,40 +168,42 @@ def check_annotations(
     different_sizes: Callable[[Iterable[int]], set[int]],
     findings: Findings,
 ) -> tuple[Records, IntArray]:
-    """Compare annotations with their images and categories, and join both in arrays.
+    """Validate annotations against their images and categories, and build the arrays of both.
 
     Args:
-        columns: the annotations.
-        images: those that can be read.
-        categories: ids of the file.
-        faulty_categories: ids whose annotations' follow-up errors are none; None for all.
-        different_sizes: tells which of the images at some indices have files of another size than is recorded.
-        findings: what is noted.
+        columns: The annotations.
+        images: The images without errors. Those with another size than recorded are removed.
+        categories: Ids of the file's categories.
+        faulty_categories: Ids of categories with errors. Annotations that refer to one are dropped without a finding.
+            None drops all annotations of unknown categories without a finding.
+        different_sizes: Function that takes image indices and returns those of images whose file has another size than
+            recorded.
+        findings: Receives the faults and oddities that are found.
 
     Returns:
-        The images and the annotations without errors, and where in the file's list each of these annotations is.
+        The images and annotations without errors, and the position of each of these annotations in the file's list.
     """
-    table = _table(columns, images, findings)
+    table = _make_table(columns, images, findings)
     _match_images(table, faulty_ids=images.faulty)
     _match_categories(table, categories, faulty_categories)
     _measure_polygons(table)
     _measure_rles(table)
     _check_sizes(table, different_sizes)
-    _tell_faults(table)
+    _report_faults(table)
     _check_fractions(table)
     _check_masks_inside(table)
     boxes = _check_boxes(table)
     areas = _check_areas(table)
-    _number(table)
-    _tell_crowds(table)
+    _assign_new_ids(table)
+    _report_crowds(table)
     rows = np.nonzero(table.kept)[0]
     without = rows[(table.form[rows] == NO_MASK) & ~table.crowds[rows]]
     if len(without) and len(without) == (~table.crowds[rows]).sum():
-        text = f"none of the {len(without)} objects has a mask: the boxes are trained, and no mask"
+        text = f"none of the {len(without)} objects has a mask: only the boxes are trained"
         table.findings.add(BOX_ONLY, -1, "", text)
         without = without[:0]
     for row in without:
-        table.tell(BOX_ONLY, int(row), "has a box and no mask; it trains the boxes and no mask")
+        table.report(BOX_ONLY, int(row), "has a box and no mask; it trains only the boxes")
     rows = rows[np.argsort(table.image[rows], kind="stable")]
     counts = np.bincount(table.image[rows], minlength=len(images.ids))
     is_rle = table.form[rows] == RLE
@@ -208,7 +211,7 @@ def check_annotations(
         **images.arrays(),
         first=np.concatenate([[0], counts.cumsum()]).astype(np.int64),
         ids=table.ids[rows],
-        category_ids=_with_large(columns.category_ids, columns.odd_category_ids)[rows],
+        category_ids=_with_large_ids(columns.category_ids, columns.odd_category_ids)[rows],
         boxes=boxes[rows],
         crowds=table.crowds[rows],
         areas=areas[rows],
@@ -223,7 +226,7 @@ def check_annotations(
     return records, table.positions[rows]
 
 
-def _table(columns: Columns, images: ImageColumns, findings: Findings) -> _Table:
+def _make_table(columns: Columns, images: ImageColumns, findings: Findings) -> _Table:
     rows = len(columns)
     form = np.array(columns.forms, dtype=np.uint8)
     point_count = np.array(columns.point_counts, dtype=np.int64)
@@ -232,7 +235,7 @@ def _table(columns: Columns, images: ImageColumns, findings: Findings) -> _Table
     return _Table(
         columns=columns,
         positions=np.array(columns.positions, dtype=np.int64),
-        ids=_with_large(columns.ids, columns.odd_ids),
+        ids=_with_large_ids(columns.ids, columns.odd_ids),
         image=np.full(rows, -1),
         form=form,
         crowds=np.array(columns.crowds, dtype=bool),
@@ -253,8 +256,8 @@ def _table(columns: Columns, images: ImageColumns, findings: Findings) -> _Table
     )
 
 
-def _with_large(column: Any, odd: dict[int, Any]) -> IntArray:
-    """A column of ids with those of more than 64 bits in their places."""
+def _with_large_ids(column: Any, odd: dict[int, Any]) -> IntArray:
+    """Return a column of ids as an array, including the ids of more than 64 bits from `odd`."""
     large = {row: value for row, value in odd.items() if type(value) is int}
     if not large:
         return np.array(column, dtype=np.int64)
@@ -286,11 +289,11 @@ def _match_images(table: _Table, faulty_ids: set[Any]) -> None:
                     UNKNOWN_IMAGE, int(table.positions[row]), table.name(row), "missing image_id"
                 )
             continue
-        # Of an image with an error it is a consequence.
+        # If the image has an error, that one is the cause, and is reported alone.
         if ABSENT not in faulty_ids and not (
             isinstance(value, str | int | float | None) and value in faulty_ids
         ):
-            text = f"image_id {shown(value)} is no image of the file"
+            text = f"image_id {shown(value)} is not in the file"
             table.findings.add(UNKNOWN_IMAGE, int(table.positions[row]), table.name(row), text)
 
 
@@ -302,14 +305,14 @@ def _match_categories(table: _Table, categories: set[int], faulty: set[Any] | No
     for row in np.nonzero(table.kept & ~good)[0].tolist():
         value = table.columns.odd_category_ids.get(row, int(wanted[row]))
         if value is ABSENT and faulty is not None:
-            table.tell(UNKNOWN_CATEGORY, row, "missing category_id")
+            table.report(UNKNOWN_CATEGORY, row, "missing category_id")
         elif faulty is not None and not (isinstance(value, str | int | float | None) and value in faulty):
-            table.tell(UNKNOWN_CATEGORY, row, f"category_id {shown(value)} is not in the file")
+            table.report(UNKNOWN_CATEGORY, row, f"category_id {shown(value)} is not in the file")
     table.kept &= good
 
 
 def _measure_polygons(table: _Table) -> None:
-    """Find extents and areas, and take degenerate polygons out."""
+    """Compute the extents and areas of polygons, and remove degenerate polygons."""
     is_polygons = table.form == POLYGONS
     rows = np.nonzero(is_polygons)[0]
     owner = np.repeat(rows, table.part_count[rows])
@@ -320,14 +323,14 @@ def _measure_polygons(table: _Table) -> None:
     table.drop(
         NOT_FINITE, infinite, lambda row: "segmentation: a polygon has a coordinate that is not finite"
     )
-    limit = (_FAR + 1) * _sizes(table).max(axis=1)[owner]
+    limit = (_MAX_DISTANCE + 1) * _sizes(table).max(axis=1)[owner]
     used = finite & table.kept[owner]
     far = used & ((low.min(axis=1) < -limit) | (high.max(axis=1) > limit)) if len(owner) else used
     for row in np.unique(owner[far]).tolist():
         parts = np.nonzero(owner == row)[0]
-        table.tell(OUTSIDE, row, _outside_text(table, row, low[parts].min(axis=0), high[parts].max(axis=0)))
+        table.report(OUTSIDE, row, _outside_text(table, row, low[parts].min(axis=0), high[parts].max(axis=0)))
         table.kept[row] = False
-    # A figure of eight has a signed area of zero, and covers something.
+    # A figure of eight has a signed area of zero, but covers pixels.
     extent = (high - low).prod(axis=1)
     small = finite & table.kept[owner] & (area <= 1e-6 * extent + NO_AREA)
     good = np.ones(len(owner), dtype=bool)
@@ -345,7 +348,7 @@ def _measure_polygons(table: _Table) -> None:
     for row in np.nonzero((lost > 0) & table.kept)[0].tolist():
         count = int(lost[row])
         what = "a degenerate polygon is" if count == 1 else f"{count} degenerate polygons are"
-        table.tell(DEGENERATE_PART, row, f"segmentation: {what} left out")
+        table.report(DEGENERATE_PART, row, f"segmentation: {what} left out")
     if not good.all():
         table.point_first, table.point_count, owner = (
             table.point_first[good],
@@ -376,7 +379,7 @@ def _outside_text(table: _Table, row: int, low: Any, high: Any) -> str:
 
 
 def _polygon_areas(coordinates: FloatArray, first: IntArray, count: IntArray) -> FloatArray:
-    """Return each polygon's area by the shoelace formula, (P,), of polygons that follow each other without a gap."""
+    """Return each polygon's area by the shoelace formula, (P,); the polygons' coordinates must be contiguous."""
     area = np.empty(len(first))
     chunk = 50_000
     for start in range(0, len(first), chunk):
@@ -384,7 +387,7 @@ def _polygon_areas(coordinates: FloatArray, first: IntArray, count: IntArray) ->
         begin, end = first[part][0], first[part][-1] + count[part][-1]
         points = coordinates[begin:end].reshape(-1, 2)
         heads, lengths = (first[part] - begin) // 2, count[part] // 2
-        # Relative to its first point, for the sum to keep its digits.
+        # Relative to the polygon's first point, to keep the precision of the sum.
         x, y = (points - np.repeat(points[heads], lengths, axis=0)).T
         following = np.arange(1, len(points) + 1)
         following[heads + lengths - 1] = heads
@@ -415,7 +418,7 @@ def _measure_rles(table: _Table) -> None:
 
 
 def _sizes(table: _Table) -> FloatArray:
-    """(R, 2) width and height of each row's image."""
+    """Return the width and height of each row's image, (R, 2)."""
     sides = np.array([table.images.widths, table.images.heights], dtype=np.float64).reshape(2, -1)
     if not sides.shape[1]:
         return np.ones((len(table.kept), 2))
@@ -423,17 +426,17 @@ def _sizes(table: _Table) -> FloatArray:
 
 
 def _corners(boxes: FloatArray) -> FloatArray:
-    """Boxes (R, 4) of x, y, width and height as xyxy."""
+    """Convert boxes (R, 4) from x, y, width, height to xyxy."""
     return np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)
 
 
 def _beyond(corners: FloatArray, sizes: FloatArray) -> FloatArray:
-    """How far xyxy reach beyond the image, in px, (R,)."""
+    """Return how far xyxy boxes reach beyond the image, in px, (R,)."""
     return np.maximum(-corners[:, :2], corners[:, 2:] - sizes).max(axis=1, initial=-np.inf)
 
 
 def _check_sizes(table: _Table, different_sizes: Callable[[Iterable[int]], set[int]]) -> None:
-    """Ask whether images have their recorded size where annotations reach beyond it: then that is the cause."""
+    """Report and remove images of another size than recorded, a likely cause of annotations that reach beyond them."""
     sizes = _sizes(table)
     beyond = (_beyond(table.extents, sizes) > BORDER_TOLERANCE) | (
         _beyond(_corners(table.boxes), sizes) > BORDER_TOLERANCE
@@ -443,24 +446,24 @@ def _check_sizes(table: _Table, different_sizes: Callable[[Iterable[int]], set[i
     different = different_sizes(np.unique(table.image[beyond & (table.image >= 0)]).tolist())
     if not different:
         return
-    gone = np.isin(table.image, sorted(different))
-    table.kept &= ~gone
-    dropped = set(table.positions[gone].tolist())
+    is_dropped = np.isin(table.image, sorted(different))
+    table.kept &= ~is_dropped
+    dropped = set(table.positions[is_dropped].tolist())
     for kind, findings in list(table.findings.by_kind.items()):
         if kind.section == "annotation":
             left = [finding for finding in findings if finding.position not in dropped]
             table.findings.by_kind[kind] = left
             if not left:
                 del table.findings.by_kind[kind]
-    # The images keep their places until all rows refer to the new ones.
+    # Renumber the rows' images before the images are removed.
     places = np.cumsum([index not in different for index in range(len(table.images.ids))]) - 1
     table.image = np.where(table.image >= 0, places[np.maximum(table.image, 0)], -1)
-    table.image[gone] = -1
+    table.image[is_dropped] = -1
     table.images.remove(different)
 
 
-def _tell_faults(table: _Table) -> None:
-    """Pass on what was odd about single annotations, but for those of images with errors."""
+def _report_faults(table: _Table) -> None:
+    """Report the faults that decoding found in single annotations, except for annotations of images with errors."""
     index = {identity: number for number, identity in enumerate(table.images.ids)}
     for fault in table.columns.faults:
         value = fault.image_id
@@ -477,13 +480,16 @@ def _tell_faults(table: _Table) -> None:
 
 
 def _check_fractions(table: _Table) -> None:
-    """Refuse coordinates that are all in [0, 1]: fractions of the image, not pixels."""
-    drawn = table.kept & (table.form == POLYGONS)
-    boxed = table.kept & (table.form == NO_MASK)
+    """Report and drop polygons or boxes if all their coordinates are in [0, 1]: fractions of the image, not px."""
+    has_polygons = table.kept & (table.form == POLYGONS)
+    has_box_only = table.kept & (table.form == NO_MASK)
     large = _sizes(table).min(axis=1) >= 8
-    for rows, extents, what in ((drawn, table.extents, "polygons"), (boxed, table.boxes, "boxes")):
+    for rows, extents, what in (
+        (has_polygons, table.extents, "polygons"),
+        (has_box_only, table.boxes, "boxes"),
+    ):
         small = (extents >= -0.01).all(axis=1) & (extents <= 1.01).all(axis=1) & large
-        if rows.any() and small[rows].all() and (what == "polygons" or not drawn.any()):
+        if rows.any() and small[rows].all() and (what == "polygons" or not has_polygons.any()):
             count = int(rows.sum())
             text = (
                 f"the {what} look like fractions of the image instead of px: all {count} lie between 0 and 1"
@@ -493,7 +499,7 @@ def _check_fractions(table: _Table) -> None:
 
 
 def _check_masks_inside(table: _Table) -> None:
-    """Warn of masks that reach beyond the border, and refuse those with next to nothing inside."""
+    """Warn about masks that reach beyond the border, and drop those that are almost entirely outside."""
     sizes = _sizes(table)
     beyond = _beyond(table.extents, sizes)
     rows = np.nonzero(table.kept & (table.form == POLYGONS) & (beyond > 0))[0]
@@ -501,7 +507,7 @@ def _check_masks_inside(table: _Table) -> None:
         width, height = table.size(row)
         x1, y1, x2, y2 = table.extents[row]
         inside = (min(x2, width) - max(x1, 0)) * (min(y2, height) - max(y1, 0))
-        # The pixels are counted only where the extents leave that in doubt.
+        # Count pixels only if the extents do not decide; counting is slow.
         if min(x2, width) <= max(x1, 0) or min(y2, height) <= max(y1, 0):
             share = 0.0
         elif inside >= 0.5 * (x2 - x1) * (y2 - y1) and beyond[row] <= BORDER_TOLERANCE:
@@ -509,13 +515,13 @@ def _check_masks_inside(table: _Table) -> None:
         else:
             pixels = count_pixels(table.polygons(row), height, width)
             share = pixels / max(table.shoelace[row], 1e-300)
-        if share < _SMALLEST_INSIDE:
-            table.tell(
+        if share < _MIN_SHARE_INSIDE:
+            table.report(
                 OUTSIDE, row, _outside_text(table, row, table.extents[row][:2], table.extents[row][2:])
             )
             table.kept[row] = False
         elif beyond[row] > BORDER_TOLERANCE:
-            table.tell(
+            table.report(
                 CLIPPED_MASK,
                 row,
                 f"segmentation: reaches {beyond[row]:.1f} px beyond the border, and is clipped there",
@@ -523,7 +529,7 @@ def _check_masks_inside(table: _Table) -> None:
 
 
 def _check_boxes(table: _Table) -> FloatArray:
-    """Return boxes as xyxy inside the images, and drop rows without one."""
+    """Return the boxes as xyxy inside the images, and drop rows without a usable box."""
     sizes = _sizes(table)
     boxes = table.boxes
     has_mask = table.form != NO_MASK
@@ -533,7 +539,7 @@ def _check_boxes(table: _Table) -> FloatArray:
         [np.maximum(table.extents[:, :2], 0), np.minimum(table.extents[:, 2:], sizes)], axis=1
     )
 
-    def given(row: int) -> str:
+    def box_text(row: int) -> str:
         value = (
             table.columns.odd_boxes[row]
             if row in table.columns.odd_boxes
@@ -542,31 +548,34 @@ def _check_boxes(table: _Table) -> FloatArray:
         return shown(value)
 
     for row in np.nonzero(table.kept & ~readable & has_mask)[0].tolist():
-        table.tell(BOX_FROM_MASK, row, f"bbox {given(row)} is taken from the mask")
+        table.report(BOX_FROM_MASK, row, f"bbox {box_text(row)} is taken from the mask")
     table.drop(
         NO_BOX,
         np.nonzero(table.kept & ~readable & ~has_mask)[0],
-        lambda row: f"bbox must be four finite numbers x, y, width, height, not {given(row)}",
+        lambda row: f"bbox must be four finite numbers x, y, width, height, not {box_text(row)}",
     )
     flat = (boxes[:, 2] <= 0) | (boxes[:, 3] <= 0)
     comparable = table.kept & readable & has_mask & ~table.crowds & ~flat
     convention = suspected_convention(boxes[comparable], table.extents[comparable], sizes[comparable])
     without = table.kept & readable & ~has_mask & ~flat
     if not comparable.any() and _are_corners(boxes[without], corners[without], sizes[without]):
-        text = "the boxes look like x1, y1, x2, y2 instead of x, y, width, height: else most reach beyond their images"
+        text = (
+            "the boxes look like x1, y1, x2, y2 instead of x, y, width, height: otherwise most reach beyond their "
+            "images"
+        )
         table.findings.add(BOX_CONVENTION, -1, "", text, "x1, y1, x2, y2")
         table.kept &= ~without
     elif convention is not None:
         name, fitting = convention
         text = (
-            f"the boxes look like {name} instead of x, y, width, height: {fitting} of {int(comparable.sum())} are then "
-            "the extents of their masks"
+            f"the boxes look like {name} instead of x, y, width, height: read so, {fitting} of {int(comparable.sum())} "
+            "fit their masks"
             if name
             else f"{fitting} of {int(comparable.sum())} boxes are nowhere near their masks"
         )
         table.findings.add(BOX_CONVENTION, -1, "", text, name)
     if convention is not None:
-        # What boxes without a mask are is told by the others.
+        # Boxes without a mask are assumed to follow the same convention as those with one.
         table.kept &= has_mask
     from_mask = table.kept & has_mask & (~readable | (convention is not None))
     corners[from_mask] = extents[from_mask]
@@ -574,7 +583,7 @@ def _check_boxes(table: _Table) -> FloatArray:
     table.drop(
         FLAT_BOX,
         np.nonzero(checked & flat)[0],
-        lambda row: f"bbox has a side that is zero or negative: {given(row)}; the annotation is left out",
+        lambda row: f"bbox has a side that is zero or negative: {box_text(row)}; the annotation is left out",
     )
     beyond = _beyond(corners, sizes)
     clipped = np.concatenate([np.clip(corners[:, :2], 0, None), np.minimum(corners[:, 2:], sizes)], axis=1)
@@ -586,28 +595,27 @@ def _check_boxes(table: _Table) -> FloatArray:
         BOX_OUTSIDE,
         np.nonzero(checked & table.kept & nothing)[0],
         lambda row: (
-            f"bbox {given(row)} lies outside the image of {table.size(row)[0]} x {table.size(row)[1]} (width x height)"
+            f"bbox {box_text(row)} lies outside the image of {table.size(row)[0]} x {table.size(row)[1]} "
+            "(width x height)"
         ),
     )
     table.drop(
         FLAT_BOX,
         np.nonzero(table.kept & thin)[0],
-        lambda row: (
-            f"bbox {given(row)} has a side that is too small to be told from 0; the annotation is left out"
-        ),
+        lambda row: f"bbox {box_text(row)} has a side that is 0 in float32; the annotation is left out",
     )
     reaching = np.nonzero(checked & table.kept & (beyond > BORDER_TOLERANCE))[0]
     for row in reaching.tolist():
-        table.tell(
+        table.report(
             CLIPPED_BOX,
             row,
-            f"bbox {given(row)} reaches {beyond[row]:.1f} px beyond the border, and is clipped there",
+            f"bbox {box_text(row)} reaches {beyond[row]:.1f} px beyond the border, and is clipped there",
         )
     return clipped
 
 
 def _are_corners(boxes: FloatArray, corners: FloatArray, sizes: FloatArray) -> bool:
-    """Whether boxes without masks are x1, y1, x2, y2: so all lie in their images, and not so most reach beyond."""
+    """Whether boxes without masks look like xyxy: all are inside as xyxy, most reach beyond as xywh."""
     inside = _beyond(boxes, sizes) <= BORDER_TOLERANCE
     ordered = (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
     reaching = _beyond(corners, sizes) > BORDER_TOLERANCE
@@ -619,14 +627,14 @@ def _short(value: Any) -> int | float:
 
 
 def box_readings(boxes: FloatArray, sizes: FloatArray) -> dict[str, tuple[FloatArray, ...]]:
-    """Read boxes in the conventions of other formats.
+    """Convert boxes to xyxy from each of the conventions of other formats.
 
     Args:
         boxes: (R, 4) as in the file.
         sizes: (R, 2) width and height of the images.
 
     Returns:
-        By the convention's name x1, y1, x2 and y2, (R,) each.
+        For the name of each convention, x1, y1, x2 and y2, (R,) each.
     """
     a, b, c, d = boxes.T
     width, height = sizes.T
@@ -647,7 +655,7 @@ def box_readings(boxes: FloatArray, sizes: FloatArray) -> dict[str, tuple[FloatA
 
 
 def suspected_convention(boxes: FloatArray, extents: FloatArray, sizes: FloatArray) -> tuple[str, int] | None:
-    """Return which other convention boxes follow, if they contradict their masks throughout.
+    """Return which convention boxes follow if it is not x, y, width, height, judged by their masks.
 
     Args:
         boxes: (R, 4) as in the file.
@@ -655,14 +663,14 @@ def suspected_convention(boxes: FloatArray, extents: FloatArray, sizes: FloatArr
         sizes: (R, 2) width and height of the images.
 
     Returns:
-        None where they are x, y, width, height. Or the other convention and how many boxes fit it; "" for one that is
-        not known, and how many boxes are nowhere near.
+        None if the boxes are x, y, width, height. Otherwise the name of the convention, and how many boxes fit their
+        masks in it; if no known convention fits, "" and how many boxes are far from their masks.
     """
     if not len(boxes):
         return None
     a, b, c, d = boxes.T
     readings = box_readings(boxes, sizes)
-    # As the mask is, or as it is clipped.
+    # A box may fit the whole mask, or the part of it inside the image.
     inside = np.clip(extents, 0, np.tile(sizes, 2))
     longest = (extents[:, 2:] - extents[:, :2]).max(axis=1)
 
@@ -674,9 +682,9 @@ def suspected_convention(boxes: FloatArray, extents: FloatArray, sizes: FloatArr
 
     usual = np.stack((a, b, a + c, b + d), axis=1)
     fitting = fits(usual.T, np.maximum(2.0, 0.03 * longest))
-    # By chance a small box fits nearly everything: another reading has to fit more closely.
+    # A small box fits nearly any reading by chance, so the other readings have to fit more closely.
     close = np.minimum(np.maximum(1.5, 0.03 * longest), 0.05 * longest)
-    # A box at the image's corner is the same either way: only the others tell.
+    # A box at the image's top left corner is the same in several conventions, so only the other boxes count.
     best, most = "", 0
     for name, reading in readings.items():
         votes = int((fits(reading, close) & ~fitting).sum())
@@ -690,25 +698,25 @@ def suspected_convention(boxes: FloatArray, extents: FloatArray, sizes: FloatArr
         np.minimum(usual[:, 2:], extents[:, 2:]) - np.maximum(usual[:, :2], extents[:, :2]), 0, None
     ).prod(axis=1)
     union = np.abs(c * d) + (extents[:, 2:] - extents[:, :2]).prod(axis=1) - overlap
-    # A few loose boxes of a small set say nothing; throughout is nearly all.
+    # A few loose boxes in a small data set prove nothing; require nearly all boxes to be far from their masks.
     inside_box = overlap >= 0.9 * (extents[:, 2:] - extents[:, :2]).prod(axis=1)
-    strangers = int(((overlap < 0.1 * union) & ~inside_box).sum())
-    return ("", strangers) if len(boxes) > 1 and strangers >= 0.8 * len(boxes) else None
+    num_far = int(((overlap < 0.1 * union) & ~inside_box).sum())
+    return ("", num_far) if len(boxes) > 1 and num_far >= 0.8 * len(boxes) else None
 
 
 def _check_areas(table: _Table) -> FloatArray:
-    """Return the areas that are usable, NaN for the others."""
+    """Return the usable areas, NaN for the others."""
     areas = np.array(table.columns.areas, dtype=np.float64)
     state = np.array(table.columns.area_states, dtype=np.uint8)
     has_mask = table.form != NO_MASK
-    usable = (state == AREA_GIVEN) & (areas > 0) & (areas <= _LARGEST_AREA)
+    usable = (state == AREA_GIVEN) & (areas > 0) & (areas <= _MAX_AREA)
     odd = table.kept & ~usable & ((state == AREA_GIVEN) | (state == AREA_ODD))
-    # Tools write 0 where there is no mask to measure.
+    # Annotation tools write 0 if there is no mask.
     odd &= has_mask | (areas != 0)
     for row in np.nonzero(odd)[0].tolist():
         value = table.columns.odd_areas.get(row, float(areas[row]))
         instead = "mask" if has_mask[row] else "box"
-        table.tell(ODD_AREA, row, f"area {shown(value)} is replaced by the {instead}'s")
+        table.report(ODD_AREA, row, f"area {shown(value)} is replaced by the {instead}'s")
     areas[~usable] = np.nan
     box_areas = table.boxes[:, 2] * table.boxes[:, 3]
     telling = (
@@ -725,32 +733,32 @@ def _check_areas(table: _Table) -> FloatArray:
             -1,
             "",
             f"area is that of the box, not of the mask, in {int(of_box.sum())} of {int(telling.sum())} annotations "
-            "where the two differ: AP of small, medium and large objects goes by it",
+            "where the two differ; AP for small, medium and large objects depends on it",
         )
     return areas
 
 
-def _number(table: _Table) -> None:
-    """Number annotations without an id, or with another one's, anew: nothing refers to it."""
+def _assign_new_ids(table: _Table) -> None:
+    """Assign new ids to annotations with no id or a duplicate one; no other entry refers to annotation ids."""
     has_id = np.array(table.columns.has_id, dtype=bool)
-    given = np.nonzero(has_id)[0]
-    _, first = np.unique(table.ids[given], return_index=True)
-    doubled = np.setdiff1d(given, given[first])
+    with_id = np.nonzero(has_id)[0]
+    _, first = np.unique(table.ids[with_id], return_index=True)
+    doubled = np.setdiff1d(with_id, with_id[first])
     for row in doubled[table.kept[doubled]].tolist():
-        table.tell(DOUBLED_ID, row, "the id is there twice; this one is given a new id")
+        table.report(DOUBLED_ID, row, "the id is used twice; this one is given a new id")
     renumbered = np.union1d(doubled, np.nonzero(~has_id)[0])
-    highest = int(table.ids[given].max()) if len(given) else 0
+    highest = int(table.ids[with_id].max()) if len(with_id) else 0
     start = highest + 1 if 0 <= highest < 2**53 else (-(2**62))
     table.ids[renumbered] = np.arange(start, start + len(renumbered))
 
 
-def _tell_crowds(table: _Table) -> None:
+def _report_crowds(table: _Table) -> None:
     crowds, total = int((table.kept & table.crowds).sum()), int(table.kept.sum())
     if not crowds:
         return
     text = (
-        "never a positive, and ignored in evaluation; annotation tools write brush masks so: if each is one object, "
-        "`maskloss repair --crowds objects` makes them objects"
+        "crowds are never positives, and are ignored in evaluation; some annotation tools write brush masks as crowds: "
+        "if each is one object, `maskloss repair --crowds objects` makes them objects"
     )
     if table.crowds.all():
         table.findings.add(ALL_CROWDS, -1, "", f"all {total} annotations are crowds (iscrowd 1): {text}")

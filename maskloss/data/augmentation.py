@@ -1,6 +1,6 @@
-"""Augmentation by torchvision.transforms.v2, in step with all that belongs to an object.
+"""Augmentation of images and targets with torchvision.transforms.v2, including every field of the objects.
 
-Masks stay polygons and RLEs where there is an exact way; for other transforms a sample is augmented in pixels.
+Masks stay polygons and RLEs under transforms that can move those exactly; other transforms move bitmaps.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Transforms = Callable[..., Any]
 
 
 def augmentation(*, horizontal_flip: float, photometric_distortion: float) -> v2.Transform:
-    """Augment as the reference recipes do; sizes are jittered by the model's own `min_size`.
+    """Make the augmentation of torchvision's reference recipes; the model's `min_size` jitters the image size.
 
     Args:
         horizontal_flip: probability in [0, 1].
@@ -38,63 +38,63 @@ def augmentation(*, horizontal_flip: float, photometric_distortion: float) -> v2
     )
 
 
-#: Fields of the image, whatever their length.
+#: Fields that belong to the image, whatever their length.
 _OF_THE_IMAGE = ("image_id", "size", "orig_size", "original_size", "image_size", "ignore_boxes")
 
-#: What a point gets whose place is outside the image: a value for x, y and the third column, or None to keep it.
+#: Values of x, y and the third column for points outside the image; None keeps the value.
 _OUTSIDE = {"keypoints": (0.0, 0.0, 0.0), "points": (None, None, -1.0)}
 
 
 def augmented(transforms: Transforms, image: Tensor, target: Target, seed: int) -> tuple[Tensor, Target]:
-    """Put one sample through transforms, in step with all that belongs to its objects.
+    """Apply transforms to an image and to every field of its target.
 
-    Flips to either side, resizing, jitter of the scale, crops (also in the center or by IoU), padding, zooming out and
-    changes of color keep encoded masks encoded and exact. For others, such as a rotation, masks become (G, H, W)
-    uint8, and objects without a mask are marked in `has_mask`. Masks are filled with 0 whatever the image is filled
-    with.
+    Horizontal and vertical flips, resizing, scale jitter, crops (including center and IoU crops), padding, zooming out
+    and color changes keep encoded masks encoded and exact. Under other transforms, such as a rotation, masks become
+    (G, H, W) uint8, and `has_mask` marks the objects without a mask. Masks are filled with 0, whatever the fill of the
+    image.
 
     Args:
-        transforms: of torchvision.transforms.v2, or any function of the image and the target. A function that selects
-            objects indexes the masks with them.
+        transforms: A torchvision.transforms.v2 transform, or any function of the image and the target. A function that
+            selects objects must index the masks along with the boxes.
         image: (3, H, W) uint8 or float.
         target: boxes (G, 4), xyxy in px or `BoundingBoxes` of any format that is not rotated, and any of these:
 
             - masks: `EncodedMasks`, or a tensor (G, H, W) of 0 and 1.
             - ignore_boxes (I, 4), xyxy in px.
             - keypoints (G, K, 2), or (G, K, 3) with a visibility, and points (G, K, 3) with a label: x and y in px,
-              0 at the left and upper border. A flip does not exchange left and right keypoints.
-            - `KeyPoints`, which change as v2 changes them.
-            - other tensors, arrays and lists. Those with one entry per object follow when objects are dropped. Their
-              values stay: `area` is the annotation's.
-        seed: of all that the transforms draw from torch's generator, which is left as it was.
+              0 at the left and upper border. A flip does not swap left and right keypoints.
+            - `KeyPoints`, which v2 itself transforms.
+            - Other tensors, arrays and lists. Those with one entry per object lose the entries of dropped objects.
+              Their values do not change: `area` stays the annotation's.
+        seed: Seed of torch's generator for the transforms. The generator's state is restored afterwards.
 
     Returns:
-        The image and a new target of plain tensors, boxes xyxy, without objects whose boxes were pushed out of the
-        image. Keypoints outside the image have x, y and visibility 0, points the label -1.
+        The image, and a new target of plain tensors with xyxy boxes, without the objects whose boxes are outside the
+        image. Keypoints outside the image have x, y and visibility 0; points outside have label -1.
 
     Raises:
-        TypeError: the image, masks or points are of another type.
-        ValueError: shapes that do not belong together, rotated boxes, or transforms that drop objects from some
-            entries only. The message names the entry.
+        TypeError: The image, masks or points have an unsupported type.
+        ValueError: Shapes do not match, boxes are rotated, or transforms dropped objects from only some of the fields.
+            The message names the field.
 
     Example:
         >>> transforms = v2.Compose([v2.RandomRotation(10, fill=127), v2.SanitizeBoundingBoxes()])
         >>> image, target = augmented(transforms, image, target, seed=0)
     """
-    given = _checked(image, target)
+    given = _validate(image, target)
     masks, every = given["masks"], torch.arange(len(given["boxes"]))
     try:
         if not isinstance(masks, EncodedMasks):
             raise NeedsPixels
-        pixels, changed = _transformed(transforms, image, {**given, "masks": Encoded.of(masks, every)}, seed)
+        pixels, changed = _transform(transforms, image, {**given, "masks": Encoded.of(masks, every)}, seed)
     except NeedsPixels:
         given = _with_bitmaps(given)
         bitmaps = Bitmaps.of(given["masks"].to(torch.uint8), every)
-        pixels, changed = _transformed(transforms, image, {**given, "masks": bitmaps}, seed)
-    changed, rows = _in_step(changed, given)
+        pixels, changed = _transform(transforms, image, {**given, "masks": bitmaps}, seed)
+    changed, rows = _select_remaining(changed, given)
     _mark_outside(changed, given, rows, _size(pixels))
     if target.get("masks") is None:
-        # They stood in for the objects, as has_mask did.
+        # Remove the empty masks and has_mask, which were only added to keep track of the objects.
         changed = {key: value for key, value in changed.items() if key in target or key not in given}
         if "masks" in target:
             changed["masks"] = None
@@ -102,14 +102,14 @@ def augmented(transforms: Transforms, image: Tensor, target: Target, seed: int) 
     kept = torch.where(_has_area(boxes))[0]
     if len(kept) < len(boxes):
         changed = {
-            key: _rows(value, kept) if _is_per_object(key, value, len(boxes)) else value
+            key: _select_rows(value, kept) if _is_per_object(key, value, len(boxes)) else value
             for key, value in changed.items()
         }
     return pixels, changed
 
 
 def _has_area(boxes: Tensor) -> Tensor:
-    """Whether boxes (B, 4) have an area, (B,) bool."""
+    """Return which boxes (B, 4) have an area, (B,) bool."""
     return (boxes[:, 2:] > boxes[:, :2]).all(dim=1)
 
 
@@ -117,19 +117,19 @@ def _size(image: Tensor) -> Size:
     return image.shape[-2], image.shape[-1]
 
 
-def _checked(image: Tensor, target: Target) -> Target:
-    """Return the target with boxes xyxy, masks of every object, and points in floats; or raise what is wrong."""
+def _validate(image: Tensor, target: Target) -> Target:
+    """Validate the image and target, and return the target with xyxy boxes, a mask per object, and float points."""
     if not isinstance(image, Tensor):
         raise TypeError(
-            f"image is a {type(image).__name__}, not a tensor (3, H, W): v2.functional.pil_to_tensor makes one of PIL's"
+            f"image is a {type(image).__name__}, not a tensor (3, H, W); v2.functional.pil_to_tensor makes one"
         )
     if image.ndim != 3:
         raise ValueError(f"image has the shape {tuple(image.shape)}, not (3, H, W)")
     size = _size(image)
     if "boxes" not in target:
         raise ValueError(f"the target has no boxes, only {sorted(target)}")
-    checked = {**target, "boxes": _xyxy(target["boxes"], size, "boxes")}
-    count = len(checked["boxes"])
+    validated = {**target, "boxes": _as_xyxy(target["boxes"], size, "boxes")}
+    count = len(validated["boxes"])
     masks = target.get("masks")
     if masks is None:
         masks = EncodedMasks.of_checked([None] * count, *size)
@@ -137,36 +137,37 @@ def _checked(image: Tensor, target: Target) -> Target:
         raise TypeError(f"masks are a {type(masks).__name__}, not EncodedMasks or a tensor (G, H, W)")
     if tuple(masks.shape) != (count, *size):
         raise ValueError(
-            f"masks have the shape {tuple(masks.shape)}, not {(count, *size)} as {count} boxes and the image have it"
+            f"masks have the shape {tuple(masks.shape)}, not {(count, *size)} as required by the {count} boxes and the "
+            "image"
         )
-    checked["masks"] = masks
+    validated["masks"] = masks
     if "ignore_boxes" in target:
-        checked["ignore_boxes"] = _xyxy(target["ignore_boxes"], size, "ignore_boxes")
-    for key in _own_points(target):
-        checked[key] = _points(target[key], count, key)
-    return checked
+        validated["ignore_boxes"] = _as_xyxy(target["ignore_boxes"], size, "ignore_boxes")
+    for key in _point_fields(target):
+        validated[key] = _as_points(target[key], count, key)
+    return validated
 
 
-def _own_points(target: Target) -> list[str]:
-    """Return the entries of points that move as the corners of boxes; those of v2's own type move as v2 has it."""
+def _point_fields(target: Target) -> list[str]:
+    """Return the names of the fields of points that move like box corners: all except v2's `KeyPoints`."""
     return [key for key in _OUTSIDE if key in target and not isinstance(target[key], tv_tensors.KeyPoints)]
 
 
-def _floats(tensor: Tensor) -> Tensor:
-    """Return a tensor that resizing and rotating do not truncate."""
+def _as_float(tensor: Tensor) -> Tensor:
+    """Convert an integer tensor to float, so that resizing and rotating do not truncate its values."""
     return tensor if tensor.is_floating_point() else tensor.float()
 
 
-def _xyxy(boxes: Tensor, size: Size, name: str) -> Tensor:
-    """Return boxes of any format as plain xyxy in floats."""
+def _as_xyxy(boxes: Tensor, size: Size, name: str) -> Tensor:
+    """Convert boxes of any format to a plain float tensor of xyxy boxes."""
     if not isinstance(boxes, Tensor):
         raise TypeError(f"{name} are a {type(boxes).__name__}, not a tensor (G, 4)")
     if isinstance(boxes, tv_tensors.BoundingBoxes):
         if boxes.shape[-1] != 4:
             raise ValueError(f"{name} are rotated ({boxes.format.value}), not boxes of four numbers")
-        given = tv_tensors.wrap(_floats(plain(boxes)), like=boxes)
-        boxes = functional.convert_bounding_box_format(given, new_format=tv_tensors.BoundingBoxFormat.XYXY)
-    boxes = _floats(plain(boxes))
+        floats = tv_tensors.wrap(_as_float(plain(boxes)), like=boxes)
+        boxes = functional.convert_bounding_box_format(floats, new_format=tv_tensors.BoundingBoxFormat.XYXY)
+    boxes = _as_float(plain(boxes))
     if not boxes.numel():
         return boxes.reshape(0, 4)
     if boxes.ndim != 2 or boxes.shape[1] != 4:
@@ -174,18 +175,18 @@ def _xyxy(boxes: Tensor, size: Size, name: str) -> Tensor:
     return boxes
 
 
-def _points(points: Tensor, count: int, name: str) -> Tensor:
+def _as_points(points: Tensor, count: int, name: str) -> Tensor:
     if not isinstance(points, Tensor):
         raise TypeError(f"{name} are a {type(points).__name__}, not a tensor ({count}, K, 3)")
     if points.numel() and (points.ndim != 3 or len(points) != count or points.shape[2] not in (2, 3)):
         raise ValueError(
             f"{name} have the shape {tuple(points.shape)}, not ({count}, K, 3) or ({count}, K, 2)"
         )
-    return _floats(plain(points))
+    return _as_float(plain(points))
 
 
 def _with_bitmaps(target: Target) -> Target:
-    """Return the target with masks (G, H, W), and has_mask where an object has none, which bitmaps cannot say."""
+    """Return the target with masks (G, H, W), and has_mask if an object has none: bitmaps cannot represent that."""
     masks = target["masks"]
     if isinstance(masks, Tensor):
         return target
@@ -196,13 +197,13 @@ def _with_bitmaps(target: Target) -> Target:
     return changed
 
 
-def _transformed(transforms: Transforms, image: Tensor, target: Target, seed: int) -> tuple[Tensor, Target]:
-    """Call the transforms with the types that they dispatch on, and give plain boxes and points back."""
+def _transform(transforms: Transforms, image: Tensor, target: Target, seed: int) -> tuple[Tensor, Target]:
+    """Apply the transforms to a target wrapped in the types that they dispatch on, and unwrap all but the masks."""
     size = _size(image)
     wrapped = {**target, "boxes": tv_tensors.BoundingBoxes(target["boxes"], format="XYXY", canvas_size=size)}
     if "ignore_boxes" in target:
         wrapped["ignore_boxes"] = Regions.of(target["ignore_boxes"], size)
-    for key in _own_points(target):
+    for key in _point_fields(target):
         if target[key].numel():
             wrapped[key] = Points.of(target[key], size)
     with torch.random.fork_rng(devices=[]):
@@ -212,7 +213,7 @@ def _transformed(transforms: Transforms, image: Tensor, target: Target, seed: in
         raise TypeError(f"the transforms returned a {type(changed_image).__name__} as image, not a tensor")
     changed = {
         key: plain(value) if isinstance(value, tv_tensors.TVTensor) and key != "masks" else value
-        for key, value in {**changed, "boxes": _returned_boxes(changed["boxes"])}.items()
+        for key, value in {**changed, "boxes": _unwrap_boxes(changed["boxes"])}.items()
     }
     if "ignore_boxes" in changed:
         ignored = clip_boxes_to_image(changed["ignore_boxes"], _size(changed_image))
@@ -220,11 +221,11 @@ def _transformed(transforms: Transforms, image: Tensor, target: Target, seed: in
     return plain(changed_image), changed
 
 
-def _returned_boxes(boxes: Tensor) -> Tensor:
-    """Return xyxy boxes (G, 4) of what the transforms made of them."""
+def _unwrap_boxes(boxes: Tensor) -> Tensor:
+    """Convert the boxes that the transforms returned to plain xyxy boxes (G, 4)."""
     if isinstance(boxes, tv_tensors.BoundingBoxes):
-        return _xyxy(boxes, boxes.canvas_size, "boxes")
-    # Degenerate boxes are marked as such by v2; negative sides are not its doing.
+        return _as_xyxy(boxes, boxes.canvas_size, "boxes")
+    # v2 itself makes no boxes with negative sides, so these must be in another format.
     if (boxes[:, 2:] < boxes[:, :2]).any():
         raise ValueError(
             "the transforms returned plain boxes that are not xyxy: leave ConvertBoundingBoxFormat or ToPureTensor out"
@@ -232,36 +233,37 @@ def _returned_boxes(boxes: Tensor) -> Tensor:
     return boxes
 
 
-def _in_step(changed: Target, given: Target) -> tuple[Target, Tensor]:
-    """Select the objects that are left from every entry.
+def _select_remaining(changed: Target, given: Target) -> tuple[Target, Tensor]:
+    """Select the objects that the transforms kept from every field.
 
     Returns:
-        The target with plain masks, and the numbers (G,) of the objects among those given.
+        The target with plain masks, and the indices (G,) of the kept objects in the given target.
     """
     count, left = len(given["boxes"]), len(changed["boxes"])
     masks = changed.get("masks")
     rows = masks.rows if isinstance(masks, Bitmaps | Encoded) else torch.arange(count)
-    result: Target = {**changed, "masks": _plain_masks(masks, given["masks"])}
+    result: Target = {**changed, "masks": _unwrap_masks(masks, given["masks"])}
     for key in result.keys() & given.keys() - {"boxes", "masks"}:
         value, before = result[key], given[key]
         if not _is_per_object(key, before, count):
             continue
         if _is_per_object(key, value, count) and (value is before or len(rows) < count):
-            result[key] = _rows(value, rows)
+            result[key] = _select_rows(value, rows)
         elif not _is_per_object(key, value, left) and key not in _OUTSIDE:
-            # v2 selected from it at one time and not at another; its values are no matter of v2's.
-            result[key] = _rows(before, rows)
+            # Some of the transforms selected from it and others did not. Its values did not change, so select from
+            # the given ones.
+            result[key] = _select_rows(before, rows)
     for key, before in given.items():
         if _is_per_object(key, before, count) and not _is_per_object(key, result.get(key), left):
             raise ValueError(
-                f"the transforms left {left} of {count} boxes, but not of {key}: where they select objects, "
-                "let them index the boxes and the masks, or leave it to v2.SanitizeBoundingBoxes"
+                f"the transforms kept {left} of {count} boxes, but not of {key}: a transform that selects objects must "
+                "index the boxes and the masks; v2.SanitizeBoundingBoxes does"
             )
     return result, rows
 
 
-def _plain_masks(masks: Any, given: EncodedMasks | Tensor) -> Any:
-    """Return the masks that came out of the transforms, without their carrier, and bitmaps in the dtype given."""
+def _unwrap_masks(masks: Any, given: EncodedMasks | Tensor) -> Any:
+    """Unwrap the masks that the transforms returned, with bitmaps in the dtype of the given masks."""
     if isinstance(masks, Encoded):
         return masks.masks[masks.rows]
     if isinstance(masks, Tensor):
@@ -270,24 +272,24 @@ def _plain_masks(masks: Any, given: EncodedMasks | Tensor) -> Any:
 
 
 def _mark_outside(changed: Target, given: Target, rows: Tensor, size: Size) -> None:
-    """Mark points beyond the border; COCO's keypoints (0, 0, 0), which are not labeled, stay what they are."""
+    """Mark the points outside the image; keypoints that COCO has as unlabeled, (0, 0, 0), stay (0, 0, 0)."""
     for key, outside in _OUTSIDE.items():
         points = changed.get(key)
         if points is None or points.ndim != 3 or points.shape[-1] != 3:
             continue
         x, y, mark = points.unbind(dim=-1)
-        gone = (x < 0) | (y < 0) | (x > size[1]) | (y > size[0])
+        is_outside = (x < 0) | (y < 0) | (x > size[1]) | (y > size[0])
         if key == "keypoints":
-            gone |= (given[key][rows] == 0).all(dim=-1)
+            is_outside |= (given[key][rows] == 0).all(dim=-1)
         columns = [
-            column if value is None else column.masked_fill(gone, value)
+            column if value is None else column.masked_fill(is_outside, value)
             for column, value in zip((x, y, mark), outside, strict=True)
         ]
         changed[key] = torch.stack(columns, dim=-1)
 
 
 def _is_per_object(key: str, value: Any, count: int) -> bool:
-    """Whether an entry has one value per object."""
+    """Return whether a field has one value per object."""
     if key in _OF_THE_IMAGE or not isinstance(value, Tensor | np.ndarray | EncodedMasks | list | tuple):
         return False
     if isinstance(value, Tensor | np.ndarray) and not value.ndim:
@@ -295,7 +297,7 @@ def _is_per_object(key: str, value: Any, count: int) -> bool:
     return len(value) == count and not hasattr(value, "_fields")
 
 
-def _rows(value: Any, rows: Tensor) -> Any:
+def _select_rows(value: Any, rows: Tensor) -> Any:
     """Select rows (int64) of a tensor, an array, encoded masks, a list or a tuple."""
     if isinstance(value, list | tuple):
         return type(value)(value[row] for row in rows.tolist())

@@ -1,4 +1,4 @@
-"""What would break or distort training, found before it starts."""
+"""Validation of a whole data set before training, including every image."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from maskloss.errors import InputError
 from maskloss.files import existing_folder
 from maskloss.masks.encoded import FloatArray, IntArray
 
-#: A box further than this from its mask's, in px, is worth a warning.
+#: Largest distance in px between the sides of a box and its mask's extent without a warning.
 _BOX_TOLERANCE = 3.0
 
 LISTED_TWICE = Kind("listed_twice", "image", False, "image files are listed twice or more")
@@ -48,33 +48,33 @@ TURNED = Kind(
 NO_USABLE_OBJECT = Kind("no_usable_object", "file", True)
 NO_ANNOTATION = Kind("no_annotation", "image", False)
 UNUSED_CATEGORY = Kind("unused_category", "category", False)
-BOX_FAR = Kind("box_far", "annotation", False, "boxes are not those of their masks")
+BOX_FAR = Kind("box_far", "annotation", False, "boxes do not fit their masks")
 HOLE = Kind(
     "hole",
     "annotation",
     False,
-    "annotations have a polygon inside another one: COCO has no holes, it is filled",
+    "annotations have a polygon inside another one: COCO has no holes, so it is filled",
 )
 
 
 def check_data(
     image_folder: str | os.PathLike[str], annotation_file: str | os.PathLike[str], *, progress: bool = False
 ) -> tuple[CocoData | None, list[Problem]]:
-    """Read the annotations and decode every image.
+    """Read the annotations, decode every image, and return all problems.
 
     Args:
-        image_folder: where the `file_name`s are.
+        image_folder: Folder that the `file_name`s are relative to.
         annotation_file: COCO-format JSON.
-        progress: show a bar on stderr, where that is a terminal.
+        progress: Whether to show a progress bar on stderr if that is a terminal.
 
     Returns:
-        The data set without what has errors, None where nothing can be read; and all problems, a line for each
-        kind: as errors what `read_coco` and the data loader refuse; as warnings what is read in the one way
-        that it can be read, and what trains but may not be meant: boxes that are not their masks', categories
-        and images without objects, files that are listed twice.
+        The data set without the entries that have errors, or None if the file cannot be decoded; and the problems, one
+        for each kind. Errors are faults that `read_coco` or the data loader refuses. Warnings are deviations that
+        `read_coco` corrects, and data that can be trained on but may be a mistake: boxes that do not fit their masks,
+        categories and images without objects, files that are listed twice.
 
     Raises:
-        InputError: the image folder or the annotation file is not there.
+        InputError: The image folder or the annotation file does not exist.
     """
     path, folder = Path(annotation_file), existing_folder(image_folder, "images")
     findings = Findings()
@@ -90,7 +90,7 @@ def check_data(
 
 
 def check_images(data: CocoData, findings: Findings, *, progress: bool = False) -> None:
-    """Decode every image, and note those that cannot be."""
+    """Decode every image, and add those that cannot be decoded to the findings."""
     positions = range(len(data.images))
     for index in tqdm(positions, desc="images", disable=None if progress else True, leave=False):
         image = data.images[index]
@@ -101,10 +101,10 @@ def check_images(data: CocoData, findings: Findings, *, progress: bool = False) 
                 text = "is turned as its EXIF orientation says, which its size cannot confirm"
                 findings.add(TURNED, index, name, f"{image.file_name[:80]} {text}")
         except InputError as error:
-            _tell_unreadable(image, path, error, findings)
+            _report_unreadable(image, path, error, findings)
 
 
-def _tell_unreadable(image: ImageRecord, path: Path, error: InputError, findings: Findings) -> None:
+def _report_unreadable(image: ImageRecord, path: Path, error: InputError, findings: Findings) -> None:
     name, recorded = f"image {image.id}", (image.width, image.height)
     try:
         size = read_image_size(path, recorded)
@@ -141,7 +141,7 @@ def _find_oddities(data: CocoData, findings: Findings) -> None:
     empty = int((np.diff(records.first) == 0).sum())
     if empty and not findings.any_error:
         findings.add(NO_ANNOTATION, -1, "", f"{empty} images have no annotation; they train as background")
-    # What errors left out may be what is missing.
+    # After an error, the missing category may be that of an annotation that the error left out.
     used = set(np.unique(records.category_ids).tolist())
     unused = [category.name for category in data.categories if category.id not in used]
     if unused and not findings.any_error:
@@ -155,7 +155,7 @@ def _image_of(data: CocoData, row: int) -> str:
 
 
 def _part_extents(records: Records) -> tuple[IntArray, FloatArray]:
-    """Each polygon's row and extent, (P,) and (P, 4) xyxy."""
+    """Return each polygon's annotation row, (P,), and extent, (P, 4) xyxy."""
     rows = np.nonzero(records.form == POLYGONS)[0]
     owner = np.repeat(rows, records.part_count[rows])
     step = np.arange(len(owner)) - np.repeat(
@@ -167,7 +167,10 @@ def _part_extents(records: Records) -> tuple[IntArray, FloatArray]:
 
 
 def _box_distances(records: Records, owner: IntArray, parts: FloatArray) -> FloatArray:
-    """Largest distance between the sides of each object's box and its mask's extent inside the image, in px."""
+    """Return the largest distance in px between the sides of each annotation's box and its mask's extent, (A,).
+
+    The extents are clipped to the image. The distance is 0 for crowds and annotations without a mask.
+    """
     extents = np.empty((len(records.ids), 4))
     extents[:, :2], extents[:, 2:] = np.inf, -np.inf
     for side, function in ((0, np.minimum), (2, np.maximum)):
@@ -185,13 +188,13 @@ def _box_distances(records: Records, owner: IntArray, parts: FloatArray) -> Floa
 
 
 def _rows_with_holes(records: Records, owner: IntArray, extents: FloatArray) -> Iterator[int]:
-    """Rows of annotations with a polygon that lies inside another of its polygons."""
+    """Yield the rows of annotations that have a polygon inside another of their polygons."""
     starts = np.nonzero(np.diff(owner, prepend=-1))[0].tolist()
     for first, last in pairwise([*starts, len(owner)]):
         if last - first < 2:
             continue
         low, high = extents[first:last, :2], extents[first:last, 2:]
-        # [i, j]: the extent of i lies inside that of j.
+        # inside[i, j]: the extent of polygon i lies inside that of polygon j.
         inside: BoolArray = np.array((low[:, None] >= low).all(axis=2) & (high[:, None] <= high).all(axis=2))
         np.fill_diagonal(inside, False)
         if inside.any():
@@ -201,7 +204,7 @@ def _rows_with_holes(records: Records, owner: IntArray, extents: FloatArray) -> 
 
 
 def _is_inside(inner: FloatArray, outer: FloatArray) -> bool:
-    """Whether all corners of a polygon lie inside another, by the number of its edges to their right."""
+    """Return whether all vertices of `inner` lie inside `outer`, by counting the outer edges to their right."""
     following = np.roll(outer, -1, axis=0)
     x, y = inner[:, :1], inner[:, 1:]
     crosses = (outer[:, 1] > y) != (following[:, 1] > y)  # (V, E)

@@ -1,8 +1,8 @@
-"""Reading COCO-format annotation files, and finding what is wrong with them.
+"""Reading and validation of COCO-format annotation files.
 
-What can be read in one way only is read, with one warning that counts it; what takes a decision is refused with the
-command that takes it. `read_coco` refuses a file with the first cause; `find_problems` lists all kinds of faults, as
-`maskloss check` prints them.
+A deviation from the format that has only one possible meaning is read, with one warning per kind that counts the
+entries. One that needs the user's decision is an error, whose message names the command that makes the decision.
+`read_coco` raises the first error; `find_problems` lists all kinds of faults, as `maskloss check` prints them.
 """
 
 from __future__ import annotations
@@ -46,14 +46,14 @@ __all__ = [
     "read_coco",
 ]
 
-#: The longest error message.
-_LONGEST = 300
-#: No image is wider or higher, in px.
-_LARGEST_SIDE = 1_000_000
-#: Images whose files are opened because annotations reach beyond their recorded size.
-_MOST_OPENED = 2_000
-#: Images whose files are opened to compare their size, spread over all.
-_SAMPLE = 64
+#: Maximum length of an error message, in characters.
+_MAX_MESSAGE_LENGTH = 300
+#: Largest width or height of an image, in px.
+_MAX_SIDE = 1_000_000
+#: Most image files that are opened because annotations reach beyond the images' recorded size.
+_MAX_OPENED = 2_000
+#: Image files that are opened to check a sample of the recorded sizes, evenly spaced over the data set.
+_SAMPLE_SIZE = 64
 
 _LEFT_OUT = "`maskloss repair` leaves them out"
 NOT_JSON = Kind("not_json", "file", True)
@@ -65,23 +65,23 @@ CATEGORY_NAME = Kind(
     "category_name", "category", True, "categories without a name", "`maskloss repair` names them"
 )
 CATEGORY_ID = Kind(
-    "category_id", "category", True, "categories whose id is no integer", "`maskloss repair` numbers them"
+    "category_id", "category", True, "categories whose id is not an integer", "`maskloss repair` numbers them"
 )
 CATEGORY_TWICE = Kind("category_twice", "category", True, "categories with the id of another one")
 CATEGORY_REPEATED = Kind(
-    "category_repeated", "category", False, "categories that are there twice are read once"
+    "category_repeated", "category", False, "categories that are listed twice are read once"
 )
 CATEGORY_FLOAT = Kind(
     "float_id_category", "category", False, "category ids that are whole floats are read as integers"
 )
-OTHER_CATEGORY = Kind("other_category", "category", True, "categories that are not the model's")
+OTHER_CATEGORY = Kind("other_category", "category", True, "categories that do not match the model's")
 
 IMAGE_ENTRY = Kind("image_entry", "image", True, "images that cannot be read", _LEFT_OUT)
 IMAGE_ID = Kind(
     "image_id",
     "image",
     True,
-    "images whose id is no integer",
+    "images whose id is not an integer",
     "`maskloss repair` numbers them",
 )
 IMAGE_NO_ID = Kind("image_no_id", "image", True, "images without an id", _LEFT_OUT)
@@ -89,7 +89,7 @@ IMAGE_TWICE = Kind("image_twice", "image", True, "images with the id of another 
 IMAGE_FLOAT = Kind(
     "float_id_image", "image", False, "ids and sizes that are whole floats, such as 1.0, are read as integers"
 )
-FILE_NAME = Kind("file_name", "image", True, "images whose file_name is no file's name", _LEFT_OUT)
+FILE_NAME = Kind("file_name", "image", True, "images whose file_name is not the name of a file", _LEFT_OUT)
 FILE_OUTSIDE = Kind(
     "file_outside",
     "image",
@@ -101,7 +101,7 @@ FILE_ELSEWHERE = Kind(
     "file_elsewhere",
     "image",
     True,
-    "images whose file is there under another name",
+    "images whose file exists under another name",
     "`maskloss repair` corrects the names",
 )
 FILE_MISSING = Kind(
@@ -117,11 +117,11 @@ BAD_SIZE = Kind(
     "bad_size",
     "image",
     True,
-    "images whose width or height is no positive integer",
-    "`maskloss repair` takes the file's",
+    "images whose width or height is not a positive integer",
+    "`maskloss repair` takes the sizes of the files",
 )
 MISSING_SIZE = Kind(
-    "missing_size", "image", False, "images without width and height; the files' own are taken"
+    "missing_size", "image", False, "images without width and height; the sizes of the files are taken"
 )
 SIZE_DIFFERS = Kind(
     "size_differs",
@@ -146,7 +146,7 @@ _FORMATS = (
 
 @dataclass
 class Content:
-    """An annotation file, decoded: lists of images and categories as they stand, annotations in columns."""
+    """A decoded annotation file: unchecked lists of images and categories, and annotations in columns."""
 
     images: list[Any]
     categories: list[Any]
@@ -159,27 +159,27 @@ def read_coco(
     *,
     categories: Sequence[Category] | None = None,
 ) -> CocoData:
-    """Read and check a COCO-format file.
+    """Read and validate a COCO-format file.
 
     Args:
-        image_folder: where the `file_name`s are.
+        image_folder: Folder that the `file_name`s are relative to.
         annotation_file: JSON with images, annotations and categories.
-        categories: those of the model or of the training set; the file's must be among them. None takes the
-            file's own.
+        categories: Categories of the model or of the training set, which must include those of the file. Defaults to
+            those of the file.
 
     Returns:
-        The data set; `warnings` counts what was read in the one way that it can be read, and what was left out.
+        The data set. Its `warnings` count the deviations that were corrected, and the entries that were left out.
 
     Raises:
-        InputError: the file cannot be read, or not without a decision; the message names the file, the first cause,
-            and the command that decides or lists all causes.
+        InputError: The file cannot be read, or only with a decision by the user. The message names the file, the first
+            cause, and the command that makes the decision or lists all causes.
     """
     data, problems = _read(Path(annotation_file), existing_folder(image_folder, "images"), categories)
     errors = [problem for problem in problems if problem.error]
     if errors:
         others = len(errors) - 1
         more = f" (and {others} more kinds of errors, `maskloss check` lists them)" if others else ""
-        raise InputError(errors[0].shortened(_LONGEST - len(more)) + more)
+        raise InputError(errors[0].shortened(_MAX_MESSAGE_LENGTH - len(more)) + more)
     assert data is not None
     return data
 
@@ -187,10 +187,10 @@ def read_coco(
 def find_problems(
     image_folder: str | os.PathLike[str], annotation_file: str | os.PathLike[str]
 ) -> tuple[CocoData | None, list[Problem]]:
-    """Read a COCO-format file and list everything wrong with it, a line for each kind of fault.
+    """Read a COCO-format file and list all its problems, one for each kind of fault.
 
     Returns:
-        The data set without what has errors, or None where nothing can be read; and the problems.
+        The data set without the entries that have errors, or None if the file cannot be decoded; and the problems.
     """
     return _read(Path(annotation_file), existing_folder(image_folder, "images"), None)
 
@@ -212,32 +212,33 @@ def _read(
 
 
 def _return_memory() -> None:
-    """Give the memory of what was decoded back to the system, which glibc would keep."""
+    """Return the memory of the decoded file to the system; glibc would keep it."""
     with contextlib.suppress(OSError, AttributeError, TypeError):
         ctypes.CDLL(None).malloc_trim(0)
 
 
 def decode_file(path: Path, findings: Findings) -> Content | None:
-    """Decode an annotation file, or note why that cannot be done."""
+    """Decode an annotation file, or return None and add the reason to the findings."""
     content = read_bytes(path)
     columns = Columns()
 
-    def restarted() -> Any:
+    def restart() -> Any:
         columns.__init__()  # type: ignore[misc]
         return columns.take
 
-    # Millions of small objects that hold no cycle would be searched for one again and again.
+    # Decoding allocates millions of small objects without reference cycles, and the collector would scan them again
+    # and again.
     collecting = gc.isenabled()
     gc.disable()
     try:
         text = decoded(content)
         del content
-        document = decode_object(text, {"annotations": restarted})
+        document = decode_object(text, {"annotations": restart})
     except UnicodeDecodeError as error:
         findings.add(NOT_JSON, -1, "", undecodable(error))
         return None
     except (ValueError, RecursionError) as error:
-        cause = _likely_cause(text[:100].encode("utf-8", "surrogatepass")) or _commas(text)
+        cause = _likely_cause(text[:100].encode("utf-8", "surrogatepass")) or _comma_hint(text)
         findings.add(NOT_JSON, -1, "", f"not valid JSON, broken or truncated: {str(error)[:200]}{cause}")
         return None
     finally:
@@ -251,19 +252,19 @@ def decode_file(path: Path, findings: Findings) -> Content | None:
 
 
 def undecodable(error: UnicodeDecodeError) -> str:
-    """Say of what encoding a text is that is not Unicode."""
+    """Return the error message for a file that is not Unicode, with the likely encoding."""
     content = error.object
     if content[:1] in (b"{", b"[") and b"\0" not in content:
         byte = content[error.start]
         line = content.count(b"\n", 0, error.start) + 1
         return (
             f"not valid JSON: the text is not UTF-8, but probably Latin-1 or Windows-1252 (byte 0x{byte:02x} in line "
-            f"{line}); save it as UTF-8, or `maskloss repair` reads it so"
+            f"{line}); save it as UTF-8, or run `maskloss repair`, which converts it"
         )
     return f"not valid JSON, broken or truncated: {error}{_likely_cause(content[:100])}"
 
 
-def _commas(text: str) -> str:
+def _comma_hint(text: str) -> str:
     with contextlib.suppress(ValueError, RecursionError):
         json.loads(without_trailing_commas(text))
         return "; `maskloss repair` removes trailing commas"
@@ -281,7 +282,7 @@ def _likely_cause(beginning: bytes) -> str:
 
 
 def not_coco(document: Any, missing: Sequence[str]) -> str:
-    """Say what a JSON lacks, and of which other format it may be."""
+    """Return the error message for JSON that lacks COCO's lists, with the format that it may be in."""
     first = document[0] if isinstance(document, list) and document else document
     if isinstance(document, dict) and len(missing) == 3 and document:
         first = {**next((v for v in document.values() if isinstance(v, dict)), {}), **document}
@@ -294,7 +295,7 @@ def not_coco(document: Any, missing: Sequence[str]) -> str:
 
 
 def has_list(document: Any, key: str) -> bool:
-    """Whether a key of a JSON object is there with a list."""
+    """Return whether a document is a JSON object that has a list for a key."""
     return isinstance(document, dict) and isinstance(document.get(key), list)
 
 
@@ -305,19 +306,24 @@ def read_content(
     categories: Sequence[Category] | None,
     findings: Findings,
 ) -> tuple[CocoData, IntArray]:
-    """Check a decoded file; give what has no errors, and where in the file's list each annotation of it is."""
+    """Validate a decoded file.
+
+    Returns:
+        The data set without the entries that have errors, and the position of each of its annotations in the file's
+        list.
+    """
     own, faulty = _read_categories(content.categories, content.annotations, findings)
-    kept = _reconciled(own, categories, findings)
+    kept = _match_categories(own, categories, findings)
     folder = ImageFolder(image_folder)
     images = _read_images(content.images, folder, findings)
     if not content.images:
-        findings.add(NO_IMAGE, -1, "", "there is no image in it")
+        findings.add(NO_IMAGE, -1, "", "the file has no images")
 
     def different_sizes(indices: Iterable[int]) -> set[int]:
-        # Those whose annotations reach beyond their size, and some of all: mostly it is wrong throughout.
-        some = range(0, len(images.ids), max(len(images.ids) // _SAMPLE, 1))
-        chosen = sorted({*sorted(indices)[:_MOST_OPENED], *some})
-        return _different_sizes(images, chosen, image_folder, findings)
+        # Check a sample of all images too: if recorded sizes are wrong, they are usually wrong throughout a file.
+        sample = range(0, len(images.ids), max(len(images.ids) // _SAMPLE_SIZE, 1))
+        chosen = sorted({*sorted(indices)[:_MAX_OPENED], *sample})
+        return _find_different_sizes(images, chosen, image_folder, findings)
 
     records, positions = check_annotations(
         content.annotations,
@@ -333,7 +339,12 @@ def read_content(
 def _read_categories(
     items: list[Any], annotations: Columns, findings: Findings
 ) -> tuple[list[Category], set[Any] | None]:
-    """The categories by id, and the ids of those with errors; None where the annotations' errors follow from it."""
+    """Read the categories.
+
+    Returns:
+        The valid categories, sorted by id, and the ids of those with errors; None for the latter if any unknown
+        category of an annotation may be a consequence of these errors.
+    """
     categories: dict[int, tuple[Category, Any]] = {}
     faulty: set[Any] = set()
     if not items:
@@ -342,7 +353,7 @@ def _read_categories(
             NO_CATEGORIES,
             -1,
             "",
-            "there is no category in it"
+            "the file has no categories"
             + (
                 ": the objects were not labeled in the tool; `maskloss repair` gives all the category 'object'"
                 if unlabeled
@@ -365,9 +376,9 @@ def _read_categories(
             faulty.add(_hashable(given))
         elif identity in categories:
             if categories[identity][1] == item:
-                findings.add(CATEGORY_REPEATED, position, name, "is there twice, word for word")
+                findings.add(CATEGORY_REPEATED, position, name, "is listed twice with equal fields")
             else:
-                text = f"the id is there twice: {shown(categories[identity][0].name)} and {shown(item.get('name'))}"
+                text = f"the id is used twice: {shown(categories[identity][0].name)} and {shown(item.get('name'))}"
                 findings.add(CATEGORY_TWICE, position, name, text)
         elif item.get("name") is None or item["name"] == "":
             findings.add(CATEGORY_NAME, position, name, "missing name")
@@ -384,10 +395,10 @@ def _hashable(value: Any) -> Any:
     return value if isinstance(value, str | int | float) or value is None else repr(value)
 
 
-def _reconciled(
+def _match_categories(
     own: list[Category], given: Sequence[Category] | None, findings: Findings
 ) -> tuple[Category, ...]:
-    """The categories that labels are counted from: the given ones, if the file's are among them."""
+    """Return the given categories, or the file's if None; report those of the file that are not among them."""
     if given is None:
         return tuple(own)
     names = {category.id: category.name for category in given}
@@ -405,7 +416,7 @@ def _reconciled(
 def _read_images(items: list[Any], folder: ImageFolder, findings: Findings) -> ImageColumns:
     images = ImageColumns()
     seen: dict[int, int] = {}
-    unread: list[tuple[int, str, str, str]] = []
+    missing: list[tuple[int, str, str, str]] = []
     for position, item in enumerate(items):
         if not isinstance(item, dict):
             text = f"expected an object, got {type(item).__name__}"
@@ -426,15 +437,15 @@ def _read_images(items: list[Any], folder: ImageFolder, findings: Findings) -> I
                 images.faulty.add(_hashable(given))
             continue
         if identity in seen:
-            findings.add(IMAGE_TWICE, position, name, "the id is there twice", seen[identity])
+            findings.add(IMAGE_TWICE, position, name, "the id is used twice", seen[identity])
             continue
         seen[identity] = position
         file_name = item.get("file_name")
         if type(file_name) is str and folder.has(file_name) and stays_inside(file_name):
             found: str | None = file_name
         else:
-            found = _found_file(file_name, "file_name" in item, folder, position, name, findings, unread)
-        size = None if found is None else _recorded_size(item, found, folder, position, name, findings)
+            found = _find_file(file_name, "file_name" in item, folder, position, name, findings, missing)
+        size = None if found is None else _read_size(item, found, folder, position, name, findings)
         if found is None or size is None:
             images.faulty.add(identity)
             continue
@@ -445,11 +456,11 @@ def _read_images(items: list[Any], folder: ImageFolder, findings: Findings) -> I
         images.widths.append(size[0])
         images.heights.append(size[1])
         images.positions.append(position)
-    _tell_missing_files(unread, folder, findings)
+    _report_missing_files(missing, folder, findings)
     return images
 
 
-def _found_file(
+def _find_file(
     file_name: Any,
     given: bool,
     folder: ImageFolder,
@@ -458,9 +469,11 @@ def _found_file(
     findings: Findings,
     missing: list[tuple[int, str, str, str]],
 ) -> str | None:
-    """The name of an image's file where it can be read, and what there is to say where it is not as written."""
+    """Return the name of the file that a `file_name` means, or None; report any name that is not exactly the file's."""
     if not isinstance(file_name, str) or not file_name or "\0" in file_name:
-        text = f"file_name must be a file's name, not {shown(file_name)}" if given else "missing file_name"
+        text = (
+            f"file_name must be the name of a file, not {shown(file_name)}" if given else "missing file_name"
+        )
         findings.add(FILE_NAME, position, name, text)
         return None
     absolute = is_absolute(file_name)
@@ -496,17 +509,17 @@ def _found_file(
     return None
 
 
-def _tell_missing_files(
+def _report_missing_files(
     missing: list[tuple[int, str, str, str]], folder: ImageFolder, findings: Findings
 ) -> None:
     if not missing:
         return
     other = folder.other_folder(missing[0][2])
     if other is not None:
-        hint = f"; it is in {other}: give --images {other}"
+        hint = f"; it is in {other}: use --images {other}"
     else:
         found = folder.other_extension(missing[0][2])
-        hint = f"; {shown(found)} is there" if found is not None else ""
+        hint = f"; {shown(found)} exists" if found is not None else ""
     if "\\" in missing[0][2]:
         hint += "; its name has backslashes: a Windows path"
     for number, (position, name, file_name, text) in enumerate(missing):
@@ -514,16 +527,11 @@ def _tell_missing_files(
         findings.add(FILE_MISSING, position, name, text + (hint if number == 0 else ""))
 
 
-def _recorded_size(
+def _read_size(
     item: dict[str, Any], file_name: str, folder: ImageFolder, position: int, name: str, findings: Findings
 ) -> tuple[int, int] | None:
     width, height = item.get("width"), item.get("height")
-    if (
-        type(width) is int
-        and type(height) is int
-        and 0 < width <= _LARGEST_SIDE
-        and 0 < height <= _LARGEST_SIDE
-    ):
+    if type(width) is int and type(height) is int and 0 < width <= _MAX_SIDE and 0 < height <= _MAX_SIDE:
         return width, height
     if is_absent(width) or is_absent(height):
         try:
@@ -540,7 +548,7 @@ def _recorded_size(
         )
         return size
     sizes = whole_number(width), whole_number(height)
-    if None in sizes or not all(0 < side <= _LARGEST_SIDE for side in sizes if side is not None):
+    if None in sizes or not all(0 < side <= _MAX_SIDE for side in sizes if side is not None):
         text = f"width and height must be positive integers, not {shown(width)} and {shown(height)}"
         findings.add(BAD_SIZE, position, name, text)
         return None
@@ -550,17 +558,17 @@ def _recorded_size(
     return sizes[0], sizes[1]
 
 
-def _different_sizes(
+def _find_different_sizes(
     images: ImageColumns, indices: Sequence[int], folder: Path, findings: Findings
 ) -> set[int]:
-    """Which images' files have another size than is recorded, or are not there but for a Git LFS pointer."""
+    """Return the indices of images whose file has another size than recorded, or is only a Git LFS pointer."""
     different = set()
     for index in indices:
         recorded = images.widths[index], images.heights[index]
         try:
             size = read_image_size(folder / images.names[index], recorded)
         except InputError as error:
-            # Others are told by what decodes them.
+            # Other unreadable images are reported when they are decoded.
             if unreadable_kind(error) is LFS_POINTER:
                 different.add(index)
                 findings.add(
@@ -578,18 +586,18 @@ def _different_sizes(
 
 
 def unreadable_kind(error: InputError) -> Kind:
-    """Return of which kind it is that an image cannot be read."""
+    """Return the kind of fault of an image that cannot be read."""
     return LFS_POINTER if "Git LFS pointer" in str(error) else UNREADABLE_IMAGE
 
 
 def unreadable_text(file_name: str, error: InputError) -> str:
-    """Say why an image cannot be read, with the name that the file has in the annotations."""
+    """Return the message for an image that cannot be read, with its `file_name` instead of the full path."""
     _, found, reason = str(error).partition(": not a readable image")
     return f"{file_name[:80]}: not a readable image{reason}" if found else str(error)
 
 
 def size_text(file_name: str, size: tuple[int, int], recorded: tuple[int, int]) -> str:
-    """Say that a file has another size than is recorded."""
+    """Return the message for an image file that has another size than recorded."""
     swapped = ": they are swapped" if size == recorded[::-1] else ""
     return (
         f"{file_name}: the file is {size[0]} x {size[1]}, but {recorded[0]} x {recorded[1]} (width x height) is "

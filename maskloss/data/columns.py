@@ -1,4 +1,7 @@
-"""Images and annotations of a file in columns; annotations as they are decoded, before their images are known."""
+"""Images and annotations of a file in columns.
+
+Annotations are added one by one while the file is decoded, before its images are known.
+"""
 
 from __future__ import annotations
 
@@ -30,13 +33,13 @@ from maskloss.masks.encoded import IntArray
 FLOAT_ID = Kind(
     "float_id", "annotation", False, "ids that are whole floats, such as 1.0, are read as integers"
 )
-MISSING_ID = Kind("missing_id", "annotation", False, "annotations without an id are given one")
+MISSING_ID = Kind("missing_id", "annotation", False, "annotations without an id get a new one")
 TEXT_ID = Kind("text_id", "annotation", True, "ids that are not integers", "`maskloss repair` numbers them")
 NO_OBJECT = Kind(
     "not_an_object",
     "annotation",
     True,
-    "annotations that are no objects",
+    "annotations that are not JSON objects",
     "`maskloss repair` leaves them out",
 )
 ODD_CROWD = Kind(
@@ -51,9 +54,9 @@ _SPELLINGS = {
     POINT_PAIRS: "segmentation has its points as [x, y] pairs",
     RLE_IN_LIST: "segmentation is an RLE inside a list",
 }
-#: Whether an annotation's area is a number, is missing, or is something else.
+#: States of an annotation's area: a number, missing, or anything else.
 AREA_GIVEN, AREA_MISSING, AREA_ODD = 0, 1, 2
-#: In the place of an id that is not there.
+#: Stands for a missing id.
 ABSENT: Any = object()
 _NUMBER = (int, float)
 _NAN = float("nan")
@@ -61,15 +64,16 @@ _NAN = float("nan")
 
 @dataclass
 class ImageColumns:
-    """The images of a file that can be read.
+    """The images of a file that have no errors, a list per field, in the file's order.
 
     Attributes:
-        ids: in the file's order, with `names`, `widths`, `heights` and `positions` beside them.
-        names: of the files, as they exist.
-        widths: px.
-        heights: px.
-        positions: in the file's list.
-        faulty: ids, also odd ones, of images with an error: their annotations' follow-up errors are none.
+        ids: Ids of the images.
+        names: Names of the image files, as they exist.
+        widths: Widths in px.
+        heights: Heights in px.
+        positions: Positions in the file's list.
+        faulty: Ids of the images with errors, including ids that are not integers. Annotations that refer to one of
+            them get no error of their own.
     """
 
     ids: list[int] = field(default_factory=list)
@@ -80,14 +84,14 @@ class ImageColumns:
     faulty: set[Any] = field(default_factory=set)
 
     def remove(self, indices: set[int]) -> None:
-        """Take images out that turn out to be faulty."""
+        """Remove images by index, and add their ids to `faulty`."""
         self.faulty |= {self.ids[index] for index in indices}
         columns: list[list[Any]] = [self.ids, self.names, self.widths, self.heights, self.positions]
         for column in columns:
             column[:] = [value for index, value in enumerate(column) if index not in indices]
 
     def arrays(self) -> dict[str, Any]:
-        """The images' part of `Records`."""
+        """Return the images' fields of `Records`, by name."""
         return {
             "image_ids": integers(self.ids),
             "widths": np.array(self.widths, dtype=np.int64),
@@ -98,7 +102,7 @@ class ImageColumns:
 
 @dataclass(frozen=True)
 class Fault:
-    """Something about one annotation, told once it is known whether its image is a good one."""
+    """A fault of one annotation, which is reported only if the annotation's image has no error."""
 
     kind: Kind
     position: int
@@ -108,24 +112,24 @@ class Fault:
 
 
 class Columns:
-    """What the annotations hold, a column per field, a row per annotation that is an object.
+    """The annotations of a file, a column per field and a row per annotation that can be read.
 
     Attributes:
-        faults: what is odd about single ones.
-        odd_ids: by row, where it is an integer of more than 64 bits.
-        odd_image_ids: by row, where it is no integer, or one of more than 64 bits.
-        odd_category_ids: by row, where it is no integer, or one of more than 64 bits.
-        odd_boxes: by row, as the file has it, where it is not four finite numbers.
-        odd_areas: by row, as the file has it, where it is no number.
-        degenerate: polygons of fewer than three points, by row.
-        rles: compressed counts, in the order of their rows.
+        faults: Faults of single annotations.
+        odd_ids: By row, ids of more than 64 bits.
+        odd_image_ids: By row, image_ids that are not integers, or have more than 64 bits; `ABSENT` if missing.
+        odd_category_ids: By row, category_ids that are not integers, or have more than 64 bits; `ABSENT` if missing.
+        odd_boxes: By row, the values of bbox that are not four finite numbers.
+        odd_areas: By row, the values of area that are not numbers.
+        degenerate: By row, the number of polygons with fewer than three points.
+        rles: Compressed counts of the RLEs, in the order of their rows.
     """
 
     def __init__(self) -> None:
         self.count = 0
         self.positions, self.ids = array("q"), array("q")
         self.image_ids, self.category_ids = array("q"), array("q")
-        self.boxes, self.areas = array("d"), array("d")  # x, y, width, height; NaN where it is odd
+        self.boxes, self.areas = array("d"), array("d")  # x, y, width, height; NaN for odd values
         self.has_id, self.crowds, self.forms, self.area_states = (
             bytearray(),
             bytearray(),
@@ -135,7 +139,7 @@ class Columns:
         self.part_counts = array("q")
         self.point_counts, self.coordinates = array("q"), array("d")
         self.rles: list[bytes] = []
-        self.rle_sizes = array("q")  # height, width of each
+        self.rle_sizes = array("q")  # height and width of each RLE
         self.faults: list[Fault] = []
         self.odd_ids: dict[int, int] = {}
         self.odd_image_ids: dict[int, Any] = {}
@@ -151,11 +155,14 @@ class Columns:
         """Add the next annotation of the file."""
         position = self.count
         self.count += 1
-        if not self._take_usual(position, item):
+        if not self._take_regular(position, item):
             self._take_any(position, item)
 
-    def _take_usual(self, position: int, item: Any) -> bool:
-        """Add an annotation as COCO itself writes it: polygons, integers, all fields. Most are such."""
+    def _take_regular(self, position: int, item: Any) -> bool:
+        """Add an annotation of COCO's usual form (polygons, integer ids, all fields), or return False.
+
+        Most annotations have this form, so this is the fast path.
+        """
         points, parts, rows = len(self.coordinates), len(self.point_counts), len(self.forms)
         try:
             identity, image_id, category_id = item["id"], item["image_id"], item["category_id"]
@@ -242,7 +249,7 @@ class Columns:
             fault(TEXT_ID, f"id must be an integer, not {shown(given)}")
             return
         if identity is None:
-            fault(MISSING_ID, "missing id; it is given one")
+            fault(MISSING_ID, "missing id; it gets a new one")
         crowd = read_crowd(item.get("iscrowd", 0))
         if crowd is None:
             fault(BAD_CROWD, f"iscrowd must be 0 or 1, not {shown(item['iscrowd'])}")
@@ -256,9 +263,9 @@ class Columns:
             return
         for spelling in segmentation.spellings:
             fault(spelling, _SPELLINGS[spelling])
-        self._take_read(position, item, identity, crowd, segmentation, fault)
+        self._add_item(position, item, identity, crowd, segmentation, fault)
 
-    def _take_read(
+    def _add_item(
         self,
         position: int,
         item: dict[str, Any],
@@ -318,5 +325,5 @@ def _fits(number: int) -> bool:
 
 
 def integers(numbers: Sequence[int]) -> IntArray:
-    """Make an array of integers: int64, or Python's own where one has more bits."""
+    """Make an array of integers, int64 or, if one has more than 64 bits, of Python integers."""
     return np.array(numbers, dtype=np.int64 if all(map(_fits, numbers)) else object)

@@ -1,4 +1,4 @@
-"""The data set as torch sees it: images and targets, augmented reproducibly."""
+"""The torch `Dataset` of a COCO-format file: images and targets, augmented reproducibly."""
 
 from __future__ import annotations
 
@@ -19,25 +19,26 @@ from maskloss.errors import InputError
 
 Sample = tuple[Tensor, Target]
 
-#: What a crowd is to training: "leave_out" or "ignore", see `CocoDataset`.
+#: How training treats crowds, "leave_out" or "ignore"; see `CocoDataset`.
 Crowds = Literal["leave_out", "ignore"]
 
 
 class CocoDataset(Dataset[Sample | InputError]):
     """Images and targets of a COCO-format file.
 
-    A target has boxes (G, 4) float32, xyxy in px, labels (G,) int64 from 1, masks and image_id; where an object of the
-    image has a box and no mask, also has_mask (G,) bool. Crowds are never positives. An image that cannot be read is
-    returned as the `InputError` instead of being raised, because a worker process would bury its message in a
+    A target has boxes (G, 4) float32, xyxy in px, labels (G,) int64 from 1, masks and image_id. If an object of the
+    image has a box and no mask, it also has has_mask (G,) bool. Crowds are never positives. For an image that cannot be
+    read, the `InputError` is returned instead of raised, because a worker process would bury its message in a
     traceback.
 
     Args:
-        data: the checked file.
-        transforms: torchvision.transforms.v2 on the image and its boxes, labels and masks, whose draws depend
-            on the sample's own seed alone. Masks stay encoded where `data.augmentation` has an exact way,
-            and are (G, H, W) uint8 otherwise. Objects that are pushed out of the image are dropped.
-        crowds: "leave_out" leaves crowds out of the targets, so that what lies inside one trains as background.
-            "ignore" gives their boxes as ignore_boxes (I, 4): what lies mostly inside one trains as nothing.
+        data: The validated data set.
+        transforms: A torchvision.transforms.v2 transform of the image and its boxes, labels and masks. Its random
+            numbers depend only on the sample's seed. Masks stay encoded if `data.augmentation` can transform them
+            exactly, and become (G, H, W) uint8 otherwise. Objects outside the transformed image are dropped.
+        crowds: "leave_out" omits crowds from the targets, so that regions inside a crowd train as background.
+            "ignore" adds their boxes as ignore_boxes (I, 4): anchors and proposals that match no object and lie mostly
+            inside one are not trained on.
     """
 
     def __init__(
@@ -51,15 +52,15 @@ class CocoDataset(Dataset[Sample | InputError]):
         self.transforms = transforms
         self.crowds = crowds
         self._labels = data.labels
-        self._settled = False
+        self._is_frozen = False
 
     def __len__(self) -> int:
         return len(self.data.images)
 
     def __getitem__(self, key: int | tuple[int, int]) -> Sample | InputError:
-        """Give a sample by its index, or by its index and the seed of its augmentation."""
-        if not self._settled:
-            self._settle()
+        """Return a sample by its index, or by its index and the seed of its augmentation."""
+        if not self._is_frozen:
+            self._freeze_memory()
         index, seed = key if isinstance(key, tuple) else (key, 0)
         record = self.data.images[index]
         try:
@@ -72,14 +73,14 @@ class CocoDataset(Dataset[Sample | InputError]):
             pixels, target = augmented(self.transforms, pixels, target, seed)
         return v2.functional.to_dtype(pixels, torch.float32, scale=True), target
 
-    def _settle(self) -> None:
-        """Share memory with the process that a worker was forked from.
+    def _freeze_memory(self) -> None:
+        """Keep the memory that a worker process shares with its parent from being copied.
 
-        A garbage collection writes to every object that it looks at, which copies some 80 MiB of torch's alone.
+        A garbage collection writes to every object that it visits, which copies some 80 MiB for torch alone.
         """
         if get_worker_info() is not None:
             gc.freeze()
-        self._settled = True
+        self._is_frozen = True
 
     def _target(self, record: ImageRecord) -> Target:
         records, rows = record.records, record.object_rows
@@ -100,7 +101,10 @@ class CocoDataset(Dataset[Sample | InputError]):
 
 
 def collate(samples: list[Sample | InputError]) -> tuple[list[Tensor], list[Target]] | InputError:
-    """Make a batch of lists, as torchvision's detection models take it, or pass on the first error."""
+    """Collate samples into lists of images and targets, as torchvision's detection models take them.
+
+    If a sample is an `InputError`, return the first one instead.
+    """
     images, targets = [], []
     for sample in samples:
         if isinstance(sample, InputError):

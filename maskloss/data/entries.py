@@ -1,4 +1,4 @@
-"""Reading single fields of an annotation file: what annotation tools write for a number or a segmentation."""
+"""Reading single fields of an annotation file, in the various forms in which annotation tools write them."""
 
 from __future__ import annotations
 
@@ -41,16 +41,16 @@ RLE_SIZE = Kind(
 )
 
 
-#: Hashes of 64 bits and UUIDs of 128 are ids.
-_LARGEST_ID = 2**128
+#: Bound on the absolute value of ids. Some tools use 64-bit hashes or 128-bit UUIDs as ids.
+_ID_LIMIT = 2**128
 
 
 class BadEntry(ValueError):
-    """A field that cannot be read.
+    """Raised when a field cannot be read.
 
     Args:
-        kind: of the fault.
-        text: what is wrong.
+        kind: Kind of the fault.
+        text: Description of the fault.
     """
 
     def __init__(self, kind: Kind, text: str) -> None:
@@ -60,13 +60,13 @@ class BadEntry(ValueError):
 
 @dataclass
 class Segmentation:
-    """A segmentation as it is read.
+    """The content of a segmentation field.
 
     Attributes:
-        polygons: of three points or more each.
-        rle: compressed, with its size; in the place of polygons.
-        degenerate: how many polygons had fewer than three points.
-        spellings: in which unusual forms it was written.
+        polygons: Polygons of at least three points each.
+        rle: Compressed RLE with its size, or None for polygons.
+        degenerate: Number of polygons with fewer than three points.
+        spellings: Unusual forms in which the segmentation was written.
     """
 
     polygons: list[list[float]] = field(default_factory=list)
@@ -76,34 +76,37 @@ class Segmentation:
 
     @property
     def empty(self) -> bool:
-        """Whether nothing is drawn, so that the annotation has a box only."""
+        """Whether the field contains no polygons and no RLE, so that the annotation has only a box."""
         return not self.polygons and self.rle is None and not self.degenerate
 
 
 def is_number(value: Any) -> bool:
-    """Whether a value is a finite number, and not text or a truth value."""
+    """Return whether a value is a finite number; text and booleans are not."""
     try:
         return isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
-    except OverflowError:  # an integer beyond what a float holds
+    except OverflowError:  # an integer too large for a float
         return False
 
 
 def is_absent(value: Any) -> bool:
-    """Whether a field is null, or NaN, which pandas writes for it."""
+    """Return whether a value is null, or NaN, which pandas writes for a missing value."""
     return value is None or (isinstance(value, float) and math.isnan(value))
 
 
 def whole_number(value: Any) -> int | None:
-    """Give an integer of an id's size, also of a float such as 3.0, as pandas writes it; None for all else."""
+    """Return an integer, or a whole float such as 3.0 (written by pandas), as an integer.
+
+    Returns None for all other values, and for integers of more than 128 bits.
+    """
     if isinstance(value, float) and value.is_integer():
         value = int(value)
-    if isinstance(value, int) and not isinstance(value, bool) and abs(value) < _LARGEST_ID:
+    if isinstance(value, int) and not isinstance(value, bool) and abs(value) < _ID_LIMIT:
         return value
     return None
 
 
 def read_crowd(value: Any) -> int | None:
-    """Give 0 or 1 for what can mean but one of them; None for all else."""
+    """Return an iscrowd value in any unambiguous form as 0 or 1, or None for all other values."""
     if is_absent(value) or value == "":
         return 0
     if value in (0, 1):
@@ -112,7 +115,7 @@ def read_crowd(value: Any) -> int | None:
 
 
 def read_box(value: Any) -> tuple[float, float, float, float] | None:
-    """Give x, y, width and height as floats, or None where they are not four finite numbers."""
+    """Return x, y, width and height as floats, or None if the value is not a list of four finite numbers."""
     if not (isinstance(value, list) and len(value) == 4 and all(is_number(number) for number in value)):
         return None
     x, y, width, height = map(float, value)
@@ -120,10 +123,10 @@ def read_box(value: Any) -> tuple[float, float, float, float] | None:
 
 
 def read_segmentation(value: Any) -> Segmentation:
-    """Read a segmentation in any form that can be read in one way only.
+    """Read a segmentation in any unambiguous form.
 
     Raises:
-        BadEntry: it cannot.
+        BadEntry: The segmentation cannot be read, or its form is ambiguous.
     """
     result = Segmentation()
     if is_absent(value) or value == {} or (isinstance(value, list) and not value):
@@ -138,29 +141,29 @@ def read_segmentation(value: Any) -> Segmentation:
     if all(isinstance(part, dict) and ("counts" in part or "size" in part) for part in value):
         rles = [_read_rle(part) for part in value]
         if any(rle["size"] != rles[0]["size"] for rle in rles):
-            raise BadEntry(RLE_SIZE, "segmentation: the RLEs of the list have several sizes")
+            raise BadEntry(RLE_SIZE, "segmentation: the RLEs in the list have different sizes")
         result.rle = rles[0] if len(rles) == 1 else coco_mask.merge(rles)
         result.spellings.append(RLE_IN_LIST)
         return result
-    for polygon in _polygons(value, result):
+    for polygon in _flat_polygons(value, result):
         _add_polygon(polygon, result)
     return result
 
 
-def _polygons(value: list[Any], result: Segmentation) -> list[Any]:
-    """The flat polygons of a list of numbers, of points, of flat polygons, or of polygons of points."""
+def _flat_polygons(value: list[Any], result: Segmentation) -> list[Any]:
+    """Return flat polygons from a list of numbers, of points, of flat polygons, or of polygons of points."""
     if not any(isinstance(part, list | dict) for part in value):
         result.spellings.append(FLAT_POLYGON)
         return [value]
     if len(value) > 2 and all(_is_point(part) for part in value):
         result.spellings.append(POINT_PAIRS)
-        return [_flat(value)]
-    # OpenCV's contours have each point in a list of its own.
+        return [_flatten(value)]
+    # In OpenCV's contours, each point is nested in another list.
     if len(value) > 2 and all(
         isinstance(part, list) and len(part) == 1 and _is_point(part[0]) for part in value
     ):
         result.spellings.append(POINT_PAIRS)
-        return [_flat([part[0] for part in value])]
+        return [_flatten([part[0] for part in value])]
     polygons = []
     for part in value:
         if (
@@ -171,7 +174,7 @@ def _polygons(value: list[Any], result: Segmentation) -> list[Any]:
             part = [point[0] for point in part]
         if isinstance(part, list) and part and all(_is_point(point) for point in part):
             result.spellings.append(POINT_PAIRS)
-            part = _flat(part)
+            part = _flatten(part)
         polygons.append(part)
     result.spellings[:] = dict.fromkeys(result.spellings)
     return polygons
@@ -183,7 +186,7 @@ def _is_point(value: Any) -> bool:
     ) or (isinstance(value, dict) and value.keys() == {"x", "y"})
 
 
-def _flat(points: Sequence[Any]) -> list[Any]:
+def _flatten(points: Sequence[Any]) -> list[Any]:
     return [v for point in points for v in ((point["x"], point["y"]) if isinstance(point, dict) else point)]
 
 
@@ -233,7 +236,7 @@ def _read_rle(value: dict[str, Any]) -> dict[str, Any]:
 
 
 def box_of_mask(segmentation: Segmentation) -> list[float]:
-    """Give the x, y, width and height of a mask that is not empty."""
+    """Return x, y, width and height of the box around a mask that is not empty."""
     if segmentation.rle is not None:
         box: list[float] = coco_mask.toBbox(segmentation.rle).tolist()
         return box

@@ -1,4 +1,4 @@
-"""Finding an image by the name that an annotation tool wrote for it."""
+"""Finding the image file that a `file_name` written by an annotation tool refers to."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from functools import cached_property
 from pathlib import Path
 from urllib.parse import unquote
 
-#: Files of subfolders that are looked through for a name, at most.
-_MOST_FILES = 1_000_000
+#: Most files of a folder and its subfolders that are searched for a name.
+_MAX_FILES = 1_000_000
 
 
 class ImageFolder:
-    """The files of a folder, each subfolder listed once, however many names are asked for.
+    """The files of a folder; each subfolder is listed only once, however many names are looked up.
 
     Args:
-        path: of the folder.
+        path: Path of the folder.
     """
 
     def __init__(self, path: Path) -> None:
@@ -26,10 +26,10 @@ class ImageFolder:
         self._listed: dict[str, frozenset[str]] = {}
 
     def has(self, name: str) -> bool:
-        """Whether a name, relative to the folder, is that of a file."""
+        """Return whether a name, relative to the folder, is the name of a file."""
         try:
             folder, base = os.path.split(os.path.normpath(name))
-            # A file system may know a file by other spellings than it lists.
+            # Some file systems also accept other spellings than the one that they list.
             return base in self._names(folder) or os.path.isfile(self.path / name)
         except (OSError, ValueError):
             return False
@@ -45,14 +45,14 @@ class ImageFolder:
         return self._listed[folder]
 
     def as_spelled(self, name: str) -> str | None:
-        """Find a file by another spelling of its whole name: backslashes, URL encoding, composed letters."""
+        """Find a file by other spellings of its whole name: backslashes, URL encoding, composed letters."""
         for spelling in _spellings(name):
             if stays_inside(spelling) and self.has(spelling):
                 return spelling
         return None
 
     def elsewhere(self, name: str) -> str | None:
-        """Find the one file that a name can mean without leading folders of it, or in another letter case."""
+        """Find the only file that matches a name without some of its leading folders, or in another letter case."""
         for spelling in (name, *_spellings(name)):
             parts = [part for part in re.split(r"[/\\]", spelling) if part not in ("", ".", "..")]
             for first in range(len(parts)):
@@ -66,7 +66,7 @@ class ImageFolder:
         return None
 
     def other_folder(self, name: str) -> Path | None:
-        """Find the folder, one level up or down, from which a name leads to a file."""
+        """Find a folder, one level up or down, that a name is a file's path relative to."""
         try:
             folders = [self.path.parent, *sorted(p for p in self.path.iterdir() if p.is_dir())]
             for folder in folders:
@@ -84,38 +84,38 @@ class ImageFolder:
             found += [
                 name if relative == "." else f"{relative}/{name}".replace(os.sep, "/") for name in names
             ]
-            if len(found) > _MOST_FILES:
+            if len(found) > _MAX_FILES:
                 break
         return found
 
     @cached_property
     def _by_lower_case(self) -> dict[str, list[str]]:
-        return _grouped((name.casefold(), name) for name in self._files)
+        return _group((name.casefold(), name) for name in self._files)
 
     @cached_property
     def _by_stem(self) -> dict[str, list[str]]:
-        return _grouped((os.path.splitext(name)[0], name) for name in self._files)
+        return _group((os.path.splitext(name)[0], name) for name in self._files)
 
     def other_extension(self, name: str) -> str | None:
-        """Find a file that has a name but for its extension, which may hold the same picture or its mask."""
+        """Find a file whose name differs only in the extension; it may be the same picture, or its mask."""
         return next(iter(self._by_stem.get(os.path.splitext(name)[0], [])), None)
 
 
 def stays_inside(name: str) -> bool:
-    """Whether a name stays in its folder, by the name alone: links inside the folder are the user's own affair."""
+    """Return whether a relative name stays in its folder, judged by the name alone; symbolic links are not resolved."""
     normal = os.path.normpath(name)
     return not (os.path.isabs(normal) or normal == ".." or normal.startswith(".." + os.sep))
 
 
 def is_absolute(name: str) -> bool:
-    """Whether a name is a whole path or an address: of this system, of Windows, or of the web."""
+    """Return whether a name is an absolute path of this system or of Windows, or a URL."""
     return os.path.isabs(name) or bool(re.match(r"[A-Za-z]:[\\/]|\\\\|[A-Za-z][A-Za-z0-9+.-]+://", name))
 
 
 def _spellings(name: str) -> Iterator[str]:
-    """Spell a name as other systems do, from the nearest to the furthest."""
+    """Yield other spellings of a name, starting with the most similar ones."""
     slashes = name.replace("\\", "/")
-    # Label Studio's address of a local file has its name behind ?d=.
+    # Label Studio's URL of a local file has the file's name after ?d=.
     local = re.sub(r"^.*[?&]d=", "", slashes)
     seen = {name}
     for text in (slashes, unquote(name), unquote(slashes), local, unquote(local), local.partition("?")[0]):
@@ -125,7 +125,7 @@ def _spellings(name: str) -> Iterator[str]:
                 yield spelling
 
 
-def _grouped(pairs: Iterator[tuple[str, str]]) -> dict[str, list[str]]:
+def _group(pairs: Iterator[tuple[str, str]]) -> dict[str, list[str]]:
     groups: dict[str, list[str]] = {}
     for key, value in pairs:
         groups.setdefault(key, []).append(value)

@@ -1,11 +1,11 @@
-"""What is wrong or odd in an annotation file, by kind: each is told once, with its count and three examples."""
+"""Faults and oddities of an annotation file by kind: each kind is reported once, with its count and three examples."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import Any
 
-#: Examples that a line has, unless all are asked for.
+#: Number of examples in the text of a problem.
 _EXAMPLES = 3
 _SECTIONS = ("file", "category", "image", "annotation")
 
@@ -15,12 +15,12 @@ class Kind:
     """A kind of fault or oddity.
 
     Attributes:
-        name: in the list of repairs.
-        section: which entries have it: "file", "category", "image" or "annotation". Causes come before
-            consequences, so findings are told in this order.
-        error: refused, where a warning is read.
-        summary: of several, behind their number: "images without their file".
-        way_out: what to do about it.
+        name: Name in the list of repairs.
+        section: Entries that have the fault: "file", "category", "image" or "annotation". Findings are reported in this
+            order, so that causes come before their consequences.
+        error: Whether it is an error, which is refused, or a warning.
+        summary: Description of several findings, which follows their number: "images without their file".
+        way_out: How to resolve the fault.
     """
 
     name: str
@@ -32,15 +32,15 @@ class Kind:
 
 @dataclass(frozen=True)
 class Problem:
-    """A line about all findings of one kind.
+    """A message about all findings of one kind.
 
     Attributes:
-        text: with the count, three examples and the way out.
-        error: refused, where a warning is read.
-        head: the text up to the examples.
-        tail: the way out.
-        examples: every one of them.
-        kind: the name of the kind.
+        text: The message, with the count, up to three examples and the way out.
+        error: Whether it is an error, which is refused, or a warning.
+        head: The text up to the examples.
+        tail: The way out.
+        examples: One example for each finding.
+        kind: Name of the kind.
     """
 
     text: str
@@ -54,25 +54,28 @@ class Problem:
         return f"{'error' if self.error else 'warning'}: {self.text}"
 
     def shortened(self, most: int) -> str:
-        """The text with one example, cut so that it has `most` characters at most where that is possible."""
+        """Return the text with one example, which is shortened so that the text has at most `most` characters.
+
+        At least 40 characters of the example are kept, even if the text is longer then.
+        """
         if not self.examples:
             return self.text
         example = self.examples[0]
         room = max(most - len(self.head) - len(self.tail) - 8, 40)
         if len(example) > room:
             example = f"{example[: room - 3]}..."
-        return _line(self.head, [example], len(self.examples), self.tail)
+        return _make_text(self.head, [example], len(self.examples), self.tail)
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One entry of a kind.
+    """One entry with a fault or oddity.
 
     Attributes:
-        position: of the entry in its list of the file, or -1.
-        name: "annotation 7", "annotation number 3" where it has no id.
-        detail: what is wrong with it.
-        value: for the repair, what it is to be replaced by.
+        position: Position of the entry in its list of the file, or -1.
+        name: Name of the entry: "annotation 7", or "annotation number 3" if it has no id.
+        detail: Description of the fault.
+        value: Information that the repair needs, such as the correct value.
     """
 
     position: int
@@ -83,12 +86,12 @@ class Finding:
 
 @dataclass
 class Findings:
-    """Findings by kind, in the order in which the kinds came up."""
+    """Findings by kind, with the kinds in the order in which they were first found."""
 
     by_kind: dict[Kind, list[Finding]] = field(default_factory=dict)
 
     def add(self, kind: Kind, position: int, name: str, detail: str, value: Any = None) -> None:
-        """Note an entry of a kind."""
+        """Add a finding of a kind."""
         self.by_kind.setdefault(kind, []).append(Finding(position, name, detail, value))
 
     def of(self, kind: Kind) -> list[Finding]:
@@ -97,34 +100,34 @@ class Findings:
 
     @property
     def any_error(self) -> bool:
-        """Whether there is anything that is refused."""
+        """Whether any finding is an error."""
         return any(kind.error for kind in self.by_kind)
 
     def problems(self, prefix: str) -> list[Problem]:
-        """Make a line of each kind, errors before warnings, causes before consequences."""
-        # Stable: within a section as they came up.
+        """Make a problem of each kind, errors before warnings, and causes before consequences."""
+        # The sort is stable, so the kinds of a section stay in the order in which they were found.
         kinds = sorted(self.by_kind, key=lambda kind: (not kind.error, _SECTIONS.index(kind.section)))
-        return [_problem(kind, self.by_kind[kind], prefix) for kind in kinds]
+        return [_make_problem(kind, self.by_kind[kind], prefix) for kind in kinds]
 
 
 def shown(value: Any, most: int = 80) -> str:
-    """Represent a value of the file, shortened: it may be of any size."""
+    """Return the repr of a value, shortened to about `most` characters, since a file's values may be of any size."""
     try:
         text = repr(value)
-    except ValueError:  # an integer of more digits than Python prints
+    except ValueError:  # an integer with more digits than Python converts to text
         text = "a number of thousands of digits"
     return text if len(text) <= most else f"{text[: most // 2]}...{text[-(most // 4) :]}"
 
 
-def _problem(kind: Kind, findings: list[Finding], prefix: str) -> Problem:
+def _make_problem(kind: Kind, findings: list[Finding], prefix: str) -> Problem:
     examples = tuple(f"{f.name}: {f.detail}" if f.name else f.detail for f in findings)
     head = f"{prefix}: " if len(findings) == 1 else f"{prefix}: {len(findings)} {kind.summary}"
     tail = f"; {kind.way_out}" if kind.way_out else ""
-    text = _line(head, list(examples[:_EXAMPLES]), len(findings), tail)
+    text = _make_text(head, list(examples[:_EXAMPLES]), len(findings), tail)
     return Problem(text, kind.error, head, tail, examples, kind.name)
 
 
-def _line(head: str, examples: list[str], count: int, tail: str) -> str:
+def _make_text(head: str, examples: list[str], count: int, tail: str) -> str:
     if count == 1:
         return head + examples[0] + tail
     more = ["..."] if count > len(examples) else []

@@ -1,4 +1,4 @@
-"""Reading image files: any mode, any EXIF orientation, checked against the size that the annotations mean."""
+"""Reading image files of any mode and EXIF orientation, with a check of their size against the annotations."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
-# Of the plugins Pillow knows the first when it is imported, and these when they are.
+# Pillow loads only its most common format plugins by itself; importing those of TIFF and WebP registers them too.
 from PIL import (
     ExifTags,
     Image,
@@ -20,64 +20,64 @@ from PIL import (
 
 from maskloss.errors import InputError
 
-#: What Pillow may open. Its other decoders are for formats that no photograph comes in, and damaged files have made
-#: some of them fail in ways of their own.
+#: Formats that Pillow may open. Its other decoders are for formats that photographs do not use, and some of them fail
+#: in unusual ways on damaged files.
 FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP", "GIF", "PPM")
 
 
 def read_image(path: str | os.PathLike[str], size: tuple[int, int] | None = None) -> Image.Image:
-    """Read an image as RGB, upright: JPEG, PNG, BMP, TIFF, WebP, GIF (its first picture) or PPM.
+    """Read an image as RGB, upright: JPEG, PNG, BMP, TIFF, WebP, GIF (the first frame) or PPM.
 
-    Gray, palette, CMYK and 16-bit files are converted; transparency is dropped. Pixels that are 32-bit numbers have no
-    range that is known, so they are refused.
+    Gray, palette, CMYK and 16-bit files are converted; transparency is dropped. 32-bit pixels are refused, because
+    their range is unknown.
 
     Args:
-        path: of the file.
-        size: (width, height) in px that the annotations were made in. Where the file has an EXIF orientation
-            and only the unturned size agrees, the annotations were made on the unturned image, so it is left.
+        path: Path of the file.
+        size: (width, height) in px that the annotations refer to. If the file has an EXIF orientation and only the
+            unturned size equals `size`, the annotations were made on the unturned image, so it is not turned.
 
     Raises:
-        InputError: the file is missing, is no image or is truncated, its size is another, or its pixels are 32-bit
-            numbers.
+        InputError: The file is missing, truncated or not an image, its size differs from `size`, or its pixels are
+            32-bit numbers.
     """
     path = Path(path)
-    with _opened(path) as file:
-        return _to_rgb(_upright(file, path, size), file.format)
+    with _open_image(path) as file:
+        return _to_rgb(_load_upright(file, path, size), file.format)
 
 
 def read_image_size(path: str | os.PathLike[str], size: tuple[int, int] | None = None) -> tuple[int, int]:
-    """Read an image's width and height in px, upright, from the header of its file.
+    """Read the width and height in px of an upright image from the header of its file.
 
     Args:
-        path: of the file.
-        size: (width, height) that the annotations were made in; see `read_image`.
+        path: Path of the file.
+        size: (width, height) in px that the annotations refer to; see `read_image`.
 
     Raises:
-        InputError: the file is missing or is no image.
+        InputError: The file is missing or not an image.
     """
-    with _opened(Path(path)) as file:
+    with _open_image(Path(path)) as file:
         return file.size if file.size == size else _turned_size(file)
 
 
 def is_turned_unseen(path: str | os.PathLike[str]) -> bool:
-    """Say whether an image has an EXIF orientation that leaves its size as it is.
+    """Return whether an image has an EXIF orientation that turns or mirrors it without changing its size.
 
     Raises:
-        InputError: the file is missing or is no image.
+        InputError: The file is missing or not an image.
     """
-    with _opened(Path(path)) as file:
+    with _open_image(Path(path)) as file:
         orientation = _orientation(file)
         return orientation in (2, 3, 4) or (orientation in _SWAPPING and file.width == file.height)
 
 
 @contextlib.contextmanager
-def _opened(path: Path) -> Iterator[Image.Image]:
-    """Open a file with Pillow, and raise InputError whatever it raises then.
+def _open_image(path: Path) -> Iterator[Image.Image]:
+    """Open a file with Pillow, and raise any exception from opening or decoding it as an InputError.
 
-    Pillow's decoders raise many kinds of errors on damaged files, such as those of struct and zlib.
+    Pillow's decoders raise many kinds of exceptions on damaged files, including those of struct and zlib.
     """
     try:
-        # Of what Pillow warns, a file that cannot be read is told by an error, and the rest reads well.
+        # Pillow's warnings are redundant: files that cannot be read raise an error anyway, and the others are fine.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             with Image.open(path, formats=FORMATS) as file:
@@ -100,8 +100,8 @@ def _why_unreadable(path: str | os.PathLike[str], error: Exception) -> str:
     return f"not a readable image: {says[:150]}"
 
 
-def _upright(file: Image.Image, path: Path, size: tuple[int, int] | None) -> Image.Image:
-    """Decode an image, turned as its EXIF orientation says unless the annotations were made on it unturned."""
+def _load_upright(file: Image.Image, path: Path, size: tuple[int, int] | None) -> Image.Image:
+    """Decode an image and apply its EXIF orientation, unless the annotations were made on the unturned image."""
     turned = _turned_size(file)
     as_stored = size is not None and turned != size and file.size == size
     if size is not None and turned != size and not as_stored:
@@ -112,7 +112,7 @@ def _upright(file: Image.Image, path: Path, size: tuple[int, int] | None) -> Ima
     file.load()
     image = file if as_stored else ImageOps.exif_transpose(file)
     if size is not None and image.size != size:
-        # Pillow turns TIFFs by itself.
+        # Pillow turns TIFFs while loading them, so the unturned image is not available.
         raise InputError(
             f"{path}: {size[0]} x {size[1]} is recorded for the image before its EXIF orientation is applied; save it "
             "without one"
@@ -121,12 +121,12 @@ def _upright(file: Image.Image, path: Path, size: tuple[int, int] | None) -> Ima
 
 
 def _turned_size(file: Image.Image) -> tuple[int, int]:
-    """The size once the EXIF orientation is applied."""
+    """Return the image's size after its EXIF orientation is applied."""
     width, height = file.size
     return (height, width) if _orientation(file) in _SWAPPING else (width, height)
 
 
-#: EXIF orientations that swap the sides.
+#: EXIF orientations that swap width and height.
 _SWAPPING = (5, 6, 7, 8)
 
 

@@ -1,4 +1,4 @@
-"""Decoding a large JSON object, the elements of its long lists one at a time."""
+"""Decoding of large JSON objects, with the elements of long lists passed on one at a time."""
 
 from __future__ import annotations
 
@@ -11,31 +11,31 @@ _after_space = re.compile(r"[ \t\n\r]*").match
 
 
 def decoded(content: bytes) -> str:
-    """Decode JSON's text: UTF-8, UTF-16 or UTF-32, with or without a byte order mark.
+    """Decode the text of a JSON file: UTF-8, UTF-16 or UTF-32, with or without a byte order mark.
 
     Raises:
-        UnicodeDecodeError: it is none of these.
+        UnicodeDecodeError: The text is in none of these encodings.
     """
     return content.decode(json.detect_encoding(content), "surrogatepass")
 
 
 def without_trailing_commas(text: str) -> str:
-    """Remove commas before a closing bracket, which JSON has no place for, outside of strings."""
+    """Remove commas before closing brackets, which JSON does not allow, except inside strings."""
     return re.sub(r'("(?:[^"\\]|\\.)*")|,(?=\s*[\]}])', lambda match: match[1] or "", text)
 
 
 def decode_object(text: str, streamed: Mapping[str, Callable[[], Callable[[Any], None]]]) -> Any:
-    """Decode JSON as `json.loads` does, without ever holding a streamed list.
+    """Decode JSON as `json.loads` does, but stream the elements of some lists instead of storing the lists.
 
     Args:
-        text: the JSON.
-        streamed: for a key of the outermost object, what makes the function that takes the elements of its
-            list one by one. In the result an empty list stands in the list's place. It is called once more where the
-            key is there twice, since the last one counts.
+        text: The JSON.
+        streamed: For each streamed key of the outermost object, a function that is called when its list begins, and
+            returns the function that takes the list's elements one by one. In the result, the list is empty. If a key
+            occurs again, the first function is called again, because the last value counts.
 
     Raises:
-        json.JSONDecodeError: the text is no JSON; the message has line and column.
-        RecursionError: it is nested too deeply.
+        json.JSONDecodeError: The text is not valid JSON; the message has the line and column.
+        RecursionError: The JSON is nested too deeply.
     """
     decode = json.JSONDecoder().raw_decode
     position = _skip(text, 0)
@@ -44,7 +44,7 @@ def decode_object(text: str, streamed: Mapping[str, Callable[[], Callable[[Any],
     result: dict[str, Any] = {}
     position = _skip(text, position + 1)
     if text[position : position + 1] == "}":
-        return _ended(result, text, position + 1)
+        return _finish(result, text, position + 1)
     while True:
         if text[position : position + 1] != '"':
             raise json.JSONDecodeError("Expecting property name enclosed in double quotes", text, position)
@@ -60,7 +60,7 @@ def decode_object(text: str, streamed: Mapping[str, Callable[[], Callable[[Any],
             result[key], position = decode(text, position)
         position = _skip(text, position)
         if text[position : position + 1] == "}":
-            return _ended(result, text, position + 1)
+            return _finish(result, text, position + 1)
         if text[position : position + 1] != ",":
             raise json.JSONDecodeError("Expecting ',' delimiter", text, position)
         position = _skip(text, position + 1)
@@ -84,11 +84,11 @@ def _decode_list(text: str, position: int, take: Callable[[Any], None], decode: 
 
 def _skip(text: str, position: int) -> int:
     match = _after_space(text, position)
-    assert match is not None  # it may match nothing, but it matches
+    assert match is not None  # the pattern also matches the empty string
     return match.end()
 
 
-def _ended(result: dict[str, Any], text: str, position: int) -> dict[str, Any]:
+def _finish(result: dict[str, Any], text: str, position: int) -> dict[str, Any]:
     position = _skip(text, position)
     if position != len(text):
         raise json.JSONDecodeError("Extra data", text, position)

@@ -1,7 +1,7 @@
-"""Annotations of a data set in a few numpy arrays, and light views of its images and annotations.
+"""The images and annotations of a data set in a few numpy arrays, and lightweight views of them.
 
-COCO's training set has 860,001 annotations. As Python objects they take 2.4 GiB, of which each data-loader process
-copies a half as it counts references; as arrays they take 0.3 GiB, which processes share.
+COCO's training set has 860,001 annotations. As Python objects they take 2.4 GiB, half of which each data-loader process
+copies because reference counts change; as arrays they take 0.3 GiB, which the processes share.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from maskloss.masks.encoded import EncodedMasks, FloatArray, IntArray
 BoolArray = npt.NDArray[np.bool_]
 ByteArray = npt.NDArray[np.uint8]
 
-#: What `Records.form` says of an annotation's segmentation.
+#: Forms of segmentations, the values of `Records.form`.
 NO_MASK, POLYGONS, RLE = 0, 1, 2
 
 
 @dataclass(frozen=True)
 class Category:
-    """A category of the annotation file; ids may have gaps."""
+    """A category of the annotation file. The ids of a file need not be contiguous."""
 
     id: int
     name: str
@@ -39,9 +39,9 @@ class Texts:
     """A sequence of byte strings in one array.
 
     Attributes:
-        content: all strings, joined.
-        start: (T,) where each begins.
-        length: (T,) bytes of each.
+        content: All strings, concatenated.
+        start: (T,) offset of each string.
+        length: (T,) length of each string in bytes.
     """
 
     content: ByteArray
@@ -50,7 +50,7 @@ class Texts:
 
     @classmethod
     def of(cls, texts: Sequence[bytes]) -> Texts:
-        """Join byte strings."""
+        """Make `Texts` from byte strings."""
         length = np.array([len(text) for text in texts], dtype=np.int64)
         content = np.frombuffer(b"".join(texts), dtype=np.uint8)
         return cls(content, length.cumsum() - length, length)
@@ -62,26 +62,26 @@ class Texts:
 
 @dataclass(frozen=True, eq=False)
 class Records:
-    """N images and A annotations, sorted by image, in arrays.
+    """The N images and A annotations of a data set in arrays, with the annotations sorted by image.
 
     Attributes:
         image_ids: (N,) int64.
         widths: (N,) int64, px.
         heights: (N,) int64, px.
-        file_names: N strings, UTF-8 with surrogates passed on.
-        first: (N + 1,) int64; image n has the annotations from first[n] up to first[n + 1].
+        file_names: N strings, encoded as UTF-8 with "surrogatepass".
+        first: (N + 1,) int64; the annotations of image n are the rows first[n] up to, but not including, first[n + 1].
         ids: (A,) int64.
         category_ids: (A,) int64.
         boxes: (A, 4) float64, xyxy in px, inside the image.
         crowds: (A,) bool.
-        areas: (A,) float64, px²; NaN where the file gives none that is usable, so that the mask's is.
+        areas: (A,) float64, px²; NaN if the file has no usable value, which stands for the mask's area.
         form: (A,) uint8, `NO_MASK`, `POLYGONS` or `RLE`.
-        part_first: (A,) int64, its first polygon, or its RLE.
-        part_count: (A,) int64, its number of polygons, or 1.
-        point_first: (P,) int64, where in `coordinates` each polygon begins.
-        point_count: (P,) int64, its coordinates: twice its points.
+        part_first: (A,) int64, index of the first polygon, or of the RLE.
+        part_count: (A,) int64, number of polygons, or 1 for an RLE.
+        point_first: (P,) int64, offset of each polygon in `coordinates`.
+        point_count: (P,) int64, number of coordinates of each polygon, twice its number of points.
         coordinates: float64, x0, y0, x1, y1, ... of all polygons.
-        rles: compressed counts.
+        rles: Compressed counts of all RLEs.
     """
 
     image_ids: IntArray
@@ -103,12 +103,12 @@ class Records:
     rles: Texts
 
     def __eq__(self, other: object) -> bool:
-        """Compare the arrays, NaN being equal to NaN."""
+        """Return whether all arrays are equal, with NaN equal to NaN."""
         if not isinstance(other, Records):
             return NotImplemented
         return self is other or all(
-            np.array_equal(mine, its, equal_nan=mine.dtype.kind == "f")
-            for mine, its in zip(self._arrays(), other._arrays(), strict=True)
+            np.array_equal(a, b, equal_nan=a.dtype.kind == "f")
+            for a, b in zip(self._arrays(), other._arrays(), strict=True)
         )
 
     def _arrays(self) -> list[npt.NDArray[Any]]:
@@ -123,11 +123,11 @@ class Records:
 
     @property
     def nbytes(self) -> int:
-        """Memory of all arrays."""
+        """Size of all arrays in bytes."""
         return sum(array.nbytes for array in self._arrays())
 
     def polygons(self, row: int) -> list[FloatArray]:
-        """Give an annotation's polygons as (V, 2) xy."""
+        """Return an annotation's polygons, each (V, 2) xy in px."""
         parts = slice(self.part_first[row], self.part_first[row] + self.part_count[row])
         return polygons_of(self.coordinates, self.point_first[parts], self.point_count[parts])
 
@@ -136,7 +136,7 @@ class Records:
         return int(np.searchsorted(self.first, row, side="right")) - 1
 
     def mask(self, row: int) -> Any:
-        """Give an annotation's polygons, its RLE, or None, as `EncodedMasks.of_checked` takes them."""
+        """Return an annotation's polygons, its RLE, or None without a mask, as `EncodedMasks.of_checked` takes them."""
         if self.form[row] == POLYGONS:
             return self.polygons(row)
         if self.form[row] == RLE:
@@ -146,13 +146,13 @@ class Records:
         return None
 
     def area(self, row: int) -> float:
-        """Give an annotation's area in px²: as the file has it, or the mask's, or without a mask the box's."""
+        """Return an annotation's area in px²: the file's value if usable, else the area of the mask or the box."""
         if not np.isnan(self.areas[row]):
             return float(self.areas[row])
         return self.mask_area(row)
 
     def mask_area(self, row: int) -> float:
-        """Compute an annotation's area in px² from its mask, or without one from its box."""
+        """Compute an annotation's area in px² from its mask, or from its box if it has no mask."""
         if self.form[row] == NO_MASK:
             x1, y1, x2, y2 = self.boxes[row].tolist()
             return float((x2 - x1) * (y2 - y1))
@@ -163,12 +163,12 @@ class Records:
         width, height = int(self.widths[image]), int(self.heights[image])
         if all((polygon >= 0).all() and (polygon <= (width, height)).all() for polygon in polygons):
             return union_area(polygons)
-        # What lies beyond the border is no part of the mask.
+        # The parts of polygons beyond the border do not belong to the mask.
         return float(count_pixels(polygons, height, width))
 
 
 def polygons_of(coordinates: FloatArray, first: IntArray, count: IntArray) -> list[FloatArray]:
-    """Return polygons as (V, 2) xy, of which each has `count` coordinates from `first` on."""
+    """Return polygons, each (V, 2) xy, from their first coordinates' offsets and their numbers of coordinates."""
     return [
         coordinates[begin : begin + length].reshape(-1, 2)
         for begin, length in zip(first.tolist(), count.tolist(), strict=True)
@@ -178,21 +178,21 @@ def polygons_of(coordinates: FloatArray, first: IntArray, count: IntArray) -> li
 def polygon_extents(
     coordinates: FloatArray, first: IntArray, count: IntArray
 ) -> tuple[FloatArray, FloatArray]:
-    """Find each polygon's least and largest x and y, (P, 2).
+    """Return each polygon's smallest and largest x and y, (P, 2) each.
 
     Args:
         coordinates: x0, y0, x1, y1, ... of all polygons.
-        first: (P,) rising, where each begins; between two there may be coordinates of neither.
-        count: (P,) how many coordinates it has.
+        first: (P,) offset of each polygon, ascending. There may be unused coordinates between two polygons.
+        count: (P,) number of coordinates of each polygon.
     """
     low, high = np.empty((len(first), 2)), np.empty((len(first), 2))
-    # In parts, for the copies to be small.
+    # In chunks, to keep the temporary copies small.
     for start in range(0, len(first), 50_000):
         part = slice(start, start + 50_000)
         begin, end = first[part][0], first[part][-1] + count[part][-1]
         points = coordinates[begin:end].reshape(-1, 2)
         heads = (first[part] - begin) // 2
-        # By turns from a polygon's beginning to its end, and from there to the next one's beginning.
+        # Alternately the first point of a polygon and the one after its last; every other segment is a polygon.
         bounds = np.stack([heads, heads + count[part] // 2], axis=1).reshape(-1)[:-1]
         low[part] = np.minimum.reduceat(points, bounds)[::2]
         high[part] = np.maximum.reduceat(points, bounds)[::2]
@@ -204,8 +204,8 @@ class Annotation:
     """A view of one annotated object.
 
     Attributes:
-        records: of the data set.
-        row: of the annotation in them.
+        records: The data set's records.
+        row: The annotation's row in the records.
     """
 
     records: Records
@@ -213,7 +213,7 @@ class Annotation:
 
     @property
     def id(self) -> int:
-        """The id in the file, or a new one where it has none of its own."""
+        """The id in the file, or a new id if the annotation has none, or one that another annotation has."""
         return int(self.records.ids[self.row])
 
     @property
@@ -229,23 +229,23 @@ class Annotation:
 
     @property
     def crowd(self) -> bool:
-        """Whether it is a region with many objects: never a positive, ignored in evaluation."""
+        """Whether this is a crowd, a region with many objects: never a positive, and ignored in evaluation."""
         return bool(self.records.crowds[self.row])
 
     @property
     def has_mask(self) -> bool:
-        """Whether it has a mask, or a box only."""
+        """Whether the annotation has a mask, or only a box."""
         return bool(self.records.form[self.row] != NO_MASK)
 
     @property
     def segmentation(self) -> Any:
-        """Polygons `[x0, y0, x1, y1, ...]` without the degenerate ones, an RLE with compressed counts, or None."""
+        """The polygons `[x0, y0, x1, y1, ...]` except degenerate ones, an RLE with compressed counts, or None."""
         mask = self.records.mask(self.row)
         return [polygon.reshape(-1).tolist() for polygon in mask] if isinstance(mask, list) else mask
 
     @property
     def area(self) -> float:
-        """The area in px²: as the file has it where that is usable, or else the mask's, or the box's."""
+        """The area in px²: the file's value if it is usable, else the area of the mask or the box."""
         return self.records.area(self.row)
 
 
@@ -254,8 +254,8 @@ class ImageRecord:
     """A view of one image and its annotations.
 
     Attributes:
-        records: of the data set.
-        index: of the image in them.
+        records: The data set's records.
+        index: The image's index in the records.
     """
 
     records: Records
@@ -268,7 +268,7 @@ class ImageRecord:
 
     @property
     def file_name(self) -> str:
-        """The name relative to the image folder."""
+        """The file's name, relative to the image folder."""
         return self.records.file_names[self.index].decode("utf-8", "surrogatepass")
 
     @property
@@ -299,18 +299,18 @@ class ImageRecord:
 
     @property
     def objects(self) -> list[Annotation]:
-        """The annotations that can be a positive: all but the crowds."""
+        """The annotations that can be positives: all except crowds."""
         return [Annotation(self.records, int(row)) for row in self.object_rows]
 
     def object_masks(self) -> EncodedMasks:
-        """Return the masks of `objects`, in their order."""
+        """Return the masks of `objects`, in the same order."""
         masks = [self.records.mask(int(row)) for row in self.object_rows]
         return EncodedMasks.of_checked(masks, self.height, self.width)
 
 
 @dataclass(frozen=True)
 class ImageRecords(Sequence[ImageRecord]):
-    """The images of a data set, in the file's order, each made when it is asked for."""
+    """The images of a data set as a sequence, in the file's order; each view is created on access."""
 
     records: Records
 
@@ -334,14 +334,14 @@ class ImageRecords(Sequence[ImageRecord]):
 
 @dataclass(frozen=True)
 class CocoData:
-    """A checked COCO-format data set.
+    """A validated COCO-format data set.
 
     Attributes:
-        annotation_file: where it was read from.
-        image_folder: where the images are.
-        records: its images and annotations.
-        categories: by rising id; label i + 1 is category i, and 0 is background.
-        warnings: what was repaired or is odd, a line for each kind.
+        annotation_file: File that the data set was read from.
+        image_folder: Folder of the images.
+        records: The images and annotations.
+        categories: The categories, sorted by id. Label i + 1 is categories[i]; label 0 is the background.
+        warnings: Corrections and oddities, one line for each kind.
     """
 
     annotation_file: Path
@@ -356,25 +356,25 @@ class CocoData:
         return ImageRecords(self.records)
 
     def image_path(self, image: ImageRecord) -> Path:
-        """Return where the image's file is."""
+        """Return the path of an image's file."""
         return self.image_folder / image.file_name
 
     @property
     def labels(self) -> dict[int, int]:
-        """The label of each category id, from 1."""
+        """The label of each category by its id; labels start at 1."""
         return {category.id: index + 1 for index, category in enumerate(self.categories)}
 
     @property
     def num_objects(self) -> int:
-        """Annotations that can be a positive."""
+        """Number of annotations that can be positives."""
         return int((~self.records.crowds).sum())
 
     @property
     def num_crowds(self) -> int:
-        """Annotations that are regions with many objects."""
+        """Number of annotations that are crowds, regions with many objects."""
         return int(self.records.crowds.sum())
 
     @property
     def num_masks(self) -> int:
-        """Objects with a mask."""
+        """Number of objects with a mask."""
         return int((~self.records.crowds & (self.records.form != NO_MASK)).sum())

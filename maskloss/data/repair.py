@@ -1,4 +1,7 @@
-"""Repairing annotation files: the decisions that reading leaves to the user are taken, listed and written down."""
+"""Repair of annotation files.
+
+`repair` makes the decisions that `read_coco` leaves to the user, and lists every change.
+"""
 
 from __future__ import annotations
 
@@ -29,21 +32,21 @@ from maskloss.files import existing_folder, make_folder, read_bytes, write_text
 from maskloss.masks.coverage import union_area
 from maskloss.masks.encoded import decode_counts
 
-#: Each round repairs what the one before has brought to light: three or four do.
-_MOST_ROUNDS = 12
-#: How far a transposed mask's extent may be from its box, in px.
-_FITS = 2.0
+#: Rounds of repair. Each one repairs the faults that the previous one uncovered; three or four are usually enough.
+_MAX_ROUNDS = 12
+#: Largest difference between the x, y, width and height of a corrected RLE's extent and those of its box, in px.
+_BOX_TOLERANCE = 2.0
 
 
 @dataclass(frozen=True)
 class Repair:
-    """What was done about a kind of fault.
+    """One change that was made for one kind of fault, and the entries that it was made to.
 
     Attributes:
-        kind: of the fault.
+        kind: Name of the kind of fault.
         section: "file", "category", "image" or "annotation".
-        change: in words.
-        entries: the names of the entries, and of each what was wrong.
+        change: Description of the change.
+        entries: (name, fault) of each changed entry.
     """
 
     kind: str
@@ -61,18 +64,19 @@ class Repair:
 
 @dataclass
 class _Log:
-    """Repairs, by kind and change, in the order in which they were made."""
+    """The changes made so far, grouped by kind and change, in the order in which they were made."""
 
-    made: dict[tuple[str, str, str], dict[str, str]] = field(default_factory=dict)
-    #: Entries that were changed in this round.
+    entries_by_change: dict[tuple[str, str, str], dict[str, str]] = field(default_factory=dict)
+    #: Number of changes in the current round.
     count: int = 0
 
     def add(self, kind: Kind, change: str, name: str, what: str) -> None:
         self.count += 1
-        self.made.setdefault((kind.name, kind.section, change), {}).setdefault(name, what)
+        key = (kind.name, kind.section, change)
+        self.entries_by_change.setdefault(key, {}).setdefault(name, what)
 
     def repairs(self) -> list[Repair]:
-        return [Repair(*key, tuple(entries.items())) for key, entries in self.made.items()]
+        return [Repair(*key, tuple(entries.items())) for key, entries in self.entries_by_change.items()]
 
 
 ENCODING = Kind("encoding", "file", True)
@@ -90,25 +94,24 @@ def repair(
     crowds: Literal["keep", "objects"] = "keep",
     boxes: Literal["keep", "from-masks"] = "keep",
 ) -> tuple[CocoData, list[Repair]]:
-    """Write a file that `check_data` finds no error in, and beside it a list of what was changed and left out.
+    """Write a repaired copy of an annotation file, in which `check_data` finds no errors, and a list of the changes.
 
-    All fields of the file that nothing is wrong with are kept, also those that are unknown. Repairing a repaired file
-    changes nothing.
+    All valid fields are kept, including unknown ones. Repairing a repaired file changes nothing.
 
     Args:
-        image_folder: where the `file_name`s are.
-        annotation_file: COCO-format JSON; it stays as it is.
-        output: the new file; the list is written as `output` with `.repairs.json` for its suffix.
+        image_folder: Folder that the `file_name`s are relative to.
+        annotation_file: COCO-format JSON; it is not modified.
+        output: The new file. The list of changes is written beside it, with the suffix `.repairs.json`.
         crowds: "objects" sets `iscrowd` to 0 everywhere, for annotation tools that write brush masks as crowds.
-        boxes: "from-masks" takes each box that has a mask from its mask.
+        boxes: "from-masks" computes the box of each object that has a mask from the mask.
 
     Returns:
-        The data set as it is read from the new file, and the repairs.
+        The data set as read from the new file, and the repairs.
 
     Raises:
-        InputError: the file cannot be repaired, or not without one of the options, nothing usable is left, or
-            the output is there already.
-        RunError: the output cannot be written.
+        InputError: The file cannot be repaired, or only with one of the options; or no usable object is left; or the
+            output already exists.
+        RunError: The output cannot be written.
     """
     path, folder = Path(annotation_file), existing_folder(image_folder, "images")
     target = Path(output)
@@ -117,8 +120,8 @@ def repair(
         if file.exists() or file.is_symlink():
             raise InputError(f"{file}: is there already; name another --output")
     log = _Log()
-    document = _document(path, log)
-    data = _repaired(document, path, folder, crowds, boxes, log)
+    document = _decode_document(path, log)
+    data = _repair_document(document, path, folder, crowds, boxes, log)
     repairs = log.repairs()
     summary = {
         "input": str(path),
@@ -146,8 +149,8 @@ def repair(
     return CocoData(target, data.image_folder, data.records, data.categories, data.warnings), repairs
 
 
-def _document(path: Path, log: _Log) -> dict[str, Any]:
-    """Decode the file, also with what makes it no JSON where that can be undone."""
+def _decode_document(path: Path, log: _Log) -> dict[str, Any]:
+    """Decode the file, repairing Windows-1252 text and trailing commas."""
     content = read_bytes(path)
     try:
         text = decoded(content)
@@ -155,7 +158,7 @@ def _document(path: Path, log: _Log) -> dict[str, Any]:
         problem = coco.undecodable(error)
         if "Latin-1" not in problem:
             raise InputError(f"{path}: {problem}") from None
-        # Windows-1252 has letters where Latin-1 has control characters, and five bytes that mean nothing.
+        # Windows-1252 assigns letters to bytes that are control characters in Latin-1, and leaves five bytes undefined.
         text = content.decode("cp1252", errors="replace")
         log.add(ENCODING, "read as Windows-1252, written as UTF-8", "", problem.partition(";")[0])
     try:
@@ -175,12 +178,12 @@ def _document(path: Path, log: _Log) -> dict[str, Any]:
     return result
 
 
-def _repaired(
+def _repair_document(
     document: dict[str, Any], path: Path, folder: Path, crowds: str, boxes: str, log: _Log
 ) -> CocoData:
-    """Repair a document in place, round by round until it reads without an error; give it as it reads."""
+    """Repair a document in place, in rounds until one changes nothing, and return the data set that it contains."""
     first: str | None = None
-    for _ in range(_MOST_ROUNDS):
+    for _ in range(_MAX_ROUNDS):
         findings = Findings()
         content = Columns()
         for item in document["annotations"]:
@@ -237,19 +240,19 @@ class _Fixes:
         self.findings = Findings()
 
     def apply(self, findings: Findings) -> None:
-        """Repair each kind that can be."""
+        """Repair all findings of the kinds that have a repair."""
         self.findings = findings
         before = self.log.count
-        for kind, fix in self._fixes().items():
+        for kind, fix in self._fix_functions().items():
             for finding in findings.of(kind):
                 fix(kind, finding)
         if self.crowds == "objects":
-            self._make_objects()
+            self._turn_crowds_into_objects()
         for finding in findings.of(rows_of.FRACTIONS):
-            self._multiply(finding)
+            self._scale_fractions(finding)
         if findings.of(rows_of.AREA_OF_BOX):
             self._replace_areas()
-        # When all else is done, for each box to have its image, and all boxes at once.
+        # Only once nothing else changes, because each box needs its image, and all boxes are converted at once.
         if self.boxes == "from-masks" and self.log.count == before:
             for finding in findings.of(rows_of.BOX_CONVENTION):
                 self._convert_boxes(finding)
@@ -260,8 +263,8 @@ class _Fixes:
                 items[:] = [item for position, item in enumerate(items) if position not in left_out]
         self.left_out = {"image": set(), "annotation": set(), "category": set()}
 
-    def _fixes(self) -> dict[Kind, Callable[[Kind, Finding], None]]:
-        leave_out, whole = self._leave_out, self._make_whole
+    def _fix_functions(self) -> dict[Kind, Callable[[Kind, Finding], None]]:
+        leave_out, whole = self._leave_out, self._write_integers
         return {
             coco.NO_CATEGORIES: self._add_categories,
             coco.CATEGORY_ENTRY: leave_out,
@@ -271,7 +274,7 @@ class _Fixes:
             coco.CATEGORY_NAME: self._name_category,
             coco.CATEGORY_FLOAT: whole,
             coco.IMAGE_ENTRY: leave_out,
-            coco.IMAGE_TWICE: self._untangle_images,
+            coco.IMAGE_TWICE: self._leave_out_duplicate_images,
             coco.IMAGE_NO_ID: leave_out,
             coco.IMAGE_ID: self._number_image,
             coco.IMAGE_FLOAT: whole,
@@ -280,8 +283,8 @@ class _Fixes:
             coco.FILE_ELSEWHERE: self._rename,
             coco.FILE_SPELLING: self._rename,
             coco.FILE_MISSING: leave_out,
-            coco.BAD_SIZE: self._measure,
-            coco.MISSING_SIZE: self._measure,
+            coco.BAD_SIZE: self._take_size_from_file,
+            coco.MISSING_SIZE: self._take_size_from_file,
             coco.SIZE_DIFFERS: self._swap_size,
             coco.UNREADABLE_IMAGE: leave_out,
             coco.LFS_POINTER: leave_out,
@@ -292,13 +295,13 @@ class _Fixes:
             columns.FLOAT_ID: whole,
             columns.ODD_CROWD: self._set_crowd,
             columns.BAD_CROWD: self._set_crowd,
-            entries.FLAT_POLYGON: self._respell,
-            entries.POINT_PAIRS: self._respell,
-            entries.RLE_IN_LIST: self._respell,
+            entries.FLAT_POLYGON: self._rewrite_segmentation,
+            entries.POINT_PAIRS: self._rewrite_segmentation,
+            entries.RLE_IN_LIST: self._rewrite_segmentation,
             entries.BAD_SEGMENTATION: self._salvage_polygons,
             rows_of.NOT_FINITE: self._salvage_polygons,
             entries.CORRUPT_RLE: self._leave_mask_out,
-            entries.RLE_SIZE: self._transpose,
+            entries.RLE_SIZE: self._correct_rle_size,
             rows_of.UNKNOWN_IMAGE: self._find_image,
             rows_of.UNKNOWN_CATEGORY: self._find_category,
             rows_of.DEGENERATE: leave_out,
@@ -312,12 +315,12 @@ class _Fixes:
             rows_of.ODD_AREA: self._write_area,
         }
 
-    # What all sections have.
+    # All sections.
 
-    def _entry(self, kind: Kind, finding: Finding) -> tuple[int, Any]:
+    def _find_entry(self, kind: Kind, finding: Finding) -> tuple[int, Any]:
         items = self._items[kind.section]
         position = finding.position
-        if position < 0:  # an image that was only found to be unreadable when it was decoded
+        if position < 0:  # found while decoding the images; such findings have the image's id instead
             position = self._image_positions[
                 finding.value[0] if isinstance(finding.value, tuple) else finding.value
             ]
@@ -325,10 +328,10 @@ class _Fixes:
 
     @cached_property
     def _image_positions(self) -> dict[Any, int]:
-        return {_key(item.get("id")): p for p, item in enumerate(self.images) if isinstance(item, dict)}
+        return {_id_key(item.get("id")): p for p, item in enumerate(self.images) if isinstance(item, dict)}
 
     def _leave_out(self, kind: Kind, finding: Finding) -> None:
-        position, item = self._entry(kind, finding)
+        position, item = self._find_entry(kind, finding)
         if position in self.left_out[kind.section]:
             return
         self.left_out[kind.section].add(position)
@@ -340,15 +343,15 @@ class _Fixes:
         if not self.by_image:
             for position, annotation in enumerate(self.annotations):
                 if isinstance(annotation, dict):
-                    self.by_image.setdefault(_key(annotation.get("image_id")), []).append(position)
-        for position in self.by_image.get(_key(image_id), []):
+                    self.by_image.setdefault(_id_key(annotation.get("image_id")), []).append(position)
+        for position in self.by_image.get(_id_key(image_id), []):
             if position not in self.left_out["annotation"]:
                 self.left_out["annotation"].add(position)
                 identity = self.annotations[position].get("id", f"number {position}")
                 self.log.add(WITH_IMAGE, "left out with their image", f"annotation {shown(identity)}", name)
 
-    def _make_whole(self, kind: Kind, finding: Finding) -> None:
-        _, item = self._entry(kind, finding)
+    def _write_integers(self, kind: Kind, finding: Finding) -> None:
+        _, item = self._find_entry(kind, finding)
         for key in ("id", "image_id", "category_id", "width", "height"):
             number = whole_number(item.get(key))
             if isinstance(item.get(key), float) and number is not None:
@@ -356,41 +359,41 @@ class _Fixes:
         self.log.add(kind, "whole floats written as integers", finding.name, finding.detail)
 
     def _free_id(self, section: str, wanted: Any) -> int:
-        """Return the number that a text spells, where that is free, or the next one after the highest."""
-        taken = self._taken[section]
+        """Return an unused id: the integer that the text `wanted` spells if it is unused, else the highest plus 1."""
+        taken = self._used_ids[section]
         if isinstance(wanted, str) and re.fullmatch(r"\d{1,15}", wanted) and int(wanted) not in taken:
             number = int(wanted)
         else:
-            self._highest[section] += 1
-            number = self._highest[section]
+            self._highest_ids[section] += 1
+            number = self._highest_ids[section]
         taken.add(number)
         return number
 
     @cached_property
-    def _taken(self) -> dict[str, set[int | None]]:
+    def _used_ids(self) -> dict[str, set[int | None]]:
         return {
             section: {whole_number(item.get("id")) for item in items if isinstance(item, dict)}
             for section, items in self._items.items()
         }
 
     @cached_property
-    def _highest(self) -> dict[str, int]:
-        # Texts that spell numbers are to find theirs free.
+    def _highest_ids(self) -> dict[str, int]:
+        # Include the numbers that text ids spell, so that those numbers stay unused until these ids are converted.
         highest = {}
         for section, items in self._items.items():
             spelled = {int(item["id"]) for item in items if _spells_a_number(item)}
-            usual = {n for n in self._taken[section] | spelled if n is not None and n < 2**53}
+            usual = {n for n in self._used_ids[section] | spelled if n is not None and n < 2**53}
             highest[section] = max(usual, default=0)
         return highest
 
     def _references(self, key: str) -> dict[Any, list[Any]]:
-        """The annotations by what their image_id or category_id is as it stands."""
+        """Group the annotations by their image_id or category_id, exactly as the file has it."""
         if key not in self._referring:
             referring: dict[Any, list[Any]] = {}
             self._referring[key] = referring
             for item in self.annotations:
                 if isinstance(item, dict):
-                    referring.setdefault(_exact(item.get(key)), []).append(item)
+                    referring.setdefault(_typed_key(item.get(key)), []).append(item)
         return self._referring[key]
 
     # Categories.
@@ -399,7 +402,7 @@ class _Fixes:
         used: dict[Any, None] = {}
         for annotation in self.annotations:
             if isinstance(annotation, dict):
-                used[_key(annotation.get("category_id"))] = None
+                used[_id_key(annotation.get("category_id"))] = None
         if not used:
             return
         if used.keys() == {None}:
@@ -418,21 +421,21 @@ class _Fixes:
             )
 
     def _merge_categories(self, kind: Kind, finding: Finding) -> None:
-        position, item = self._entry(kind, finding)
+        position, item = self._find_entry(kind, finding)
         names = {
             other.get("name")
             for other in self.categories
-            if isinstance(other, dict) and _key(other.get("id")) == _key(item.get("id"))
+            if isinstance(other, dict) and _id_key(other.get("id")) == _id_key(item.get("id"))
         }
         if len(names) == 1 and position not in self.left_out["category"]:
             self._leave_out(kind, finding)
 
     def _number_category(self, kind: Kind, finding: Finding) -> None:
-        _, item = self._entry(kind, finding)
+        _, item = self._find_entry(kind, finding)
         self._renumber(kind, finding, item, "category_id")
 
     def _name_category(self, kind: Kind, finding: Finding) -> None:
-        _, item = self._entry(kind, finding)
+        _, item = self._find_entry(kind, finding)
         item["name"] = f"category {item['id']}"
         self.log.add(kind, "named after its id", finding.name, finding.detail)
 
@@ -443,41 +446,42 @@ class _Fixes:
         item["id"] = new = self._free_id(kind.section, old)
         self.log.add(kind, "given a new id", finding.name, f"{shown(old)} is now {new}")
         if old is not None:
-            for annotation in self._references(reference).get(_exact(old), []):
+            for annotation in self._references(reference).get(_typed_key(old), []):
                 annotation[reference] = new
 
     def _number_image(self, kind: Kind, finding: Finding) -> None:
-        _, item = self._entry(kind, finding)
-        if self._twins[_exact(item.get("id"))] > 1:
-            # Nobody can tell whose the annotations are.
-            self._leave_out(kind, Finding(finding.position, finding.name, "the id is there twice"))
+        _, item = self._find_entry(kind, finding)
+        if self._image_id_counts[_typed_key(item.get("id"))] > 1:
+            # It is unknown to which of the images the annotations belong.
+            self._leave_out(kind, Finding(finding.position, finding.name, "the id is used twice"))
         else:
             self._renumber(kind, finding, item, "image_id")
 
     @cached_property
-    def _twins(self) -> Counter[Any]:
-        return Counter(_exact(item.get("id")) for item in self.images if isinstance(item, dict))
+    def _image_id_counts(self) -> Counter[Any]:
+        return Counter(_typed_key(item.get("id")) for item in self.images if isinstance(item, dict))
 
-    def _untangle_images(self, kind: Kind, finding: Finding) -> None:
-        position, item = self._entry(kind, finding)
+    def _leave_out_duplicate_images(self, kind: Kind, finding: Finding) -> None:
+        """Leave out the second of two images with the same id and file_name, or both if their file_names differ."""
+        position, item = self._find_entry(kind, finding)
         first = self.images[finding.value]
         if first.get("file_name") == item.get("file_name"):
             self.left_out["image"].add(position)
-            self.log.add(kind, "left out, since it is there twice", finding.name, finding.detail)
+            self.log.add(kind, "left out, since it is listed twice", finding.name, finding.detail)
             return
-        # Nobody can tell whose the annotations are.
-        for twin in (finding.value, position):
-            self._leave_out(kind, Finding(twin, finding.name, "two files have the id"))
+        # It is unknown to which of the images the annotations belong.
+        for duplicate in (finding.value, position):
+            self._leave_out(kind, Finding(duplicate, finding.name, "two files have the id"))
 
     def _rename(self, kind: Kind, finding: Finding) -> None:
-        _, item = self._entry(kind, finding)
+        _, item = self._find_entry(kind, finding)
         found = finding.value
         if found is None:
             self._leave_out(kind, finding)
             return
-        rivals = self._claims.get(found, set()) - {item["file_name"]}
-        if kind is not coco.FILE_SPELLING and rivals:
-            detail = f"{shown(item['file_name'])}: {shown(found)} may also be {shown(min(rivals))}"
+        other_names = self._names_of_file.get(found, set()) - {item["file_name"]}
+        if kind is not coco.FILE_SPELLING and other_names:
+            detail = f"{shown(item['file_name'])}: {shown(found)} may also be {shown(min(other_names))}"
             self._leave_out(kind, Finding(finding.position, finding.name, detail))
             return
         self.log.add(
@@ -486,19 +490,19 @@ class _Fixes:
         item["file_name"] = found
 
     @cached_property
-    def _claims(self) -> dict[str, set[str]]:
-        """By the name of a file the names that images have for it."""
-        claims: dict[str, set[str]] = {}
+    def _names_of_file(self) -> dict[str, set[str]]:
+        """The `file_name`s that may refer to each existing file, by the file's name."""
+        names: dict[str, set[str]] = {}
         for kind in (coco.FILE_OUTSIDE, coco.FILE_ELSEWHERE):
             for finding in self.findings.of(kind):
                 if finding.value is not None:
-                    claims.setdefault(finding.value, set()).add(self.images[finding.position]["file_name"])
+                    names.setdefault(finding.value, set()).add(self.images[finding.position]["file_name"])
         for image in self.data.images:
-            claims.setdefault(image.file_name, set()).add(image.file_name)
-        return claims
+            names.setdefault(image.file_name, set()).add(image.file_name)
+        return names
 
-    def _measure(self, kind: Kind, finding: Finding) -> None:
-        _, item = self._entry(kind, finding)
+    def _take_size_from_file(self, kind: Kind, finding: Finding) -> None:
+        _, item = self._find_entry(kind, finding)
         try:
             size = finding.value or read_image_size(self.folder / item["file_name"])
         except InputError:
@@ -508,7 +512,7 @@ class _Fixes:
         self.log.add(kind, "size taken from the image file", finding.name, finding.detail)
 
     def _swap_size(self, kind: Kind, finding: Finding) -> None:
-        _, item = self._entry(kind, finding)
+        _, item = self._find_entry(kind, finding)
         size = finding.value if finding.position >= 0 else finding.value[1]
         if (item["height"], item["width"]) != tuple(size):
             self._leave_out(kind, finding)
@@ -519,32 +523,32 @@ class _Fixes:
     # Annotations.
 
     def _number_annotation(self, kind: Kind, finding: Finding) -> None:
-        _, item = self._entry(kind, finding)
+        _, item = self._find_entry(kind, finding)
         old = item.get("id")
         new = self._free_id("annotation", old)
         item["id"] = new
         self.log.add(kind, "given a new id", finding.name, f"is now {new}")
 
     def _set_crowd(self, kind: Kind, finding: Finding) -> None:
-        _, item = self._entry(kind, finding)
+        _, item = self._find_entry(kind, finding)
         item["iscrowd"] = read_crowd(item["iscrowd"]) or 0
         self.log.add(kind, "iscrowd set to 0 or 1", finding.name, finding.detail)
 
-    def _respell(self, kind: Kind, finding: Finding) -> None:
-        _, item = self._entry(kind, finding)
+    def _rewrite_segmentation(self, kind: Kind, finding: Finding) -> None:
+        _, item = self._find_entry(kind, finding)
         segmentation = read_segmentation(item["segmentation"])
         if not segmentation.spellings:
-            return  # in two odd forms at once
+            return  # already rewritten for another finding of the same annotation
         if segmentation.rle is not None:
             item["segmentation"] = _json_rle(segmentation.rle)
         else:
-            # Those of fewer than three points are told, and left out, by themselves.
+            # Placeholders for polygons of fewer than three points, which have their own finding in the next round.
             item["segmentation"] = segmentation.polygons + [[0, 0, 0, 0]] * segmentation.degenerate
-        self.log.add(kind, "segmentation written as COCO has it", finding.name, finding.detail)
+        self.log.add(kind, "segmentation rewritten in COCO's form", finding.name, finding.detail)
 
     def _salvage_polygons(self, kind: Kind, finding: Finding) -> None:
-        """Keep the polygons that can be read, with numbers that are written as text; or the box alone."""
-        _, item = self._entry(kind, finding)
+        """Keep the readable polygons, converting numbers written as text, or only the box if there are none."""
+        _, item = self._find_entry(kind, finding)
         given = item["segmentation"]
         if isinstance(given, str):
             with contextlib.suppress(ValueError, RecursionError):
@@ -571,7 +575,7 @@ class _Fixes:
         self.log.add(kind, change, finding.name, finding.detail)
 
     def _leave_mask_out(self, kind: Kind, finding: Finding) -> None:
-        position, item = self._entry(kind, finding)
+        position, item = self._find_entry(kind, finding)
         if position in self.left_out["annotation"]:
             return
         if read_box(item.get("bbox")) is None:
@@ -580,10 +584,10 @@ class _Fixes:
         item["segmentation"] = []
         self.log.add(kind, "kept with its box and no mask", finding.name, finding.detail)
 
-    def _transpose(self, kind: Kind, finding: Finding) -> None:
-        """Turn an RLE whose size is swapped, in the one of two ways that then fits its box."""
-        _, item = self._entry(kind, finding)
-        size, box = self.sizes.get(_key(item.get("image_id"))), read_box(item.get("bbox"))
+    def _correct_rle_size(self, kind: Kind, finding: Finding) -> None:
+        """Correct an RLE whose size is swapped: transpose its mask or swap only the size, whichever fits its box."""
+        _, item = self._find_entry(kind, finding)
+        size, box = self.sizes.get(_id_key(item.get("image_id"))), read_box(item.get("bbox"))
         if size is None:
             return
         width, height = size
@@ -600,7 +604,7 @@ class _Fixes:
         fitting = [
             candidate
             for candidate in (swapped, renamed)
-            if np.abs(np.array(coco_mask.toBbox(candidate)) - box).max() <= _FITS
+            if np.abs(np.array(coco_mask.toBbox(candidate)) - box).max() <= _BOX_TOLERANCE
         ]
         if len(fitting) != 1:
             self._leave_mask_out(kind, finding)
@@ -610,7 +614,7 @@ class _Fixes:
             item["segmentation"] = {**item["segmentation"], "size": [height, width], "counts": runs}
         else:
             item["segmentation"] = _json_rle(fitting[0])
-        self.log.add(kind, "RLE turned to the image's size", finding.name, finding.detail)
+        self.log.add(kind, "RLE's size and mask corrected to fit the image", finding.name, finding.detail)
 
     def _find_image(self, kind: Kind, finding: Finding) -> None:
         self._find(kind, finding, "image_id")
@@ -619,31 +623,33 @@ class _Fixes:
         self._find(kind, finding, "category_id")
 
     def _find(self, kind: Kind, finding: Finding, key: str) -> None:
-        """Take a text as the number that it spells, if an entry has that for its id."""
-        _, item = self._entry(kind, finding)
+        """Replace an id written as text by the id that it spells, or by that of the category that it names."""
+        _, item = self._find_entry(kind, finding)
         text = item.get(key)
         if isinstance(text, str) and re.fullmatch(r"\s*\d{1,15}(\.0+)?\s*", text):
             number = int(float(text))
-            if number in self._taken[key.removesuffix("_id")]:
+            if number in self._used_ids[key.removesuffix("_id")]:
                 item[key] = number
                 self.log.add(kind, f"{key} written as a number", finding.name, finding.detail)
                 return
-        named = self._named.get(text, []) if key == "category_id" and isinstance(text, str) else []
-        if len(named) == 1:
-            item[key] = named[0]
+        ids = (
+            self._category_ids_by_name.get(text, []) if key == "category_id" and isinstance(text, str) else []
+        )
+        if len(ids) == 1:
+            item[key] = ids[0]
             self.log.add(kind, "category_id taken from the name", finding.name, finding.detail)
             return
         self._leave_out(kind, finding)
 
     @cached_property
-    def _named(self) -> dict[str, list[int]]:
-        named: dict[str, list[int]] = {}
+    def _category_ids_by_name(self) -> dict[str, list[int]]:
+        ids: dict[str, list[int]] = {}
         for category in self.data.categories:
-            named.setdefault(category.name, []).append(category.id)
-        return named
+            ids.setdefault(category.name, []).append(category.id)
+        return ids
 
     def _drop_degenerate(self, kind: Kind, finding: Finding) -> None:
-        _, item = self._entry(kind, finding)
+        _, item = self._find_entry(kind, finding)
         item["segmentation"] = [
             polygon
             for polygon in read_segmentation(item["segmentation"]).polygons
@@ -652,8 +658,8 @@ class _Fixes:
         self.log.add(kind, "degenerate polygons left out", finding.name, finding.detail)
 
     def _box_of_mask(self, item: Any) -> list[float] | None:
-        """An annotation's box from its mask, inside the image, as x, y, width and height."""
-        size = self.sizes.get(_key(item.get("image_id")))
+        """Return the box [x, y, width, height] of an annotation's mask, clipped to the image, or None without one."""
+        size = self.sizes.get(_id_key(item.get("image_id")))
         try:
             segmentation = read_segmentation(item.get("segmentation"))
         except BadEntry:
@@ -665,7 +671,7 @@ class _Fixes:
         return [x1, y1, x2 - x1, y2 - y1] if x2 > x1 and y2 > y1 else None
 
     def _leave_out_or_take_box(self, kind: Kind, finding: Finding) -> None:
-        position, item = self._entry(kind, finding)
+        position, item = self._find_entry(kind, finding)
         box = self._box_of_mask(item) if self.boxes == "from-masks" else None
         if box is None:
             self._leave_out(kind, finding)
@@ -674,16 +680,16 @@ class _Fixes:
             self.log.add(FROM_MASKS, "box taken from the mask", finding.name, finding.detail)
 
     def _write_box(self, kind: Kind, finding: Finding) -> None:
-        position, item = self._entry(kind, finding)
+        position, item = self._find_entry(kind, finding)
         if position not in self.row:
-            return  # of an annotation with an error, told again once that is repaired
+            return  # the annotation has an error too; the finding comes back in the round after its repair
         x1, y1, x2, y2 = self.data.records.boxes[self.row[position]].tolist()
         item["bbox"] = [x1, y1, x2 - x1, y2 - y1]
         change = "box taken from the mask" if kind is rows_of.BOX_FROM_MASK else "box clipped at the border"
         self.log.add(kind, change, finding.name, finding.detail)
 
     def _write_area(self, kind: Kind, finding: Finding) -> None:
-        position, item = self._entry(kind, finding)
+        position, item = self._find_entry(kind, finding)
         if position in self.row:
             item["area"] = self.data.records.area(self.row[position])
             self.log.add(kind, "area computed from the mask or the box", finding.name, finding.detail)
@@ -705,7 +711,7 @@ class _Fixes:
                         rows_of.AREA_OF_BOX, "area of the box replaced by the mask's", name, "area of the box"
                     )
 
-    def _make_objects(self) -> None:
+    def _turn_crowds_into_objects(self) -> None:
         for position, item in enumerate(self.annotations):
             if isinstance(item, dict) and read_crowd(item.get("iscrowd", 0)) == 1:
                 item["iscrowd"] = 0
@@ -713,7 +719,7 @@ class _Fixes:
                 self.log.add(TO_OBJECTS, "iscrowd set to 0", name, "a crowd")
 
     def _convert_boxes(self, finding: Finding) -> None:
-        """Read boxes without a mask in the convention that the others have proved."""
+        """Convert the boxes of annotations without a mask from the convention that the other boxes follow."""
         if not finding.value:
             return
         for position, item in enumerate(self.annotations):
@@ -721,7 +727,7 @@ class _Fixes:
                 continue
             if self._box_of_mask(item) is not None:
                 continue
-            size, box = self.sizes.get(_key(item.get("image_id"))), read_box(item.get("bbox"))
+            size, box = self.sizes.get(_id_key(item.get("image_id"))), read_box(item.get("bbox"))
             if size is None or box is None:
                 continue
             reading = rows_of.box_readings(np.array([box]), np.array([size], dtype=np.float64))[finding.value]
@@ -730,13 +736,13 @@ class _Fixes:
             name = f"annotation {shown(item.get('id', position))}"
             self.log.add(rows_of.BOX_CONVENTION, f"box read as {finding.value}", name, "no mask")
 
-    def _multiply(self, finding: Finding) -> None:
-        """Turn fractions of the image into px: polygons, and boxes where all of them are fractions, too."""
+    def _scale_fractions(self, finding: Finding) -> None:
+        """Convert polygons from fractions of the image to px, and also the boxes if all of them are fractions."""
         items = [item for item in self.annotations if isinstance(item, dict)]
         boxes = [box for box in (read_box(item.get("bbox")) for item in items) if box is not None]
         boxes_too = all(-0.01 <= value <= 1.01 for box in boxes for value in box)
         for item in items:
-            size = self.sizes.get(_key(item.get("image_id")))
+            size = self.sizes.get(_id_key(item.get("image_id")))
             if size is None:
                 continue
             try:
@@ -767,16 +773,16 @@ class _Fixes:
             self.log.add(FROM_MASKS, "box taken from the mask", name, f"bbox {shown(old and list(old))}")
 
 
-def _key(value: Any) -> Any:
-    """A value that an id can be looked up by: whole floats as integers."""
+def _id_key(value: Any) -> Any:
+    """Return a hashable key for an id, with whole floats as integers."""
     number = whole_number(value)
     if number is not None:
         return number
     return value if isinstance(value, str | float) or value is None else repr(value)
 
 
-def _exact(value: Any) -> tuple[type, Any]:
-    """A value to look up by, which tells 1 from "1", True and 1.0."""
+def _typed_key(value: Any) -> tuple[type, Any]:
+    """Return a hashable key that distinguishes 1, "1", True and 1.0."""
     return type(value), value if isinstance(value, str | int | float) else repr(value)
 
 

@@ -1,6 +1,6 @@
-"""Which images each training step sees, computed from the seed and the step alone.
+"""Training batches that depend only on the seed and the step.
 
-So a run can be taken up at any step, with any number of workers, and sees what it would have seen.
+So a run that is resumed at any step, with any number of workers, sees the same batches as without the interruption.
 """
 
 from __future__ import annotations
@@ -13,25 +13,25 @@ from torch.utils.data import Sampler
 
 
 class TrainingBatches(Sampler[list[tuple[int, int]]]):
-    """Batches of (index, augmentation seed), shuffled anew every epoch, each of images of one group.
+    """Batches of (index, augmentation seed), reshuffled every epoch, each with images of a single group.
 
-    A batch is padded to its largest image, so images that are wide and images that are high cost most beside each
-    other. Each group's images follow each other epoch after epoch without a gap, and every so many of them are a batch
-    of all processes: what an epoch leaves over begins the next one's batches, so no image is left out or seen twice as
-    often. The batches of an epoch come in a random order.
+    Images are padded to the largest image of their batch, so mixing portrait and landscape images wastes the most
+    compute. The epochs of each group are concatenated, and cut into chunks of the batch size of all processes. The
+    images left over at the end of an epoch start the next chunk, so no image is left out or seen twice as often as
+    others. The batches of an epoch come in a random order.
 
-    Source: torchvision's reference scripts group by aspect ratio, `GroupedBatchSampler`, and leave out what does not
-    fill a batch.
+    Source: torchvision's reference scripts group by aspect ratio (`GroupedBatchSampler`) and drop the images that do
+    not fill a batch.
 
     Args:
-        groups: of each image, such as 0 for an upright one; a group that does not fill one batch of all processes joins
-            the largest.
-        batch_size: images per batch of one process.
-        num_batches: batches of one process up to the end of training.
-        start: the first batch to give.
-        seed: of the run.
-        rank: this process, of `world_size`.
-        world_size: processes that share each step.
+        groups: Group of each image, such as 0 for portrait images. A group with too few images for one batch of all
+            processes is merged into the largest group.
+        batch_size: Images per batch of one process.
+        num_batches: Batches of one process until the end of training.
+        start: First batch to return.
+        seed: Seed of the run.
+        rank: Rank of this process, below `world_size`.
+        world_size: Number of processes that share each step.
     """
 
     def __init__(
@@ -50,13 +50,13 @@ class TrainingBatches(Sampler[list[tuple[int, int]]]):
         self.start = start
         self.seed = seed
         self.rank = rank
-        self.together = batch_size * world_size
-        given = torch.as_tensor(list(groups), dtype=torch.int64)
-        names, sizes = given.unique(return_counts=True)
+        self.joint_batch_size = batch_size * world_size
+        group_of = torch.as_tensor(list(groups), dtype=torch.int64)
+        names, sizes = group_of.unique(return_counts=True)
         largest = names[sizes.argmax()]
-        small = names[sizes < self.together]
-        joined = torch.where(torch.isin(given, small), largest, given)
-        self._members = [torch.where(joined == name)[0] for name in joined.unique()]
+        small = names[sizes < self.joint_batch_size]
+        merged = torch.where(torch.isin(group_of, small), largest, group_of)
+        self._members = [torch.where(merged == name)[0] for name in merged.unique()]
 
     def __len__(self) -> int:
         return max(self.num_batches - self.start, 0)
@@ -64,7 +64,7 @@ class TrainingBatches(Sampler[list[tuple[int, int]]]):
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         epoch = self._epoch_of(self.start)
         batch = self._batches_before(epoch)
-        # Of each group the epoch whose order was used last, and the order: nearly all batches of an epoch share it.
+        # For each group, the last used epoch and its order of the images, which nearly all batches of an epoch share.
         orders: dict[int, tuple[int, Tensor]] = {}
         while batch < self.num_batches:
             for group, number in self._plan(epoch):
@@ -74,11 +74,11 @@ class TrainingBatches(Sampler[list[tuple[int, int]]]):
             epoch += 1
 
     def _batches_before(self, epoch: int) -> int:
-        """How many batches are full when so many epochs are over."""
-        return sum(epoch * len(members) // self.together for members in self._members)
+        """Return the number of complete batches after the first `epoch` epochs."""
+        return sum(epoch * len(members) // self.joint_batch_size for members in self._members)
 
     def _epoch_of(self, batch: int) -> int:
-        """In which epoch a batch comes: the last that begins with no more batches behind it."""
+        """Return the epoch of a batch: the last one that at most `batch` batches precede."""
         low, high = 0, 1
         while self._batches_before(high) <= batch:
             low, high = high, 2 * high
@@ -88,22 +88,23 @@ class TrainingBatches(Sampler[list[tuple[int, int]]]):
         return low
 
     def _plan(self, epoch: int) -> list[tuple[int, int]]:
-        """Which groups' batches fill up in an epoch, by their number in the group, in random order."""
+        """Return (group, batch number within the group) of the batches that an epoch completes, in random order."""
         plan = [
             (group, number)
             for group, members in enumerate(self._members)
             for number in range(
-                epoch * len(members) // self.together, (epoch + 1) * len(members) // self.together
+                epoch * len(members) // self.joint_batch_size,
+                (epoch + 1) * len(members) // self.joint_batch_size,
             )
         ]
         if len(self._members) == 1:
-            return plan  # whose images are in a random order already
+            return plan  # the images are in a random order already
         generator = torch.Generator().manual_seed(mixed_seed(self.seed, epoch, len(self._members)))
         return [plan[place] for place in torch.randperm(len(plan), generator=generator).tolist()]
 
     def _batch(self, group: int, number: int, orders: dict[int, tuple[int, Tensor]]) -> list[tuple[int, int]]:
         members = self._members[group]
-        first = number * self.together + self.rank * self.batch_size
+        first = number * self.joint_batch_size + self.rank * self.batch_size
         keys = []
         epoch, order = orders.get(group, (-1, members))
         for position in range(first, first + self.batch_size):
@@ -117,9 +118,9 @@ class TrainingBatches(Sampler[list[tuple[int, int]]]):
 
 
 def mixed_seed(seed: int, *numbers: int) -> int:
-    """Make a seed of 63 bits out of several numbers, so that neighbours start unlike streams.
+    """Mix several numbers into a 63-bit seed, so that neighboring numbers give unrelated random streams.
 
-    Source: the finaliser of SplitMix64 (Steele et al., 2014).
+    Source: The finalizer of SplitMix64 (Steele et al., 2014).
     """
     state = seed & (2**64 - 1)
     for number in numbers:

@@ -1,8 +1,8 @@
-"""Synthetic COCO-format data: shapes that anybody can judge by eye.
+"""Synthetic COCO-format data of simple shapes, on which results are easy to judge by eye.
 
-Circles, rectangles and triangles of many sizes, tilted and shaded, on smooth textured ground. They may
-hide a part of each other: a whole shape is annotated by its polygon, a partly hidden one by the RLE of what
-is visible, so both encodings are in the data.
+Circles, rectangles and triangles of many sizes, tilted and shaded, on a smooth textured background. Shapes may partly
+hide each other. A fully visible shape is annotated by its polygon, and a partly hidden one by the RLE of its visible
+part, so that the data contain both encodings.
 """
 
 from __future__ import annotations
@@ -24,23 +24,23 @@ from maskloss.files import expect_unused, make_folder, write_bytes, write_text
 CATEGORIES = ("circle", "rectangle", "triangle")
 
 _SUPERSAMPLING = 4
-_MOST_SHAPES = 4
-_LARGEST_TILT = math.radians(20)
-#: A shape of which less than this is visible is taken off the picture again.
-_LEAST_VISIBLE = 0.5
+_MAX_SHAPES = 4
+_MAX_TILT = math.radians(20)
+#: Smallest visible share of each shape; a new shape that hides more of another one is skipped.
+_MIN_VISIBLE = 0.5
 
 
 def write_shapes(output: str | Path, num_images: int, *, size: int = 128, seed: int = 0) -> None:
     """Write a COCO-format data set of shapes as `images/` and `annotations.json`.
 
     Args:
-        output: a new or empty folder.
-        num_images: how many.
-        size: of each image, in px a side.
-        seed: the same seed gives the same pictures.
+        output: A new or empty folder.
+        num_images: Number of images.
+        size: Width and height of each image in px.
+        seed: The same seed gives the same images.
 
     Raises:
-        InputError: a number is out of range, or `output` holds something already.
+        InputError: A number is out of range, or `output` is not empty.
     """
     if num_images < 1:
         raise InputError(f"--images must be at least 1, got {num_images}")
@@ -70,26 +70,25 @@ def write_shapes(output: str | Path, num_images: int, *, size: int = 128, seed: 
 
 
 def draw_shapes(generator: np.random.Generator, size: int) -> tuple[Image.Image, list[dict[str, Any]]]:
-    """Draw one picture; give it and its annotations without their ids."""
-    ground = _ground(generator, size)
-    picture = ground
+    """Draw one picture, and return it with its annotations, which have no ids yet."""
+    picture = _make_background(generator, size)
     placed: list[tuple[int, npt.NDArray[np.float64], npt.NDArray[np.uint8]]] = []
-    for _ in range(int(generator.integers(1, _MOST_SHAPES + 1))):
+    for _ in range(int(generator.integers(1, _MAX_SHAPES + 1))):
         category = int(generator.integers(len(CATEGORIES)))
-        points = _outline(generator, CATEGORIES[category], size)
-        mask = _rasterised(points, size)
-        hidden_too_far = any(
-            (visible & ~mask.astype(bool)).sum() < _LEAST_VISIBLE * _rasterised(outline, size).sum()
+        points = _make_outline(generator, CATEGORIES[category], size)
+        mask = _rasterize(points, size)
+        hides_too_much = any(
+            (visible & ~mask.astype(bool)).sum() < _MIN_VISIBLE * _rasterize(outline, size).sum()
             for _, outline, visible in placed
         )
-        if hidden_too_far:
+        if hides_too_much:
             continue
         placed = [(c, outline, visible & (1 - mask)) for c, outline, visible in placed]
         placed.append((category, points, mask))
-        picture = _painted(generator, picture, points)
+        picture = _paint(generator, picture, points)
     objects = []
     for category, points, visible in placed:
-        whole = np.array_equal(visible, _rasterised(points, size))
+        whole = np.array_equal(visible, _rasterize(points, size))
         rle = coco_mask.encode(np.asfortranarray(visible))
         segmentation: Any = (
             [points.reshape(-1).tolist()]
@@ -109,18 +108,18 @@ def draw_shapes(generator: np.random.Generator, size: int) -> tuple[Image.Image,
     return Image.fromarray(picture.round().clip(0, 255).astype(np.uint8)), objects
 
 
-def _ground(generator: np.random.Generator, size: int) -> npt.NDArray[np.float64]:
-    """A smooth, mostly grey field with some grain, (S, S, 3) in [0, 255]."""
+def _make_background(generator: np.random.Generator, size: int) -> npt.NDArray[np.float64]:
+    """Make a smooth, mostly gray texture with some noise, (S, S, 3) in [0, 255]."""
     coarse = generator.uniform(70, 186, size=(5, 5, 1)) + generator.uniform(-30, 30, size=(5, 5, 3))
     smooth = Image.fromarray(coarse.astype(np.uint8)).resize((size, size), Image.Resampling.BICUBIC)
     return np.asarray(smooth, dtype=np.float64) + generator.normal(0, 5, size=(size, size, 1))
 
 
-def _outline(generator: np.random.Generator, shape: str, size: int) -> npt.NDArray[np.float64]:
-    """A polygon (V, 2) in px, wholly inside the image."""
+def _make_outline(generator: np.random.Generator, shape: str, size: int) -> npt.NDArray[np.float64]:
+    """Make the polygon (V, 2) of a shape, in px, entirely inside the image."""
     radius = float(generator.uniform(size / 8, size / 3.5))
-    # Upright but for a tilt, with the tip of triangles on top.
-    turn = float(generator.uniform(-_LARGEST_TILT, _LARGEST_TILT)) - math.pi / 2 * (shape != "rectangle")
+    # Upright except for the tilt, with the tip of triangles on top.
+    turn = float(generator.uniform(-_MAX_TILT, _MAX_TILT)) - math.pi / 2 * (shape != "rectangle")
     if shape == "circle":
         angles, radii = np.arange(40) * (2 * math.pi / 40), np.full(40, radius)
     elif shape == "rectangle":
@@ -131,30 +130,30 @@ def _outline(generator: np.random.Generator, shape: str, size: int) -> npt.NDArr
         angles, radii = np.arange(3) * (2 * math.pi / 3), np.full(3, radius)
     points = np.stack([np.cos(angles + turn) * radii, np.sin(angles + turn) * radii], axis=1)
     low, high = 1 - points.min(axis=0), size - 1 - points.max(axis=0)
-    # Two decimals, as COCO writes them: what is drawn is what is annotated.
+    # Round to two decimals, as in COCO, before drawing, so that the drawn shape equals the annotated one.
     return (points + generator.uniform(low, high)).round(2)
 
 
-def _painted(
+def _paint(
     generator: np.random.Generator, picture: npt.NDArray[np.float64], points: npt.NDArray[np.float64]
 ) -> npt.NDArray[np.float64]:
-    """The picture with the shape on it, in a colour apart from what is below, shaded from side to side."""
+    """Return the picture with a shape painted on it, shaded, in a color that differs from the background's."""
     size = len(picture)
     large = Image.new("L", (size * _SUPERSAMPLING, size * _SUPERSAMPLING))
     ImageDraw.Draw(large).polygon([tuple(point) for point in points * _SUPERSAMPLING], fill=255)
     alpha = np.asarray(large.resize((size, size), Image.Resampling.BOX), dtype=np.float64)[..., None] / 255
     below = (picture * alpha).sum(axis=(0, 1)) / alpha.sum()
-    colour = generator.uniform(0, 255, size=3)
-    while np.abs(colour - below).max() < 80:
-        colour = generator.uniform(0, 255, size=3)
+    color = generator.uniform(0, 255, size=3)
+    while np.abs(color - below).max() < 80:
+        color = generator.uniform(0, 255, size=3)
     direction = generator.normal(size=2)
     rows, columns = np.mgrid[:size, :size] / size
     shade = 1 + 0.35 * (direction[0] * (rows - 0.5) + direction[1] * (columns - 0.5))
-    painted = colour * shade[..., None] + generator.normal(0, 6, size=(size, size, 1))
+    painted = color * shade[..., None] + generator.normal(0, 6, size=(size, size, 1))
     return picture * (1 - alpha) + painted * alpha
 
 
-def _rasterised(points: npt.NDArray[np.float64], size: int) -> npt.NDArray[np.uint8]:
+def _rasterize(points: npt.NDArray[np.float64], size: int) -> npt.NDArray[np.uint8]:
     mask: npt.NDArray[np.uint8] = coco_mask.decode(
         coco_mask.frPyObjects([points.reshape(-1).tolist()], size, size)
     )

@@ -1,4 +1,4 @@
-"""A smaller data set out of a large one: some images, some categories."""
+"""Subsets of a data set, with some of its images or categories."""
 
 from __future__ import annotations
 
@@ -26,34 +26,35 @@ def write_subset(
 ) -> CocoData:
     """Copy some images and their annotations into `output`, as `images/` and `annotations.json`.
 
-    Images are taken in the file's order, or, of a fraction, so that each category has its share; the same call gives
-    the same subset. Annotations are copied as they stand.
+    Images are taken in the file's order; with `fraction`, they are stratified by category. The same call gives the same
+    subset. Annotations are copied unchanged.
 
     Args:
-        image_folder: of the large set.
-        annotation_file: of the large set.
-        output: a new or empty folder.
-        images_per_class: take images until each category that has so many is in that many images.
-        max_images: take at most so many images.
-        fraction: take this share of the images, above 0 and below 1, and of the images of each category.
-        rest: a new or empty folder that gets the other images, with `fraction`.
-        categories: names; only these categories, and images with at least one object of them.
+        image_folder: Image folder of the whole data set.
+        annotation_file: Annotation file of the whole data set.
+        output: A new or empty folder.
+        images_per_class: Take images until each category is in this number of images, or in all of its images if it
+            has fewer.
+        max_images: Take at most this number of images.
+        fraction: Take this share of the images, above 0 and below 1, and of the images of each category.
+        rest: A new or empty folder for the remaining images; only with `fraction`.
+        categories: Names of categories. Copy only these, and only images with at least one object of them.
 
     Returns:
-        The subset, read back.
+        The subset, read from the new files.
 
     Raises:
-        InputError: the large set has errors, a category is unknown, nothing is left, options do not go together, or
-            a folder holds something already.
+        InputError: The whole data set has errors, a category is unknown, no image is left, the options contradict each
+            other, or a folder is not empty.
     """
     data = read_coco(image_folder, annotation_file)
     _check_options(images_per_class, max_images, fraction, output, rest, categories)
     kept_categories = _category_ids(data, categories)
     if fraction is None:
-        chosen = _chosen_images(data, kept_categories, images_per_class, max_images, categories is not None)
+        chosen = _choose_images(data, kept_categories, images_per_class, max_images, categories is not None)
         others: set[int] = set()
     else:
-        chosen, others = _stratified(data, kept_categories, fraction, objects_only=categories is not None)
+        chosen, others = _stratify(data, kept_categories, fraction, objects_only=categories is not None)
     if not chosen:
         raise InputError(f"{annotation_file}: no image has an object of these categories")
     if rest is not None and not others:
@@ -79,7 +80,7 @@ def _check_options(
 ) -> None:
     if images_per_class is None and max_images is None and categories is None and fraction is None:
         raise InputError(
-            "give --images-per-class, --max-images, --fraction or --categories, or the subset is the whole set"
+            "give --images-per-class, --max-images, --fraction or --categories; otherwise the subset is the whole set"
         )
     for name, value in (("images-per-class", images_per_class), ("max-images", max_images)):
         if value is not None and value < 1:
@@ -102,7 +103,7 @@ def _check_options(
 def _write_part(
     data: CocoData, document: dict[str, Any], folder: Path, chosen: set[int], categories: set[int]
 ) -> None:
-    """Copy these images, by id, and their annotations of these categories in the file's document."""
+    """Write a folder with the images of the given ids and their annotations of the given categories."""
     part = {
         **document,
         "images": [image for image in document["images"] if image["id"] in chosen],
@@ -119,17 +120,17 @@ def _write_part(
             destination = folder / "images" / image.file_name
             make_folder(destination.parent)
             copy_file(data.image_path(image), destination)
-    # Last, so that a folder with an annotation file is a whole subset.
+    # Written last, so that a folder that has an annotation file is complete.
     write_text(folder / "annotations.json", json.dumps(part))
 
 
-def _stratified(
+def _stratify(
     data: CocoData, categories: set[int], fraction: float, *, objects_only: bool
 ) -> tuple[set[int], set[int]]:
-    """Split the images in two, so that each part has its share of every category's images.
+    """Split the images into two parts, so that each part has its share of every category's images.
 
-    The category that has the fewest images left is dealt out first, each of its images to the part that lacks it most.
-    So a category of one image is in the larger part.
+    The category with the fewest remaining images is distributed first. Each of its images goes to the part that lacks
+    most images of the category. So a category of one image goes to the larger part.
 
     Source: Sechidis et al., On the stratification of multi-label data, 2011, algorithm 1.
     """
@@ -144,7 +145,7 @@ def _stratified(
     room = [share * len(left) for share in shares]
     parts: tuple[set[int], set[int]] = (set(), set())
 
-    def deal(image: int, part: int) -> None:
+    def assign(image: int, part: int) -> None:
         parts[part].add(image)
         room[part] -= 1
         for category in left.pop(image):
@@ -154,9 +155,9 @@ def _stratified(
     while any(counts.values()):
         rarest = min((category for category in counts if counts[category] > 0), key=lambda c: (counts[c], c))
         for image in [image for image, found in left.items() if rarest in found]:
-            deal(image, max((0, 1), key=lambda part: (wanted[part][rarest], room[part])))
+            assign(image, max((0, 1), key=lambda part: (wanted[part][rarest], room[part])))
     for image in list(left):
-        deal(image, max((0, 1), key=lambda part: room[part]))
+        assign(image, max((0, 1), key=lambda part: room[part]))
     return parts
 
 
@@ -170,7 +171,7 @@ def _category_ids(data: CocoData, names: Sequence[str] | None) -> set[int]:
     return {by_name[name] for name in names}
 
 
-def _chosen_images(
+def _choose_images(
     data: CocoData,
     categories: set[int],
     images_per_class: int | None,

@@ -5,20 +5,20 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from maskloss.losses.arithmetic import at_least_float32, reduced
 from maskloss.losses.checks import (
     Reduction,
     check_in_range,
     check_positive,
-    check_reduction,
     check_same_shape,
 )
+from maskloss.losses.modules import LossModule
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,19 @@ class BoxRegression:
         return self.decode(deltas)
 
 
+class BoxLoss(LossModule):
+    """A box loss: a term for `MaskRCNNLoss(box=, rpn_box=)`."""
+
+    def __init__(self, function: Callable[..., Tensor], **knobs: Any) -> None:
+        no_boxes = torch.zeros(0, 4)
+        super().__init__(function, BoxRegression(no_boxes, no_boxes, lambda deltas: deltas), **knobs)
+
+    def forward(self, regression: BoxRegression) -> Tensor:
+        """Compute the loss of the P positives."""
+        loss: Tensor = self.function(regression, **self.knobs)
+        return loss
+
+
 def box_smooth_l1_loss(regression: BoxRegression, *, beta: float, reduction: Reduction = "none") -> Tensor:
     r"""Smooth L1 of the encoded box deltas, summed over the four coordinates.
 
@@ -94,22 +107,11 @@ def box_smooth_l1_loss(regression: BoxRegression, *, beta: float, reduction: Red
     return reduced(F.smooth_l1_loss(deltas, targets, beta=beta, reduction="none").sum(dim=1), reduction)
 
 
-class BoxSmoothL1Loss(nn.Module):
+class BoxSmoothL1Loss(BoxLoss):
     """`box_smooth_l1_loss` with its β."""
 
     def __init__(self, beta: float, reduction: Reduction = "none") -> None:
-        super().__init__()
-        check_in_range(0, beta=beta)
-        self.beta = beta
-        self.reduction = check_reduction(reduction)
-
-    def extra_repr(self) -> str:
-        """Show β."""
-        return f"beta={self.beta:g}"
-
-    def forward(self, regression: BoxRegression) -> Tensor:
-        """See `box_smooth_l1_loss`."""
-        return box_smooth_l1_loss(regression, beta=self.beta, reduction=self.reduction)
+        super().__init__(box_smooth_l1_loss, beta=beta, reduction=reduction)
 
 
 def box_balanced_l1_loss(
@@ -142,7 +144,10 @@ def box_balanced_l1_loss(
 
     Source: Pang et al., Libra R-CNN, 2019, arXiv:1904.02701, equations 7 and 8; with β as mmdetection has it.
     """
-    _expect_balanced(alpha, gamma, beta)
+    check_positive(alpha=alpha, gamma=gamma, beta=beta)
+    check_in_range(0, 1, beta=beta)
+    if gamma / alpha > 80:
+        raise ValueError(f"gamma / alpha must be <= 80, got gamma={gamma:g} and alpha={alpha:g}")
     deltas, targets = at_least_float32(regression.deltas), at_least_float32(regression.target_deltas)
     d = (deltas - targets).abs()
     b = math.expm1(gamma / alpha)
@@ -151,35 +156,13 @@ def box_balanced_l1_loss(
     return reduced(torch.where(d < beta, near, far).sum(dim=1), reduction)
 
 
-class BoxBalancedL1Loss(nn.Module):
+class BoxBalancedL1Loss(BoxLoss):
     """`box_balanced_l1_loss` with its α, γ and β."""
 
     def __init__(
         self, alpha: float = 0.5, gamma: float = 1.5, beta: float = 1.0, reduction: Reduction = "none"
     ) -> None:
-        super().__init__()
-        _expect_balanced(alpha, gamma, beta)
-        self.alpha = alpha
-        self.gamma = gamma
-        self.beta = beta
-        self.reduction = check_reduction(reduction)
-
-    def extra_repr(self) -> str:
-        """Show the knobs."""
-        return f"alpha={self.alpha:g}, gamma={self.gamma:g}, beta={self.beta:g}"
-
-    def forward(self, regression: BoxRegression) -> Tensor:
-        """See `box_balanced_l1_loss`."""
-        return box_balanced_l1_loss(
-            regression, alpha=self.alpha, gamma=self.gamma, beta=self.beta, reduction=self.reduction
-        )
-
-
-def _expect_balanced(alpha: float, gamma: float, beta: float) -> None:
-    check_positive(alpha=alpha, gamma=gamma, beta=beta)
-    check_in_range(0, 1, beta=beta)
-    if gamma / alpha > 80:
-        raise ValueError(f"gamma / alpha must be <= 80, got gamma={gamma:g} and alpha={alpha:g}")
+        super().__init__(box_balanced_l1_loss, alpha=alpha, gamma=gamma, beta=beta, reduction=reduction)
 
 
 def _decoded(regression: BoxRegression) -> tuple[Tensor, Tensor]:
@@ -234,16 +217,11 @@ def _areas(boxes: Tensor) -> Tensor:
     return (boxes[:, 2:] - boxes[:, :2]).prod(dim=1)
 
 
-class BoxIoULoss(nn.Module):
+class BoxIoULoss(BoxLoss):
     """`box_iou_loss` as a term."""
 
     def __init__(self, reduction: Reduction = "none") -> None:
-        super().__init__()
-        self.reduction = check_reduction(reduction)
-
-    def forward(self, regression: BoxRegression) -> Tensor:
-        """See `box_iou_loss`."""
-        return box_iou_loss(regression, reduction=self.reduction)
+        super().__init__(box_iou_loss, reduction=reduction)
 
 
 def box_giou_loss(regression: BoxRegression, *, reduction: Reduction = "none") -> Tensor:
@@ -268,16 +246,11 @@ def box_giou_loss(regression: BoxRegression, *, reduction: Reduction = "none") -
     return reduced(1 - iou + (hull - union) / hull.clamp(min=_LEAST_UNION), reduction)
 
 
-class BoxGIoULoss(nn.Module):
+class BoxGIoULoss(BoxLoss):
     """`box_giou_loss` as a term."""
 
     def __init__(self, reduction: Reduction = "none") -> None:
-        super().__init__()
-        self.reduction = check_reduction(reduction)
-
-    def forward(self, regression: BoxRegression) -> Tensor:
-        """See `box_giou_loss`."""
-        return box_giou_loss(regression, reduction=self.reduction)
+        super().__init__(box_giou_loss, reduction=reduction)
 
 
 def box_diou_loss(regression: BoxRegression, *, reduction: Reduction = "none") -> Tensor:
@@ -309,16 +282,11 @@ def _distance_iou_loss(boxes: Tensor, targets: Tensor) -> Tensor:
     return 1 - iou + between_centers / diagonal.clamp(min=_LEAST_UNION)
 
 
-class BoxDIoULoss(nn.Module):
+class BoxDIoULoss(BoxLoss):
     """`box_diou_loss` as a term."""
 
     def __init__(self, reduction: Reduction = "none") -> None:
-        super().__init__()
-        self.reduction = check_reduction(reduction)
-
-    def forward(self, regression: BoxRegression) -> Tensor:
-        """See `box_diou_loss`."""
-        return box_diou_loss(regression, reduction=self.reduction)
+        super().__init__(box_diou_loss, reduction=reduction)
 
 
 def box_ciou_loss(regression: BoxRegression, *, reduction: Reduction = "none") -> Tensor:
@@ -355,13 +323,8 @@ def _aspect_angle(boxes: Tensor) -> Tensor:
     return torch.atan2(width, height)
 
 
-class BoxCIoULoss(nn.Module):
+class BoxCIoULoss(BoxLoss):
     """`box_ciou_loss` as a term."""
 
     def __init__(self, reduction: Reduction = "none") -> None:
-        super().__init__()
-        self.reduction = check_reduction(reduction)
-
-    def forward(self, regression: BoxRegression) -> Tensor:
-        """See `box_ciou_loss`."""
-        return box_ciou_loss(regression, reduction=self.reduction)
+        super().__init__(box_ciou_loss, reduction=reduction)

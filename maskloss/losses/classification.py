@@ -7,14 +7,16 @@ as mmdetection does; and `torch.nn.BCEWithLogitsLoss` for the objectness.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from maskloss.losses.arithmetic import at_least_float32, power, reduced
-from maskloss.losses.checks import Reduction, check_in_range, check_reduction
+from maskloss.losses.checks import Reduction, check_in_range
+from maskloss.losses.modules import LossModule
 
 
 def active_class_cross_entropy_loss(
@@ -130,6 +132,18 @@ class ClassWeightedCrossEntropyLoss(nn.Module):
         return class_weighted_cross_entropy_loss(class_logits, labels, class_weights=self.class_weights)
 
 
+class ClassLoss(LossModule):
+    """A classification loss: a term for `MaskRCNNLoss(classification=)`."""
+
+    def __init__(self, function: Callable[..., Tensor], **knobs: Any) -> None:
+        super().__init__(function, torch.zeros(0, 2), torch.zeros(0, dtype=torch.int64), **knobs)
+
+    def forward(self, class_logits: Tensor, labels: Tensor) -> Tensor:
+        """Compute the loss of class_logits (R, C) and labels (R,)."""
+        loss: Tensor = self.function(class_logits, labels, **self.knobs)
+        return loss
+
+
 def class_focal_loss(
     class_logits: Tensor, labels: Tensor, *, gamma: float = 2.0, reduction: Reduction = "none"
 ) -> Tensor:
@@ -158,22 +172,11 @@ def class_focal_loss(
     return reduced(power(-torch.expm1(-cross_entropy), gamma) * cross_entropy, reduction)
 
 
-class ClassFocalLoss(nn.Module):
+class ClassFocalLoss(ClassLoss):
     """`class_focal_loss` with its γ."""
 
     def __init__(self, gamma: float = 2.0, reduction: Reduction = "none") -> None:
-        super().__init__()
-        check_in_range(0, gamma=gamma)
-        self.gamma = gamma
-        self.reduction = check_reduction(reduction)
-
-    def extra_repr(self) -> str:
-        """Show γ."""
-        return f"gamma={self.gamma:g}"
-
-    def forward(self, class_logits: Tensor, labels: Tensor) -> Tensor:
-        """See `class_focal_loss`."""
-        return class_focal_loss(class_logits, labels, gamma=self.gamma, reduction=self.reduction)
+        super().__init__(class_focal_loss, gamma=gamma, reduction=reduction)
 
 
 def class_sigmoid_loss(class_logits: Tensor, labels: Tensor, *, reduction: Reduction = "none") -> Tensor:
@@ -198,16 +201,11 @@ def class_sigmoid_loss(class_logits: Tensor, labels: Tensor, *, reduction: Reduc
     return reduced(per_class.sum(dim=1), reduction)
 
 
-class ClassSigmoidLoss(nn.Module):
+class ClassSigmoidLoss(ClassLoss):
     """`class_sigmoid_loss` as a term."""
 
     def __init__(self, reduction: Reduction = "none") -> None:
-        super().__init__()
-        self.reduction = check_reduction(reduction)
-
-    def forward(self, class_logits: Tensor, labels: Tensor) -> Tensor:
-        """See `class_sigmoid_loss`."""
-        return class_sigmoid_loss(class_logits, labels, reduction=self.reduction)
+        super().__init__(class_sigmoid_loss, reduction=reduction)
 
 
 def foreground_of(class_logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

@@ -56,7 +56,7 @@ def seesaw_loss(
     The floor of 0.01 under σ_i is mmdetection 3.3.0's.
     """
     check_in_range(0, p=p, q=q)
-    _expect_per_class("class_counts", class_counts, class_logits)
+    _check_per_class("class_counts", class_counts, class_logits)
     logits = at_least_float32(class_logits)
     counts = class_counts.to(logits).clamp(min=1.0)
     rarer = counts / counts[labels][:, None]  # (R, C)
@@ -97,7 +97,7 @@ class SeesawLoss(nn.Module):
 
     def forward(self, class_logits: Tensor, labels: Tensor) -> Tensor:
         """Count the labels, then see `seesaw_loss`."""
-        _expect_per_class("class_counts", self.class_counts, class_logits)
+        _check_per_class("class_counts", self.class_counts, class_logits)
         if self.training and torch.is_grad_enabled():
             ones = torch.ones_like(labels, dtype=self.class_counts.dtype)
             seen = torch.zeros_like(self.class_counts).index_add_(0, labels, ones)
@@ -141,7 +141,7 @@ def equalization_loss_v2(
     """
     check_positive(gamma=gamma)
     check_in_range(0, mu=mu, alpha=alpha)
-    _expect_per_class("gradient_ratio", gradient_ratio, class_logits)
+    _check_per_class("gradient_ratio", gradient_ratio, class_logits)
     logits, targets = foreground_of(class_logits, labels)
     weights = _equalizing_weights(targets, gradient_ratio[1:].to(logits), gamma, mu, alpha)
     per_class = weights * F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
@@ -243,7 +243,7 @@ def federated_loss(
     Source: Zhou et al., Probabilistic two-stage detection, 2021, arXiv:2103.07461, section 5; Detectron2 02b5c4e,
     `FastRCNNOutputLayers.sigmoid_cross_entropy_loss`.
     """
-    _expect_per_class("counted_classes", counted_classes, class_logits)
+    _check_per_class("counted_classes", counted_classes, class_logits)
     logits, targets = foreground_of(class_logits, labels)
     per_class = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
     return reduced((per_class * counted_classes[1:].to(per_class)).sum(dim=1), reduction)
@@ -290,7 +290,7 @@ class FederatedLoss(nn.Module):
 
     def forward(self, class_logits: Tensor, labels: Tensor) -> Tensor:
         """Draw the classes, then see `federated_loss`."""
-        _expect_per_class("class_counts", self.class_weights, class_logits)
+        _check_per_class("class_counts", self.class_weights, class_logits)
         own = torch.zeros_like(self.class_weights, dtype=torch.bool).index_fill_(0, labels, True)
         # A draw without replacement by weight is that of the largest log-weights with Gumbel noise added. The
         # batch's own classes come before all, and the background after.
@@ -308,7 +308,7 @@ def _summed_over_processes(values: Tensor) -> Tensor:
     return values
 
 
-def _expect_per_class(name: str, per_class: Tensor, class_logits: Tensor) -> None:
+def _check_per_class(name: str, per_class: Tensor, class_logits: Tensor) -> None:
     if per_class.shape != class_logits.shape[1:]:
         raise ValueError(
             f"{name} has shape {tuple(per_class.shape)}, but class_logits has {class_logits.shape[1]} classes"

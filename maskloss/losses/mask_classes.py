@@ -7,7 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from maskloss.losses.arithmetic import at_least_float32, reduced
-from maskloss.losses.checks import Reduction, check_reduction, check_same_shape
+from maskloss.losses.checks import Reduction, check_same_shape
+from maskloss.losses.modules import LossModule
 from maskloss.losses.term_checks import check_term, register_parts
 from maskloss.losses.terms import MaskTerm
 
@@ -68,18 +69,20 @@ def mask_softmax_loss(
     return reduced(per_pixel.mean(dim=(-2, -1)), reduction)
 
 
-class MaskSoftmaxLoss(nn.Module):
+class MaskSoftmaxLoss(LossModule):
     """`mask_softmax_loss` as a term, and the probabilities that go with it."""
 
     all_classes = True
 
     def __init__(self, reduction: Reduction = "none") -> None:
-        super().__init__()
-        self.reduction = check_reduction(reduction)
+        no_labels = torch.zeros(0, dtype=torch.int64)
+        super().__init__(
+            mask_softmax_loss, torch.zeros(0, 2, 1, 1), torch.zeros(0, 1, 1), no_labels, reduction=reduction
+        )
 
     def forward(self, mask_logits: Tensor, mask_targets: Tensor, labels: Tensor) -> Tensor:
         """See `mask_softmax_loss`."""
-        return mask_softmax_loss(mask_logits, mask_targets, labels, reduction=self.reduction)
+        return mask_softmax_loss(mask_logits, mask_targets, labels, **self.knobs)
 
     def mask_probs(self, mask_logits: Tensor, labels: Tensor) -> Tensor:
         """Probabilities (D, M, M) of the labels' classes (D,), each against its strongest rival.

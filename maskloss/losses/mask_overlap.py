@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from maskloss.losses.arithmetic import at_least_float32, probabilities, reduced
 from maskloss.losses.checks import (
     Reduction,
     check_in_range,
     check_positive,
-    check_reduction,
     check_same_shape,
 )
+from maskloss.losses.modules import MaskLoss
 
 
 def mask_dice_loss(
@@ -51,22 +51,11 @@ def mask_dice_loss(
     return reduced(_share(_area(_errors(p, q, t)), 2 * _area(p * t) + smooth), reduction)
 
 
-class MaskDiceLoss(nn.Module):
+class MaskDiceLoss(MaskLoss):
     """`mask_dice_loss` with its smoothing."""
 
     def __init__(self, smooth: float = 1.0, reduction: Reduction = "none") -> None:
-        super().__init__()
-        check_positive(smooth=smooth)
-        self.smooth = smooth
-        self.reduction = check_reduction(reduction)
-
-    def extra_repr(self) -> str:
-        """Show the smoothing."""
-        return f"smooth={self.smooth:g}"
-
-    def forward(self, mask_logits: Tensor, mask_targets: Tensor) -> Tensor:
-        """See `mask_dice_loss`."""
-        return mask_dice_loss(mask_logits, mask_targets, smooth=self.smooth, reduction=self.reduction)
+        super().__init__(mask_dice_loss, smooth=smooth, reduction=reduction)
 
 
 def mask_weighted_dice_loss(
@@ -106,7 +95,7 @@ def mask_weighted_dice_loss(
     return reduced(_share(_area(w * _errors(p, q, t)), 2 * _area(w * p * t) + smooth), reduction)
 
 
-class MaskWeightedDiceLoss(nn.Module):
+class MaskWeightedDiceLoss(MaskLoss):
     """`mask_weighted_dice_loss` with its α, β and smoothing."""
 
     def __init__(
@@ -116,30 +105,12 @@ class MaskWeightedDiceLoss(nn.Module):
         smooth: float = 1.0,
         reduction: Reduction = "none",
     ) -> None:
-        super().__init__()
-        check_in_range(0, positive_weight=positive_weight, negative_weight=negative_weight)
-        check_positive(smooth=smooth)
-        self.positive_weight = positive_weight
-        self.negative_weight = negative_weight
-        self.smooth = smooth
-        self.reduction = check_reduction(reduction)
-
-    def extra_repr(self) -> str:
-        """Show α, β and the smoothing."""
-        return (
-            f"positive_weight={self.positive_weight:g}, negative_weight={self.negative_weight:g}, "
-            f"smooth={self.smooth:g}"
-        )
-
-    def forward(self, mask_logits: Tensor, mask_targets: Tensor) -> Tensor:
-        """See `mask_weighted_dice_loss`."""
-        return mask_weighted_dice_loss(
-            mask_logits,
-            mask_targets,
-            positive_weight=self.positive_weight,
-            negative_weight=self.negative_weight,
-            smooth=self.smooth,
-            reduction=self.reduction,
+        super().__init__(
+            mask_weighted_dice_loss,
+            positive_weight=positive_weight,
+            negative_weight=negative_weight,
+            smooth=smooth,
+            reduction=reduction,
         )
 
 
@@ -168,24 +139,11 @@ def mask_background_dice_loss(
     )
 
 
-class MaskBackgroundDiceLoss(nn.Module):
+class MaskBackgroundDiceLoss(MaskLoss):
     """`mask_background_dice_loss` with its smoothing."""
 
     def __init__(self, smooth: float = 1.0, reduction: Reduction = "none") -> None:
-        super().__init__()
-        check_positive(smooth=smooth)
-        self.smooth = smooth
-        self.reduction = check_reduction(reduction)
-
-    def extra_repr(self) -> str:
-        """Show the smoothing."""
-        return f"smooth={self.smooth:g}"
-
-    def forward(self, mask_logits: Tensor, mask_targets: Tensor) -> Tensor:
-        """See `mask_background_dice_loss`."""
-        return mask_background_dice_loss(
-            mask_logits, mask_targets, smooth=self.smooth, reduction=self.reduction
-        )
+        super().__init__(mask_background_dice_loss, smooth=smooth, reduction=reduction)
 
 
 def mask_generalized_dice_loss(
@@ -220,16 +178,11 @@ def mask_generalized_dice_loss(
     return reduced(_share(wrong, 2 * overlap), reduction)
 
 
-class MaskGeneralizedDiceLoss(nn.Module):
+class MaskGeneralizedDiceLoss(MaskLoss):
     """`mask_generalized_dice_loss` as a term."""
 
     def __init__(self, reduction: Reduction = "none") -> None:
-        super().__init__()
-        self.reduction = check_reduction(reduction)
-
-    def forward(self, mask_logits: Tensor, mask_targets: Tensor) -> Tensor:
-        """See `mask_generalized_dice_loss`."""
-        return mask_generalized_dice_loss(mask_logits, mask_targets, reduction=self.reduction)
+        super().__init__(mask_generalized_dice_loss, reduction=reduction)
 
 
 #: Of 1 - TI, before it is raised to a power below 1, whose slope at 0 would be infinite.
@@ -270,13 +223,14 @@ def mask_tversky_loss(
     arXiv:1810.07842.
     """
     p, q, t = _probs_and_targets(mask_logits, mask_targets)
-    _expect_tversky(alpha, beta, gamma, smooth)
+    check_in_range(0, alpha=alpha, beta=beta)
+    check_positive(gamma=gamma, smooth=smooth)
     errors = alpha * _area(p * (1 - t)) + beta * _area(q * t)
     loss = _share(errors, _area(p * t) + smooth)  # 1 - TI
     return reduced(loss if gamma == 1 else loss.clamp(min=_LEAST_TVERSKY_LOSS) ** gamma, reduction)
 
 
-class MaskTverskyLoss(nn.Module):
+class MaskTverskyLoss(MaskLoss):
     """`mask_tversky_loss` with its prices, its exponent and its smoothing."""
 
     def __init__(
@@ -287,34 +241,9 @@ class MaskTverskyLoss(nn.Module):
         smooth: float = 1.0,
         reduction: Reduction = "none",
     ) -> None:
-        super().__init__()
-        _expect_tversky(alpha, beta, gamma, smooth)
-        self.alpha = alpha
-        self.beta = beta
-        self.gamma = gamma
-        self.smooth = smooth
-        self.reduction = check_reduction(reduction)
-
-    def extra_repr(self) -> str:
-        """Show the knobs."""
-        return f"alpha={self.alpha:g}, beta={self.beta:g}, gamma={self.gamma:g}, smooth={self.smooth:g}"
-
-    def forward(self, mask_logits: Tensor, mask_targets: Tensor) -> Tensor:
-        """See `mask_tversky_loss`."""
-        return mask_tversky_loss(
-            mask_logits,
-            mask_targets,
-            alpha=self.alpha,
-            beta=self.beta,
-            gamma=self.gamma,
-            smooth=self.smooth,
-            reduction=self.reduction,
+        super().__init__(
+            mask_tversky_loss, alpha=alpha, beta=beta, gamma=gamma, smooth=smooth, reduction=reduction
         )
-
-
-def _expect_tversky(alpha: float, beta: float, gamma: float, smooth: float) -> None:
-    check_in_range(0, alpha=alpha, beta=beta)
-    check_positive(gamma=gamma, smooth=smooth)
 
 
 def mask_lovasz_loss(mask_logits: Tensor, mask_targets: Tensor, *, reduction: Reduction = "none") -> Tensor:
@@ -356,16 +285,11 @@ def mask_lovasz_loss(mask_logits: Tensor, mask_targets: Tensor, *, reduction: Re
     return reduced((F.relu(errors) * steps).sum(dim=-1), reduction)
 
 
-class MaskLovaszLoss(nn.Module):
+class MaskLovaszLoss(MaskLoss):
     """`mask_lovasz_loss` as a term."""
 
     def __init__(self, reduction: Reduction = "none") -> None:
-        super().__init__()
-        self.reduction = check_reduction(reduction)
-
-    def forward(self, mask_logits: Tensor, mask_targets: Tensor) -> Tensor:
-        """See `mask_lovasz_loss`."""
-        return mask_lovasz_loss(mask_logits, mask_targets, reduction=self.reduction)
+        super().__init__(mask_lovasz_loss, reduction=reduction)
 
 
 def _probs_and_targets(mask_logits: Tensor, mask_targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:

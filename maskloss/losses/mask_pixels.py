@@ -7,10 +7,11 @@ last two axes, and keep the others.
 from __future__ import annotations
 
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from maskloss.losses.arithmetic import at_least_float32, binary_cross_entropy, reduced, sigmoid_focal
-from maskloss.losses.checks import Reduction, check_in_range, check_reduction, check_same_shape
+from maskloss.losses.checks import Reduction, check_in_range, check_same_shape
+from maskloss.losses.modules import MaskLoss
 
 
 def mask_bce_loss(mask_logits: Tensor, mask_targets: Tensor, *, reduction: Reduction = "none") -> Tensor:
@@ -46,16 +47,11 @@ def mask_bce_loss(mask_logits: Tensor, mask_targets: Tensor, *, reduction: Reduc
     return reduced(per_pixel.mean(dim=(-2, -1)), reduction)
 
 
-class MaskBCELoss(nn.Module):
+class MaskBCELoss(MaskLoss):
     """`mask_bce_loss` as a term."""
 
     def __init__(self, reduction: Reduction = "none") -> None:
-        super().__init__()
-        self.reduction = check_reduction(reduction)
-
-    def forward(self, mask_logits: Tensor, mask_targets: Tensor) -> Tensor:
-        """See `mask_bce_loss`."""
-        return mask_bce_loss(mask_logits, mask_targets, reduction=self.reduction)
+        super().__init__(mask_bce_loss, reduction=reduction)
 
 
 def mask_weighted_bce_loss(
@@ -104,28 +100,15 @@ def mask_weighted_bce_loss(
     return reduced(per_pixel.mean(dim=(-2, -1)), reduction)
 
 
-class MaskWeightedBCELoss(nn.Module):
+class MaskWeightedBCELoss(MaskLoss):
     """`mask_weighted_bce_loss` with its α and β."""
 
     def __init__(self, positive_weight: float, negative_weight: float, reduction: Reduction = "none") -> None:
-        super().__init__()
-        check_in_range(0, positive_weight=positive_weight, negative_weight=negative_weight)
-        self.positive_weight = positive_weight
-        self.negative_weight = negative_weight
-        self.reduction = check_reduction(reduction)
-
-    def extra_repr(self) -> str:
-        """Show α and β."""
-        return f"positive_weight={self.positive_weight:g}, negative_weight={self.negative_weight:g}"
-
-    def forward(self, mask_logits: Tensor, mask_targets: Tensor) -> Tensor:
-        """See `mask_weighted_bce_loss`."""
-        return mask_weighted_bce_loss(
-            mask_logits,
-            mask_targets,
-            positive_weight=self.positive_weight,
-            negative_weight=self.negative_weight,
-            reduction=self.reduction,
+        super().__init__(
+            mask_weighted_bce_loss,
+            positive_weight=positive_weight,
+            negative_weight=negative_weight,
+            reduction=reduction,
         )
 
 
@@ -157,36 +140,18 @@ def mask_focal_loss(
     Source: Lin et al., Focal loss for dense object detection, 2017, arXiv:1708.02002, equation 5, per pixel.
     """
     check_same_shape(mask_logits=mask_logits, mask_targets=mask_targets)
-    _expect_focal(alpha, gamma)
+    check_in_range(0, 1, alpha=0.0 if alpha is None else alpha)
+    check_in_range(0, gamma=gamma)
     logits = at_least_float32(mask_logits)
     per_pixel = sigmoid_focal(logits, mask_targets.to(logits.dtype), alpha, gamma)
     return reduced(per_pixel.mean(dim=(-2, -1)), reduction)
 
 
-class MaskFocalLoss(nn.Module):
+class MaskFocalLoss(MaskLoss):
     """`mask_focal_loss` with its α and γ."""
 
     def __init__(self, alpha: float | None = 0.25, gamma: float = 2.0, reduction: Reduction = "none") -> None:
-        super().__init__()
-        _expect_focal(alpha, gamma)
-        self.alpha = alpha
-        self.gamma = gamma
-        self.reduction = check_reduction(reduction)
-
-    def extra_repr(self) -> str:
-        """Show α and γ."""
-        return f"alpha={self.alpha}, gamma={self.gamma:g}"
-
-    def forward(self, mask_logits: Tensor, mask_targets: Tensor) -> Tensor:
-        """See `mask_focal_loss`."""
-        return mask_focal_loss(
-            mask_logits, mask_targets, alpha=self.alpha, gamma=self.gamma, reduction=self.reduction
-        )
-
-
-def _expect_focal(alpha: float | None, gamma: float) -> None:
-    check_in_range(0, 1, alpha=0.0 if alpha is None else alpha)
-    check_in_range(0, gamma=gamma)
+        super().__init__(mask_focal_loss, alpha=alpha, gamma=gamma, reduction=reduction)
 
 
 def mask_boundary_bce_loss(
@@ -221,7 +186,9 @@ def mask_boundary_bce_loss(
     for background: an object that the RoI cuts off has no boundary there.
     """
     check_same_shape(mask_logits=mask_logits, mask_targets=mask_targets)
-    _expect_boundary(boundary_weight, width)
+    check_in_range(0, boundary_weight=boundary_weight)
+    if width < 1 or width % 2 == 0:
+        raise ValueError(f"width must be a positive odd number of pixels, got {width}")
     logits = at_least_float32(mask_logits)
     targets = mask_targets.to(logits.dtype)
     planes = targets.reshape(-1, 1, *targets.shape[-2:])
@@ -231,32 +198,10 @@ def mask_boundary_bce_loss(
     return reduced((weights * per_pixel).sum(dim=(-2, -1)) / weights.sum(dim=(-2, -1)), reduction)
 
 
-class MaskBoundaryBCELoss(nn.Module):
+class MaskBoundaryBCELoss(MaskLoss):
     """`mask_boundary_bce_loss` with its λ and window."""
 
     def __init__(self, boundary_weight: float = 5.0, width: int = 5, reduction: Reduction = "none") -> None:
-        super().__init__()
-        _expect_boundary(boundary_weight, width)
-        self.boundary_weight = boundary_weight
-        self.width = width
-        self.reduction = check_reduction(reduction)
-
-    def extra_repr(self) -> str:
-        """Show λ and the window."""
-        return f"boundary_weight={self.boundary_weight:g}, width={self.width}"
-
-    def forward(self, mask_logits: Tensor, mask_targets: Tensor) -> Tensor:
-        """See `mask_boundary_bce_loss`."""
-        return mask_boundary_bce_loss(
-            mask_logits,
-            mask_targets,
-            boundary_weight=self.boundary_weight,
-            width=self.width,
-            reduction=self.reduction,
+        super().__init__(
+            mask_boundary_bce_loss, boundary_weight=boundary_weight, width=width, reduction=reduction
         )
-
-
-def _expect_boundary(boundary_weight: float, width: int) -> None:
-    check_in_range(0, boundary_weight=boundary_weight)
-    if width < 1 or width % 2 == 0:
-        raise ValueError(f"width must be a positive odd number of pixels, got {width}")

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from maskloss.losses.arithmetic import at_least_float32, reduced
-from maskloss.losses.checks import Reduction, check_in_range, check_reduction, check_same_shape
+from maskloss.losses.checks import Reduction, check_in_range, check_same_shape
+from maskloss.losses.modules import LossModule
 
 #: Under the sums of squares of a projection's Dice, as in BoxInst.
 _DICE_EPSILON = 1e-5
@@ -73,16 +74,16 @@ def mask_point_loss(
     return reduced(per_point.sum(dim=1) / max(per_point.shape[1], 1), reduction)
 
 
-class MaskPointLoss(nn.Module):
+class MaskPointLoss(LossModule):
     """`mask_point_loss` as a module."""
 
     def __init__(self, reduction: Reduction = "none") -> None:
-        super().__init__()
-        self.reduction = check_reduction(reduction)
+        no_logits, no_points = torch.zeros(0, 1, 1), torch.zeros(0, 1, 2)
+        super().__init__(mask_point_loss, no_logits, no_points, no_points[..., 0], reduction=reduction)
 
     def forward(self, mask_logits: Tensor, point_coords: Tensor, point_labels: Tensor) -> Tensor:
         """See `mask_point_loss`."""
-        return mask_point_loss(mask_logits, point_coords, point_labels, reduction=self.reduction)
+        return mask_point_loss(mask_logits, point_coords, point_labels, **self.knobs)
 
 
 def mask_projection_loss(
@@ -121,16 +122,15 @@ def mask_projection_loss(
     return reduced(loss, reduction)
 
 
-class MaskProjectionLoss(nn.Module):
+class MaskProjectionLoss(LossModule):
     """`mask_projection_loss` as a module."""
 
     def __init__(self, reduction: Reduction = "none") -> None:
-        super().__init__()
-        self.reduction = check_reduction(reduction)
+        super().__init__(mask_projection_loss, *2 * [torch.zeros(0, 1, 1)], reduction=reduction)
 
     def forward(self, mask_logits: Tensor, gt_box_grids: Tensor) -> Tensor:
         """See `mask_projection_loss`."""
-        return mask_projection_loss(mask_logits, gt_box_grids, reduction=self.reduction)
+        return mask_projection_loss(mask_logits, gt_box_grids, **self.knobs)
 
 
 def _squared_dice(p: Tensor, t: Tensor) -> Tensor:
@@ -173,7 +173,9 @@ def mask_pairwise_loss(
     """
     check_same_shape(mask_logits=mask_logits, gt_box_grids=gt_box_grids)
     check_same_shape(mask_logits=mask_logits, a_channel_of_image_crops=image_crops[:, 0])
-    _check_pairwise(color_threshold, dilation)
+    check_in_range(0, 1, color_threshold=color_threshold)
+    if dilation < 1:
+        raise ValueError(f"dilation must be at least 1, got {dilation}")
     similarity = color_similarity(
         rgb_to_lab(at_least_float32(image_crops)), dilation=dilation
     )  # (P, 8, M, M)
@@ -183,38 +185,25 @@ def mask_pairwise_loss(
     return reduced(values / counted.sum(dim=(1, 2, 3)).clamp(min=1), reduction)
 
 
-class MaskPairwiseLoss(nn.Module):
+class MaskPairwiseLoss(LossModule):
     """`mask_pairwise_loss` with its threshold and dilation."""
 
     def __init__(
         self, color_threshold: float = 0.3, dilation: int = 2, reduction: Reduction = "none"
     ) -> None:
-        super().__init__()
-        _check_pairwise(color_threshold, dilation)
-        self.color_threshold = color_threshold
-        self.dilation = dilation
-        self.reduction = check_reduction(reduction)
-
-    def extra_repr(self) -> str:
-        """Show the threshold and the dilation."""
-        return f"color_threshold={self.color_threshold:g}, dilation={self.dilation}"
+        super().__init__(
+            mask_pairwise_loss,
+            torch.zeros(0, 1, 1),
+            torch.zeros(0, 3, 1, 1),
+            torch.zeros(0, 1, 1),
+            color_threshold=color_threshold,
+            dilation=dilation,
+            reduction=reduction,
+        )
 
     def forward(self, mask_logits: Tensor, image_crops: Tensor, gt_box_grids: Tensor) -> Tensor:
         """See `mask_pairwise_loss`."""
-        return mask_pairwise_loss(
-            mask_logits,
-            image_crops,
-            gt_box_grids,
-            color_threshold=self.color_threshold,
-            dilation=self.dilation,
-            reduction=self.reduction,
-        )
-
-
-def _check_pairwise(color_threshold: float, dilation: int) -> None:
-    check_in_range(0, 1, color_threshold=color_threshold)
-    if dilation < 1:
-        raise ValueError(f"dilation must be at least 1, got {dilation}")
+        return mask_pairwise_loss(mask_logits, image_crops, gt_box_grids, **self.knobs)
 
 
 def pairwise_disagreement(mask_logits: Tensor, *, dilation: int = 2) -> Tensor:

@@ -2,11 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
+import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from maskloss.losses.arithmetic import at_least_float32, power, reduced, sigmoid_focal
-from maskloss.losses.checks import Reduction, check_in_range, check_reduction, check_same_shape
+from maskloss.losses.checks import Reduction, check_in_range, check_same_shape
+from maskloss.losses.modules import LossModule
+
+
+class ObjectnessLoss(LossModule):
+    """An objectness loss: a term for `MaskRCNNLoss(objectness=)`."""
+
+    def __init__(self, function: Callable[..., Tensor], **knobs: Any) -> None:
+        super().__init__(function, torch.zeros(0), torch.zeros(0), **knobs)
+
+    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Compute the loss of logits (S,) and labels (S,)."""
+        loss: Tensor = self.function(logits, labels, **self.knobs)
+        return loss
 
 
 def objectness_focal_loss(
@@ -42,26 +59,11 @@ def objectness_focal_loss(
     return reduced(sigmoid_focal(logits, labels.to(logits.dtype), alpha, gamma), reduction)
 
 
-class ObjectnessFocalLoss(nn.Module):
+class ObjectnessFocalLoss(ObjectnessLoss):
     """`objectness_focal_loss` with its α and γ."""
 
     def __init__(self, alpha: float | None = 0.25, gamma: float = 2.0, reduction: Reduction = "none") -> None:
-        super().__init__()
-        check_in_range(0, 1, alpha=0.0 if alpha is None else alpha)
-        check_in_range(0, gamma=gamma)
-        self.alpha = alpha
-        self.gamma = gamma
-        self.reduction = check_reduction(reduction)
-
-    def extra_repr(self) -> str:
-        """Show α and γ."""
-        return f"alpha={self.alpha}, gamma={self.gamma:g}"
-
-    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """See `objectness_focal_loss`."""
-        return objectness_focal_loss(
-            logits, labels, alpha=self.alpha, gamma=self.gamma, reduction=self.reduction
-        )
+        super().__init__(objectness_focal_loss, alpha=alpha, gamma=gamma, reduction=reduction)
 
 
 def quality_focal_loss(
@@ -92,19 +94,8 @@ def quality_focal_loss(
     return reduced(power((quality - logits.sigmoid()).abs(), beta) * cross_entropy, reduction)
 
 
-class QualityFocalLoss(nn.Module):
+class QualityFocalLoss(ObjectnessLoss):
     """`quality_focal_loss` with its β."""
 
     def __init__(self, beta: float = 2.0, reduction: Reduction = "none") -> None:
-        super().__init__()
-        check_in_range(0, beta=beta)
-        self.beta = beta
-        self.reduction = check_reduction(reduction)
-
-    def extra_repr(self) -> str:
-        """Show β."""
-        return f"beta={self.beta:g}"
-
-    def forward(self, logits: Tensor, quality: Tensor) -> Tensor:
-        """See `quality_focal_loss`."""
-        return quality_focal_loss(logits, quality, beta=self.beta, reduction=self.reduction)
+        super().__init__(quality_focal_loss, beta=beta, reduction=reduction)

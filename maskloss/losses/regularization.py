@@ -6,7 +6,8 @@ normalisation's scale towards 0 does not make the function simpler, it only move
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,7 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from maskloss.losses.arithmetic import at_least_float32
 from maskloss.losses.checks import check_in_range
+from maskloss.losses.modules import LossModule
 
 _NORMALIZATIONS = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 
@@ -28,6 +30,18 @@ def regularized_parameters(model: nn.Module) -> Iterator[nn.Parameter]:
             if parameter.requires_grad and id(parameter) not in seen:
                 seen.add(id(parameter))
                 yield parameter
+
+
+class RegularizationLoss(LossModule):
+    """A penalty on a model's parameters: a term for `MaskRCNNLoss(regularization=)`."""
+
+    def __init__(self, function: Callable[..., Tensor], **knobs: Any) -> None:
+        super().__init__(function, nn.Module(), **knobs)
+
+    def forward(self, model: nn.Module) -> Tensor:
+        """Compute the penalty of a model."""
+        loss: Tensor = self.function(model, **self.knobs)
+        return loss
 
 
 def matterport_l2_loss(model: nn.Module, *, weight_decay: float = 1e-4) -> Tensor:
@@ -59,21 +73,11 @@ def matterport_l2_loss(model: nn.Module, *, weight_decay: float = 1e-4) -> Tenso
     return weight_decay * _total(at_least_float32(p).square().mean() for p in regularized_parameters(model))
 
 
-class MatterportL2Loss(nn.Module):
+class MatterportL2Loss(RegularizationLoss):
     """`matterport_l2_loss` with its λ."""
 
     def __init__(self, weight_decay: float = 1e-4) -> None:
-        super().__init__()
-        check_in_range(0, weight_decay=weight_decay)
-        self.weight_decay = weight_decay
-
-    def extra_repr(self) -> str:
-        """Show λ."""
-        return f"weight_decay={self.weight_decay:g}"
-
-    def forward(self, model: nn.Module) -> Tensor:
-        """See `matterport_l2_loss`."""
-        return matterport_l2_loss(model, weight_decay=self.weight_decay)
+        super().__init__(matterport_l2_loss, weight_decay=weight_decay)
 
 
 def weight_decay_loss(model: nn.Module, *, weight_decay: float = 1e-4) -> Tensor:
@@ -105,21 +109,11 @@ def weight_decay_loss(model: nn.Module, *, weight_decay: float = 1e-4) -> Tensor
     return weight_decay / 2 * _total(squares)
 
 
-class WeightDecayLoss(nn.Module):
+class WeightDecayLoss(RegularizationLoss):
     """`weight_decay_loss` with its λ."""
 
     def __init__(self, weight_decay: float = 1e-4) -> None:
-        super().__init__()
-        check_in_range(0, weight_decay=weight_decay)
-        self.weight_decay = weight_decay
-
-    def extra_repr(self) -> str:
-        """Show λ."""
-        return f"weight_decay={self.weight_decay:g}"
-
-    def forward(self, model: nn.Module) -> Tensor:
-        """See `weight_decay_loss`."""
-        return weight_decay_loss(model, weight_decay=self.weight_decay)
+        super().__init__(weight_decay_loss, weight_decay=weight_decay)
 
 
 def l1_regularization_loss(model: nn.Module) -> Tensor:
@@ -144,12 +138,13 @@ def l1_regularization_loss(model: nn.Module) -> Tensor:
     return _total(at_least_float32(p).abs().sum() for p in regularized_parameters(model))
 
 
-class L1RegularizationLoss(nn.Module):
+class L1RegularizationLoss(RegularizationLoss):
     """`l1_regularization_loss` as a term."""
 
-    def forward(self, model: nn.Module) -> Tensor:
-        """See `l1_regularization_loss`."""
-        return l1_regularization_loss(model)
+    def __init__(self) -> None:
+        super().__init__(
+            l1_regularization_loss,
+        )
 
 
 def _total(penalties: Iterator[Tensor]) -> Tensor:

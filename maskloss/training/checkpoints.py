@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import io
 import json
-import math
 import pickle
 import struct
 import warnings
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 
 from maskloss.errors import InputError
 from maskloss.files import make_folder, read_bytes, write_bytes
+from maskloss.training.file_fields import check_field, first_line, is_number, is_whole
 from maskloss.training.model_file import check_finite_tensors, read_safetensors, without_loss_state
 
 _KEPT_CHECKPOINTS = 2
@@ -82,21 +82,21 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     if not isinstance(state, dict) or not {"step", "seconds", "config", "model", "optimizer"} <= set(state):
         raise InputError(f"{path}: is no checkpoint of maskloss train")
     try:
-        _expect(_is_int(state["step"], 1), "step", "a whole number from 1 on", state["step"])
-        _expect(_is_number(state["seconds"], 0, 1e12), "seconds", "a number from 0 on", state["seconds"])
-        _expect(isinstance(state["config"], str), "config", "JSON", state["config"])
+        check_field(is_whole(state["step"], 1), "step", "a whole number from 1 on", state["step"])
+        check_field(is_number(state["seconds"], 0, 1e12), "seconds", "a number from 0 on", state["seconds"])
+        check_field(isinstance(state["config"], str), "config", "JSON", state["config"])
         try:
             config = json.loads(state["config"])
         except (ValueError, RecursionError) as error:
-            raise ValueError(f"config must be JSON: {_first_line(error)}") from error
-        _expect(isinstance(config, dict), "config", "a mapping", config)
+            raise ValueError(f"config must be JSON: {first_line(error)}") from error
+        check_field(isinstance(config, dict), "config", "a mapping", config)
         for key in ("model", "loss"):
-            _expect_tensors(key, state.get(key, {}), any_value=key == "loss")
-        _expect(isinstance(state["optimizer"], dict), "optimizer", "a mapping", state["optimizer"])
+            _check_tensors(key, state.get(key, {}), any_value=key == "loss")
+        check_field(isinstance(state["optimizer"], dict), "optimizer", "a mapping", state["optimizer"])
         scaler = state.get("scaler")
-        _expect(scaler is None or isinstance(scaler, dict), "scaler", "a mapping", scaler)
+        check_field(scaler is None or isinstance(scaler, dict), "scaler", "a mapping", scaler)
         categories = state.get("categories", [])
-        _expect(isinstance(categories, list), "categories", "a list", categories)
+        check_field(isinstance(categories, list), "categories", "a list", categories)
     except ValueError as error:
         raise InputError(f"{path}: is no checkpoint of maskloss train: {error}") from error
     return state
@@ -152,43 +152,21 @@ def restore(
         IndexError,
         AssertionError,
     ) as error:
-        raise InputError(f"{path}: the checkpoint is of another model: {_first_line(error)}") from error
+        raise InputError(f"{path}: the checkpoint is of another model: {first_line(error)}") from error
 
 
-def _expect_tensors(field: str, state: Any, *, any_value: bool) -> None:
+def _check_tensors(field: str, state: Any, *, any_value: bool) -> None:
     """Expect a state_dict; of tensors alone, finite ones, where no other value is allowed."""
-    _expect(isinstance(state, dict), field, "a mapping of tensors", state)
+    check_field(isinstance(state, dict), field, "a mapping of tensors", state)
     for key, value in state.items():
-        _expect(isinstance(key, str), field, "a mapping of names", key)
+        check_field(isinstance(key, str), field, "a mapping of names", key)
         if isinstance(value, Tensor):
             if value.is_meta or value.layout != torch.strided:
                 raise ValueError(f"{field}: {key} holds no plain values")
             if not any_value and not torch.isfinite(value).all():
                 raise ValueError(f"{field}: {key} is not finite")
         else:
-            _expect(any_value, f"{field}: {key}", "a tensor", value)
-
-
-def _is_int(value: Any, low: int, high: float = math.inf) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
-
-
-def _is_number(value: Any, low: float, high: float) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high
-
-
-def _expect(condition: bool, field: str, expected: str, value: Any) -> None:
-    if not condition:
-        shown = repr(value) if isinstance(value, str | int | float | None) else type(value).__name__
-        shown = "nothing" if value is None else shown
-        raise ValueError(
-            f"{field} must be {expected}, not {shown if len(shown) <= 60 else shown[:57] + '...'}"
-        )
-
-
-def _first_line(error: BaseException) -> str:
-    first: str = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    return first[:200]
+            check_field(any_value, f"{field}: {key}", "a tensor", value)
 
 
 def _load_pickle(path: Path) -> Any:
@@ -213,5 +191,4 @@ def _load_pickle(path: Path) -> Any:
         IndexError,
         struct.error,
     ) as error:
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise InputError(f"{path}: truncated, or not a file of torch.save: {first}") from error
+        raise InputError(f"{path}: truncated, or not a file of torch.save: {first_line(error)}") from error

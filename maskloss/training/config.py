@@ -6,12 +6,13 @@ import math
 import os
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_type_hints
 
 from maskloss.data.dataset import Crowds
 from maskloss.detection.builders import MODEL_NAMES, MOST_DETECTIONS
 from maskloss.errors import InputError, one_line
 from maskloss.losses.criterion import MaskRCNNLoss
+from maskloss.training.file_fields import is_number
 from maskloss.training.loss_config import LossConfig, make_loss
 
 #: Fields that may change between a run and its resumption. All but max_steps stay out of a step's numbers, and
@@ -25,6 +26,7 @@ _FREE_ON_RESUME = {
     "checkpoint_every",
     "evaluate_every",
     "max_steps",
+    "trackers",
 }
 
 
@@ -99,6 +101,9 @@ class TrainConfig:
         evaluate_every: steps between evaluations; 0 evaluates at the end only.
         workers: processes that load data; 0 loads in the training process.
         device: "cpu", "cuda", or "auto" for CUDA where there is one.
+        trackers: where the curves of the run go besides its own files: accelerate's trackers by name, such as
+            "tensorboard", "wandb" or "mlflow", or the import path of a function or class (folder) ->
+            `accelerate.tracking.GeneralTracker`; several in a list, or with commas between them; "none" for none.
         resume: go on from the newest checkpoint in `output`.
     """
 
@@ -138,17 +143,14 @@ class TrainConfig:
     evaluate_every: int = 0
     workers: int = 2
     device: Literal["cpu", "cuda", "auto"] = "auto"
+    trackers: str | list[str] = "tensorboard"
     resume: bool = False
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            # What YAML reads from `max_steps:` with nothing behind it.
-            _expect(
-                getattr(self, field.name) is not None or "None" in str(field.type),
-                field.name,
-                "a value",
-                "none",
-            )
+        for name, annotation in get_type_hints(type(self)).items():
+            # YAML reads `max_steps:` with nothing after it as None.
+            is_optional = type(None) in get_args(annotation)
+            _check(getattr(self, name) is not None or is_optional, name, "a value", "none")
         for name in (
             "max_steps",
             "batch_size",
@@ -157,41 +159,41 @@ class TrainConfig:
             "checkpoint_every",
             "max_detections",
         ):
-            _expect(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
+            _check(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
         for name, most in _LARGEST.items():
             values = getattr(self, name)
             for value in values if isinstance(values, list) else [values]:
-                _expect(value is None or value <= most, name, f"at most {most:,}", value)
+                _check(value is None or value <= most, name, f"at most {most:,}", value)
         for name in ("warmup_steps", "evaluate_every", "workers", "seed"):
-            _expect(getattr(self, name) >= 0, name, "at least 0", getattr(self, name))
-        _expect(self.seed < 2**63, "seed", "below 2^63", self.seed)
+            _check(getattr(self, name) >= 0, name, "at least 0", getattr(self, name))
+        _check(self.seed < 2**63, "seed", "below 2^63", self.seed)
         for name in ("weight_decay", "gradient_clip", "momentum"):
             value = getattr(self, name)
-            _expect(_is_finite(value) and value >= 0, name, "a finite number >= 0", value)
-        _expect(
-            _is_finite(self.learning_rate) and self.learning_rate > 0,
+            _check(is_number(value, 0), name, "a finite number >= 0", value)
+        _check(
+            is_number(self.learning_rate) and self.learning_rate > 0,
             "learning_rate",
             "a finite number > 0",
             self.learning_rate,
         )
         for name in ("horizontal_flip", "photometric_distortion"):
-            _expect(0 <= getattr(self, name) <= 1, name, "a probability in [0, 1]", getattr(self, name))
+            _check(0 <= getattr(self, name) <= 1, name, "a probability in [0, 1]", getattr(self, name))
         for name in ("image_mean", "image_std"):
             value = getattr(self, name)
-            finite = value is None or all(_is_finite(number) for number in value)
-            _expect(finite, name, "finite numbers", value)
-            _expect(value is None or len(value) == 3, name, "three numbers, one per channel", value)
-        _expect(self.image_std is None or min(self.image_std) > 0, "image_std", "above 0", self.image_std)
+            finite = value is None or all(is_number(number) for number in value)
+            _check(finite, name, "finite numbers", value)
+            _check(value is None or len(value) == 3, name, "three numbers, one per channel", value)
+        _check(self.image_std is None or min(self.image_std) > 0, "image_std", "above 0", self.image_std)
         known = self.model in MODEL_NAMES
-        _expect(
+        _check(
             known or "." in self.model,
             "model",
             f"one of {', '.join(MODEL_NAMES)}, or an import path package.module.name",
             self.model,
         )
         branch = self.mask_branch
-        _expect(branch is None or "." in branch, "mask_branch", "an import path package.module.name", branch)
-        _expect(
+        _check(branch is None or "." in branch, "mask_branch", "an import path package.module.name", branch)
+        _check(
             known or self.weights != "DEFAULT",
             "weights",
             f"a file or none: nobody publishes weights for {one_line(self.model, 80)}",
@@ -200,18 +202,18 @@ class TrainConfig:
         layers = self.trainable_layers
         # Of a model of a user's own, its builder knows.
         stages = {"mobilenet_v2": 6}.get(self.model, 5 if known else 10**6)
-        _expect(layers is None or 0 <= layers <= stages, "trainable_layers", f"from 0 to {stages}", layers)
-        _expect(
+        _check(layers is None or 0 <= layers <= stages, "trainable_layers", f"from 0 to {stages}", layers)
+        _check(
             layers is None or self.weights != "none",
             "trainable_layers",
             "left out without --weights, whose stages it would keep at random numbers",
             layers,
         )
         sizes = self.min_sizes
-        _expect(sizes is None or (sizes and min(sizes) >= 1), "min_size", "at least 1", self.min_size)
-        _expect(self.max_size is None or self.max_size >= 1, "max_size", "at least 1", self.max_size)
+        _check(sizes is None or (sizes and min(sizes) >= 1), "min_size", "at least 1", self.min_size)
+        _check(self.max_size is None or self.max_size >= 1, "max_size", "at least 1", self.max_size)
         if sizes is not None and self.max_size is not None:
-            _expect(
+            _check(
                 self.max_size >= max(sizes), "max_size", f"at least --min-size {max(sizes)}", self.max_size
             )
 
@@ -237,6 +239,12 @@ class TrainConfig:
     def output_folder(self) -> Path:
         """The run's folder."""
         return Path(self.output)
+
+    @property
+    def tracker_names(self) -> list[str]:
+        """`trackers` as a list."""
+        names = self.trackers.split(",") if isinstance(self.trackers, str) else self.trackers
+        return [name for name in map(str.strip, names) if name not in ("", "none")]
 
     @property
     def min_sizes(self) -> tuple[int, ...] | None:
@@ -270,13 +278,6 @@ def _is_same(name: str, one: Any, other: Any) -> bool:
     )
 
 
-def _is_finite(value: float) -> bool:
-    try:
-        return math.isfinite(value)
-    except OverflowError:  # an integer beyond what a float holds
-        return False
-
-
-def _expect(condition: Any, name: str, expected: str, value: Any) -> None:
+def _check(condition: Any, name: str, expected: str, value: Any) -> None:
     if not condition:
         raise InputError(f"--{name.replace('_', '-')} must be {expected}, got {one_line(value, 80)}")

@@ -1,37 +1,44 @@
-"""The history of a run: what each step and each evaluation gave, in files, in TensorBoard and on the screen."""
+"""The history of a run: the values of its steps and evaluations, in files, at trackers and on the screen."""
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
-from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
 import yaml
+from accelerate import Accelerator
 from torch import Tensor
-from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from maskloss.errors import RunError
-from maskloss.files import append_line, read_bytes, reason_of, write_bytes, write_text
+from maskloss.files import append_line, read_bytes, write_bytes, write_text
 from maskloss.training.config import TrainConfig
 from maskloss.training.evaluation import Evaluation
 from maskloss.training.metrics import METRICS
+from maskloss.training.trackers import Trackers
 
 logger = logging.getLogger(__name__)
 
 
 class History:
-    """The run's history: `history.jsonl`, `evaluations.jsonl`, TensorBoard, and a bar or lines on the screen.
+    """Write a run's `history.jsonl` and `evaluations.jsonl`, its trackers, and a bar or lines on the screen.
 
-    Writes the config first, and drops what an interrupted run logged past its checkpoint.
+    Only the main process writes. It writes the config first, and drops what an interrupted run logged after its
+    checkpoint.
+
+    Args:
+        config: of the run.
+        start: the step of the checkpoint that the run resumes from, 0 for a new run.
+        accelerator: the run's, with its trackers.
+
+    Raises:
+        InputError: a tracker does not start.
     """
 
-    def __init__(self, config: TrainConfig, start: int, *, enabled: bool) -> None:
+    def __init__(self, config: TrainConfig, start: int, accelerator: Accelerator) -> None:
         self.folder = config.output_folder
-        self.enabled = enabled
+        self.enabled = enabled = accelerator.is_main_process
         self.max_steps = config.max_steps
         if not enabled:
             return
@@ -40,33 +47,17 @@ class History:
         _keep_lines_up_to(self.folder / "history.jsonl", start)
         # The evaluation of the last step comes after its checkpoint, so it is done again.
         _keep_lines_up_to(self.folder / "evaluations.jsonl", min(start, config.max_steps - 1))
-        with self._events_written():
-            self.board = SummaryWriter(str(self.folder / "tensorboard"), purge_step=start + 1)
+        self.trackers = Trackers(accelerator, self.folder, start)
         self.bar = tqdm(initial=start, total=config.max_steps, desc="training", unit="step", disable=None)
 
     def __enter__(self) -> History:
         return self
 
-    def __exit__(self, kind: object, *_: object) -> None:
+    def __exit__(self, *_: object) -> None:
         if not self.enabled:
             return
         self.bar.close()
-        try:
-            with self._events_written():
-                self.board.flush()
-                self.board.close()
-        except RunError:
-            # What ended the run comes first.
-            if kind is None:
-                raise
-
-    @contextlib.contextmanager
-    def _events_written(self) -> Iterator[None]:
-        """Name the folder of the events where TensorBoard, whose own thread writes, could not write them."""
-        try:
-            yield
-        except (OSError, ValueError) as error:
-            raise RunError(f"{self.folder / 'tensorboard'}: cannot be written: {reason_of(error)}") from error
+        self.trackers.close()
 
     def advance(self) -> None:
         """Count a step."""
@@ -81,9 +72,7 @@ class History:
         total = sum(values.values())
         line = {"step": step, "loss": total, **values, "learning_rate": learning_rate, "seconds": seconds}
         append_line(self.folder / "history.jsonl", json.dumps(line))
-        with self._events_written():
-            for key in ("loss", *values, "learning_rate"):
-                self.board.add_scalar(f"train/{key}", line[key], step)
+        self.trackers.log({f"train/{key}": line[key] for key in ("loss", *values, "learning_rate")}, step)
         short = {key.removeprefix("loss_"): f"{value:.3f}" for key, value in values.items()}
         self.bar.set_postfix({"loss": f"{total:.3f}", **short})
         if self.bar.disable:
@@ -98,11 +87,15 @@ class History:
             self.folder / "evaluations.jsonl",
             json.dumps({"step": step, **evaluation.metrics}, allow_nan=False),
         )
-        with self._events_written():
-            for group, values in evaluation.metrics.items():
-                for key, value in values.items():
-                    if value is not None:
-                        self.board.add_scalar(f"validation/{group}/{key}", value, step)
+        self.trackers.log(
+            {
+                f"validation/{group}/{key}": value
+                for group, values in evaluation.metrics.items()
+                for key, value in values.items()
+                if value is not None
+            },
+            step,
+        )
         precisions = ", ".join(
             f"{metric.label} AP {_shown(evaluation.metrics[kind]['AP'])}" for kind, metric in METRICS.items()
         )
@@ -111,11 +104,9 @@ class History:
 
 
 def _keep_lines_up_to(path: Path, step: int) -> None:
-    """Drop the lines of later steps, and one that was cut short."""
-    if not path.exists():
-        return
+    """Drop the lines of later steps, and one that was cut short; make an empty file where there is none."""
     kept = []
-    for line in read_bytes(path).decode(errors="replace").splitlines():
+    for line in (read_bytes(path) if path.exists() else b"").decode(errors="replace").splitlines():
         try:
             if json.loads(line)["step"] <= step:
                 kept.append(line)

@@ -16,30 +16,17 @@ from torch import Tensor, nn
 
 from maskloss.data.coco import CocoData
 from maskloss.data.sampler import mixed_seed
-from maskloss.detection.builders import ModelSettings
 from maskloss.detection.conversion import convert, loss_parameters
-from maskloss.detection.mask_branch import MaskBranch
 from maskloss.files import locked, make_folder, remove_leftovers
-from maskloss.losses.criterion import MaskRCNNLoss
 from maskloss.training.checkpoints import restore, save_checkpoint
 from maskloss.training.config import TrainConfig
 from maskloss.training.divergence import LossCheck, check_weights
-from maskloss.training.evaluation import Evaluation, batches_on, check_sizes, evaluate, warn_of_crowded_images
+from maskloss.training.evaluation import Evaluation, batches_on, evaluate, warn_of_crowded_images
 from maskloss.training.history import History
-from maskloss.training.loss_probe import probe_copy
 from maskloss.training.metrics import write_metrics
 from maskloss.training.model_file import ModelDescription, mask_probs_of, save_model
-from maskloss.training.models import make_mask_branch
-from maskloss.training.resuming import check_output, fingerprint, starting_point
-from maskloss.training.setup import (
-    device_of,
-    guest,
-    initial_model,
-    make_accelerator,
-    make_loader,
-    make_optimizer,
-    read_data,
-)
+from maskloss.training.resuming import starting_point
+from maskloss.training.setup import Run, device_of, guest, make_loader, make_optimizer, set_up
 from maskloss.training.term_errors import terms_named
 
 logger = logging.getLogger(__name__)
@@ -68,62 +55,22 @@ def train(config: TrainConfig) -> TrainingResult:
         RunError: a loss is not finite, or the disk is full; the last checkpoint is there.
     """
     device = device_of(config)
-    with guest(device):
-        # What a loss begins with is the same in every process, and in every resumption.
-        torch.manual_seed(config.seed)
-        loss = config.make_loss()
-        training, validation = read_data(config)
-        check_output(config)
-        accelerator = make_accelerator(config, device)
-        torch.manual_seed(config.seed)
-        model, settings, loaded = initial_model(config, len(training.categories) + 1)
-        if loaded is not None and accelerator.is_main_process:
-            logger.info("%s: %s", config.weights, loaded)
-        for data in (training, validation):
-            check_sizes(data, model)
-        branch = None if config.mask_branch is None else make_mask_branch(config.mask_branch, model)
-        model.to(accelerator.device)
-        if branch is not None:
-            branch.to(accelerator.device)
-        # A step that is not finite says on which images, so that is left to the first one.
-        probe_copy(loss, len(training.categories) + 1, model, accelerator.device, require_finite=False)
+    with guest(device), contextlib.ExitStack() as stack:
+        run = set_up(config, device)
         # Everything that can fail without a step has succeeded: from here on, the folder is written to.
-        with contextlib.ExitStack() as stack:
-            if accelerator.is_main_process:
-                make_folder(config.output_folder)
-                stack.enter_context(locked(config.output_folder))
-                remove_leftovers(config.output_folder / "checkpoints")
-            accelerator.wait_for_everyone()
-            return _trained(config, accelerator, loss, model, settings, branch, training, validation)
+        if run.accelerator.is_main_process:
+            make_folder(config.output_folder)
+            stack.enter_context(locked(config.output_folder))
+            remove_leftovers(config.output_folder / "checkpoints")
+        run.accelerator.wait_for_everyone()
+        return _train_in_locked_folder(run)
 
 
-def _trained(
-    config: TrainConfig,
-    accelerator: Accelerator,
-    loss: MaskRCNNLoss,
-    model: nn.Module,
-    settings: ModelSettings,
-    branch: MaskBranch | None,
-    training: CocoData,
-    validation: CocoData,
-) -> TrainingResult:
-    """Train in a folder that is locked."""
-    identity = {
-        "categories": [[category.id, category.name] for category in training.categories],
-        "data": {"training": fingerprint(training), "validation": fingerprint(validation)},
-        "world_size": accelerator.num_processes,
-    }
+def _train_in_locked_folder(run: Run) -> TrainingResult:
+    config, accelerator, loss, model = run.config, run.accelerator, run.loss, run.model
+    identity = run.identity
     checkpoint = starting_point(config, identity)
-    convert(model, loss, paste=None, mask_branch=branch)
-    description = ModelDescription(
-        settings,
-        training.categories,
-        loss.mask_targets.aligned,
-        mask_probs_of(loss),
-        config.loss,
-        config.crowds,
-        config.mask_branch,
-    )
+    convert(model, loss, paste=None, mask_branch=run.branch)
     optimizer = make_optimizer(config, model)
     start, elapsed = 0, 0.0
     if checkpoint is not None:
@@ -133,28 +80,12 @@ def _trained(
     if checkpoint is not None and accelerator.scaler is not None:
         accelerator.scaler.load_state_dict(checkpoint["scaler"])
 
-    loader = make_loader(config, training, accelerator, start)
+    loader = make_loader(config, run.training, accelerator, start)
 
-    def evaluated() -> Evaluation:
-        if accelerator.num_processes > 1:
-            # Running statistics of a process's own last batch: all evaluate the model that the first one writes.
-            for buffer in (*model.buffers(), *loss.buffers()):
-                torch.distributed.broadcast(buffer, src=0)
-        return evaluate(
-            model,
-            validation,
-            batch_size=config.batch_size,
-            device=accelerator.device,
-            workers=config.workers,
-            rank=accelerator.process_index,
-            world_size=accelerator.num_processes,
-            crowds=config.crowds,
-        )
-
-    # What follows is the first thing that is written.
-    with History(config, start, enabled=accelerator.is_main_process) as history:
+    # The first thing that is written into the folder.
+    with History(config, start, accelerator) as history:
         if accelerator.is_main_process:
-            _warn(config, training, validation)
+            _warn(run)
         model.train()
         incoming = batches_on(loader, accelerator.device)
         checked = LossCheck()
@@ -163,7 +94,7 @@ def _trained(
             learning_rate = config.learning_rate_at(step)
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate
-            losses = _step(config, accelerator, prepared, optimizer, incoming, step, loss, checked)
+            losses = _step(run, prepared, optimizer, incoming, step, checked)
             seconds = time.perf_counter() - began
             log_due = step % config.log_every == 0 or step in (1, config.max_steps)
             last = step == config.max_steps
@@ -178,39 +109,67 @@ def _trained(
                 check_weights(model, loss, step)
             # Evaluation comes first: a checkpoint says that everything up to its step is on the disk.
             if evaluation_due:
-                history.evaluation(step, evaluated())
+                history.evaluation(step, _evaluate(run))
             if checkpoint_due and accelerator.is_main_process:
-                _save(config, step, seconds, model, loss, optimizer, accelerator, identity)
-        evaluation = evaluated()
+                _save(run, optimizer, step, {"seconds": seconds, **identity})
+        evaluation = _evaluate(run)
         history.evaluation(config.max_steps, evaluation)
         if accelerator.is_main_process:
-            save_model(config.output_folder / "model.safetensors", model, description)
+            save_model(config.output_folder / "model.safetensors", model, _description(run))
             write_metrics(config.output_folder / "metrics.json", evaluation.metrics)
     accelerator.wait_for_everyone()
-    return TrainingResult(evaluation, validation, accelerator.is_main_process)
+    return TrainingResult(evaluation, run.validation, accelerator.is_main_process)
 
 
-def _warn(config: TrainConfig, training: CocoData, validation: CocoData) -> None:
-    """Warn of what is odd about the data and the config, and yet can be trained."""
-    for line in [*training.warnings, *validation.warnings]:
+def _evaluate(run: Run) -> Evaluation:
+    if run.accelerator.num_processes > 1:
+        # Each process has running statistics of its own batches. All evaluate the model that the first one saves.
+        for buffer in (*run.model.buffers(), *run.loss.buffers()):
+            torch.distributed.broadcast(buffer, src=0)
+    return evaluate(
+        run.model,
+        run.validation,
+        batch_size=run.config.batch_size,
+        device=run.accelerator.device,
+        workers=run.config.workers,
+        rank=run.accelerator.process_index,
+        world_size=run.accelerator.num_processes,
+        crowds=run.config.crowds,
+    )
+
+
+def _description(run: Run) -> ModelDescription:
+    return ModelDescription(
+        run.settings,
+        run.training.categories,
+        run.loss.mask_targets.aligned,
+        mask_probs_of(run.loss),
+        run.config.loss,
+        run.config.crowds,
+        run.config.mask_branch,
+    )
+
+
+def _warn(run: Run) -> None:
+    """Warn about data and settings that are odd but can be trained."""
+    config = run.config
+    for line in [*run.training.warnings, *run.validation.warnings]:
         logger.warning("%s", line)
-    warn_of_crowded_images(validation, config.max_detections)
+    warn_of_crowded_images(run.validation, config.max_detections)
     if config.warmup_steps > config.max_steps:
         logger.warning(
-            "--warmup-steps %d are more than --max-steps %d: the learning rate never gets to what was asked for",
+            "--warmup-steps %d exceeds --max-steps %d: the learning rate never reaches --learning-rate",
             config.warmup_steps,
             config.max_steps,
         )
 
 
 def _step(
-    config: TrainConfig,
-    accelerator: Accelerator,
+    run: Run,
     model: nn.Module,
     optimizer: Any,
     incoming: Iterator[tuple[list[Tensor], list[dict[str, Any]]]],
     step: int,
-    loss: MaskRCNNLoss,
     checked: LossCheck,
 ) -> dict[str, Tensor]:
     """Take one optimizer step.
@@ -221,15 +180,16 @@ def _step(
     Returns:
         Each term's mean over the step's forward passes, as tensors on the device.
     """
+    config, accelerator = run.config, run.accelerator
     totals: dict[str, Tensor] = {}
-    own = list(loss_parameters(accelerator.unwrap_model(model)))
+    own = list(loss_parameters(run.model))
     for part in range(config.accumulation_steps):
         images, targets = next(incoming)
         checked.check()
         # Every pass has a seed of its own, so a resumed run draws what the uninterrupted one would.
         torch.manual_seed(mixed_seed(config.seed, step, part, accelerator.process_index))
         with accelerator.accumulate(model):
-            with terms_named(loss, step):
+            with terms_named(run.loss, step):
                 losses: dict[str, Tensor] = model(images, targets)
                 values = torch.stack(list(losses.values()))
                 checked.add(step, targets, list(losses), values)
@@ -256,23 +216,14 @@ def _average_over_processes(accelerator: Accelerator, parameters: list[nn.Parame
         parameter.grad = accelerator.reduce(parameter.grad, "mean")
 
 
-def _save(
-    config: TrainConfig,
-    step: int,
-    seconds: float,
-    model: nn.Module,
-    loss: nn.Module,
-    optimizer: Any,
-    accelerator: Accelerator,
-    identity: dict[str, Any],
-) -> None:
+def _save(run: Run, optimizer: Any, step: int, also: dict[str, Any]) -> None:
+    scaler = run.accelerator.scaler
     state = {
-        "seconds": seconds,
-        "config": json.dumps(asdict(config)),
-        **identity,
-        "model": model.state_dict(),
-        "loss": loss.state_dict(),
+        "config": json.dumps(asdict(run.config)),
+        **also,
+        "model": run.model.state_dict(),
+        "loss": run.loss.state_dict(),
         "optimizer": optimizer.state_dict(),
-        "scaler": accelerator.scaler.state_dict() if accelerator.scaler is not None else None,
+        "scaler": None if scaler is None else scaler.state_dict(),
     }
-    save_checkpoint(config.output_folder / "checkpoints", step, state)
+    save_checkpoint(run.config.output_folder / "checkpoints", step, state)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -23,36 +24,63 @@ class Metric:
     """One way to compare detections with the ground truth.
 
     Attributes:
-        label: in tables, before "AP".
-        iou_type: of faster-coco-eval.
-        field: of COCO results, which a result needs to count.
+        label: name in tables, before "AP".
+        field: field of COCO results that is compared; a result without it does not count.
+        evaluate: function (ground truth, results, max_detections) -> values by name, "AP" among them, None for a value
+            that the data cannot give.
     """
 
     label: str
-    iou_type: Literal["bbox", "segm", "boundary"]
     field: Literal["bbox", "segmentation"]
-
-    @property
-    def of_masks(self) -> bool:
-        """Whether masks are compared, and not boxes."""
-        return self.field == "segmentation"
+    evaluate: Callable[[COCO, COCO, int], dict[str, float | None]]
 
 
-#: What is measured, by its key in metrics.json. What repeats the metrics loops over this table.
+#: COCO's summary: the index of each statistic in faster-coco-eval's. AR is at the most detections.
+STATISTICS = {"AP": 0, "AP50": 1, "AP75": 2, "APs": 3, "APm": 4, "APl": 5, "AR": 8}
+
+
+def coco_summary(
+    iou_type: Literal["bbox", "segm", "boundary"], *, use_categories: bool = True
+) -> Callable[[COCO, COCO, int], dict[str, float | None]]:
+    """Return a function for `Metric.evaluate` that computes COCO's summary.
+
+    Args:
+        iou_type: which IoU decides whether a detection matches an object.
+        use_categories: whether a detection must also have the object's category.
+    """
+
+    def evaluate(truth: COCO, results: COCO, max_detections: int) -> dict[str, float | None]:
+        # More threads would not pay for the few boundaries of an evaluation; they change no number.
+        evaluation = COCOeval_faster(
+            truth, results, iou_type, print_function=lambda *_: None, boundary_cpu_count=1
+        )
+        evaluation.params.maxDets = [1, min(10, max_detections), max_detections]
+        evaluation.params.useCats = int(use_categories)
+        evaluation.evaluate()
+        evaluation.accumulate()
+        with contextlib.redirect_stdout(io.StringIO()):
+            evaluation.summarize()
+        values = {name: float(evaluation.stats[index]) for name, index in STATISTICS.items()}
+        # COCO has -1 where there is nothing to find.
+        return {name: None if value < 0 else value for name, value in values.items()}
+
+    return evaluate
+
+
+#: The metrics by their keys in metrics.json. Evaluation, history, report and tables loop over this table.
 #:
 #: "boundary" is Boundary IoU, Cheng et al., 2021, arXiv:2103.16562: the smaller one of the masks' IoU and the IoU of
 #: their parts within 2 % of the image's diagonal from the boundary.
 METRICS: dict[str, Metric] = {
-    "bbox": Metric("box", "bbox", "bbox"),
-    "segm": Metric("mask", "segm", "segmentation"),
-    "boundary": Metric("boundary", "boundary", "segmentation"),
+    "bbox": Metric("box", "bbox", coco_summary("bbox")),
+    "segm": Metric("mask", "segmentation", coco_summary("segm")),
+    "boundary": Metric("boundary", "segmentation", coco_summary("boundary")),
 }
 
-#: Of each metric, for tables.
-LABELS = {kind: metric.label for kind, metric in METRICS.items()}
 
-#: COCO's summary, by the place in faster-coco-eval's; AR is that of the most detections.
-STATISTICS = {"AP": 0, "AP50": 1, "AP75": 2, "APs": 3, "APm": 4, "APl": 5, "AR": 8}
+def labels() -> dict[str, str]:
+    """Return the label of each metric, for tables."""
+    return {kind: metric.label for kind, metric in METRICS.items()}
 
 
 def average_precision(data: CocoData, results: Results, *, max_detections: int = 100) -> Metrics:
@@ -77,25 +105,14 @@ def average_precision(data: CocoData, results: Results, *, max_detections: int =
         }
         for result in results
     ]
-    metrics: Metrics = {}
     truths = {
-        masks: COCO(_ground_truth(data, image_ids, category_ids, masks=masks)) for masks in (False, True)
+        field: COCO(_ground_truth(data, image_ids, category_ids, masks=field == "segmentation"))
+        for field in ("bbox", "segmentation")
     }
+    metrics: Metrics = {}
     for kind, metric in METRICS.items():
-        truth = truths[metric.of_masks]
-        found = truth.loadRes(_results_of(metric, results))
-        # One thread more would not pay for the few boundaries of an evaluation, and changes no number.
-        evaluation = COCOeval_faster(
-            truth, found, metric.iou_type, print_function=lambda *_: None, boundary_cpu_count=1
-        )
-        evaluation.params.maxDets = [1, min(10, max_detections), max_detections]
-        evaluation.evaluate()
-        evaluation.accumulate()
-        with contextlib.redirect_stdout(io.StringIO()):
-            evaluation.summarize()
-        values = {name: float(evaluation.stats[place]) for name, place in STATISTICS.items()}
-        # COCO's -1 says that there was nothing to find.
-        metrics[kind] = {name: None if value < 0 else value for name, value in values.items()}
+        truth = truths[metric.field]
+        metrics[kind] = metric.evaluate(truth, truth.loadRes(_results_of(metric, results)), max_detections)
     return metrics
 
 
@@ -105,13 +122,14 @@ def _results_of(metric: Metric, results: Results) -> Results:
     A detection's size class is that of its box where it has one, so masks are compared without; and they are ranked by
     how good a mask is, where the mask branch says so, and not by how sure its class is.
     """
-    other = "bbox" if metric.of_masks else "segmentation"
+    of_masks = metric.field == "segmentation"
+    other = "bbox" if of_masks else "segmentation"
     chosen = [
         {key: value for key, value in result.items() if key != other}
         for result in results
         if metric.field in result
     ]
-    if metric.of_masks:
+    if of_masks:
         for result in chosen:
             result["score"] = result.get("mask_score", result["score"])
     return chosen

@@ -6,7 +6,6 @@ Only tensors and JSON are read, and no import path out of a file is followed.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -28,6 +27,7 @@ from maskloss.losses.mask_classes import ClassAgnosticMaskLoss, MaskSoftmaxLoss
 from maskloss.losses.mask_pixels import MaskBCELoss
 from maskloss.losses.presets import PRESETS
 from maskloss.masks.targets import MaskTargets
+from maskloss.training.file_fields import check_field, first_line, is_number, is_whole
 from maskloss.training.loss_config import LossConfig, make_loss
 from maskloss.training.models import make_mask_branch, make_model
 
@@ -80,21 +80,21 @@ class ModelDescription:
             content = json.loads(metadata[_METADATA_KEY])
         except (ValueError, RecursionError) as error:
             raise ValueError(f"its description is no JSON: {error}") from None
-        _check(isinstance(content, dict), "description", "an object", content)
+        check_field(isinstance(content, dict), "description", "an object", content)
         version = content.get("version", 1)
-        _check(
+        check_field(
             version in (1, _VERSION), "version", f"at most {_VERSION}, a newer maskloss reads more", version
         )
-        _check(isinstance(content["aligned"], bool), "aligned", "true or false", content["aligned"])
+        check_field(isinstance(content["aligned"], bool), "aligned", "true or false", content["aligned"])
         mask_probs = content.get("mask_probs", "sigmoid")
         known = isinstance(mask_probs, str) and mask_probs in (*_MASK_TERMS, "custom")
-        _check(known, "mask_probs", f"one of {', '.join(_MASK_TERMS)}, custom", mask_probs)
+        check_field(known, "mask_probs", f"one of {', '.join(_MASK_TERMS)}, custom", mask_probs)
         loss = content.get("loss")
-        _check(loss is None or isinstance(loss, str | dict), "loss", "a name or a mapping", loss)
+        check_field(loss is None or isinstance(loss, str | dict), "loss", "a name or a mapping", loss)
         crowds = content.get("crowds", "leave_out")
-        _check(crowds in get_args(Crowds), "crowds", f"one of {', '.join(get_args(Crowds))}", crowds)
+        check_field(crowds in get_args(Crowds), "crowds", f"one of {', '.join(get_args(Crowds))}", crowds)
         branch = content.get("mask_branch")
-        _check(branch is None or _is_import_path(branch), "mask_branch", "an import path", branch)
+        check_field(branch is None or _is_import_path(branch), "mask_branch", "an import path", branch)
         categories = _categories_of(content["categories"])
         settings = _settings_of(content["settings"])
         if settings.num_classes != len(categories) + 1:
@@ -252,8 +252,9 @@ def load_model(
                 strict=True,
             )
     except (TypeError, ValueError, RuntimeError, IndexError) as error:
-        first = str(error).strip().splitlines()[0]
-        raise InputError(f"{path}: its tensors are of another model than it says: {first}") from error
+        raise InputError(
+            f"{path}: its tensors are of another model than it says: {first_line(error)}"
+        ) from error
     # Masks are pasted as the network has learned them, whatever loss it is evaluated with.
     transform: Any = network.transform
     transform.aligned_masks = description.aligned
@@ -323,7 +324,7 @@ def model_settings_of(metadata: dict[str, str]) -> dict[str, Any]:
 def _three_numbers(key: str, text: str) -> tuple[float, ...]:
     try:
         values = json.loads(text)
-        good = isinstance(values, list) and len(values) == 3 and all(_is_number(value) for value in values)
+        good = isinstance(values, list) and len(values) == 3 and all(is_number(value) for value in values)
     except (ValueError, TypeError, RecursionError):
         good = False
     if not good or (key == "image_std" and min(values) <= 0):
@@ -370,16 +371,16 @@ def _check_kinds(model: nn.Module, state: dict[str, Tensor]) -> None:
 
 
 def _settings_of(content: Any) -> ModelSettings:
-    _check(isinstance(content, dict), "settings", "an object", content)
+    check_field(isinstance(content, dict), "settings", "an object", content)
     known = {field.name for field in fields(ModelSettings)}
     unknown = sorted(map(str, set(content) - known))
-    _check(not unknown, "settings", f"of {', '.join(sorted(known))}", ", ".join(unknown))
+    check_field(not unknown, "settings", f"of {', '.join(sorted(known))}", ", ".join(unknown))
     content = dict(content)
     name, num_classes = content["name"], content["num_classes"]
     good = isinstance(name, str) and (name in MODEL_NAMES or _is_import_path(name))
-    _check(good, "name", f"one of {', '.join(MODEL_NAMES)}, or an import path", name)
-    _check(
-        _is_whole(num_classes) and 2 <= num_classes <= 10**6,
+    check_field(good, "name", f"one of {', '.join(MODEL_NAMES)}, or an import path", name)
+    check_field(
+        is_whole(num_classes) and 2 <= num_classes <= 10**6,
         "num_classes",
         "a whole number from 2 on",
         num_classes,
@@ -389,72 +390,54 @@ def _settings_of(content: Any) -> ModelSettings:
         good = (
             isinstance(values, list | tuple)
             and len(values) == 3
-            and all(_is_number(value) for value in values)
+            and all(is_number(value) for value in values)
         )
         # Beyond these float32 images become infinite, or lose what is in them.
         lowest = -1e6 if key == "image_mean" else 1e-6
         good = good and min(values) >= lowest and max(values) <= 1e6
-        _check(good, key, f"three numbers from {lowest:g} to 1e+06", values)
+        check_field(good, key, f"three numbers from {lowest:g} to 1e+06", values)
         content[key] = tuple(float(value) for value in values)
     sizes = content.get("min_size")
     good = sizes is None or (
         isinstance(sizes, list | tuple)
         and len(sizes) > 0
-        and all(_is_whole(size) and 1 <= size <= _LARGEST_SIZE // 2 for size in sizes)
+        and all(is_whole(size) and 1 <= size <= _LARGEST_SIZE // 2 for size in sizes)
     )
-    _check(good, "min_size", f"sizes from 1 to {_LARGEST_SIZE // 2} px", sizes)
+    check_field(good, "min_size", f"sizes from 1 to {_LARGEST_SIZE // 2} px", sizes)
     content["min_size"] = None if sizes is None else tuple(sizes)
     longest = content.get("max_size")
-    good = longest is None or (_is_whole(longest) and 1 <= longest <= _LARGEST_SIZE)
-    _check(good, "max_size", f"a size from 1 to {_LARGEST_SIZE} px", longest)
+    good = longest is None or (is_whole(longest) and 1 <= longest <= _LARGEST_SIZE)
+    check_field(good, "max_size", f"a size from 1 to {_LARGEST_SIZE} px", longest)
     frozen = content.get("frozen_normalization", False)
-    _check(isinstance(frozen, bool), "frozen_normalization", "true or false", frozen)
+    check_field(isinstance(frozen, bool), "frozen_normalization", "true or false", frozen)
     eps = content.get("normalization_eps", 1e-5)
-    _check(_is_number(eps) and 0 <= eps < 1, "normalization_eps", "a number in [0, 1)", eps)
+    check_field(is_number(eps) and 0 <= eps < 1, "normalization_eps", "a number in [0, 1)", eps)
     layers = content.get("trainable_layers")
-    good = layers is None or (_is_whole(layers) and 0 <= layers <= 6)
-    _check(good, "trainable_layers", "a whole number from 0 to 6", layers)
+    good = layers is None or (is_whole(layers) and 0 <= layers <= 6)
+    check_field(good, "trainable_layers", "a whole number from 0 to 6", layers)
     most = content.get("max_detections", 100)
-    good = _is_whole(most) and 1 <= most <= MOST_DETECTIONS
-    _check(good, "max_detections", f"a whole number from 1 to {MOST_DETECTIONS:,}", most)
+    good = is_whole(most) and 1 <= most <= MOST_DETECTIONS
+    check_field(good, "max_detections", f"a whole number from 1 to {MOST_DETECTIONS:,}", most)
     return ModelSettings(**content)
 
 
 def _categories_of(content: Any) -> tuple[Category, ...]:
-    _check(isinstance(content, list) and content, "categories", "a list", content)
+    check_field(isinstance(content, list) and content, "categories", "a list", content)
     categories = []
     for item in content:
-        good = isinstance(item, dict) and _is_whole(item.get("id")) and isinstance(item.get("name"), str)
-        _check(good and abs(item["id"]) < 2**63, "categories", "objects with a whole id and a name", item)
+        good = isinstance(item, dict) and is_whole(item.get("id")) and isinstance(item.get("name"), str)
+        check_field(
+            good and abs(item["id"]) < 2**63, "categories", "objects with a whole id and a name", item
+        )
         short = len(item["name"]) <= _LONGEST_NAME
-        _check(short, "categories", f"names of at most {_LONGEST_NAME} letters", item["name"])
+        check_field(short, "categories", f"names of at most {_LONGEST_NAME} letters", item["name"])
         categories.append(Category(item["id"], item["name"]))
     different = len({category.id for category in categories}) == len(categories)
-    _check(different, "categories", "of different ids", "the same id twice")
+    check_field(different, "categories", "of different ids", "the same id twice")
     return tuple(categories)
-
-
-def _check(condition: Any, field: str, expected: str, value: Any) -> None:
-    """Raise ValueError, naming a field of the description."""
-    if not condition:
-        shown = str(value)
-        raise ValueError(
-            f"its {field} must be {expected}, not {shown[:60]}{'...' if len(shown) > 60 else ''}"
-        )
 
 
 def _is_import_path(value: Any) -> bool:
     if not isinstance(value, str) or len(value) > _LONGEST_NAME:
         return False
     return "." in value and all(part.isidentifier() for part in value.split("."))
-
-
-def _is_whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_number(value: Any) -> bool:
-    try:
-        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    except OverflowError:
-        return False

@@ -28,8 +28,8 @@ def check_output(config: TrainConfig) -> None:
         if folder.exists() and not folder.is_dir():
             raise InputError(f"{folder}: is a file, not a folder")
         held = [name for name in _RUN_FILES if (folder / name).exists()]
-        # A run that failed in its first step has nothing to go on from. The events say that the config is its own.
-        if held == ["config.yaml"] and (folder / "tensorboard").is_dir():
+        # A run that failed in its first step has nothing to resume from. It left an empty history.
+        if held == ["config.yaml", "history.jsonl"] and (folder / "history.jsonl").stat().st_size == 0:
             held = []
     except (OSError, ValueError) as error:
         raise InputError(f"{folder}: cannot be read: {error}") from error

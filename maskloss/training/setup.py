@@ -1,15 +1,19 @@
-"""What a run is set up with: its device, data, model, optimizer and accelerator, from the config."""
+"""Make what a run trains with, from its config: device, data, model, loss, optimizer and accelerator."""
 
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState, PartialState
+from accelerate.tracking import GeneralTracker
+from accelerate.utils import ProjectConfiguration
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -25,11 +29,19 @@ from maskloss.detection.builders import (
     published_weights,
 )
 from maskloss.detection.conversion import loss_parameters
+from maskloss.detection.mask_branch import MaskBranch
 from maskloss.errors import InputError
+from maskloss.losses.criterion import MaskRCNNLoss
 from maskloss.training.checkpoints import read_weights
 from maskloss.training.config import TrainConfig
+from maskloss.training.evaluation import check_sizes
+from maskloss.training.loss_probe import probe_copy
 from maskloss.training.model_file import model_settings_of
-from maskloss.training.models import make_model
+from maskloss.training.models import make_mask_branch, make_model
+from maskloss.training.resuming import check_output, fingerprint
+from maskloss.training.trackers import make_trackers
+
+logger = logging.getLogger(__name__)
 
 #: What accelerate would take from the environment instead of the config.
 _OVERRIDES = (
@@ -61,6 +73,68 @@ def chosen_device(name: str) -> torch.device:
     if name not in ("cpu", "cuda", "auto"):
         raise InputError(f"--device must be cpu, cuda or auto, not {name!r}")
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run that is set up and has written nothing yet.
+
+    Attributes:
+        config: of the run.
+        accelerator: of this process.
+        loss: the criterion, not yet part of the model.
+        model: torchvision's, not yet converted, on the accelerator's device.
+        settings: what the model was built from.
+        branch: the mask branch that replaces torchvision's, if there is one.
+        training: the training set.
+        validation: the validation set, with the training set's categories.
+    """
+
+    config: TrainConfig
+    accelerator: Accelerator
+    loss: MaskRCNNLoss
+    model: nn.Module
+    settings: ModelSettings
+    branch: MaskBranch | None
+    training: CocoData
+    validation: CocoData
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What a checkpoint must agree in besides the config to belong to this run."""
+        return {
+            "categories": [[category.id, category.name] for category in self.training.categories],
+            "data": {"training": fingerprint(self.training), "validation": fingerprint(self.validation)},
+            "world_size": self.accelerator.num_processes,
+        }
+
+
+def set_up(config: TrainConfig, device: torch.device) -> Run:
+    """Make everything that a run trains with; write nothing.
+
+    Raises:
+        InputError: something in the config is wrong, or the output folder holds another run.
+    """
+    # The loss and the model start alike in every process, and in every resumption.
+    torch.manual_seed(config.seed)
+    loss = config.make_loss()
+    training, validation = read_data(config)
+    check_output(config)
+    accelerator = make_accelerator(config, device, make_trackers(config.tracker_names, config.output_folder))
+    torch.manual_seed(config.seed)
+    num_classes = len(training.categories) + 1
+    model, settings, loaded = initial_model(config, num_classes)
+    if loaded is not None and accelerator.is_main_process:
+        logger.info("%s: %s", config.weights, loaded)
+    for data in (training, validation):
+        check_sizes(data, model)
+    branch = None if config.mask_branch is None else make_mask_branch(config.mask_branch, model)
+    model.to(accelerator.device)
+    if branch is not None:
+        branch.to(accelerator.device)
+    # A loss that is not finite on the probe's random inputs may be finite on images, so the first step checks that.
+    probe_copy(loss, num_classes, model, accelerator.device, require_finite=False)
+    return Run(config, accelerator, loss, model, settings, branch, training, validation)
 
 
 def device_of(config: TrainConfig) -> torch.device:
@@ -217,8 +291,15 @@ def guest(device: torch.device) -> Iterator[None]:
                     state._shared_state.update(values)
 
 
-def make_accelerator(config: TrainConfig, device: torch.device) -> Accelerator:
+def make_accelerator(
+    config: TrainConfig, device: torch.device, trackers: list[str | GeneralTracker]
+) -> Accelerator:
     """Make the run's accelerator.
+
+    Args:
+        config: of the run.
+        device: to train on.
+        trackers: see `maskloss.training.trackers.make_trackers`.
 
     Raises:
         InputError: the environment asks for an engine that shards or rewrites the model.
@@ -234,6 +315,8 @@ def make_accelerator(config: TrainConfig, device: torch.device) -> Accelerator:
             cpu=device.type == "cpu",
             mixed_precision=config.mixed_precision,
             gradient_accumulation_steps=config.accumulation_steps,
+            log_with=trackers or None,
+            project_config=ProjectConfiguration(logging_dir=str(config.output_folder / "tensorboard")),
         )
 
 

@@ -1,4 +1,4 @@
-"""A small COCO-format data set on disk, good as it stands, for tests to spoil."""
+"""A small, valid COCO-format data set on disk, which tests change."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from PIL import Image
 
 WIDTH, HEIGHT = 8, 5
 
-#: Columns 2 and 3, rows 1 and 2. Runs go down the columns: two columns and one pixel of background (11), two of
-#: the object, three of background around the column's end, two of the object, and the rest of the 40 pixels.
+#: The mask of columns 2 and 3, rows 1 and 2. Runs go down the columns: 11 pixels of background (two columns and a
+#: pixel), 2 of the object, 3 of background around the column's end, 2 of the object, and the rest of the 40 pixels.
 RECTANGLE_COUNTS = [11, 2, 3, 2, 22]
 
 
 def good_document() -> dict[str, Any]:
-    """Two images of 8 x 5 px, categories 3 and 7, and of each kind of segmentation one."""
+    """Make a document of two images of 8 x 5 px, categories 3 and 7, and one segmentation of each kind."""
     return {
         "images": [
             {"id": 10, "file_name": "a.png", "width": WIDTH, "height": HEIGHT},
@@ -60,7 +60,7 @@ def good_document() -> dict[str, Any]:
 def write_coco(
     folder: Path, change: Callable[[dict[str, Any]], object] | None = None, name: str = "annotations.json"
 ) -> tuple[Path, Path]:
-    """Write the images and the annotations, changed in place by `change`; give the paths of both."""
+    """Write the images and the annotations, changed in place by `change`, and return the paths of both."""
     document = good_document()
     if change is not None:
         change(document)

@@ -1,4 +1,4 @@
-"""maskloss/data/augmentation.py: images, boxes and masks move together, and masks stay encoded where they can."""
+"""maskloss/data/augmentation.py: images, boxes and masks move together, and masks stay encoded if possible."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from maskloss.data.tv_tensors import Bitmaps, Encoded, Points, Regions
 from maskloss.masks.encoded import EncodedMasks
 
 HEIGHT, WIDTH = 96, 128
-#: Objects of a box, a polygon with a slant, and an RLE, (G, 4) xyxy.
+#: Boxes of three objects: a rectangle, a slanted polygon and an RLE, (G, 4) xyxy.
 BOXES = [[10.0, 20.0, 50.0, 60.0], [60.0, 10.0, 120.0, 90.0], [30.0, 50.0, 70.0, 80.0]]
 
 
 def scene() -> tuple[Tensor, dict[str, Any]]:
-    """An image whose first channel is 255 on the objects, and their target."""
+    """Make an image whose first channel is 255 on the objects, and its target."""
     rectangle = [10.0, 20.0, 50.0, 20.0, 50.0, 60.0, 10.0, 60.0]
     kite = [90.0, 10.0, 120.0, 40.0, 90.0, 90.0, 60.0, 40.0]
     bitmap = np.zeros((HEIGHT, WIDTH), dtype=np.uint8, order="F")
@@ -42,12 +42,12 @@ def scene() -> tuple[Tensor, dict[str, Any]]:
 
 
 def extents(masks: Tensor) -> Tensor:
-    """Boxes around masks; torchvision's ends at the last pixel, ours at its far edge."""
+    """Return the boxes of masks. `masks_to_boxes` ends them at the last pixel's index, we at its outer edge."""
     return masks_to_boxes(masks) + torch.tensor([0.0, 0.0, 1.0, 1.0])
 
 
 def overlap(masks: Tensor, others: Tensor) -> Tensor:
-    """IoU of each pair."""
+    """Return the IoU of each pair of masks."""
     return (masks & others).sum(dim=(1, 2)) / (masks | others).sum(dim=(1, 2))
 
 
@@ -101,7 +101,8 @@ def test_masks_stay_encoded_and_move_as_their_pixels_do(name: str, seed: int) ->
     assert isinstance(moved["masks"], EncodedMasks)
     assert moved["masks"].shape == (len(kept), *result.shape[-2:])
     pixels = expected["masks"][kept].bool()
-    # Resized pixels are off by up to one along the edge, of 20 to 50; moved ones only where an edge is slanted.
+    # Objects have sides of 20 to 50 px. Resizing shifts their edges by up to 1 px; other transforms differ only at
+    # slanted edges.
     large = pixels.sum(dim=(1, 2)) >= 400
     ious = overlap(moved["masks"].bitmaps().bool(), pixels)[large]
     assert (ious > (0.8 if name in RESIZING else 0.96)).all()
@@ -117,7 +118,7 @@ def test_a_flip_moves_the_image_the_boxes_and_the_masks_together() -> None:
     assert target["image_id"] == 7
 
 
-def test_what_is_not_asked_for_changes_nothing() -> None:
+def test_a_probability_of_0_changes_nothing() -> None:
     image, target = changed(augmentation(horizontal_flip=0.0, photometric_distortion=0.0))
     expected_image, expected = scene()
     assert torch.equal(image, expected_image)
@@ -134,7 +135,7 @@ def test_photometric_distortion_changes_pixels_and_no_target() -> None:
 
 
 class CutAndGrow(v2.Transform):
-    """Crops, and then pads to the size from before: what was cut off must stay off."""
+    """Crop, and then pad to the original size: what was cropped must not come back."""
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
         return functional.pad(functional.crop(inpt, 0, 0, HEIGHT, 40), [0, 0, WIDTH - 40, 0])
@@ -154,7 +155,7 @@ IN_PIXELS = {
 
 
 @pytest.mark.parametrize("name", IN_PIXELS)
-def test_what_has_no_exact_way_is_done_in_pixels_with_the_same_draws(name: str) -> None:
+def test_transforms_without_an_exact_kernel_move_bitmaps_with_the_same_random_numbers(name: str) -> None:
     image, target = scene()
     dense = {**target, "masks": tv_tensors.Mask(target["masks"].bitmaps())}
     dense["boxes"] = tv_tensors.BoundingBoxes(target["boxes"], format="XYXY", canvas_size=(HEIGHT, WIDTH))
@@ -167,7 +168,7 @@ def test_what_has_no_exact_way_is_done_in_pixels_with_the_same_draws(name: str) 
     assert type(moved["masks"]) is Tensor
 
 
-def test_objects_that_are_pushed_out_are_dropped_from_every_field() -> None:
+def test_objects_outside_the_image_are_dropped_from_every_field() -> None:
     class LeftPart(v2.Transform):
         def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
             return functional.crop(inpt, 0, 0, HEIGHT, 56)
@@ -179,14 +180,14 @@ def test_objects_that_are_pushed_out_are_dropped_from_every_field() -> None:
     assert torch.equal(extents(target["masks"].bitmaps()), target["boxes"])
 
 
-def test_the_callers_target_stays_as_it_is() -> None:
+def test_the_callers_target_is_not_modified() -> None:
     image, target = scene()
     augmented(v2.RandomHorizontalFlip(1.0), image, target, 0)
     assert target["boxes"].tolist() == BOXES
     assert torch.equal(target["masks"].bitmaps(), scene()[1]["masks"].bitmaps())
 
 
-def test_an_image_without_objects_stays_without() -> None:
+def test_an_image_without_objects_has_empty_fields() -> None:
     image, target = scene()
     target.update(
         boxes=torch.zeros(0, 4), labels=torch.zeros(0, dtype=torch.int64), masks=target["masks"][[]]
@@ -197,7 +198,7 @@ def test_an_image_without_objects_stays_without() -> None:
 
 
 class LeftPart(v2.Transform):
-    """Cut the columns 0 to 57 out."""
+    """Crop to the columns 0 to 57."""
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
         return self._call_kernel(functional.crop, inpt, 0, 0, HEIGHT, 58)
@@ -217,11 +218,11 @@ def test_regions_to_ignore_and_objects_without_masks_move_and_are_dropped_with_t
     assert len(cropped["boxes"]) == len(cropped["masks"]) == 2
 
 
-# Everything that belongs to an object goes with it.
+# Fields that belong to an object follow it.
 
 
 def full_target() -> dict[str, Any]:
-    """Two objects, the first in the right half and the second in the left, with every kind of field."""
+    """Make a target of two objects, the first in the right half, the second in the left, with all kinds of fields."""
     boxes = torch.tensor([[70.0, 20, 90, 40], [10.0, 20, 30, 40]])
     squares = [[[x1, y1, x2, y1, x2, y2, x1, y2]] for x1, y1, x2, y2 in boxes.tolist()]
     return {
@@ -244,7 +245,7 @@ def full_target() -> dict[str, Any]:
 
 
 class LeftHalf(v2.Transform):
-    """Crops to the left 64 px."""
+    """Crop to the left 64 px."""
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
         return inpt if type(inpt) is Tensor else functional.crop(inpt, 0, 0, HEIGHT, 64)
@@ -253,7 +254,7 @@ class LeftHalf(v2.Transform):
 @pytest.mark.parametrize(
     "last", [v2.Identity(), v2.SanitizeBoundingBoxes(), v2.SanitizeBoundingBoxes(min_size=5)]
 )
-def test_a_crop_takes_an_objects_fields_with_it(last: Any) -> None:
+def test_a_crop_selects_every_field_of_an_object(last: Any) -> None:
     image = scene()[0]
     _, moved = augmented(v2.Compose([LeftHalf(), last]), image, full_target(), 0)
     assert moved["labels"].tolist() == [2]
@@ -268,7 +269,7 @@ def test_a_crop_takes_an_objects_fields_with_it(last: Any) -> None:
     assert moved["scores"].tolist() == [0.2]
     assert moved["keypoints"].tolist() == [[[20, 30, 2], [12, 38, 0]]]
     assert moved["points"].tolist() == [[[20, 30, 1], [50, 90, 0]]]
-    # Regions are filtered by themselves.
+    # Regions are filtered independently of the objects.
     assert moved["ignore_boxes"].tolist() == [[60, 50, 64, 90], [0, 0, 40, 10]]
     assert (moved["image_id"], moved["orig_size"], moved["note"]) == (7, (HEIGHT, WIDTH), "ab")
 
@@ -304,8 +305,8 @@ def test_points_that_leave_the_image_have_no_label() -> None:
     assert moved["keypoints"][0, 1].tolist() == [0, 0, 0]
 
 
-def test_a_rotation_takes_points_along() -> None:
-    # By 180 degrees about the center each point (x, y) goes to (W - x, H - y).
+def test_a_rotation_moves_points() -> None:
+    # A rotation by 180 degrees about the center maps each point (x, y) to (W - x, H - y).
     _, moved = augmented(v2.RandomRotation((180, 180)), scene()[0], full_target(), 0)
     expected = torch.tensor([[WIDTH - 80.0, HEIGHT - 30.0], [WIDTH - 99.0, HEIGHT - 90.0]])
     assert torch.allclose(moved["points"][0, :, :2], expected, atol=1.0)
@@ -339,7 +340,7 @@ def test_every_field_has_one_entry_per_object_whatever_the_transform_drops() -> 
     assert {1, 2} <= counts
 
 
-# Fill, formats, types: what v2 gives an image must not reach its objects.
+# The image's fill, and the formats and types of v2, must not reach the objects' fields.
 
 
 def squares(*corners: tuple[int, int], side: int = 20) -> EncodedMasks:
@@ -349,7 +350,7 @@ def squares(*corners: tuple[int, int], side: int = 20) -> EncodedMasks:
 
 
 def two_squares(**entries: Any) -> tuple[Tensor, dict[str, Any]]:
-    """Two squares of 20 px in an image of 100 x 100, at (10, 10) and (60, 60)."""
+    """Make an image of 100 x 100 px and a target of two 20 px squares, at (10, 10) and (60, 60)."""
     boxes = torch.tensor([[10.0, 10, 30, 30], [60.0, 60, 80, 80]])
     target = {"boxes": boxes, "labels": torch.tensor([1, 2]), "masks": squares((10, 10), (60, 60))}
     return torch.full((3, 100, 100), 50, dtype=torch.uint8), {**target, **entries}
@@ -380,7 +381,7 @@ def test_masks_are_filled_with_0_whatever_the_image_is_filled_with(name: str, de
     masks = moved["masks"] if isinstance(moved["masks"], Tensor) else moved["masks"].bitmaps()
     assert set(masks.unique().tolist()) == {0, 1}
     assert not torch.equal(pixels[:, :1, :1], image[:, :1, :1])  # The image was filled.
-    # Two squares of 400 px, wherever they went and whatever they lost.
+    # Two squares of 400 px², which may have moved and lost pixels; a filled mask would have more.
     assert (masks.sum(dim=(1, 2)) <= 500).all()
     assert masks.shape == (len(moved["boxes"]), *pixels.shape[-2:])
 
@@ -393,7 +394,7 @@ def test_padding_keeps_masks_encoded_whatever_the_fill(name: str) -> None:
     assert torch.equal(extents(moved["masks"].bitmaps()), moved["boxes"])
 
 
-def test_an_object_without_a_mask_stays_without_in_pixels() -> None:
+def test_has_mask_marks_the_objects_without_a_mask_among_bitmaps() -> None:
     masks = EncodedMasks([squares((10, 10)).polygons(0)[0].reshape(1, -1).tolist(), None], 100, 100)
     _, moved = augmented(v2.RandomRotation((20, 20)), *two_squares(masks=masks), 0)
     assert moved["has_mask"].tolist() == [True, False]
@@ -401,14 +402,14 @@ def test_an_object_without_a_mask_stays_without_in_pixels() -> None:
     both = two_squares(masks=masks, has_mask=torch.tensor([False, True]))
     _, moved = augmented(v2.RandomRotation((20, 20)), *both, 0)
     assert moved["has_mask"].tolist() == [False, False]
-    # The object with a mask is cut off; what is left has none.
+    # The object with a mask is cropped away; the remaining one has none.
     right = v2.Compose([v2.RandomRotation((0.1, 0.1)), CropTo(40, 40, 60, 60), v2.SanitizeBoundingBoxes()])
     _, moved = augmented(right, *two_squares(masks=masks), 0)
     assert moved["has_mask"].tolist() == [False]
 
 
 class CropTo(v2.Transform):
-    """Crop everything to one window."""
+    """Crop everything to the same window."""
 
     def __init__(self, top: int, left: int, height: int, width: int) -> None:
         super().__init__()
@@ -529,7 +530,7 @@ def test_key_points_of_v2_move_as_v2_moves_them(key: str) -> None:
     assert moved[key].tolist() == [[[20, 20], [10, 30]]]
 
 
-# Objects that are dropped, by whatever drops them.
+# Objects dropped by various transforms and functions.
 
 
 def of_both() -> dict[str, Any]:
@@ -588,7 +589,7 @@ FIRST = {
 @pytest.mark.parametrize("dropping", DROPPING)
 @pytest.mark.parametrize("first", FIRST)
 @pytest.mark.parametrize("kind", ["encoded", "dense", "bool", "none"])
-def test_every_entry_has_the_objects_that_are_left(dropping: str, first: str, kind: str) -> None:
+def test_every_field_has_the_remaining_objects(dropping: str, first: str, kind: str) -> None:
     if kind == "none" and dropping == "a function of pixels":
         pytest.skip("there are no pixels")
     transforms = v2.Compose([FIRST[first], DROPPING[dropping]])
@@ -621,8 +622,8 @@ def test_every_entry_has_the_objects_that_are_left(dropping: str, first: str, ki
         assert moved["masks"].dtype == (torch.bool if kind == "bool" else torch.uint8)
 
 
-def test_labels_that_were_selected_once_of_two_times_are_selected_again() -> None:
-    # The first crop pushes the second object out, the second one the first.
+def test_labels_that_only_one_of_two_transforms_selected_are_selected_again() -> None:
+    # The first crop drops the second object, and the second crop drops the first one.
     squares_ = {
         "masks": squares((10, 10), (60, 60), (10, 60)),
         "boxes": torch.tensor([[10.0, 10, 30, 30], [60.0, 60, 80, 80], [10.0, 60, 30, 80]]),
@@ -642,15 +643,15 @@ def test_labels_that_were_selected_once_of_two_times_are_selected_again() -> Non
     assert moved["masks"].bitmaps().sum() == 400
 
 
-def test_objects_that_a_function_drops_from_the_boxes_alone_are_an_error() -> None:
+def test_a_function_that_drops_objects_only_from_the_boxes_is_an_error() -> None:
     def boxes_alone(image: Tensor, target: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
         return image, {**target, "boxes": target["boxes"][1:]}
 
-    with pytest.raises(ValueError, match=r"left 1 of 2 boxes, but not of labels: .*SanitizeBoundingBoxes"):
+    with pytest.raises(ValueError, match=r"kept 1 of 2 boxes, but not of labels: .*SanitizeBoundingBoxes"):
         augmented(boxes_alone, *two_squares(), 0)
 
 
-def test_entries_that_are_not_of_objects_stay_what_they_are() -> None:
+def test_fields_that_do_not_belong_to_objects_do_not_change() -> None:
     entries = {
         "meta": {"a": 1, "b": 2},
         "orig_size": (100, 100),
@@ -703,7 +704,7 @@ WRONG = [
 
 
 @pytest.mark.parametrize(("entries", "error", "message"), WRONG)
-def test_entries_that_do_not_fit_are_named(
+def test_fields_of_wrong_type_or_shape_are_named(
     entries: dict[str, Any], error: type[Exception], message: str
 ) -> None:
     with pytest.raises(error, match=message):
@@ -719,7 +720,7 @@ def test_an_image_of_another_type_is_named() -> None:
         augmented(v2.Identity(), two_squares()[0], {"labels": torch.tensor([1])}, 0)
 
 
-def test_every_function_of_v2_that_changes_masks_or_boxes_has_a_kernel_of_ours() -> None:
+def test_every_function_of_v2_that_changes_masks_or_boxes_has_our_kernels() -> None:
     from torchvision.transforms.v2.functional._utils import _KERNEL_REGISTRY
 
     for function, kernels in _KERNEL_REGISTRY.items():

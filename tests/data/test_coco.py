@@ -1,4 +1,4 @@
-"""maskloss/data/coco.py and check.py: what is read, what is refused, and in which words."""
+"""maskloss/data/coco.py and check.py: what is read, what is refused, and with which messages."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Change = Callable[[dict[str, Any]], object]
 
 
 def refusal(folder: Path, change: Change) -> str:
-    """The message that refuses the changed data set: one line, and first the file."""
+    """Return the error message for a changed data set: one line that starts with the file."""
     images, annotations = write_coco(folder, change)
     with pytest.raises(InputError) as caught:
         read_coco(images, annotations)
@@ -34,7 +34,7 @@ def refusal(folder: Path, change: Change) -> str:
 
 
 def left_out(folder: Path, change: Change) -> str:
-    """The warning that annotation 101 of the changed data set is left out."""
+    """Return the warning that annotation 101 of a changed data set is left out."""
     data = read_coco(*write_coco(folder, change))
     assert [annotation.id for annotation in data.images[0].annotations] == [102, 103]
     return data.warnings[0]
@@ -50,7 +50,7 @@ def in_image(**fields: Any) -> Change:
     return lambda document: document["images"][0].update(fields)
 
 
-# What is read.
+# Files that are read.
 
 
 def test_labels_are_contiguous_from_1_in_the_order_of_the_category_ids(tmp_path: Path) -> None:
@@ -111,7 +111,7 @@ def test_a_file_name_with_dots_that_stays_inside_is_read(tmp_path: Path) -> None
     assert data.image_path(data.images[0]).is_file()
 
 
-def test_a_link_that_leaves_the_folder_is_the_users_own_affair(tmp_path: Path) -> None:
+def test_a_symbolic_link_out_of_the_folder_is_followed(tmp_path: Path) -> None:
     images, annotations = write_coco(tmp_path, in_image(file_name="link.png"))
     elsewhere = tmp_path / "elsewhere.png"
     (images / "a.png").rename(elsewhere)
@@ -119,7 +119,7 @@ def test_a_link_that_leaves_the_folder_is_the_users_own_affair(tmp_path: Path) -
     assert len(read_coco(images, annotations).images) == 2
 
 
-# Files that are no COCO-format data.
+# Files that are not in COCO format.
 
 
 def test_a_missing_annotation_file_is_named(tmp_path: Path) -> None:
@@ -134,7 +134,7 @@ def test_a_missing_image_folder_is_named(tmp_path: Path) -> None:
         read_coco(tmp_path / "nowhere", annotations)
 
 
-def test_a_folder_in_the_place_of_the_annotation_file_is_refused(tmp_path: Path) -> None:
+def test_a_folder_instead_of_the_annotation_file_is_refused(tmp_path: Path) -> None:
     images, _ = write_coco(tmp_path)
     with pytest.raises(InputError, match="images: cannot be read: Is a directory"):
         read_coco(images, images)
@@ -162,7 +162,7 @@ def test_truncated_json_is_refused(tmp_path: Path, share: float) -> None:
 
 
 @pytest.mark.parametrize("content", [[], 3, None, "text"])
-def test_json_that_is_no_object_is_refused_as_not_coco(tmp_path: Path, content: Any) -> None:
+def test_json_that_is_not_an_object_is_refused_as_not_coco(tmp_path: Path, content: Any) -> None:
     images, annotations = write_coco(tmp_path)
     annotations.write_text(json.dumps(content))
     with pytest.raises(
@@ -177,19 +177,19 @@ def test_a_missing_list_is_named(tmp_path: Path, key: str) -> None:
     assert text.endswith(f"not a COCO-format file: it has no list of {key}")
 
 
-def test_an_object_in_the_place_of_a_list_is_refused(tmp_path: Path) -> None:
+def test_an_object_instead_of_a_list_is_refused(tmp_path: Path) -> None:
     text = refusal(tmp_path, lambda document: document.update(annotations={"id": 1}))
     assert text.endswith("it has no list of annotations")
 
 
 def test_a_file_without_images_is_refused(tmp_path: Path) -> None:
     text = refusal(tmp_path, lambda document: document.update(images=[], annotations=[]))
-    assert text.endswith("there is no image in it")
+    assert text.endswith("the file has no images")
 
 
 def test_a_file_without_categories_is_refused(tmp_path: Path) -> None:
     text = refusal(tmp_path, lambda document: document.update(categories=[], annotations=[]))
-    assert text.endswith("there is no category in it")
+    assert text.endswith("the file has no categories")
 
 
 # Entries: keys and ids.
@@ -218,16 +218,16 @@ def test_an_entry_without_an_id_is_named_by_its_position(tmp_path: Path, kind: s
     assert f"{name}: missing id" in text
 
 
-def test_an_entry_that_is_no_object_is_named_by_its_position(tmp_path: Path) -> None:
+def test_an_entry_that_is_not_an_object_is_named_by_its_position(tmp_path: Path) -> None:
     text = refusal(tmp_path, lambda document: document["annotations"].append([1, 2]))
     assert "annotation number 3: expected an object, got list" in text
 
 
 @pytest.mark.parametrize("kind", ["images", "categories"])
-def test_a_duplicate_id_of_something_else_is_named(tmp_path: Path, kind: str) -> None:
+def test_a_duplicate_id_with_other_content_is_named(tmp_path: Path, kind: str) -> None:
     text = refusal(tmp_path, lambda document: document[kind].append({**document[kind][0], "name": "other"}))
     identity = {"images": "image 10", "categories": "category 7"}[kind]
-    assert f"{identity}: the id is there twice" in text
+    assert f"{identity}: the id is used twice" in text
 
 
 def test_a_category_repeated_word_for_word_is_read_once(tmp_path: Path) -> None:
@@ -235,12 +235,12 @@ def test_a_category_repeated_word_for_word_is_read_once(tmp_path: Path) -> None:
         *write_coco(tmp_path, lambda document: document["categories"].append(document["categories"][0]))
     )
     assert data.categories == (Category(3, "cat"), Category(7, "dog"))
-    assert "category 7: is there twice, word for word" in data.warnings[0]
+    assert "category 7: is listed twice with equal fields" in data.warnings[0]
 
 
 @pytest.mark.parametrize("identity", [True, "101", 10**400, 101.5, [101]], ids=lambda i: str(i)[:10])
 @pytest.mark.parametrize("kind", ["images", "annotations", "categories"])
-def test_an_id_that_is_no_integer_is_refused(tmp_path: Path, kind: str, identity: Any) -> None:
+def test_an_id_that_is_not_an_integer_is_refused(tmp_path: Path, kind: str, identity: Any) -> None:
     text = refusal(tmp_path, lambda document: document[kind][0].update(id=identity))
     assert re.search(r"(image|annotation|category) \S+: id must be an integer", text)
 
@@ -258,7 +258,7 @@ def test_whole_floats_are_read_as_ids_and_sizes(tmp_path: Path) -> None:
     assert len(data.warnings) == len(plain.warnings) + 3
 
 
-def test_annotations_without_an_id_or_with_anothers_are_numbered(tmp_path: Path) -> None:
+def test_annotations_without_an_id_or_with_a_duplicate_one_get_new_ids(tmp_path: Path) -> None:
     def change(document: dict[str, Any]) -> None:
         document["annotations"][0].pop("id")
         document["annotations"][2]["id"] = 102
@@ -266,13 +266,13 @@ def test_annotations_without_an_id_or_with_anothers_are_numbered(tmp_path: Path)
     data = read_coco(*write_coco(tmp_path, change))
     assert [annotation.id for annotation in data.images[0].annotations] == [103, 102, 104]
     assert any("annotation number 0: missing id" in warning for warning in data.warnings)
-    assert any("annotation 102: the id is there twice" in warning for warning in data.warnings)
+    assert any("annotation 102: the id is used twice" in warning for warning in data.warnings)
 
 
 @pytest.mark.parametrize("identity", [99, True, "10", None, [10]])
 def test_an_annotation_of_an_unknown_image_is_named(tmp_path: Path, identity: Any) -> None:
     text = refusal(tmp_path, in_annotation(image_id=identity))
-    assert f"annotation 101: image_id {identity!r} is no image of the file" in text
+    assert f"annotation 101: image_id {identity!r} is not in the file" in text
 
 
 @pytest.mark.parametrize("identity", [99, True, "7", None, [7]])
@@ -282,7 +282,7 @@ def test_an_annotation_of_an_unknown_category_is_named(tmp_path: Path, identity:
 
 
 @pytest.mark.parametrize(("crowd", "read"), [(None, 0), (True, 1), ("0", 0), ("1", 1), (1.0, 1), (False, 0)])
-def test_an_iscrowd_that_can_mean_one_thing_only_is_read(tmp_path: Path, crowd: Any, read: int) -> None:
+def test_an_unambiguous_iscrowd_is_read(tmp_path: Path, crowd: Any, read: int) -> None:
     data = read_coco(*write_coco(tmp_path, in_annotation(iscrowd=crowd)))
     assert data.images[0].annotations[0].crowd == read
     assert any(f"annotation 101: iscrowd {crowd!r} is read as {read}" in warning for warning in data.warnings)
@@ -294,18 +294,18 @@ def test_an_iscrowd_that_is_neither_0_nor_1_is_named(tmp_path: Path, crowd: Any)
     assert f"annotation 101: iscrowd must be 0 or 1, not {crowd!r}" in text
 
 
-def test_several_errors_give_the_first_and_the_count(tmp_path: Path) -> None:
+def test_several_errors_raise_the_first_with_the_count(tmp_path: Path) -> None:
     def change(document: dict[str, Any]) -> None:
         document["annotations"][0]["iscrowd"] = 7
         document["annotations"][1]["category_id"] = 99
         document["annotations"][2]["image_id"] = 99
 
     text = refusal(tmp_path, change)
-    assert "annotation 103: image_id 99 is no image of the file" in text
+    assert "annotation 103: image_id 99 is not in the file" in text
     assert text.endswith("(and 2 more kinds of errors, `maskloss check` lists them)")
 
 
-def test_errors_of_a_kind_are_one_with_their_number_and_three_examples(tmp_path: Path) -> None:
+def test_errors_of_a_kind_are_one_message_with_a_count_and_three_examples(tmp_path: Path) -> None:
     def change(document: dict[str, Any]) -> None:
         document["annotations"] = [
             {**document["annotations"][0], "id": i, "category_id": 99} for i in range(1136)
@@ -316,13 +316,13 @@ def test_errors_of_a_kind_are_one_with_their_number_and_three_examples(tmp_path:
     assert [problem.text for problem in problems if problem.error] == [
         f"{annotations}: 1136 annotations of categories that are not in the file: annotation 0: category_id 99 is not "
         "in the file (image 10, a.png); annotation 1: category_id 99 is not in the file (image 10, a.png); "
-        "annotation 2: category_id 99 is not in the file (image 10, a.png); ...; `maskloss repair` takes texts that "
-        "spell an id or a name, and leaves out the others"
+        "annotation 2: category_id 99 is not in the file (image 10, a.png); ...; `maskloss repair` converts text that "
+        "spells an id or a name, and leaves out the others"
     ]
     assert len(problems[0].examples) == 1136
 
 
-def test_annotations_of_an_image_with_an_error_have_none_for_that(tmp_path: Path) -> None:
+def test_annotations_of_an_image_with_an_error_have_no_error_of_their_own(tmp_path: Path) -> None:
     images, annotations = write_coco(tmp_path)
     (images / "a.png").unlink()
     _, problems = check_data(images, annotations)
@@ -351,7 +351,7 @@ def test_a_message_is_short_whatever_the_file_holds(tmp_path: Path) -> None:
         assert all(len(problem.text) - 4 * len(str(tmp_path)) < 1500 for problem in problems)
 
 
-def test_find_problems_lists_every_error_and_keeps_what_is_good(tmp_path: Path) -> None:
+def test_find_problems_lists_every_error_and_keeps_the_valid_entries(tmp_path: Path) -> None:
     def change(document: dict[str, Any]) -> None:
         document["annotations"][0]["iscrowd"] = 7
         document["annotations"][1]["category_id"] = 99
@@ -380,26 +380,26 @@ def test_a_file_name_that_leaves_the_folder_is_refused(tmp_path: Path, file_name
 def test_an_absolute_file_name_is_refused_even_inside_the_folder(tmp_path: Path) -> None:
     file_name = str(tmp_path / "images" / "a.png")
     text = refusal(tmp_path, in_image(file_name=file_name))
-    # A long name loses its middle in a message.
+    # In a message, the middle of a long name is cut out.
     assert f"image 10: file_name {file_name[:5]!r}"[:-1] in text
     assert "a.png' leaves the image folder" in text
 
 
 @pytest.mark.parametrize("file_name", ["", None, 3, ["a.png"], "a\0.png"])
-def test_a_file_name_that_is_no_name_is_refused(tmp_path: Path, file_name: Any) -> None:
+def test_a_file_name_that_is_not_a_name_is_refused(tmp_path: Path, file_name: Any) -> None:
     text = refusal(tmp_path, in_image(file_name=file_name))
-    assert f"image 10: file_name must be a file's name, not {file_name!r}" in text
+    assert f"image 10: file_name must be the name of a file, not {file_name!r}" in text
 
 
 @pytest.mark.parametrize("file_name", ["missing.png", "nested", ".", "a" * 50 + ".png", "a.png/b.png"])
-def test_an_image_that_is_no_file_is_named(tmp_path: Path, file_name: str) -> None:
+def test_an_image_without_a_file_is_named(tmp_path: Path, file_name: str) -> None:
     text = refusal(tmp_path, in_image(file_name=file_name))
     assert "image 10: " in text
     assert f"{Path(file_name).name} does not exist" in text
 
 
 @pytest.mark.parametrize(("width", "height"), [(0, 5), (8, -5), (8.5, 5), ("8", 5), (True, 5), (8, 10**9)])
-def test_a_recorded_size_that_is_no_positive_integer_is_refused(
+def test_a_recorded_size_that_is_not_a_positive_integer_is_refused(
     tmp_path: Path, width: Any, height: Any
 ) -> None:
     text = refusal(tmp_path, in_image(width=width, height=height))
@@ -410,9 +410,9 @@ def test_a_recorded_size_that_is_no_positive_integer_is_refused(
 
 
 @pytest.mark.parametrize("box", [[2.1, 1, 2.8e-14, 2], [2, 1.1, 2, 1e-8]])
-def test_a_side_that_float32_takes_for_0_leaves_the_object_out(tmp_path: Path, box: list[float]) -> None:
+def test_an_object_with_a_side_that_is_0_in_float32_is_left_out(tmp_path: Path, box: list[float]) -> None:
     text = left_out(tmp_path, in_annotation(bbox=box))
-    assert f"annotation 101: bbox {box} has a side that is too small to be told from 0" in text
+    assert f"annotation 101: bbox {box} has a side that is 0 in float32" in text
 
 
 def test_an_rle_without_a_pixel_is_left_out(tmp_path: Path) -> None:
@@ -450,7 +450,7 @@ def test_a_box_that_is_not_four_finite_numbers_is_taken_from_the_mask(tmp_path: 
     )
 
 
-def test_neither_box_nor_mask_is_refused(tmp_path: Path) -> None:
+def test_an_annotation_with_neither_box_nor_mask_is_refused(tmp_path: Path) -> None:
     text = refusal(tmp_path, in_annotation(bbox=[2, 1, 2, "2"], segmentation=[]))
     assert "annotation 101: bbox must be four finite numbers x, y, width, height, not [2, 1, 2, '2']" in text
 
@@ -473,8 +473,8 @@ def test_a_box_that_reaches_beyond_the_border_is_clipped(
     assert any(text in warning for warning in data.warnings)
 
 
-def test_a_box_wholly_in_the_border_is_refused(tmp_path: Path) -> None:
-    # Within the tolerance of one pixel, but nothing of it is left in the image.
+def test_a_box_entirely_beyond_the_border_is_refused(tmp_path: Path) -> None:
+    # Within the tolerance of 1 px, but nothing is left after clipping.
     text = refusal(tmp_path, in_annotation(bbox=[8.2, 1, 0.5, 2]))
     assert "annotation 101: bbox [8.2, 1, 0.5, 2] lies outside the image" in text
 
@@ -508,13 +508,13 @@ def test_a_bad_polygon_is_named(tmp_path: Path, segmentation: Any, reason: str) 
 
 
 @pytest.mark.parametrize("segmentation", ["polygon", 3])
-def test_a_foreign_segmentation_is_named(tmp_path: Path, segmentation: Any) -> None:
+def test_a_segmentation_of_another_type_is_named(tmp_path: Path, segmentation: Any) -> None:
     text = refusal(tmp_path, in_annotation(segmentation=segmentation))
     assert f"annotation 101: segmentation must be a list of polygons or an RLE, not {segmentation!r}" in text
 
 
 @pytest.mark.parametrize("segmentation", [[], None, [[]], {}, "missing"])
-def test_an_empty_segmentation_beside_a_box_is_an_object_without_a_mask(
+def test_an_empty_segmentation_with_a_box_is_an_object_without_a_mask(
     tmp_path: Path, segmentation: Any
 ) -> None:
     def change(document: dict[str, Any]) -> None:
@@ -548,9 +548,7 @@ POINTS = [[2, 1], [4, 1], [4, 3], [2, 3]]
     ],
     ids=lambda value: str(value)[:60],
 )
-def test_a_segmentation_in_a_form_that_can_be_read_in_one_way_only_is_read(
-    tmp_path: Path, segmentation: Any
-) -> None:
+def test_a_segmentation_in_an_unambiguous_form_is_read(tmp_path: Path, segmentation: Any) -> None:
     data = read_coco(*write_coco(tmp_path, in_annotation(segmentation=segmentation)))
     # Columns 2 and 3 of rows 1 and 2.
     expected = np.zeros((HEIGHT, WIDTH), dtype=np.uint8)
@@ -566,7 +564,7 @@ def test_a_segmentation_in_a_form_that_can_be_read_in_one_way_only_is_read(
         ([[2, 1, 4, 1, 6, 1]], "a polygon has no area"),
     ],
 )
-def test_a_degenerate_segmentation_leaves_the_object_out(
+def test_an_object_with_a_degenerate_segmentation_is_left_out(
     tmp_path: Path, segmentation: Any, reason: str
 ) -> None:
     assert f"annotation 101: segmentation: {reason}" in left_out(
@@ -575,7 +573,7 @@ def test_a_degenerate_segmentation_leaves_the_object_out(
 
 
 def test_a_figure_of_eight_has_an_area(tmp_path: Path) -> None:
-    # Two triangles of base 2 and height 1, turned the other way round: their signed areas cancel.
+    # Two triangles of base 2 and height 1 with opposite orientations: their signed areas cancel.
     def change(document: dict[str, Any]) -> None:
         document["annotations"][0].update(segmentation=[[2, 1, 4, 3, 4, 1, 2, 3]])
         del document["annotations"][0]["area"]
@@ -610,26 +608,26 @@ def test_the_two_flat_records_of_coco_train2017_are_left_out_by_name(tmp_path: P
 @pytest.mark.parametrize(
     "area", [-4, 0, float("nan"), 1e11, "400", [4], 10**400, True], ids=lambda a: str(a)[:10]
 )
-def test_an_area_that_is_not_usable_is_the_masks(tmp_path: Path, area: Any) -> None:
+def test_an_unusable_area_is_replaced_by_the_masks(tmp_path: Path, area: Any) -> None:
     data = read_coco(*write_coco(tmp_path, in_annotation(area=area)))
     assert data.images[0].annotations[0].area == pytest.approx(4)
     assert any("annotation 101: area" in w and "is replaced by the mask's" in w for w in data.warnings)
 
 
-def test_the_area_of_a_box_without_a_mask_is_the_boxs(tmp_path: Path) -> None:
+def test_the_area_of_an_object_without_a_mask_is_that_of_its_box(tmp_path: Path) -> None:
     data = read_coco(*write_coco(tmp_path, in_annotation(area=0, segmentation=[], bbox=[2, 1, 3, 2.5])))
     assert data.images[0].annotations[0].area == 7.5
     assert not any("area 0" in warning for warning in data.warnings)
 
 
 def test_the_area_of_overlapping_polygons_is_that_of_their_union(tmp_path: Path) -> None:
-    # Two squares of 2 x 2, half of each on the other: 6, of which a hole of 1 px² inside is filled.
+    # Two squares of 2 x 2 that overlap by half cover 3 x 2 = 6 px².
     squares = [[1, 1, 3, 1, 3, 3, 1, 3], [2, 1, 4, 1, 4, 3, 2, 3]]
     data = read_coco(*write_coco(tmp_path, in_annotation(area=None, segmentation=squares)))
     assert data.images[0].annotations[0].area == pytest.approx(6, rel=1e-12)
 
 
-def test_areas_that_are_those_of_the_boxes_are_told(tmp_path: Path) -> None:
+def test_areas_that_are_those_of_the_boxes_are_reported(tmp_path: Path) -> None:
     def change(document: dict[str, Any]) -> None:
         for annotation in document["annotations"]:
             annotation.update(segmentation=[[2, 1, 4, 1, 4, 3]], area=4, iscrowd=0, bbox=[2, 1, 2, 2])
@@ -662,7 +660,7 @@ def test_a_polygon_that_reaches_beyond_the_border_is_clipped_there(
 
 
 @pytest.mark.parametrize("degenerate", [[], [2, 1, 4, 1], [2, 1, 4, 1, 6, 1]], ids=["none", "two", "flat"])
-def test_a_degenerate_polygon_beside_a_good_one_is_left_out(tmp_path: Path, degenerate: list[int]) -> None:
+def test_a_degenerate_polygon_next_to_a_valid_one_is_left_out(tmp_path: Path, degenerate: list[int]) -> None:
     good = [2, 1, 4, 1, 4, 3, 2, 3]
     data = read_coco(*write_coco(tmp_path, in_annotation(segmentation=[degenerate, good])))
     assert data.images[0].annotations[0].segmentation == [good]
@@ -674,13 +672,13 @@ def spoil_three_polygons(document: dict[str, Any]) -> None:
     document["annotations"][1]["segmentation"] = [flat, good]
 
 
-def test_degenerate_polygons_give_one_warning_that_counts_them(tmp_path: Path) -> None:
+def test_degenerate_polygons_cause_one_warning_that_counts_them(tmp_path: Path) -> None:
     images, annotations = write_coco(tmp_path, spoil_three_polygons)
     warnings = read_coco(images, annotations).warnings
     assert warnings[0] == (
-        f"{annotations}: 2 annotations lose degenerate polygons beside good ones: annotation 101: segmentation: 2 "
-        "degenerate polygons are left out (image 10, a.png); annotation 102: segmentation: a degenerate polygon is "
-        "left out (image 10, a.png)"
+        f"{annotations}: 2 annotations lose their degenerate polygons and keep the others: annotation 101: "
+        "segmentation: 2 degenerate polygons are left out (image 10, a.png); annotation 102: segmentation: a "
+        "degenerate polygon is left out (image 10, a.png)"
     )
 
 
@@ -776,14 +774,14 @@ def test_a_validation_file_with_another_category_is_refused(
 # check
 
 
-def test_check_finds_nothing_but_what_is_odd_in_a_good_file(tmp_path: Path) -> None:
+def test_check_finds_only_oddities_in_a_valid_file(tmp_path: Path) -> None:
     data, problems = check_data(*write_coco(tmp_path))
     assert data is not None
     assert [str(problem) for problem in problems] == [
         f"warning: {tmp_path / 'annotations.json'}: 1 images have no annotation; they train as background",
-        f"warning: {tmp_path / 'annotations.json'}: 1 of 3 annotations is a crowd (iscrowd 1): never a positive, and "
-        "ignored in evaluation; annotation tools write brush masks so: if each is one object, `maskloss repair "
-        "--crowds objects` makes them objects",
+        f"warning: {tmp_path / 'annotations.json'}: 1 of 3 annotations is a crowd (iscrowd 1): crowds are never "
+        "positives, and are ignored in evaluation; some annotation tools write brush masks as crowds: if each is one "
+        "object, `maskloss repair --crowds objects` makes them objects",
     ]
 
 
@@ -828,7 +826,7 @@ def test_check_finds_that_there_is_no_usable_object(tmp_path: Path) -> None:
     ]
 
 
-def test_check_warns_of_a_box_that_is_not_its_masks(tmp_path: Path) -> None:
+def test_check_warns_about_a_box_that_does_not_fit_its_mask(tmp_path: Path) -> None:
     # The mask's extent is 2, 1, 4, 3; the box's right side is 4 px further.
     _, problems = check_data(*write_coco(tmp_path, in_annotation(bbox=[2, 1, 6, 2])))
     assert [p.text for p in problems if not p.error and "bbox" in p.text] == [
@@ -837,7 +835,7 @@ def test_check_warns_of_a_box_that_is_not_its_masks(tmp_path: Path) -> None:
     ]
 
 
-def test_check_warns_of_a_file_that_is_listed_twice(tmp_path: Path) -> None:
+def test_check_warns_about_a_file_that_is_listed_twice(tmp_path: Path) -> None:
     def change(document: dict[str, Any]) -> None:
         document["images"][1]["file_name"] = "a.png"
 
@@ -845,7 +843,7 @@ def test_check_warns_of_a_file_that_is_listed_twice(tmp_path: Path) -> None:
     assert any("2 images have the file_name 'a.png'" in p.text and not p.error for p in problems)
 
 
-def test_check_warns_of_a_category_without_objects(tmp_path: Path) -> None:
+def test_check_warns_about_a_category_without_objects(tmp_path: Path) -> None:
     _, problems = check_data(
         *write_coco(tmp_path, lambda document: document["categories"].append({"id": 8, "name": "cow"}))
     )
@@ -860,7 +858,7 @@ def test_the_shared_sample_of_coco_has_no_errors(shared: Path) -> None:
     assert data.num_objects == sum(not annotation["iscrowd"] for annotation in document["annotations"])
 
 
-def test_a_set_of_boxes_alone_is_read_and_says_so(tmp_path: Path) -> None:
+def test_a_data_set_without_masks_is_read_with_a_warning(tmp_path: Path) -> None:
     def change(document: dict[str, Any]) -> None:
         for annotation in document["annotations"]:
             annotation.update(segmentation=[], iscrowd=0)
@@ -868,7 +866,7 @@ def test_a_set_of_boxes_alone_is_read_and_says_so(tmp_path: Path) -> None:
     data = read_coco(*write_coco(tmp_path, change))
     assert data.num_objects == 3
     assert data.num_masks == 0
-    assert "none of the 3 objects has a mask: the boxes are trained, and no mask" in data.warnings[0]
+    assert "none of the 3 objects has a mask: only the boxes are trained" in data.warnings[0]
 
 
 def test_ids_of_more_than_64_bits_are_read(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""maskloss/data/dataset.py: targets, augmentation, and errors that come back through workers."""
+"""maskloss/data/dataset.py: targets, augmentation, and errors from worker processes."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def same(first: Any, second: Any) -> bool:
     return torch.equal(first[0], second[0]) and torch.equal(first[1]["boxes"], second[1]["boxes"])
 
 
-def test_the_same_seed_gives_the_same_sample_whatever_was_drawn_before(data: CocoData) -> None:
+def test_the_same_seed_gives_the_same_sample_whatever_the_generators_state(data: CocoData) -> None:
     dataset = CocoDataset(data, augmentation(horizontal_flip=0.5, photometric_distortion=0.5))
     samples = []
     for state in range(3):
@@ -62,7 +62,7 @@ def test_other_seeds_give_flipped_and_plain_samples(data: CocoData) -> None:
     assert lefts == {2.0, 4.0}
 
 
-def test_augmenting_leaves_the_callers_generator_alone(data: CocoData) -> None:
+def test_augmenting_does_not_change_the_callers_generator(data: CocoData) -> None:
     dataset = CocoDataset(data, augmentation(horizontal_flip=0.5, photometric_distortion=0.5))
     torch.manual_seed(5)
     expected = torch.rand(3)
@@ -85,7 +85,7 @@ def test_an_image_without_annotations_has_empty_fields_of_the_right_shape(
     assert target["image_id"] == 20
 
 
-# Python 3.12 and later warn of forking a process that has threads; torch's loader does so by default.
+# Python 3.12 and later warn about forking a process with threads, as torch's loader does by default.
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 @pytest.mark.parametrize("workers", [0, 1])
 def test_an_unreadable_image_comes_back_as_an_input_error(data: CocoData, workers: int) -> None:
@@ -114,7 +114,7 @@ def test_collate_passes_on_the_first_error(data: CocoData) -> None:
     assert collate([CocoDataset(data)[0], first, second]) is first
 
 
-def test_an_object_without_a_mask_is_told_by_has_mask_and_keeps_its_place(tmp_path: Path) -> None:
+def test_has_mask_marks_an_object_without_a_mask(tmp_path: Path) -> None:
     def change(document: dict[str, Any]) -> None:
         document["annotations"][0]["segmentation"] = []
 
@@ -125,11 +125,11 @@ def test_an_object_without_a_mask_is_told_by_has_mask_and_keeps_its_place(tmp_pa
     assert target["boxes"].tolist() == [[2, 1, 4, 3], [2, 1, 4, 3]]
 
 
-def test_has_mask_is_not_there_where_all_objects_have_one(data: CocoData) -> None:
+def test_has_mask_is_absent_if_all_objects_have_masks(data: CocoData) -> None:
     assert "has_mask" not in CocoDataset(data)[0][1]
 
 
-def test_crowds_are_ignore_boxes_where_that_is_asked_for(data: CocoData) -> None:
+def test_crowds_are_ignore_boxes_with_the_option(data: CocoData) -> None:
     assert "ignore_boxes" not in CocoDataset(data)[0][1]
     dataset = CocoDataset(data, crowds="ignore")
     assert dataset[0][1]["ignore_boxes"].tolist() == [[0, 0, 8, 5]]

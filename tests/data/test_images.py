@@ -19,7 +19,7 @@ WIDTH, HEIGHT = 6, 4
 
 @pytest.fixture
 def upright() -> Pixels:
-    """An image in which no two pixels are the same, so that no turn of it is another."""
+    """Make an image in which no two pixels are equal, so that all its orientations differ."""
     values = np.arange(WIDTH * HEIGHT * 3, dtype=np.uint8) * 3
     return values.reshape(HEIGHT, WIDTH, 3)
 
@@ -94,12 +94,12 @@ def test_an_orientation_outside_the_standard_is_ignored(tmp_path: Path, upright:
     assert np.array_equal(np.asarray(read_image(tmp_path / "a.png", (WIDTH, HEIGHT))), upright)
 
 
-@pytest.mark.parametrize(("mode", "grey"), [("L", 77), ("LA", (77, 10)), ("1", 255)])
-def test_a_grey_image_has_three_equal_channels(
-    tmp_path: Path, mode: str, grey: int | tuple[int, int]
+@pytest.mark.parametrize(("mode", "gray"), [("L", 77), ("LA", (77, 10)), ("1", 255)])
+def test_a_gray_image_has_three_equal_channels(
+    tmp_path: Path, mode: str, gray: int | tuple[int, int]
 ) -> None:
-    Image.new(mode, (WIDTH, HEIGHT), grey).save(tmp_path / "a.png")
-    value = grey if isinstance(grey, int) else grey[0]
+    Image.new(mode, (WIDTH, HEIGHT), gray).save(tmp_path / "a.png")
+    value = gray if isinstance(gray, int) else gray[0]
     image = read_image(tmp_path / "a.png", (WIDTH, HEIGHT))
     assert np.array_equal(np.asarray(image), np.full((HEIGHT, WIDTH, 3), value))
 
@@ -109,7 +109,7 @@ def test_a_16_bit_image_is_scaled_and_not_clipped(tmp_path: Path, suffix: str) -
     values = np.array([[0, 255, 256, 0x8000, 0xFFFF]], dtype=np.uint16)
     Image.fromarray(values).save(tmp_path / f"a.{suffix}")
     image = read_image(tmp_path / f"a.{suffix}")
-    # The upper byte of each.
+    # The upper byte of each value.
     assert np.asarray(image)[0, :, 0].tolist() == [0, 0, 1, 128, 255]
     assert image.mode == "RGB"
 
@@ -129,12 +129,12 @@ def turned_file(path: Path) -> Path:
 
 
 @pytest.mark.parametrize("suffix", ["png", "tiff", "jpg"])
-def test_what_is_given_has_the_recorded_turned_size(tmp_path: Path, suffix: str) -> None:
+def test_the_returned_image_has_the_recorded_turned_size(tmp_path: Path, suffix: str) -> None:
     assert read_image(turned_file(tmp_path / f"a.{suffix}"), (20, 30)).size == (20, 30)
 
 
 @pytest.mark.parametrize("suffix", ["png", "jpg"])
-def test_what_is_given_has_the_recorded_unturned_size(tmp_path: Path, suffix: str) -> None:
+def test_the_returned_image_has_the_recorded_unturned_size(tmp_path: Path, suffix: str) -> None:
     assert read_image(turned_file(tmp_path / f"a.{suffix}"), (30, 20)).size == (30, 20)
 
 
@@ -150,7 +150,7 @@ def test_a_tiff_that_pillow_turns_is_refused_where_its_unturned_size_is_recorded
         read_image(path, (30, 20))
 
 
-def test_a_palette_image_has_its_palettes_colours(tmp_path: Path) -> None:
+def test_a_palette_image_has_its_palettes_colors(tmp_path: Path) -> None:
     image = Image.new("P", (2, 1))
     image.putpalette([10, 20, 30, 40, 50, 60])
     image.putdata([1, 0])
@@ -158,7 +158,7 @@ def test_a_palette_image_has_its_palettes_colours(tmp_path: Path) -> None:
     assert np.asarray(read_image(tmp_path / "a.png")).tolist() == [[[40, 50, 60], [10, 20, 30]]]
 
 
-def test_a_palette_image_with_transparency_keeps_its_colours(tmp_path: Path) -> None:
+def test_a_palette_image_with_transparency_keeps_its_colors(tmp_path: Path) -> None:
     image = Image.new("P", (2, 1))
     image.putpalette([10, 20, 30, 40, 50, 60])
     image.putdata([1, 0])
@@ -188,18 +188,18 @@ def test_a_missing_image_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"no image", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff\xe0"])
-def test_a_file_that_is_no_image_is_named(tmp_path: Path, content: bytes) -> None:
+def test_a_file_that_is_not_an_image_is_named(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "a.png").write_bytes(content)
     with pytest.raises(InputError, match=r"a\.png: not a readable image: "):
         read_image(tmp_path / "a.png")
 
 
-def test_a_folder_in_the_place_of_an_image_is_named(tmp_path: Path) -> None:
+def test_a_folder_instead_of_an_image_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="not a readable image"):
         read_image(tmp_path)
 
 
-# Pillow warns of a damaged TIFF before it raises.
+# Pillow warns about a damaged TIFF before it raises.
 @pytest.mark.filterwarnings("ignore::UserWarning:PIL")
 @pytest.mark.parametrize("suffix", ["png", "jpg", "tiff", "webp"])
 @pytest.mark.parametrize("share", [0.02, 0.1, 0.3, 0.6, 0.9])
@@ -216,7 +216,7 @@ def test_a_truncated_image_is_named(tmp_path: Path, suffix: str, share: float) -
 @pytest.mark.filterwarnings("ignore::UserWarning:PIL")
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 @pytest.mark.parametrize("suffix", ["png", "jpg", "tiff", "webp", "gif", "bmp"])
-def test_a_damaged_image_is_read_or_named_and_never_anything_else(tmp_path: Path, suffix: str) -> None:
+def test_a_damaged_image_is_read_or_raises_an_error_that_names_it(tmp_path: Path, suffix: str) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
     path = tmp_path / f"a.{suffix}"
     Image.fromarray(noise).save(path)
@@ -236,7 +236,7 @@ def test_a_damaged_image_is_read_or_named_and_never_anything_else(tmp_path: Path
 
 
 @pytest.mark.parametrize("size", [(HEIGHT, WIDTH), (WIDTH + 1, HEIGHT), (WIDTH, 1)])
-def test_a_recorded_size_that_is_not_the_files_is_named(
+def test_a_recorded_size_that_differs_from_the_files_is_named(
     tmp_path: Path, upright: Pixels, size: tuple[int, int]
 ) -> None:
     Image.fromarray(upright).save(tmp_path / "a.png")
@@ -247,7 +247,7 @@ def test_a_recorded_size_that_is_not_the_files_is_named(
     )
 
 
-# Files that are damaged, and formats that are not read.
+# Damaged files, and formats that are not supported.
 
 SUFFIXES = ["jpg", "png", "bmp", "tiff", "webp", "gif", "ppm"]
 
@@ -285,7 +285,7 @@ def test_damaged_files_are_read_or_refused_and_raise_nothing_else(tmp_path: Path
 @pytest.mark.parametrize(
     "error", [OverflowError("x"), MemoryError(), KeyError("x"), RecursionError("a\nb"), EOFError()]
 )
-def test_whatever_pillow_raises_is_one_line(
+def test_any_exception_of_pillow_becomes_a_one_line_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     path = tmp_path / "a.png"
@@ -300,7 +300,7 @@ def test_whatever_pillow_raises_is_one_line(
 
 
 @pytest.mark.parametrize("kind", ["DDS", "ICNS", "TGA", "PCX", "SGI"])
-def test_formats_that_no_photograph_has_are_not_opened(tmp_path: Path, kind: str) -> None:
+def test_formats_that_photographs_do_not_use_are_not_opened(tmp_path: Path, kind: str) -> None:
     path = tmp_path / "a.img"
     noise().resize((32, 32)).save(path, format=kind)
     with pytest.raises(InputError, match=r"it is no JPEG, PNG, BMP, TIFF, WebP, GIF or PPM"):
@@ -308,7 +308,7 @@ def test_formats_that_no_photograph_has_are_not_opened(tmp_path: Path, kind: str
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
-def test_every_format_that_is_meant_is_read(tmp_path: Path, suffix: str) -> None:
+def test_every_supported_format_is_read(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"a.{suffix}"
     noise().save(path)
     assert read_image(path).size == read_image_size(path) == (31, 24)

@@ -1,4 +1,4 @@
-"""maskloss/data/json_stream.py: the same as json.loads, but for the streamed lists."""
+"""maskloss/data/json_stream.py: equal to json.loads, except for the streamed lists."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def streamed(text: str) -> tuple[Any, list[Any]]:
     ids=repr,
 )
 @pytest.mark.parametrize("indent", [None, 0, 3])
-def test_it_decodes_what_json_decodes(document: Any, indent: int | None) -> None:
+def test_decodes_as_json_does(document: Any, indent: int | None) -> None:
     result, taken = streamed(f" \n{json.dumps(document, indent=indent)}\t\r\n")
     if isinstance(document, dict) and isinstance(document.get("annotations"), list):
         assert taken == document["annotations"]
@@ -50,7 +50,7 @@ def test_it_decodes_what_json_decodes(document: Any, indent: int | None) -> None
         assert result == document
 
 
-def test_of_a_key_that_is_there_twice_the_last_counts_as_with_json() -> None:
+def test_the_last_of_duplicate_keys_counts_as_in_json() -> None:
     text = '{"annotations": [1, 2], "images": [3], "annotations": [4], "images": []}'
     result, taken = streamed(text)
     assert taken == json.loads(text)["annotations"] == [4]
@@ -63,7 +63,7 @@ def test_of_a_key_that_is_there_twice_the_last_counts_as_with_json() -> None:
      '{"annotations": [1,]}', '{"annotations": [1 2]}', '{"annotations": [', '{"annotations": [{"a": }]}'],
     ids=lambda text: text[:30],
 )  # fmt: skip
-def test_it_refuses_what_json_refuses(text: str) -> None:
+def test_refuses_what_json_refuses(text: str) -> None:
     with pytest.raises((ValueError, RecursionError)):
         json.loads(text)
     with pytest.raises((ValueError, RecursionError)):
@@ -81,6 +81,6 @@ def test_texts_of_any_unicode_encoding_are_decoded(encoding: str) -> None:
     assert json.loads(decoded('{"name": "Tür"}'.encode(encoding))) == {"name": "Tür"}
 
 
-def test_commas_inside_of_texts_stay() -> None:
+def test_commas_inside_strings_are_kept() -> None:
     text = r'{"a": [1, 2, ], "b": ",]", "c": "\",}", }'
     assert json.loads(without_trailing_commas(text)) == {"a": [1, 2], "b": ",]", "c": '",}'}

@@ -1,4 +1,4 @@
-"""maskloss/data/records.py: views of arrays, and that nothing but arrays is kept."""
+"""maskloss/data/records.py: views of arrays; only the arrays are kept in memory."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_images_are_a_sequence_of_views(data: CocoData) -> None:
         data.images[2]
 
 
-def test_annotations_of_images_in_any_order_are_with_their_image_in_the_files_order(tmp_path: Path) -> None:
+def test_annotations_are_grouped_by_image_in_the_files_order(tmp_path: Path) -> None:
     def change(document: dict[str, Any]) -> None:
         first, second, third = document["annotations"]
         first.update(image_id=20)
@@ -58,7 +58,7 @@ def test_equal_files_give_equal_records_and_pickles_of_them(tmp_path: Path, data
     assert data.records != changed.records
 
 
-def test_texts_give_what_they_were_made_of() -> None:
+def test_texts_return_the_strings_that_they_were_made_from() -> None:
     texts = [b"", b"a", "ü\ud800".encode("utf-8", "surrogatepass"), b""]
     joined = Texts.of(texts)
     assert [joined[index] for index in range(4)] == texts
@@ -79,7 +79,7 @@ def test_a_data_set_keeps_arrays_and_no_object_per_annotation(tmp_path: Path) ->
     assert all(array.dtype != object for array in data.records._arrays())
     # 8 coordinates of 8 bytes or 8 bytes of counts, and 12 columns of up to 32 bytes.
     assert data.records.nbytes < 4000 * 200
-    # What a worker process is given by pickling, or shares by forking.
+    # What a worker process gets by pickling, or shares by forking.
     assert len(pickle.dumps(data)) < 4000 * 200 + 5000
 
 
@@ -88,7 +88,7 @@ def test_masks_of_a_target_are_views_of_the_arrays(data: CocoData) -> None:
     assert np.shares_memory(polygon, data.records.coordinates)
 
 
-def test_extents_are_those_of_each_polygon_also_where_coordinates_between_them_belong_to_none():
+def test_extents_ignore_coordinates_between_polygons():
     generator = np.random.default_rng(0)
     count = 2 * generator.integers(3, 9, 40)
     first = count.cumsum() - count

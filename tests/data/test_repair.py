@@ -1,4 +1,4 @@
-"""maskloss/data/repair.py: what it decides, what it keeps, and what it lists."""
+"""maskloss/data/repair.py: what it changes, what it keeps, and what it lists."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.data.coco_files import HEIGHT, RECTANGLE_COUNTS, WIDTH, write_coco
 
 
 def repaired(folder: Path, change: Any, **options: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The document of a repaired file that passes `check`, and the list of repairs."""
+    """Repair a file, and return its document, which must pass `check`, and the list of repairs."""
     images, annotations = write_coco(folder, change)
     before = annotations.read_bytes()
     repair(images, annotations, folder / "fixed.json", **options)
@@ -37,13 +37,13 @@ def ids(document: dict[str, Any], section: str = "annotations") -> list[Any]:
     return [entry["id"] for entry in document[section]]
 
 
-def test_a_good_file_stays_as_it_is(tmp_path: Path) -> None:
+def test_a_valid_file_is_not_changed(tmp_path: Path) -> None:
     document, listing = repaired(tmp_path, None)
     assert document == json.loads((tmp_path / "annotations.json").read_text())
     assert listing["repairs"] == []
 
 
-def test_fields_that_nothing_is_wrong_with_are_kept(tmp_path: Path) -> None:
+def test_valid_fields_are_kept(tmp_path: Path) -> None:
     def change(document: dict[str, Any]) -> None:
         document.update(info={"year": 2026}, licenses=[{"id": 4}], **{"$schema": [None]})
         document["images"][0].update(license=4, file_name="A.PNG")
@@ -106,7 +106,7 @@ def test_the_input_is_never_the_output(tmp_path: Path) -> None:
         repair(images, annotations, annotations)
 
 
-def test_text_ids_are_numbered_the_same_in_images_annotations_and_categories(tmp_path: Path) -> None:
+def test_text_ids_get_the_same_numbers_in_images_annotations_and_categories(tmp_path: Path) -> None:
     def change(document: dict[str, Any]) -> None:
         document["images"][0]["id"], document["images"][1]["id"] = "b4-1", "7"
         document["categories"][1]["id"] = "cat"
@@ -125,12 +125,12 @@ def test_text_ids_are_numbered_the_same_in_images_annotations_and_categories(tmp
 
 
 @pytest.mark.parametrize("number", ["10", " 10 ", "10.0"])
-def test_a_text_that_spells_an_images_id_finds_it(tmp_path: Path, number: str) -> None:
+def test_text_that_spells_an_image_id_is_converted(tmp_path: Path, number: str) -> None:
     document, _ = repaired(tmp_path, lambda d: d["annotations"][0].update(image_id=number))
     assert document["annotations"][0]["image_id"] == 10
 
 
-def test_a_categorys_name_in_the_place_of_its_id_is_taken_as_that(tmp_path: Path) -> None:
+def test_a_category_name_instead_of_an_id_is_replaced_by_the_id(tmp_path: Path) -> None:
     document, _ = repaired(tmp_path, lambda d: d["annotations"][0].update(category_id="cat"))
     assert document["annotations"][0]["category_id"] == 3
 
@@ -148,13 +148,13 @@ def test_a_categorys_name_in_the_place_of_its_id_is_taken_as_that(tmp_path: Path
         "photos\\A.PNG",
     ],
 )
-def test_a_name_is_corrected_where_one_file_can_be_meant(tmp_path: Path, name: str) -> None:
+def test_a_file_name_is_corrected_if_only_one_file_matches(tmp_path: Path, name: str) -> None:
     document, _ = repaired(tmp_path, lambda d: d["images"][0].update(file_name=name))
     assert document["images"][0]["file_name"] == "a.png"
     assert len(document["annotations"]) == 3
 
 
-def test_names_that_may_mean_one_file_are_both_left_out(tmp_path: Path) -> None:
+def test_images_whose_names_match_the_same_file_are_both_left_out(tmp_path: Path) -> None:
     def change(document: dict[str, Any]) -> None:
         document["images"] += [
             {**document["images"][0], "id": 30, "file_name": "x/b.png"},
@@ -167,7 +167,7 @@ def test_names_that_may_mean_one_file_are_both_left_out(tmp_path: Path) -> None:
     assert ids(document, "images") == [10, 20]
 
 
-def test_two_images_with_one_id_are_left_out_with_their_annotations(tmp_path: Path) -> None:
+def test_two_images_with_the_same_id_are_left_out_with_their_annotations(tmp_path: Path) -> None:
     def change(document: dict[str, Any]) -> None:
         document["images"].append({**document["images"][1], "id": 30, "file_name": "a.png"})
         document["annotations"].append({**document["annotations"][0], "id": 104, "image_id": 30})
@@ -178,14 +178,14 @@ def test_two_images_with_one_id_are_left_out_with_their_annotations(tmp_path: Pa
     assert ids(document) == [104]
 
 
-def test_categories_with_one_id_and_two_names_take_a_decision_that_repair_cannot_take(tmp_path: Path) -> None:
+def test_categories_with_the_same_id_and_different_names_are_refused(tmp_path: Path) -> None:
     images, annotations = write_coco(tmp_path, lambda d: d["categories"].append({"id": 7, "name": "wolf"}))
-    with pytest.raises(InputError, match="category 7: the id is there twice: 'dog' and 'wolf'"):
+    with pytest.raises(InputError, match="category 7: the id is used twice: 'dog' and 'wolf'"):
         repair(images, annotations, tmp_path / "fixed.json")
     assert not (tmp_path / "fixed.json").exists()
 
 
-def test_a_transposed_rle_is_turned_and_one_that_fits_neither_way_loses_its_mask(tmp_path: Path) -> None:
+def test_a_transposed_rle_is_corrected_and_one_that_fits_neither_way_loses_its_mask(tmp_path: Path) -> None:
     mask = np.zeros((HEIGHT, WIDTH), dtype=np.uint8)
     mask[0:2, 3:8] = 1
     turned = coco_mask.encode(np.asfortranarray(mask.T))
@@ -202,7 +202,7 @@ def test_a_transposed_rle_is_turned_and_one_that_fits_neither_way_loses_its_mask
     assert document["annotations"][1]["segmentation"] == []
 
 
-def test_an_rle_whose_size_alone_is_swapped_is_read_with_the_images(tmp_path: Path) -> None:
+def test_an_rle_of_which_only_the_size_is_swapped_gets_the_images_size(tmp_path: Path) -> None:
     rle = {"size": [WIDTH, HEIGHT], "counts": RECTANGLE_COUNTS}
     document, _ = repaired(tmp_path, lambda d: d["annotations"][1].update(segmentation=rle))
     assert document["annotations"][1]["segmentation"] == {"size": [HEIGHT, WIDTH], "counts": RECTANGLE_COUNTS}
@@ -221,7 +221,7 @@ def test_an_rle_whose_size_alone_is_swapped_is_read_with_the_images(tmp_path: Pa
         ),
     ],
 )
-def test_boxes_of_another_convention_are_named_and_taken_from_the_masks(
+def test_boxes_of_another_convention_are_reported_and_taken_from_the_masks(
     tmp_path: Path, convention: str, box: Any
 ) -> None:
     sides = [(10, 5, 20, 30), (40, 10, 30, 12), (50, 30, 25, 15), (5, 20, 12, 25)]
@@ -233,7 +233,7 @@ def test_boxes_of_another_convention_are_named_and_taken_from_the_masks(
              "segmentation": [[x, y, x + w, y, x + w, y + h, x, y + h]]}
             for i, (x, y, w, h) in enumerate(sides)
         ]  # fmt: skip
-        # Of one without a mask the others tell what it is.
+        # A box without a mask follows the convention of the others.
         document["annotations"].append({**document["annotations"][0], "id": 9, "segmentation": []})
 
     images, annotations = write_coco(tmp_path, change)
@@ -247,8 +247,8 @@ def test_boxes_of_another_convention_are_named_and_taken_from_the_masks(
     assert np.allclose(boxes, expected)
 
 
-def test_loose_boxes_around_their_masks_are_nobodys_convention(tmp_path: Path) -> None:
-    # Boxes of whole objects around their visible parts.
+def test_loose_boxes_are_not_mistaken_for_another_convention(tmp_path: Path) -> None:
+    # Boxes of whole objects whose masks cover only their visible parts.
     def change(document: dict[str, Any]) -> None:
         document["images"][0].update(width=80, height=50)
         document["annotations"] = [
@@ -262,7 +262,7 @@ def test_loose_boxes_around_their_masks_are_nobodys_convention(tmp_path: Path) -
     assert read_coco(images, annotations).num_objects == 4
 
 
-def test_coordinates_that_are_fractions_are_named_and_multiplied(tmp_path: Path) -> None:
+def test_coordinates_that_are_fractions_are_reported_and_multiplied(tmp_path: Path) -> None:
     def change(document: dict[str, Any]) -> None:
         for annotation in document["annotations"]:
             annotation.update(
@@ -281,13 +281,13 @@ def test_coordinates_that_are_fractions_are_named_and_multiplied(tmp_path: Path)
     assert data.images[0].annotations[0].box == (4, 2, 8, 6)
 
 
-def test_crowds_become_objects_where_that_is_asked_for(tmp_path: Path) -> None:
+def test_crowds_become_objects_with_the_option(tmp_path: Path) -> None:
     document, _ = repaired(tmp_path, None, crowds="objects")
     assert [annotation["iscrowd"] for annotation in document["annotations"]] == [0, 0, 0]
 
 
 @pytest.mark.parametrize("seed", range(60))
-def test_whatever_is_changed_ends_in_a_good_file_or_one_line(tmp_path: Path, seed: int) -> None:
+def test_random_changes_end_in_a_valid_file_or_a_one_line_error(tmp_path: Path, seed: int) -> None:
     generator = random.Random(seed)
     junk = [None, True, 0, -1, 1.0, 2.5, float("nan"), 10**400, "", "10", [], {}, [[]], [1, 2], [[1, 2, 3, 4]],
             [[1, 2], [3, 4], [5, 6]], {"size": [5, 8], "counts": [11, 2, 27]}, {"size": [8, 5], "counts": [40]},

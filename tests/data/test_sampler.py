@@ -1,4 +1,4 @@
-"""maskloss/data/sampler.py: the order of the images follows from the seed and the step alone."""
+"""maskloss/data/sampler.py: the order of the images depends only on the seed and the step."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ def test_each_image_is_seen_once_per_epoch(num_images: int, batch_size: int) -> 
         assert sorted(in_epoch) == list(range(num_images))
 
 
-def test_epochs_are_shuffled_unlike_each_other() -> None:
+def test_epochs_are_shuffled_differently() -> None:
     seen = indices(TrainingBatches([0] * 20, 4, 10, seed=1))
     assert seen[:20] != list(range(20))
     assert seen[:20] != seen[20:]
 
 
 @pytest.mark.parametrize("start", [0, 1, 4, 9, 10])
-def test_a_later_start_gives_the_tail(start: int) -> None:
+def test_a_later_start_returns_the_remaining_batches(start: int) -> None:
     whole = list(TrainingBatches([0] * 7, 3, 10, seed=5))
     assert list(TrainingBatches([0] * 7, 3, 10, start=start, seed=5)) == whole[start:]
 
 
 @pytest.mark.parametrize("start", [0, 4, 10, 12])
-def test_the_length_is_the_number_of_batches_that_come(start: int) -> None:
+def test_the_length_is_the_number_of_remaining_batches(start: int) -> None:
     batches = TrainingBatches([0] * 7, 3, 10, start=start)
     assert len(batches) == len(list(batches))
 
@@ -43,7 +43,7 @@ def test_the_same_seed_gives_the_same_batches_and_another_seed_others() -> None:
     assert indices(TrainingBatches([0] * 9, 2, 6, seed=3)) != indices(TrainingBatches([0] * 9, 2, 6, seed=4))
 
 
-def test_one_object_gives_the_same_batches_again() -> None:
+def test_iterating_twice_returns_the_same_batches() -> None:
     batches = TrainingBatches([0] * 9, 2, 6, seed=3)
     assert list(batches) == list(batches)
 
@@ -60,7 +60,7 @@ def test_every_sample_has_an_augmentation_seed_of_its_own() -> None:
     assert len(set(seeds)) == len(seeds) == 100
 
 
-def test_a_mixed_seed_is_one_that_torch_takes() -> None:
+def test_torch_accepts_a_mixed_seed() -> None:
     seeds = [mixed_seed(seed, number) for seed in (0, 1, 2**31, 2**63) for number in range(50)]
     assert all(0 <= seed < 2**63 for seed in seeds)
     assert len(set(seeds)) == len(seeds)
@@ -71,16 +71,16 @@ def test_a_mixed_seed_depends_on_the_order_of_its_numbers() -> None:
     assert mixed_seed(0, 1) != mixed_seed(0, 1, 0)
 
 
-def test_neighbouring_seeds_differ_in_about_half_of_their_bits() -> None:
-    # 63 bits that are as good as random: 31.5 differ on average over 200 pairs, and the mean's standard deviation
-    # is sqrt(63 / 4 / 200) = 0.28.
+def test_neighboring_seeds_differ_in_about_half_of_their_bits() -> None:
+    # Of 63 random bits, 31.5 differ on average. The standard deviation of the mean over 200 pairs is
+    # sqrt(63 / 4 / 200) = 0.28.
     differing = [(mixed_seed(7, n) ^ mixed_seed(7, n + 1)).bit_count() for n in range(200)]
     assert 30 < sum(differing) / len(differing) < 33
 
 
 # Groups.
 
-#: Of 23 images, 9 are upright.
+#: 9 of 23 images are portraits.
 GROUPS = [int(index % 5 > 1) for index in range(23)]
 
 
@@ -99,17 +99,17 @@ def test_a_batch_has_images_of_one_group(batch_size: int) -> None:
 
 @pytest.mark.parametrize("batch_size", [2, 3, 4])
 def test_no_image_of_a_group_is_seen_twice_as_often(batch_size: int) -> None:
-    # 23 * batch_size batches are batch_size * batch_size epochs, after which nothing is left over.
+    # 23 * batch_size batches are batch_size * batch_size epochs, after which no images are left over.
     seen = [index for batch in batches_of(23 * batch_size, batch_size) for index in batch]
     counts = [seen.count(index) for index in range(23)]
     assert counts == [batch_size * batch_size] * 23
-    # On the way no image is more than one epoch, and what a batch holds back, ahead of another.
+    # Before that, no image is ahead of another by more than one epoch and the images left over for the next batch.
     for end in range(0, len(seen), 23):
         counts = [seen[:end].count(index) for index in range(23)]
         assert max(counts) - min(counts) <= 2
 
 
-def test_groups_come_in_a_random_order_that_the_seed_gives() -> None:
+def test_groups_come_in_a_random_order_that_depends_on_the_seed() -> None:
     order = [GROUPS[batch[0]] for batch in batches_of(40)]
     assert {0, 1} == set(order[:12])
     assert order != sorted(order)
@@ -117,7 +117,7 @@ def test_groups_come_in_a_random_order_that_the_seed_gives() -> None:
 
 
 @pytest.mark.parametrize("start", [0, 1, 7, 11, 12, 30, 39, 40])
-def test_with_groups_a_later_start_gives_the_tail(start: int) -> None:
+def test_with_groups_a_later_start_returns_the_remaining_batches(start: int) -> None:
     whole = list(TrainingBatches(GROUPS, 2, 40, seed=3))
     batches = TrainingBatches(GROUPS, 2, 40, seed=3, start=start)
     assert list(batches) == whole[start:]
@@ -133,7 +133,7 @@ def test_with_groups_ranks_share_a_batch_of_one_group() -> None:
         assert len({GROUPS[index] for index in together}) == 1
 
 
-def test_a_group_that_fills_no_batch_joins_the_largest() -> None:
+def test_a_group_too_small_for_a_batch_is_merged_into_the_largest() -> None:
     groups = [0, *[1] * 9, 2, 2]
     seen = [index for batch in TrainingBatches(groups, 4, 9, seed=0) for index, _ in batch]
     assert sorted(seen) == sorted([*range(12)] * 3)

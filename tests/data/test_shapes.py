@@ -1,4 +1,4 @@
-"""maskloss/data/shapes.py: the annotations say what the pixels show."""
+"""maskloss/data/shapes.py: the annotations match the pixels."""
 
 from __future__ import annotations
 
@@ -60,8 +60,8 @@ def test_masks_fill_their_recorded_box(annotations: list[dict]) -> None:
         rows, columns = np.nonzero(decoded(annotation))
         extent = np.array([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1])
         x, y, width, height = annotation["bbox"]
-        # A polygon's box ends at its corners, and pixels end short of a sharp one by up to two; an RLE's is
-        # that of its pixels.
+        # A polygon's box ends at its vertices, and its pixels end up to 2 px before a sharp one; an RLE's box
+        # is exactly that of its pixels.
         allowed = 0 if isinstance(annotation["segmentation"], dict) else 2
         assert np.abs(extent - [x, y, x + width, y + height]).max() <= allowed, annotation["id"]
 
@@ -83,16 +83,16 @@ def test_pixels_of_a_mask_differ_from_those_around_it(shapes: Path, annotations:
             if ring.sum() < 20:
                 continue
             difference = np.abs(pixels[mask].mean(axis=0) - pixels[ring].mean(axis=0)).max()
-            # At least 80 where it was painted, less what the ground and the shading vary by.
+            # The color differs by at least 80, minus the variation of the background and the shading.
             assert difference > 30, identity
 
 
-def test_pixels_outside_every_mask_are_the_grey_ground(shapes: Path, annotations: list[dict]) -> None:
+def test_pixels_outside_every_mask_are_the_gray_background(shapes: Path, annotations: list[dict]) -> None:
     for image_id in range(1, NUM_IMAGES + 1):
         pixels = np.asarray(Image.open(shapes / "images" / f"{image_id:06d}.png"), dtype=float)
         covered = np.any([decoded(a) for a in annotations if a["image_id"] == image_id], axis=0)
         ground = pixels[~dilated(dilated(covered))]
-        # Two channels of the ground are up to 60 apart; bicubic interpolation may overshoot by a few.
+        # Two channels of the background are up to 60 apart; bicubic interpolation may overshoot slightly.
         assert (ground.max(axis=1) - ground.min(axis=1)).max() <= 75, image_id
 
 
@@ -121,7 +121,7 @@ def test_another_seed_gives_other_pictures(tmp_path: Path) -> None:
     assert first != second
 
 
-def test_more_images_begin_with_those_of_fewer(tmp_path: Path) -> None:
+def test_the_first_images_do_not_depend_on_the_number_of_images(tmp_path: Path) -> None:
     write_shapes(tmp_path / "one", 1, size=48)
     write_shapes(tmp_path / "two", 2, size=48)
     first, second = ((tmp_path / name / "images/000001.png").read_bytes() for name in ("one", "two"))
@@ -145,7 +145,7 @@ def test_a_folder_that_holds_something_is_refused(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
 
-def test_a_file_in_the_place_of_the_folder_is_refused(tmp_path: Path) -> None:
+def test_a_file_instead_of_the_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
     with pytest.raises(InputError, match="file: already holds something"):
         write_shapes(tmp_path / "file", 1, size=48)

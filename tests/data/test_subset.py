@@ -1,4 +1,4 @@
-"""maskloss/data/subset.py: which images are taken, and what is copied of them."""
+"""maskloss/data/subset.py: which images are taken, and what is copied."""
 
 from __future__ import annotations
 
@@ -66,13 +66,13 @@ def test_max_images_takes_the_first(whole: tuple[str, str], tmp_path: Path) -> N
 def test_images_per_class_skips_images_that_add_nothing_needed(
     whole: tuple[str, str], tmp_path: Path
 ) -> None:
-    # 1 has the first cat; 2 the first dog; 3 nothing; 4 a second dog; 5 the first cow; 6 only seconds.
+    # Image 1 has the first cat, 2 the first dog, 3 nothing, 4 a second dog, 5 the first cow, 6 only second ones.
     write_subset(*whole, str(tmp_path / "out"), images_per_class=1)
     assert taken(tmp_path / "out") == [1, 2, 5]
 
 
 def test_images_per_class_does_not_count_a_crowd(whole: tuple[str, str], tmp_path: Path) -> None:
-    # Dogs are in 2 and 4; the crowd of dogs in 5 is no third. 6 is the second cow.
+    # Images 2 and 4 have dogs; the crowd of dogs in 5 does not count as a third one. 6 has the second cow.
     write_subset(*whole, str(tmp_path / "out"), images_per_class=2)
     assert taken(tmp_path / "out") == [1, 2, 4, 5, 6]
 
@@ -90,7 +90,7 @@ def test_categories_keep_only_their_images_and_annotations(whole: tuple[str, str
     assert [annotation["id"] for annotation in document["annotations"]] == [3, 4]
 
 
-def test_what_is_copied_stands_as_it_stood(whole: tuple[str, str], tmp_path: Path) -> None:
+def test_entries_are_copied_unchanged(whole: tuple[str, str], tmp_path: Path) -> None:
     write_subset(*whole, str(tmp_path / "out"), max_images=2)
     original = json.loads(Path(whole[1]).read_text())
     copied = json.loads((tmp_path / "out" / "annotations.json").read_text())
@@ -111,7 +111,7 @@ def test_image_files_are_copied_byte_by_byte_and_no_others(whole: tuple[str, str
         assert path.read_bytes() == (Path(whole[0]) / "sub" / path.name).read_bytes()
 
 
-def test_the_subset_is_given_back_as_it_is_read(whole: tuple[str, str], tmp_path: Path) -> None:
+def test_the_returned_subset_is_read_from_the_new_files(whole: tuple[str, str], tmp_path: Path) -> None:
     data = write_subset(*whole, str(tmp_path / "out"), max_images=2)
     assert data == read_coco(tmp_path / "out" / "images", tmp_path / "out" / "annotations.json")
     assert data.num_objects == 3
@@ -191,17 +191,17 @@ def test_a_fraction_and_the_rest_are_the_whole(
     assert one | other == {f"sub/{number}.png" for number in range(1, 7)}
     documents = [json.loads((tmp_path / part / "annotations.json").read_text()) for part in "ab"]
     whole_document = json.loads(Path(whole[1]).read_text())
-    # Crowds and fields that we do not know go along.
+    # Crowds and unknown fields are copied too.
     assert sum(len(d["annotations"]) for d in documents) == len(whole_document["annotations"])
     assert all("license" in image for d in documents for image in d["images"])
-    # Of the three cats, and of the two dogs and cows each, both parts have some where they can.
+    # Both parts have some of the three cats, two dogs and two cows if possible.
     if fraction == 0.5:
         for document in documents:
             assert {a["category_id"] for a in document["annotations"] if not a["iscrowd"]} == {5, 6, 7}
 
 
 def large_set(folder: Path) -> tuple[str, str]:
-    """200 images, with categories in 100, 50, 20, 4 and 1 of them, and 30 without any."""
+    """Write 200 images with categories in 100, 50, 20, 4 and 1 of them, and 30 without any."""
     (folder / "images").mkdir(parents=True)
     Image.new("RGB", (8, 8)).save(folder / "images/a.png")
     images, annotations = [], []
@@ -233,7 +233,7 @@ def test_each_category_has_its_share(tmp_path: Path, fraction: float) -> None:
             sum(any(a.category_id == category for a in image.annotations) for image in part.images)
             for part in (data, rest)
         )
-        # Within one image of its share, the rarest first; a category of one image is in the larger part.
+        # Within one image of its share; a category of one image is in the larger part.
         assert one == pytest.approx(fraction * (one + other), abs=1.5), category
         if category == 5:
             assert one == (1 if fraction > 0.5 else 0)
@@ -254,7 +254,7 @@ def test_each_category_has_its_share(tmp_path: Path, fraction: float) -> None:
         ({"fraction": 0.99, "rest": "b"}, "leaves none for --rest"),
     ],
 )
-def test_options_that_do_not_go_together_are_refused(
+def test_contradictory_options_are_refused(
     whole: tuple[str, str], tmp_path: Path, options: dict[str, Any], message: str
 ) -> None:
     if "rest" in options:

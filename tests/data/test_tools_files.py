@@ -1,6 +1,6 @@
-"""Annotation files as tools write them: what `check` says, and whether they are read, need a repair or are refused.
+"""Annotation files as tools write them: what `check` prints, and whether they are read, repaired or refused.
 
-docs/annotation_tools.md has the same table for users, and a test here holds both together.
+docs/annotation_tools.md has the same table for users; a test here checks that both agree.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ TABLE = Path(__file__).parents[2] / "docs" / "annotation_tools.md"
 
 @dataclass
 class Case:
-    """A data set.
+    """A data set with a deviation from COCO's format, and what should happen to it.
 
     Attributes:
-        verdict: as the table has it: "reads", "warns", "repair" with its options, or "refused".
-        says: what `check` prints, among other things.
-        change: of the document.
-        write: writes the image; an image as any other without.
-        encode: the document to the file's bytes.
-        objects: that are read in the end, after the repair where it needs one.
-        folder: "." where the image folder is the one above.
+        verdict: "reads", "warns", "repair" with its options, or "refused", as in the table.
+        says: Text that `check` prints.
+        change: Function that changes the document.
+        write: Function that writes the image; None writes a PNG.
+        encode: Function that encodes the document as the file's bytes.
+        objects: Number of objects that are read, after the repair if there is one.
+        folder: "." if the image folder is the parent folder.
     """
 
     verdict: str
@@ -164,7 +164,7 @@ CASES = {
         "repair", "file_name '/data/upload/1/a.png' leaves the image folder", image(file_name="/data/upload/1/a.png")
     ),
     "alpha": Case("reads", write=lambda f: pixels().convert("RGBA").save(f / "a.png")),
-    "annotation_ids_twice": Case("warns", "annotation 1: the id is there twice", annotation(id=1)),
+    "annotation_ids_twice": Case("warns", "annotation 1: the id is used twice", annotation(id=1)),
     "annotations_null": Case("refused", "it has no list of annotations", lambda d: d.update(annotations=None)),
     "area_of_bbox": Case("warns", "area is that of the box, not of the mask", areas_of_boxes),
     "bbox_strings": Case(
@@ -207,7 +207,7 @@ CASES = {
     "git_lfs_pointer": Case(
         "refused", "a Git LFS pointer: run `git lfs pull`", write=lambda f: (f / "a.png").write_bytes(POINTER)
     ),
-    "grey16": Case(
+    "gray16": Case(
         "reads", write=lambda f: Image.fromarray(np.full((HEIGHT, WIDTH), 9999, np.uint16)).save(f / "a.png")
     ),
     "hole_as_polygon": Case(
@@ -215,7 +215,7 @@ CASES = {
         "annotation 2: segmentation: a polygon inside another one is filled",
         annotation(segmentation=[[36, 20, 58, 20, 58, 42, 36, 42], [41, 25, 53, 25, 53, 37, 41, 37]]),
     ),
-    "image_entry_missing": Case("repair", "annotation 3: image_id 9 is no image", another(image_id=9)),
+    "image_entry_missing": Case("repair", "annotation 3: image_id 9 is not in the file", another(image_id=9)),
     "iscrowd_null": Case("warns", "iscrowd None is read as 0", annotation(iscrowd=None)),
     "latin1": Case(
         "repair",
@@ -314,7 +314,7 @@ def assert_masks_are_pycocotools(data: CocoData, annotations: Path) -> None:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_check_says_the_right_thing_in_five_lines(
+def test_check_prints_the_expected_text_in_at_most_five_lines(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
 ) -> None:
     case = CASES[name]
@@ -339,7 +339,7 @@ def test_check_says_the_right_thing_in_five_lines(
 
 
 @pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.verdict in ("reads", "warns")])
-def test_it_is_read_as_it_is(tmp_path: Path, name: str) -> None:
+def test_the_file_is_read_without_a_repair(tmp_path: Path, name: str) -> None:
     images, annotations = write_case(tmp_path, CASES[name])
     data = read_coco(images, annotations)
     assert data.num_objects == CASES[name].objects
@@ -352,7 +352,7 @@ def test_it_is_read_as_it_is(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize(
     "name", [n for n, case in CASES.items() if case.verdict.startswith(("repair", "refused"))]
 )
-def test_it_is_refused_in_one_short_line(tmp_path: Path, name: str) -> None:
+def test_the_file_is_refused_in_one_short_line(tmp_path: Path, name: str) -> None:
     images, annotations = write_case(tmp_path, CASES[name])
     with pytest.raises(InputError) as caught:
         read_coco(images, annotations)
@@ -381,7 +381,7 @@ def test_a_repaired_file_has_no_error_and_the_masks_of_pycocotools(tmp_path: Pat
 
 
 @pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.verdict == "refused"])
-def test_what_cannot_be_saved_is_refused_by_name(tmp_path: Path, name: str) -> None:
+def test_a_file_that_cannot_be_repaired_is_refused(tmp_path: Path, name: str) -> None:
     images, annotations = write_case(tmp_path, CASES[name])
     with pytest.raises(InputError, match=re.escape(CASES[name].says)):
         repair(images, annotations, tmp_path / "fixed.json")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, NamedTuple
@@ -62,9 +63,41 @@ OF_OBJECTNESS = [
     Case(losses.objectness_focal_loss, losses.ObjectnessFocalLoss, {"alpha": 0.4, "gamma": 1.5}),
     Case(losses.quality_focal_loss, losses.QualityFocalLoss, {"beta": 1.5}),
 ]
-ALL = [*OF_MASKS, *OF_BOXES, *OF_CLASSES, *OF_OBJECTNESS]
-#: CIoU's gradient is not its value's: the paper holds the weight of the aspect ratio's term constant.
-WITH_THEIR_OWN_GRADIENT = [case for case in ALL if case.function is not losses.box_ciou_loss]
+OF_ALL_MASKS = [Case(losses.mask_softmax_loss, losses.MaskSoftmaxLoss, {})]
+OF_POINTS = [Case(losses.mask_point_loss, losses.MaskPointLoss, {})]
+OF_BOX_GRIDS = [Case(losses.mask_projection_loss, losses.MaskProjectionLoss, {})]
+OF_COLORS = [
+    Case(losses.mask_pairwise_loss, losses.MaskPairwiseLoss, {"color_threshold": 0.2, "dilation": 1})
+]
+#: Their Modules gather the tensors that the functions take; `test_long_tail` compares the two.
+OF_GATHERED = [
+    Case(losses.seesaw_loss, losses.SeesawLoss, {"class_counts": torch.tensor([0.0, 9.0, 1.0, 40.0, 3.0])}),
+    Case(
+        losses.equalization_loss_v2,
+        losses.EqualizationLossV2,
+        {"gradient_ratio": torch.tensor([0.0, 0.2, 0.9, 1.5, 100.0])},
+    ),
+    Case(
+        losses.federated_loss,
+        losses.FederatedLoss,
+        {"counted_classes": torch.tensor([False, True, False, True, True])},
+    ),
+]
+#: The losses with a target like their prediction, whose best value is known.
+WITH_TARGETS = [*OF_MASKS, *OF_BOXES, *OF_CLASSES, *OF_OBJECTNESS]
+WITH_KNOBS = [*WITH_TARGETS, *OF_ALL_MASKS, *OF_POINTS, *OF_BOX_GRIDS, *OF_COLORS]
+ALL = [*WITH_KNOBS, *OF_GATHERED]
+#: These return values and weights, or take a model: `test_classification` and `test_regularization` hold them.
+ELSEWHERE = {
+    "active_class_cross_entropy_loss",
+    "class_weighted_cross_entropy_loss",
+    "l1_regularization_loss",
+    "matterport_l2_loss",
+    "weight_decay_loss",
+}
+#: The gradients of these are not those of their values: their papers hold a weight constant.
+WITH_A_CONSTANT_WEIGHT = (losses.box_ciou_loss, losses.seesaw_loss)
+WITH_THEIR_OWN_GRADIENT = [case for case in ALL if case.function not in WITH_A_CONSTANT_WEIGHT]
 
 
 def inputs(
@@ -83,7 +116,24 @@ def inputs(
         return predictions, lambda boxes: (
             BoxRegression(boxes, wanted.to(boxes.dtype), lambda deltas: deltas),
         )
-    if case in OF_CLASSES:
+    if case in OF_ALL_MASKS:
+        predictions = 2 * torch.randn(count, C, M, M, generator=generator, dtype=dtype)
+        targets = torch.rand(count, M, M, generator=generator, dtype=dtype)
+        labels = torch.randint(1, C, (count,), generator=generator)
+        return predictions, lambda logits: (logits, targets, labels)
+    if case in [*OF_POINTS, *OF_BOX_GRIDS, *OF_COLORS]:
+        predictions = 2 * torch.randn(count, M, M, generator=generator, dtype=dtype)
+        grids = torch.rand(count, M, M, generator=generator, dtype=dtype)
+        if case in OF_BOX_GRIDS:
+            return predictions, lambda logits: (logits, grids)
+        if case in OF_COLORS:
+            # Colors that are close enough for some edges to count.
+            crops = 0.1 * torch.rand(count, 3, M, M, generator=generator, dtype=dtype)
+            return predictions, lambda logits: (logits, crops, grids)
+        points = torch.rand(count, 10, 2, generator=generator, dtype=dtype)
+        point_labels = torch.randint(-1, 2, (count, 10), generator=generator)
+        return predictions, lambda logits: (logits, points, point_labels)
+    if case in [*OF_CLASSES, *OF_GATHERED]:
         predictions = 2 * torch.randn(count, C, generator=generator, dtype=dtype)
         labels = torch.randint(C, (count,), generator=generator)
         return predictions, lambda logits: (logits, labels)
@@ -96,7 +146,30 @@ def each(cases: list[Case]) -> Any:
     return pytest.mark.parametrize("case", cases, ids=lambda case: case.name)
 
 
-@each(ALL)
+def test_every_exported_loss_is_held_here():
+    exported = {name for name in losses.__all__ if "loss" in name and name.islower()}
+    assert exported == {case.name for case in ALL} | ELSEWHERE
+
+
+@each(WITH_KNOBS)
+def test_module_and_function_have_the_same_knobs_and_defaults(case):
+    knobs = [
+        (parameter.name, parameter.default, parameter.annotation)
+        for parameter in inspect.signature(case.function).parameters.values()
+        if parameter.kind is parameter.KEYWORD_ONLY
+    ]
+    assert knobs == [
+        (parameter.name, parameter.default, parameter.annotation)
+        for parameter in inspect.signature(case.module).parameters.values()
+    ]
+
+
+def another(knob: str) -> float:
+    """A valid value of a knob that is not the one in its case."""
+    return {"width": 5, "dilation": 2}.get(knob, 0.77)
+
+
+@each(WITH_KNOBS)
 def test_the_module_is_the_function_with_its_knobs(case, generator):
     predictions, arguments = inputs(case, generator)
     module = case.module(**case.knobs)
@@ -104,8 +177,10 @@ def test_the_module_is_the_function_with_its_knobs(case, generator):
     torch.testing.assert_close(module(*arguments(predictions)), expected, rtol=0, atol=0)
     for knob in case.knobs:
         assert knob in repr(module)
-        other = case.module(**{**case.knobs, knob: case.knobs[knob] + 2 if knob == "width" else 0.77})
+        other = case.module(**{**case.knobs, knob: another(knob)})
         assert not torch.equal(other(*arguments(predictions)), expected), knob
+    module.reduction = "mean"
+    torch.testing.assert_close(module(*arguments(predictions)), expected.mean())
     summed = case.module(**case.knobs, reduction="sum")(*arguments(predictions))
     torch.testing.assert_close(summed, expected.sum())
     with pytest.raises(ValueError, match="reduction"):
@@ -161,7 +236,7 @@ def test_gradcheck(case, generator):
     )
 
 
-@each([*OF_MASKS, *OF_CLASSES, *OF_OBJECTNESS])
+@each([case for case in ALL if case not in OF_BOXES])
 @pytest.mark.parametrize("scale", [0.0, 1e4])
 def test_values_and_gradients_are_finite_at_extreme_logits(case, generator, scale):
     predictions, arguments = inputs(case, generator, count=6, dtype=torch.float32)
@@ -172,7 +247,7 @@ def test_values_and_gradients_are_finite_at_extreme_logits(case, generator, scal
     assert gradient.isfinite().all()
 
 
-@each(ALL)
+@each(WITH_TARGETS)
 def test_right_predictions_give_finite_gradients(case, generator):
     predictions, arguments = inputs(case, generator, dtype=torch.float32)
     call = arguments(predictions)
@@ -322,6 +397,15 @@ def test_a_knob_out_of_its_range_raises_by_name_in_function_and_module(function,
         module(**knobs)
     with pytest.raises(ValueError, match=wrong[0]):
         function(*arguments(predictions), **knobs)
+
+
+def test_a_module_calls_its_function_to_check_the_knobs():
+    with pytest.raises(ValueError, match="color_threshold"):
+        losses.MaskPairwiseLoss(color_threshold=1.5)
+    with pytest.raises(ValueError, match="dilation"):
+        losses.MaskPairwiseLoss(dilation=0)
+    with pytest.raises(ValueError, match="weight_decay"):
+        losses.WeightDecayLoss(weight_decay=-1.0)
 
 
 PLACES = [

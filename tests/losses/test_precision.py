@@ -152,9 +152,6 @@ def other_losses() -> dict[str, tuple[nn.Module, tuple[Tensor, ...]]]:
     classes = torch.randn(6, 4, requires_grad=True), torch.tensor([0, 3, 1, 1, 0, 2])
     masks = torch.randn(3, 4, 6, 6, requires_grad=True), torch.rand(3, 6, 6), torch.tensor([1, 3, 2])
     model = (nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3)),)
-    crops = torch.rand(3, 3, 6, 6)
-    boxes = torch.zeros(3, 6, 6)
-    boxes[:, 1:5, 2:6] = 1
     of_own_class = masks[0][:, 1], masks[1]
     return {
         "ActiveClassCrossEntropyLoss": (
@@ -165,21 +162,8 @@ def other_losses() -> dict[str, tuple[nn.Module, tuple[Tensor, ...]]]:
         "SeesawLoss": (losses.SeesawLoss(4), classes),
         "EqualizationLossV2": (losses.EqualizationLossV2(4), classes),
         "FederatedLoss": (losses.FederatedLoss([0, 5, 3, 1], num_classes=2), classes),
-        "MaskSoftmaxLoss": (losses.MaskSoftmaxLoss(), masks),
         "ClassAgnosticMaskLoss": (losses.ClassAgnosticMaskLoss(losses.MaskDiceLoss()), masks),
         "WeightedSum": (losses.WeightedSum([losses.MaskBCELoss(), losses.MaskDiceLoss()]), of_own_class),
-        "MaskPointLoss": (
-            losses.MaskPointLoss(),
-            (masks[0][:, 0], torch.rand(3, 5, 2), torch.tensor([[1, 0, -1, 1, 0]] * 3)),
-        ),
-        "MaskProjectionLoss": (
-            losses.MaskProjectionLoss(),
-            (masks[0][:, 0], boxes),
-        ),
-        "MaskPairwiseLoss": (
-            losses.MaskPairwiseLoss(),
-            (masks[0][:, 0], crops, boxes),
-        ),
         "L1RegularizationLoss": (losses.L1RegularizationLoss(), model),
         "MatterportL2Loss": (losses.MatterportL2Loss(), model),
         "WeightDecayLoss": (losses.WeightDecayLoss(), model),
@@ -253,18 +237,18 @@ def test_a_loss_of_each_roi_by_vmap_is_the_loss_of_all(case, generator):
     predictions, arguments = inputs(case, generator)
     expected = case.function(*arguments(predictions), **case.knobs)
     if case in OF_BOXES:
-        wanted = arguments(predictions)[0].target_deltas
+        wanted = [arguments(predictions)[0].target_deltas]
 
         def of_one(boxes: Tensor, target: Tensor) -> Tensor:
             regression = BoxRegression(boxes[None], target[None], lambda deltas: deltas)
             return case.function(regression, **case.knobs)[0]
     else:
-        wanted = arguments(predictions)[1]
+        wanted = arguments(predictions)[1:]
 
-        def of_one(logits: Tensor, target: Tensor) -> Tensor:
-            return case.function(logits[None], target[None], **case.knobs)[0]
+        def of_one(*values: Tensor) -> Tensor:
+            return case.function(*(value[None] for value in values), **case.knobs)[0]
 
-    torch.testing.assert_close(torch.func.vmap(of_one)(predictions, wanted), expected)
+    torch.testing.assert_close(torch.func.vmap(of_one)(predictions, *wanted), expected)
 
 
 @pytest.mark.parametrize("gamma", [0.5, 1.5, 2.0, 3.7])

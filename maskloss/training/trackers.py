@@ -1,0 +1,135 @@
+"""The trackers of a run, such as TensorBoard or Weights & Biases: accelerate's by name, others by import path."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import uuid
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker, get_available_trackers
+
+from maskloss.errors import InputError, one_line
+from maskloss.files import reason_of, write_text
+from maskloss.training.import_paths import called, described, imported
+
+logger = logging.getLogger(__name__)
+
+#: The name of the project or experiment under which trackers file a run.
+_PROJECT = "maskloss"
+
+
+def make_trackers(names: list[str], folder: Path) -> list[str | GeneralTracker]:
+    """Return what `Accelerator(log_with=...)` takes.
+
+    Args:
+        names: of accelerate's trackers, such as "tensorboard", "wandb" or "mlflow"; or import paths of functions or
+            classes (folder) -> `accelerate.tracking.GeneralTracker`.
+        folder: of the run.
+
+    Raises:
+        InputError: accelerate has no such tracker, its package is not installed, or what an import path names cannot
+            be made or is no tracker.
+    """
+    return [_tracker(name, folder) for name in names]
+
+
+def _tracker(name: str, folder: Path) -> str | GeneralTracker:
+    if "." in name:
+        tracker = called(imported(name, "--trackers"), f"--trackers {name!r}", folder)
+        if not isinstance(tracker, GeneralTracker):
+            raise InputError(
+                f"--trackers {name!r}: makes a {type(tracker).__name__}, not an accelerate.tracking.GeneralTracker"
+            )
+        return tracker
+    if name not in LOGGER_TYPE_TO_CLASS:
+        raise InputError(
+            f"--trackers {one_line(name, 80)!r}: no such tracker; there are {', '.join(LOGGER_TYPE_TO_CLASS)}, or "
+            "give an import path package.module.name"
+        )
+    if name not in [str(available) for available in get_available_trackers()]:
+        raise InputError(f"--trackers {name}: its package is not installed; install it with pip")
+    return name
+
+
+class Trackers:
+    """The started trackers of a run, on its main process.
+
+    A tracker that fails during the run is dropped with a warning: `history.jsonl` has every value.
+
+    Args:
+        accelerator: made with `make_trackers`.
+        folder: of the run.
+        start: the step of the checkpoint that the run resumes from, 0 for a new run. Curves continue there.
+
+    Raises:
+        InputError: a tracker does not start, such as without an account or a network.
+    """
+
+    def __init__(self, accelerator: Accelerator, folder: Path, start: int) -> None:
+        self._trackers: list[GeneralTracker] = accelerator.trackers
+        if not accelerator.log_with:
+            return
+        ids = folder / "trackers.json"
+        runs = _read_ids(ids) if start else {}
+        runs.setdefault("wandb", uuid.uuid4().hex)
+        try:
+            accelerator.init_trackers(
+                _PROJECT,
+                init_kwargs={
+                    # Events of steps that the interrupted run took after its checkpoint are superseded.
+                    "tensorboard": {"purge_step": start + 1},
+                    "wandb": {
+                        "id": runs["wandb"],
+                        "resume": "allow",
+                        "name": folder.name,
+                        "dir": str(folder),
+                    },
+                    "mlflow": {"run_id": runs["mlflow"]} if "mlflow" in runs else {"run_name": folder.name},
+                },
+            )
+        except (Exception, SystemExit) as error:  # each tracker raises what it likes
+            names = ", ".join(tracker.name for tracker in self._trackers)
+            raise InputError(f"--trackers {names}: cannot be started: {_reason(error)}") from error
+        for tracker in self._trackers:
+            if tracker.name == "mlflow":
+                runs["mlflow"] = tracker.tracker.info.run_id
+        write_text(ids, json.dumps(runs))
+
+    def log(self, values: dict[str, float], step: int) -> None:
+        """Send the values of a step to each tracker."""
+        for tracker in list(self._trackers):
+            try:
+                tracker.log(values, step=step)
+            except Exception as error:  # each tracker raises what it likes
+                self._trackers.remove(tracker)
+                logger.warning(
+                    "tracker %s failed at step %d and gets no more values: %s",
+                    tracker.name,
+                    step,
+                    _reason(error),
+                )
+
+    def close(self) -> None:
+        """Finish each tracker's run."""
+        for tracker in self._trackers:
+            try:
+                tracker.finish()
+            except Exception as error:  # each tracker raises what it likes
+                logger.warning("tracker %s cannot be closed: %s", tracker.name, _reason(error))
+
+
+def _read_ids(path: Path) -> dict[str, str]:
+    """Return under which ids the trackers know an interrupted run; none where the file cannot be read."""
+    with contextlib.suppress(OSError, ValueError):
+        ids: Any = json.loads(path.read_bytes())
+        if isinstance(ids, dict):
+            return ids
+    return {}
+
+
+def _reason(error: BaseException) -> str:
+    return one_line(reason_of(error) if isinstance(error, OSError) else described(error), 200)
