@@ -27,12 +27,12 @@ def scene_boxes(objects: int) -> Tensor:
 def scene(objects: int) -> tuple[Tensor, list[list[list[float]]], Tensor]:
     """Make ellipses as bitmaps (G, H, W) uint8 and as polygons of 40 points, with their boxes (G, 4)."""
     boxes = scene_boxes(objects)
-    centre, radius = (boxes[:, :2] + boxes[:, 2:]) / 2, (boxes[:, 2:] - boxes[:, :2]) / 2
+    center, radius = (boxes[:, :2] + boxes[:, 2:]) / 2, (boxes[:, 2:] - boxes[:, :2]) / 2
     masks = torch.zeros(objects, HEIGHT, WIDTH, dtype=torch.uint8)
     y, x = torch.arange(HEIGHT)[:, None] + 0.5, torch.arange(WIDTH) + 0.5
     angle = torch.arange(40) * 2 * math.pi / 40
     polygons = []
-    for mask, (cx, cy), (rx, ry) in zip(masks, centre.tolist(), radius.tolist(), strict=True):
+    for mask, (cx, cy), (rx, ry) in zip(masks, center.tolist(), radius.tolist(), strict=True):
         mask.copy_(((x - cx) / rx) ** 2 + ((y - cy) / ry) ** 2 <= 1)
         points = torch.stack([cx + rx * angle.cos(), cy + ry * angle.sin()], dim=1)
         polygons.append([points.reshape(-1).tolist()])
