@@ -1,5 +1,5 @@
-# Two commands do all the set-up: `make demo` runs the main job, `make test` passes the tests.
-# Both make the virtual environment first and reuse it while pyproject.toml is unchanged.
+# `make demo` trains and evaluates a small model; `make test` runs the linters and the tests. Both first create the
+# virtual environment, and reuse it as long as pyproject.toml is unchanged.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -10,7 +10,7 @@ INSTALLED := $(VENV)/.installed
 demo: $(INSTALLED)
 	$(BIN)/maskloss demo
 
-# One thread per process: two test processes with two threads each would fight for two cores.
+# One thread per process, because two test processes with two threads each would compete for two cores.
 test: lint types
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal
 
@@ -21,7 +21,7 @@ lint: $(INSTALLED)
 types: $(INSTALLED)
 	$(BIN)/mypy
 
-# About twenty minutes on two cores, best with nothing else running.
+# Takes about twenty minutes on two cores, ideally with nothing else running.
 BENCHMARKS := mask_tail masks mask_fidelity matching roi_path inference_tail profile_step
 bench: $(INSTALLED)
 	for name in $(BENCHMARKS); do $(BIN)/python benchmarks/$$name.py || exit 1; done

@@ -1,10 +1,11 @@
-"""Reading an annotation file of COCO train2017's size: seconds, memory kept, and memory that data-loader workers add.
+"""Time and memory to read an annotation file of the size of COCO train2017, and memory of data loader workers.
 
     python benchmarks/coco_size.py [--images 118287] [--workers 2]
 
-Writes a file of that many images to a temporary folder, with COCO's numbers of annotations, polygons and coordinates
-per image: some 405 MiB at full size, removed at the end. The images are empty files, since only targets are read. Reads
-it in a process of its own, passes through all targets with a data loader, and prints a line of JSON.
+Writes an annotation file with that many images to a temporary folder, with the numbers of annotations, polygons and
+coordinates per image of COCO: about 405 MiB at full size, removed at the end. The images are empty files, because
+only targets are read. Reads the file in a separate process, iterates over all targets with a data loader, and prints
+one line of JSON.
 """
 
 from __future__ import annotations
@@ -22,13 +23,14 @@ from typing import Any
 
 from PIL import Image
 
-#: Of train2017: 860,001 annotations in 118,287 images; 1.2 % crowds; 1.14 polygons per object, most of 10 to 70 points.
+#: Statistics of train2017: 860,001 annotations in 118,287 images; 1.2 % crowds; 1.14 polygons per object, most with 10
+#: to 70 points.
 _ANNOTATIONS_PER_IMAGE = 860_001 / 118_287
 _CROWDS = 0.0118
 
 
 def write_file(folder: Path, images: int) -> Path:
-    """Write images/ with empty files and annotations.json."""
+    """Write images/ with empty files, and annotations.json; return the path of the latter."""
     generator = random.Random(0)
     (folder / "images").mkdir()
     path = folder / "annotations.json"
@@ -89,7 +91,7 @@ def _annotation(generator: random.Random, identity: int, images: int) -> dict[st
 
 
 def memory(field: str) -> float:
-    """A field of this process's memory in MiB: "Pss", or "Private_Dirty", which no other process shares."""
+    """Return this process's memory in MiB: "Pss", or "Private_Dirty", which is not shared with other processes."""
     for line in Path("/proc/self/smaps_rollup").read_text().splitlines():
         if line.startswith(f"{field}:"):
             return int(line.split()[1]) / 1024
@@ -97,7 +99,7 @@ def memory(field: str) -> float:
 
 
 class Targets:
-    """The targets of a data set without its images, each with what the worker has of its own."""
+    """Targets of a data set without its images, each with the private memory of the worker."""
 
     def __init__(self, dataset: Any) -> None:
         self.dataset = dataset
@@ -112,7 +114,7 @@ class Targets:
 
 
 def measure(folder: Path, workers: int) -> dict[str, Any]:
-    """Read the file and pass through its targets."""
+    """Read the file, iterate over its targets, and return the time and memory."""
     from torch.utils.data import DataLoader
 
     from maskloss.data import dataset
@@ -158,7 +160,7 @@ def measure(folder: Path, workers: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Write, measure, print, remove."""
+    """Write the file, measure reading it in a separate process, and remove it."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--images", type=int, default=118_287)
     parser.add_argument("--workers", type=int, default=2)

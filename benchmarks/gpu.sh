@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# All that there is to measure on a GPU, in under eight minutes, with nothing to download; the table comes last.
+# Run the GPU tests and all benchmarks on a GPU, in under eight minutes and without downloads; print the table last.
 #
-#     benchmarks/gpu.sh          on CUDA, writes results/*-cuda.json
-#     benchmarks/gpu.sh cpu      tries every script on a CPU at a small size, and keeps nothing
+#     benchmarks/gpu.sh          run on CUDA, and write results/*-cuda.json
+#     benchmarks/gpu.sh cpu      try every script on a CPU at a small size, and keep no results
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export PYTHONPATH=$PWD

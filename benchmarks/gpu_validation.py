@@ -1,13 +1,14 @@
-"""maskloss beside stock torchvision on real COCO images: the same curve, learning, half precision, speed, memory.
+"""Comparison of maskloss and torchvision on real COCO images: loss curve, learning, half precision, speed, memory.
 
     python benchmarks/gpu_validation.py --images DIR --train-annotations FILE --val-annotations FILE --output DIR
                                         [--device cuda|cpu] [--parts tests curve speed precision learning]
                                         [--steps N] [--min-size PX] [--weights FILE] [--learning-steps N]
 
-The images may be any COCO subset, as `maskloss subset` makes them. `--steps` is of the curve (200) and of the
-comparison of precisions (50, or fewer). With `--device cpu --steps 2 --min-size 96 --learning-steps 2` every part can
-be tried without a GPU. Prints a table for each part, and writes results/gpu_validation-cuda.json (without -cuda on a
-CPU) after each, so that what is done is kept when the time is up.
+The images may be any subset of COCO, such as one made by `maskloss subset`. `--steps` is the number of steps of the
+curve (default 200) and of the comparison of precisions (at most 50). With `--device cpu --steps 2 --min-size 96
+--learning-steps 2` every part can be tried without a GPU. Prints a table for each part, and writes
+results/gpu_validation-cuda.json (without -cuda on a CPU) after each part, so that an interruption loses only one
+part.
 """
 
 from __future__ import annotations
@@ -39,15 +40,15 @@ from maskloss.training.loop import train
 Batch = tuple[list[Tensor], list[dict[str, Any]]]
 PRESETS = ("torchvision", "detectron2", "matterport", "aligned")
 SEEDS = (0, 1, 2)
-#: Images of the overfitting, and what its mask AP has to reach.
+#: Number of images to overfit on, and the mask AP to reach.
 OVERFITTED, GOAL = 64, 0.60
 
 
-# What all parts share
+# Shared by all parts
 
 
 def batches(data: CocoData, size: int, device: torch.device) -> Iterator[Batch]:
-    """Endless batches of images with objects, in the file's order, with masks as pixels, which both sides take."""
+    """Yield endless batches of images with objects, in file order, with masks as pixels, which both sides accept."""
     dataset = CocoDataset(data)
     indices = [index for index, record in enumerate(data.images) if record.objects]
     position = 0
@@ -68,7 +69,7 @@ def batches(data: CocoData, size: int, device: torch.device) -> Iterator[Batch]:
 
 
 def stock_model(num_classes: int, min_size: int, device: torch.device) -> nn.Module:
-    """Torchvision's Mask R-CNN R50-FPN, with the same random weights each time."""
+    """Build torchvision's Mask R-CNN R50-FPN, with the same random weights each time."""
     torch.manual_seed(0)
     model: nn.Module = maskrcnn_resnet50_fpn(
         weights=None, weights_backbone=None, num_classes=num_classes, min_size=min_size
@@ -78,7 +79,7 @@ def stock_model(num_classes: int, min_size: int, device: torch.device) -> nn.Mod
 
 @contextmanager
 def without_tf32() -> Iterator[None]:
-    """Full float32 in matrix products and convolutions."""
+    """Use full float32 in matrix products and convolutions inside this context."""
     kept = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     try:
@@ -95,7 +96,7 @@ def train_steps(
     dtype: torch.dtype | None = None,
     learning_rate: float = 0.0025,
 ) -> list[dict[str, float]]:
-    """SGD, the samplers seeded at each step; gives the losses by step, in half precision where `dtype` says so."""
+    """Train by SGD, seeded at each step and in autocast to `dtype` if given; return the losses by step."""
     optimizer = torch.optim.SGD(model.parameters(), lr=learning_rate, momentum=0.9)
     device = next(model.parameters()).device
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16 and device.type == "cuda")
@@ -121,7 +122,7 @@ def train_steps(
 
 
 def curve(data: CocoData, steps: int, min_size: int, device: torch.device) -> dict[str, Any]:
-    """The five terms at each step of stock, of the converted model, and of stock once more as the noise floor."""
+    """Record the five terms per step of stock, the converted model, and stock again as the noise floor."""
     num_classes = len(data.categories) + 1
     histories = {}
     with without_tf32():
@@ -145,11 +146,11 @@ def curve(data: CocoData, steps: int, min_size: int, device: torch.device) -> di
     return found
 
 
-# 2. It learns real images
+# 2. Learning on real images
 
 
 def learning(arguments: argparse.Namespace, device: torch.device) -> dict[str, Any]:
-    """Overfit some images; and train on all, with the categories merged into one, and look at others."""
+    """Overfit some images, and train on all and evaluate on others, with all categories merged into one."""
     folder: Path = arguments.output
     annotations = {
         "some": merged(arguments.train_annotations, folder / "some.json", OVERFITTED),
@@ -183,7 +184,7 @@ def learning(arguments: argparse.Namespace, device: torch.device) -> dict[str, A
 
 
 def merged(annotations: Path, output: Path, images: int | None) -> Path:
-    """Write annotations with every category as one, of the first images that have objects, or of all."""
+    """Write annotations with all categories merged, for the first `images` images with objects, or for all."""
     document = json.loads(annotations.read_text())
     objects = [{**a, "category_id": 1} for a in document["annotations"]]
     shown = {a["image_id"] for a in objects if not a.get("iscrowd")}
@@ -205,7 +206,7 @@ def merged(annotations: Path, output: Path, images: int | None) -> Path:
 def trained(
     arguments: argparse.Namespace, annotations: Path, validation: Path, preset: str, seed: int, name: str
 ) -> dict[str, Any]:
-    """One run of `maskloss train`; its metrics."""
+    """Run `maskloss train` once, and return its metrics."""
     steps: int = arguments.learning_steps
     config = TrainConfig(
         train_images=str(arguments.images),
@@ -241,7 +242,7 @@ def trained(
 
 
 def precision(data: CocoData, steps: int, min_size: int, device: torch.device) -> dict[str, Any]:
-    """The mean total loss of some steps in each mode beside float32's."""
+    """Compare the mean total loss of some steps in each mode with that in float32."""
     num_classes = len(data.categories) + 1
     modes: dict[str, dict[str, Any]] = {"float32": {}, "bfloat16": {"dtype": torch.bfloat16}}
     if device.type == "cuda":
@@ -266,22 +267,22 @@ def precision(data: CocoData, steps: int, min_size: int, device: torch.device) -
 
 
 def bfloat16_boxes(data: CocoData, num_classes: int, min_size: int, device: torch.device) -> float:
-    """The largest relative difference of a term when the targets' boxes come in bfloat16."""
+    """Return the largest relative difference of a term if the boxes of the targets are in bfloat16."""
     model = convert(stock_model(num_classes, min_size, device)).train()
     images, targets = next(batches(data, 2, device))
     rounded = []
     for image, target in zip(images, targets, strict=True):
-        # A border that bfloat16 cannot hold would be rounded past itself.
+        # If bfloat16 cannot represent the image size, boxes at the border would be rounded beyond it.
         height, width = image.shape[1:]
         inside = torch.tensor([width, height, width, height], device=device) * (1 - 2**-8)
         boxes = torch.minimum(target["boxes"], inside).bfloat16()
         rounded.append({**target, "boxes": boxes})
     exact = [{**t, "boxes": r["boxes"].float()} for t, r in zip(targets, rounded, strict=True)]
     losses = []
-    for given in (exact, rounded):
+    for these_targets in (exact, rounded):
         torch.manual_seed(0)
         losses.append(
-            {key: float(value.detach()) for key, value in copy.deepcopy(model)(images, given).items()}
+            {key: float(value.detach()) for key, value in copy.deepcopy(model)(images, these_targets).items()}
         )
     return max(abs(losses[1][key] - value) / max(abs(value), 1e-12) for key, value in losses[0].items())
 
@@ -295,7 +296,7 @@ def prepared(
     compiled: bool = False,
     sync_free: bool = False,
 ) -> nn.Module:
-    """A model of one side in a mode."""
+    """Return the model of one side in a mode."""
     if side == "ours":
         convert(model, sync_free=sync_free)
     if channels_last:
@@ -309,7 +310,7 @@ def prepared(
 
 
 def speed(data: CocoData, min_size: int, device: torch.device, repeats: int) -> dict[str, Any]:
-    """Images per second and peak memory of training steps, stock beside ours, by turns."""
+    """Measure images per second and peak memory of training steps, in alternating calls of stock and ours."""
     found: dict[str, Any] = {}
     modes: dict[str, dict[str, Any]] = {
         "fp32": {},
@@ -358,7 +359,7 @@ def speed(data: CocoData, min_size: int, device: torch.device, repeats: int) -> 
 def one_step(
     model: nn.Module, images: list[Tensor], targets: list[dict[str, Any]], dtype: torch.dtype | None
 ) -> None:
-    """Forward and backward with the same draws each time."""
+    """Run a training step, forward and backward, with the same random samples each time."""
     model.zero_grad(set_to_none=True)
     torch.manual_seed(1)
     with torch.autocast(images[0].device.type, dtype=dtype, enabled=dtype is not None):
@@ -367,9 +368,9 @@ def one_step(
 
 
 def waits_of(works: dict[str, Callable[[], None]]) -> dict[str, int]:
-    """Device-to-host waits of one step, as torch counts them."""
+    """Count the synchronizations of one step, as reported by torch."""
     found = {side: count_waits(work) for side, work in works.items()}
-    print("waits: " + ", ".join(f"{side} {count}" for side, count in found.items()))
+    print("synchronizations: " + ", ".join(f"{side} {count}" for side, count in found.items()))
     return found
 
 
@@ -377,7 +378,7 @@ def waits_of(works: dict[str, Callable[[], None]]) -> dict[str, int]:
 
 
 def tests() -> dict[str, Any]:
-    """`pytest -m cuda`; its last line."""
+    """Run `pytest -m cuda`, and return its exit code and its last line."""
     root = Path(__file__).resolve().parents[1]
     command = [sys.executable, "-m", "pytest", "-q", "-m", "cuda", "-p", "no:cacheprovider", "tests"]
     run = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
@@ -387,26 +388,28 @@ def tests() -> dict[str, Any]:
 
 
 def percent(value: float | None) -> str:
-    """An AP in percent."""
+    """Format an AP in percent."""
     return "none" if value is None else f"{100 * value:.1f}"
 
 
 def main() -> None:
-    """Run the parts in their order, writing what is known after each."""
+    """Run the requested parts in order, and write the results after each."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--images", type=Path, required=True)
     parser.add_argument("--train-annotations", type=Path, required=True)
     parser.add_argument("--val-annotations", type=Path, required=True)
-    parser.add_argument("--output", type=Path, required=True, help="folder of the learning runs")
+    parser.add_argument("--output", type=Path, required=True, help="folder of the runs of the learning part")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     names = ("tests", "curve", "speed", "precision", "learning")
     parser.add_argument("--parts", nargs="+", choices=names, default=list(names))
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--min-size", type=int, default=800, help="shorter side, in px")
     parser.add_argument(
-        "--weights", type=Path, help="a backbone's, for learning; a ResNet-18 from scratch without"
+        "--weights",
+        type=Path,
+        help="weights of a MobileNetV2 backbone for the learning part; by default a ResNet-18 from scratch",
     )
     parser.add_argument("--learning-steps", type=int, default=1500)
     parser.add_argument("--repeats", type=int, default=9)

@@ -1,11 +1,11 @@
-"""Inference from features to COCO results, beside torchvision's: box and mask branch, detections, paste, RLE.
+"""Inference from features to COCO results, compared with torchvision: box and mask branch, detections, paste, RLE.
 
     python benchmarks/inference_tail.py [--device cpu|cuda] [--classes 91] [--repeats 7]
 
-About a minute on two CPU cores. One image of 800 x 1333 px that is not resized, FPN features of random numbers, 1000
-proposals around 100 objects, a score threshold that a thousand candidates pass, 100 detections. torchvision's masks
-are pasted, compared with 0.5 and encoded by pycocotools; ours are encoded from the probabilities. Both sides
-alternate in one process. Checks that both find the same boxes. Writes results/inference_tail.json.
+Takes about a minute on two CPU cores. The input is one image of 800 x 1333 px without resizing, random FPN features,
+1000 proposals around 100 objects, and a score threshold that 1000 candidates pass; the output is 100 detections.
+torchvision's masks are pasted, compared with 0.5 and encoded by pycocotools; ours are encoded from the probabilities.
+Both sides alternate in one process. Checks that both find the same boxes, and writes results/inference_tail.json.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ SIZE = (HEIGHT, WIDTH)
 
 
 def models(num_classes: int, device: torch.device) -> tuple[nn.Module, nn.Module]:
-    """The stock model and the converted one, with the same weights."""
+    """Build the stock model and the converted one, with the same weights."""
     torch.manual_seed(0)
     stock = maskrcnn_resnet50_fpn(weights=None, weights_backbone=None, num_classes=num_classes)
-    # Untrained, all classes score alike; this spreads them.
+    # An untrained network scores all classes alike; spread the scores.
     nn.init.normal_(stock.roi_heads.box_predictor.cls_score.weight, std=1.0)
     ours = maskrcnn_resnet50_fpn(weights=None, weights_backbone=None, num_classes=num_classes)
     ours.load_state_dict(stock.state_dict())

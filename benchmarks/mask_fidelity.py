@@ -1,14 +1,14 @@
-"""How much of a mask survives targets and paste: oracles on shapes and on real polygons, and trained networks.
+"""How well masks survive targets and paste: oracles on shapes and on real polygons, and trained networks.
 
     python benchmarks/mask_fidelity.py [--coco FOLDER] [--train DIR [--seeds 0 1 2] [--steps 300]]
 
-(a) Oracle ceilings on shapes: the IoU of a mask with what comes back when a network outputs exactly its target;
-smooth blobs, thin arcs and rings, 6 to 110 px in radius, tight boxes and boxes jittered by 15 % of the radius.
-Half a minute. (b) With --coco, a folder with images/ and annotations.json: mask AP of a detector that gives every
-object's own target and box, images resized to 800 px for the target as for training; four minutes for 270 images.
-(c) With --train: small networks trained on torchvision's and on aligned targets, from the same seeds, each pasted
-in three ways; about eight minutes a network on one core, kept in DIR, then five minutes.
-Writes results/mask_fidelity.json.
+(a) Upper limits on shapes: the IoU of a mask with the pasted mask of a network that outputs exactly its target, for
+smooth blobs, rings and thin arcs of 6 to 110 px in radius, with tight boxes and with boxes jittered by 15 % of the
+radius. Takes half a minute. (b) With --coco, a folder with images/ and annotations.json: the mask AP of a detector
+that returns every object's own target and box, with images resized to 800 px for the targets as in training. Takes
+four minutes for 270 images. (c) With --train: small networks trained on torchvision's and on aligned targets, from
+the same seeds, each pasted in three ways. Takes about eight minutes per network on one core, and then five minutes. The
+networks are stored in DIR. Writes results/mask_fidelity.json.
 """
 
 from __future__ import annotations
@@ -47,17 +47,17 @@ MIN_SIZE, MAX_SIZE = 800, 1333
 
 
 def blobs(radius: int, count: int, generator: torch.Generator) -> Tensor:
-    """Smooth blobs, (count, H, W) bool, each somewhere between the pixels."""
+    """Draw smooth blobs, (count, H, W) bool, at random sub-pixel positions."""
     return _inside(radius, count, generator, lambda relative, _: relative < 1)
 
 
 def rings(radius: int, count: int, generator: torch.Generator) -> Tensor:
-    """Blobs with a hole of half their radius."""
+    """Draw blobs with a hole of half their radius, (count, H, W) bool."""
     return _inside(radius, count, generator, lambda relative, _: (relative < 1) & (relative > 0.5))
 
 
 def arcs(radius: int, count: int, generator: torch.Generator) -> Tensor:
-    """Bent strokes, a tenth of their extent in width and at least 2 px."""
+    """Draw bent strokes of a tenth of their extent in width, at least 2 px, (count, H, W) bool."""
     width = max(0.2, 2 / radius)
     return _inside(
         radius,
@@ -77,18 +77,18 @@ def _inside(
     y, x = torch.meshgrid(torch.arange(side) + 0.5, torch.arange(side) + 0.5, indexing="ij")
     masks = []
     for _ in range(count):
-        centre = side / 2 + 2 * torch.rand(2, generator=generator) - 1
-        angle = torch.atan2(y - centre[0], x - centre[1])
+        center = side / 2 + 2 * torch.rand(2, generator=generator) - 1
+        angle = torch.atan2(y - center[0], x - center[1])
         phase, wobble, turn = 2 * math.pi * torch.rand(3, generator=generator)
         outline = radius * (1 + 0.15 * torch.cos(2 * angle + phase) + 0.08 * torch.cos(3 * angle + wobble))
         turned = torch.remainder(angle - turn + math.pi, 2 * math.pi) - math.pi
-        masks.append(rule(torch.hypot(y - centre[0], x - centre[1]) / outline, turned))
+        masks.append(rule(torch.hypot(y - center[0], x - center[1]) / outline, turned))
     return torch.stack(masks)
 
 
 FAMILIES = {"blobs": blobs, "rings": rings, "arcs": arcs}
 
-#: The mask that comes back, from (masks, boxes) with a grid of 28 x 28.
+#: Function from (masks, boxes) to the masks after targets and paste, with a grid of 28 x 28.
 RoundTrip = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -119,7 +119,7 @@ ROUND_TRIPS: dict[str, RoundTrip] = {
 
 
 def oracle_shapes() -> dict[str, Any]:
-    """Mean IoU by family, box and radius."""
+    """Compute the mean IoU by family of shapes, kind of boxes and radius."""
     found: dict[str, Any] = {}
     for family, make in FAMILIES.items():
         for boxes_are in ("tight", "jittered"):
@@ -127,7 +127,7 @@ def oracle_shapes() -> dict[str, Any]:
             for radius in RADII:
                 generator = torch.Generator().manual_seed(radius)
                 masks = make(radius, SHAPES_PER_RADIUS, generator)
-                # masks_to_boxes gives the last pixels; a box ends at their far edges.
+                # masks_to_boxes returns the last pixels; a box ends at their far edges.
                 boxes = masks_to_boxes(masks) + torch.tensor([0.0, 0.0, 1.0, 1.0])
                 if boxes_are == "jittered":
                     boxes += JITTER * radius * (2 * torch.rand(boxes.shape, generator=generator) - 1)
@@ -149,27 +149,27 @@ def oracle_shapes() -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Scene:
-    """One image's objects, as annotated and as a network of 800 px sees them.
+    """Objects of one image, as annotated and as resized for a network of 800 px.
 
     Attributes:
         size: (H, W) of the image.
-        boxes: (G, 4) as annotated.
-        resized_boxes: (G, 4).
+        boxes: (G, 4), as annotated.
+        resized_boxes: (G, 4), in px of the resized image.
         bitmaps: (G, H', W') uint8, resized as torchvision does.
-        centred_bitmaps: (G, H', W') uint8, resized by the pixel at each centre, as `RCNNTransform` does.
-        encoded: polygons and RLEs of the resized image.
+        centered_bitmaps: (G, H', W') uint8, resized by the pixel at each center, as `RCNNTransform` does.
+        encoded: polygons and RLEs, resized.
     """
 
     size: tuple[int, int]
     boxes: Tensor
     resized_boxes: Tensor
     bitmaps: Tensor
-    centred_bitmaps: Tensor
+    centered_bitmaps: Tensor
     encoded: EncodedMasks
 
     @classmethod
     def of(cls, image: dict[str, Any], objects: list[dict[str, Any]]) -> Scene:
-        """Read an image's annotations."""
+        """Make the scene from the annotations of an image."""
         height, width = image["height"], image["width"]
         scale = min(MIN_SIZE / min(height, width), MAX_SIZE / max(height, width))
         new_height, new_width = int(height * scale), int(width * scale)
@@ -228,13 +228,13 @@ DETECTORS: dict[str, Callable[[Scene, int], RLEs]] = {
         lambda scene: unaligned_offset(scene.size, (scene.encoded.height, scene.encoded.width))
     ),
     "Detectron2: polygons, aligned binary": _aligned("encoded", binary=True),
-    "ours: bitmaps, aligned soft": _aligned("centred_bitmaps", binary=False),
+    "ours: bitmaps, aligned soft": _aligned("centered_bitmaps", binary=False),
     "ours: polygons, exact coverage": _aligned("encoded", binary=False),
 }
 
 
 def oracle_coco(folder: Path) -> dict[str, Any]:
-    """Mask AP of oracle detectors on real annotations, by side of the grid."""
+    """Compute the mask AP of oracle detectors on real annotations, by grid size."""
     truth = quietly(lambda: COCO(folder / "annotations.json"))
     objects = {
         image: [a for a in annotations if not a["iscrowd"]] for image, annotations in truth.imgToAnns.items()
@@ -266,7 +266,7 @@ def oracle_coco(folder: Path) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Print the tables that were asked for."""
+    """Print the requested tables."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -1,13 +1,12 @@
-"""Time of the mask head's last layer, ours beside torchvision's, at 2, 91 and 1204 classes.
+"""Time of the mask head's last layer at 2, 91 and 1204 classes, compared with torchvision.
 
     python benchmarks/mask_tail.py [--device cpu|cuda] [--rois 64] [--repeats 15]
 
-About a minute on two CPU cores. Both sides get the same 64 RoIs of 256 x 28 x 28, the features after the
-transposed convolution, and go forward and backward, to a loss on the channel of each RoI's own class:
-torchvision by its 1 x 1 convolution to all classes and a gather, ours by one dot product per RoI. They
-alternate within one process, so that whatever else the machine does meets both. Prints the median ratio with
-its quartiles, and how our time grows from 2 to 1204 classes; checks that both give the same numbers. Writes
-results/mask_tail.json.
+Takes about a minute on two CPU cores. Both sides get the same 64 RoIs of 256 x 28 x 28, the features after the
+transposed convolution, and run forward and backward for a loss on the channel of each RoI's own class: torchvision
+by its 1 x 1 convolution to all classes and a gather, ours by one dot product per RoI. Both sides alternate in one
+process, so that other load affects both. Prints the median ratio with its quartiles, and the growth of our time from
+2 to 1204 classes. Checks that both sides compute the same numbers, and writes results/mask_tail.json.
 """
 
 from __future__ import annotations
@@ -31,10 +30,10 @@ CLASS_COUNTS = (2, 91, 1204)
 def tails(
     num_classes: int, rois: int, device: torch.device
 ) -> tuple[Callable[[], Tensor], Callable[[], Tensor]]:
-    """Give one forward and backward pass of each side; each returns the features' gradient."""
+    """Return the forward and backward pass of torchvision and of ours; each returns the gradient of the features."""
     torch.manual_seed(0)
     ours = ClassSelectedMaskPredictor(CHANNELS, CHANNELS, num_classes).to(device)
-    # What both share, the transposed convolution, is left out: identity keeps the code of forward as it is.
+    # Skip the transposed convolution, which both sides share; identities keep `forward` unchanged.
     ours.conv5_mask, ours.relu = torch.nn.Identity(), torch.nn.Identity()
     stock = MaskRCNNPredictor(CHANNELS, CHANNELS, num_classes).to(device)
     stock.conv5_mask, stock.relu = torch.nn.Identity(), torch.nn.Identity()

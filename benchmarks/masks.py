@@ -1,11 +1,11 @@
-"""Mask targets, paste and the loader's masks: time and memory beside torchvision's.
+"""Time and memory of mask targets, paste and the loader's masks, compared with torchvision.
 
     python benchmarks/masks.py [--device cpu|cuda] [--coco FOLDER] [--repeats 9]
 
-About two minutes on two CPU cores. One image of 800 x 1333 px with 100 elliptic objects, 12 to 600 px in size,
-their boxes jittered as proposals are; 128 RoIs, 28 x 28. Both sides alternate within one process. With --coco, a
-folder with images/ and annotations.json, also the data loader, with masks as pixels and as polygons. Checks that
-both sides give the same targets and masks; writes results/masks.json.
+Takes about two minutes on two CPU cores. The input is one image of 800 x 1333 px with 100 elliptic objects of 12 to
+600 px, and 128 RoIs of 28 x 28 from jittered boxes. Both sides alternate in one process. With --coco, a folder with
+images/ and annotations.json, the data loader is measured too, with masks as pixels and as polygons. Checks that both
+sides compute the same targets and masks, and writes results/masks.json.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ OBJECT_COUNTS = (10, 100, 500)
 
 
 def targets(repeats: int, device: torch.device) -> dict[str, Any]:
-    """Time and memory of the targets of one image, from bitmaps, RLEs and polygons."""
+    """Measure time and memory of the targets of one image, from bitmaps, RLEs and polygons."""
     masks, polygons, gt_boxes = scene(OBJECTS)
     boxes, matched = proposals(gt_boxes, ROIS)
     rles = [coco_mask.encode(np.asfortranarray(mask.numpy())) for mask in masks]
@@ -59,9 +59,9 @@ def targets(repeats: int, device: torch.device) -> dict[str, Any]:
 
 
 def growth(repeats: int, device: torch.device) -> dict[str, Any]:
-    """Time per RoI with more and more objects, on each side."""
+    """Measure the time per RoI with an increasing number of objects, on each side."""
     found: dict[str, dict[int, float]] = {"torchvision": {}, "bitmaps": {}, "polygons": {}}
-    # The RoIs are the same; only the number of objects that they are spread over grows.
+    # The RoIs stay the same; only the number of objects that they are matched to grows.
     boxes, first_matched = (part.to(device) for part in proposals(scene_boxes(OBJECT_COUNTS[0]), ROIS))
     for count in OBJECT_COUNTS:
         masks, polygons, _ = scene(OBJECT_COUNTS[0])
@@ -86,11 +86,11 @@ def growth(repeats: int, device: torch.device) -> dict[str, Any]:
 
 
 def paste(repeats: int, device: torch.device) -> dict[str, Any]:
-    """Time and memory from probabilities to COCO RLEs, of one image's detections."""
+    """Measure time and memory from mask probabilities to COCO RLEs, for the detections of one image."""
     boxes = scene_boxes(DETECTIONS)
     generator = torch.Generator().manual_seed(0)
-    centre = (torch.arange(SIDE) + 0.5 - SIDE / 2) / (SIDE / 2)
-    distance = torch.hypot(centre[:, None], centre)
+    center = (torch.arange(SIDE) + 0.5 - SIDE / 2) / (SIDE / 2)
+    distance = torch.hypot(center[:, None], center)
     bumps = torch.nn.functional.interpolate(
         torch.randn(DETECTIONS, 1, 7, 7, generator=generator), size=SIDE, mode="bilinear"
     )[:, 0]
@@ -113,14 +113,14 @@ def paste(repeats: int, device: torch.device) -> dict[str, Any]:
         "aligned, to bool": lambda: paste_masks(probs, boxes, (HEIGHT, WIDTH)),
     }
     decoded = coco_mask.decode(functions["aligned, to RLE"]()).transpose(2, 0, 1).astype(bool)
-    # On a device, a pixel may fall on the other side of the threshold by rounding.
+    # On a GPU, rounding may move a pixel across the threshold.
     different = int((decoded != functions["aligned, to bool"]().cpu().numpy()).sum())
     assert different <= (0 if device.type == "cpu" else 10), different
     return _compared("paste of 100 detections to RLE", functions, repeats, device)
 
 
 class PixelDataset(Dataset[Any]):
-    """The same samples as `CocoDataset`, with masks rasterised first, as torchvision's references do."""
+    """Data set with the samples of `CocoDataset`, but with rasterized masks, as in torchvision's references."""
 
     def __init__(self, data: CocoData) -> None:
         self.encoded = CocoDataset(data)
@@ -139,7 +139,7 @@ class PixelDataset(Dataset[Any]):
 
 
 def loader(folder: Path, repeats: int) -> dict[str, Any]:
-    """Images per second, masks as pixels against masks as polygons, with a flip of every second image."""
+    """Measure images per second with masks as pixels and as polygons, flipping images with probability 1/2."""
     data = read_coco(folder / "images", folder / "annotations.json")
     flip = augmentation(horizontal_flip=0.5, photometric_distortion=0.0)
     pixels, polygons = PixelDataset(data), CocoDataset(data, flip)

@@ -1,9 +1,10 @@
-"""Matching of anchors and objects, time and memory beside torchvision's.
+"""Time and memory of matching anchors and objects, compared with torchvision.
 
     python benchmarks/matching.py [--device cpu|cuda] [--repeats 5]
 
-About a minute on two CPU cores. The 268,569 anchors of an image of 800 x 1344 px on five levels, and 1 to 500
-objects. Both sides alternate in one process. Checks that both give the same matches; writes results/matching.json.
+Takes about a minute on two CPU cores. The input is the 268,569 anchors of an image of 800 x 1344 px on five levels, and
+1 to 500 objects. Both sides alternate in one process. Checks that both return the same matches, and writes
+results/matching.json.
 """
 
 from __future__ import annotations
@@ -24,12 +25,12 @@ from torchvision.ops import box_iou
 from maskloss.detection.matching import match
 
 OBJECT_COUNTS = (1, 8, 30, 100, 500)
-#: Where memory is measured.
+#: Number of objects to measure memory with.
 MOST_OBJECTS = OBJECT_COUNTS[-1]
 
 
 def anchors_of_an_image() -> Tensor:
-    """(A, 4), of torchvision's own RPN."""
+    """Make the anchors (A, 4) of torchvision's default RPN for one image."""
     make = AnchorGenerator(((32,), (64,), (128,), (256,), (512,)), ((0.5, 1.0, 2.0),) * 5)
     maps = [torch.zeros(1, 1, -(-800 // stride), -(-1344 // stride)) for stride in (4, 8, 16, 32, 64)]
     anchors: Tensor = make(ImageList(torch.zeros(1, 3, 800, 1344), [(800, 1344)]), maps)[0]

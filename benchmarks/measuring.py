@@ -1,4 +1,4 @@
-"""What the benchmarks share: alternating timing, peak memory, and results with where they come from."""
+"""Shared by the benchmarks: alternating timing, peak memory, and results with their environment."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ RESULTS = Path(__file__).parent / "results"
 
 @dataclass(frozen=True)
 class Spread:
-    """Median and quartiles."""
+    """Median and quartiles of measurements."""
 
     median: float
     low: float
@@ -32,13 +32,13 @@ class Spread:
 
     @classmethod
     def of(cls, values: list[float]) -> Spread:
-        """Summarise at least two values."""
+        """Summarize at least two values."""
         low, median, high = statistics.quantiles(values, n=4, method="inclusive")
         return cls(median, low, high)
 
 
 def seconds(function: Callable[[], Any], device: str | torch.device = "cpu") -> float:
-    """Time one call, the device's work included."""
+    """Time one call in seconds, including the work of the device."""
     cuda = torch.device(device).type == "cuda"
     if cuda:
         torch.cuda.synchronize()
@@ -52,7 +52,7 @@ def seconds(function: Callable[[], Any], device: str | torch.device = "cpu") -> 
 def alternating(
     functions: Mapping[str, Callable[[], Any]], repeats: int, device: str | torch.device = "cpu"
 ) -> dict[str, list[float]]:
-    """Seconds of each function's calls, one of each by turns, after one of each that does not count."""
+    """Time the functions in alternating calls, in seconds per call, after one warm-up call of each."""
     times: dict[str, list[float]] = {name: [] for name in functions}
     for repeat in range(repeats + 1):
         for name, function in functions.items():
@@ -63,15 +63,15 @@ def alternating(
 
 
 def speedup(stock: list[float], ours: list[float]) -> Spread:
-    """How many times faster, of calls that were made by turns."""
+    """Return the speedup of ours over stock, from pairs of alternating calls."""
     return Spread.of([a / b for a, b in zip(stock, ours, strict=True)])
 
 
 def peak_bytes(function: Callable[[], Any], device: str | torch.device = "cpu") -> int:
-    """The most memory that a call holds at once beyond what was there, what it returns included.
+    """Measure the peak additional memory of a call in bytes, including its return value.
 
-    On CUDA what torch has allocated; on a CPU (Linux) what the process holds, whichever library asked for it.
-    The call is made twice, so that what libraries set up on first use does not count.
+    On CUDA this is the memory allocated by torch; on a CPU (Linux) it is the memory of the process, whichever library
+    allocated it. The function is called twice, so that one-time setup of libraries does not count.
     """
     function()
     if torch.device(device).type == "cuda":
@@ -82,7 +82,7 @@ def peak_bytes(function: Callable[[], Any], device: str | torch.device = "cpu") 
         del kept
         return torch.cuda.max_memory_allocated() - allocated
     ctypes.CDLL("libc.so.6").malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew from here
+    Path("/proc/self/clear_refs").write_text("5")  # reset the peak
     before = _status("VmRSS")
     kept = function()
     peak = _status("VmHWM") - before
@@ -91,7 +91,7 @@ def peak_bytes(function: Callable[[], Any], device: str | torch.device = "cpu") 
 
 
 def count_waits(function: Callable[[], Any]) -> int:
-    """How often the host waits for CUDA in one call, as torch counts it."""
+    """Count the synchronizations of the host with CUDA in one call, as reported by torch."""
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always")
         torch.cuda.set_sync_debug_mode("warn")
@@ -99,7 +99,7 @@ def count_waits(function: Callable[[], Any]) -> int:
             function()
         finally:
             torch.cuda.set_sync_debug_mode("default")
-    # Of other warnings none is a wait.
+    # Ignore other warnings.
     return sum("synchroniz" in str(warning.message) for warning in seen)
 
 
@@ -111,7 +111,7 @@ def _status(field: str) -> int:
 
 
 def environment(device: str | torch.device = "cpu") -> dict[str, Any]:
-    """Where and with what a benchmark ran."""
+    """Return the commit, hardware and versions that a benchmark runs with."""
     cuda = torch.device(device).type == "cuda"
     return {
         "commit": _commit(),
@@ -125,7 +125,7 @@ def environment(device: str | torch.device = "cpu") -> dict[str, Any]:
 
 
 def write_results(name: str, device: str | torch.device, results: dict[str, Any]) -> None:
-    """Write `results/NAME.json`, on CUDA `results/NAME-cuda.json`, with the environment and the command."""
+    """Write `results/NAME.json`, or on CUDA `results/NAME-cuda.json`, with the environment and the command."""
     RESULTS.mkdir(exist_ok=True)
     document = {
         "command": " ".join(["python", *sys.orig_argv[1:]]),
@@ -142,7 +142,7 @@ def _commit() -> str:
     folder = Path(__file__).parent
     try:
         commit = subprocess.check_output(["git", "rev-parse", "HEAD"], cwd=folder, text=True).strip()
-        # Of the code alone, not of words about it or of what the last run wrote.
+        # Check only the code for changes, not the documentation or the results.
         code = ["--", "*.py", "../maskloss"]
         changed = subprocess.check_output(
             ["git", "status", "--porcelain", "-uno", *code], cwd=folder, text=True

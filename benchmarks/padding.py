@@ -1,9 +1,9 @@
-"""How much of a batch is padding, with and without grouping by aspect ratio.
+"""Measure the padding of batches, with and without grouping by aspect ratio.
 
     python benchmarks/padding.py --images photos --annotations instances.json
 
-Sizes alone are read, no pixels. Images are resized for a shorter side of 800 and at most 1333 px; a batch is padded to
-its largest height and width, rounded up to 32.
+Only the sizes of the images are read, not their pixels. Images are resized to a shorter side of 800 px and a longer
+side of at most 1333 px; a batch is padded to its largest height and width, rounded up to multiples of 32.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ SHORTER, LONGER, DIVISOR, EPOCHS = 800, 1333, 32, 10
 
 
 def padded_over_real(sizes: list[tuple[float, float]], groups: list[int], batch_size: int) -> float:
-    """Pixels of padded batches over those of their images, over some epochs."""
+    """Compute the ratio of padded pixels to image pixels, over some epochs of batches."""
     padded = real = 0.0
     for batch in TrainingBatches(groups, batch_size, EPOCHS * len(sizes) // batch_size):
         chosen = [sizes[index] for index, _ in batch]

@@ -1,14 +1,14 @@
-"""Where a training step and an inference spend their time, stock and converted side by side.
+"""Time per phase of a training step and of inference, for the stock and the converted model.
 
     python benchmarks/profile_step.py [--device cpu|cuda] [--batch-sizes 1 2] [--classes 91 1204] [--coco FOLDER]
                                       [--repeats 3] [--min-size 800] [--training-only]
 
-Mask R-CNN R50-FPN, random weights, 800 x 1333 px. Images and targets are of a COCO-format folder, or random with 20
-objects each. The sides alternate in one process; a training step has a third one, ours with samples of a fixed
-size. Each phase's time is its own, without that of the phases within it; on CUDA every phase waits for the
-device, so phases add up to more than a step that does not. Prints tables; writes results/profile_step.json with the
-peak memory too, and on CUDA kernels launched and device-to-host waits. About three minutes on two CPU cores at batch
-1, a quarter of an hour at batch 8.
+Measures Mask R-CNN R50-FPN with random weights at 800 x 1333 px. Images and targets come from a COCO-format folder,
+or are random with 20 objects each. The models alternate in one process; training also measures ours with samples of a
+fixed size (`sync_free=True`). The time of a phase excludes the phases nested in it. On CUDA every phase synchronizes,
+so the phases add up to more than a step without measurements. Prints tables, and writes results/profile_step.json,
+also with the peak memory and, on CUDA, the kernels launched and the synchronizations. Takes about three minutes on
+two CPU cores at batch 1, a quarter of an hour at batch 8.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from maskloss.masks.paste import paste_masks
 OBJECTS = 20
 Batch = tuple[list[Tensor], list[dict[str, Any]]]
 
-#: Which phase each method belongs to, by its path in the model; the rest of the model's time is "everything else".
+#: Phase of each method, by its path in the model; the remaining time is "everything else".
 METHODS = {
     "transform.forward": "transform",
     "transform.postprocess": "paste",
@@ -68,7 +68,7 @@ METHODS = {
     "roi_heads.mask_head.forward": "mask branch",
     "roi_heads.mask_predictor.forward": "mask branch",
 }
-#: The same for functions that a module calls by name.
+#: Phase of each function that a module calls by name.
 FUNCTIONS = {
     (stock_roi_heads, "project_masks_on_boxes"): "mask targets",
     (our_roi_heads, "mask_targets"): "mask targets",
@@ -81,7 +81,7 @@ CRITERION = ("rpn_losses", "roi_losses", "mask_losses")
 
 
 class Phases:
-    """Seconds by phase, each without the phases within it."""
+    """Timer of phases, in seconds, each without the phases nested in it."""
 
     def __init__(self, cuda: bool) -> None:
         self.cuda = cuda
@@ -90,7 +90,7 @@ class Phases:
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Count what happens inside to a phase."""
+        """Add the time of this context to a phase."""
         began = self._now()
         self._inner.append(0.0)
         try:
@@ -102,7 +102,7 @@ class Phases:
             self.seconds[name] = self.seconds.get(name, 0.0) + own
 
     def around(self, name: str, function: Any) -> Any:
-        """Wrap a callable, so that its time counts to a phase; its attributes stay to be seen."""
+        """Wrap a callable so that its time counts for a phase; its attributes remain accessible."""
 
         class Wrapped:
             def __call__(_, *args: Any, **kwargs: Any) -> Any:
@@ -122,7 +122,7 @@ class Phases:
 
 @contextmanager
 def watched(model: nn.Module, phases: Phases) -> Iterator[None]:
-    """Time the phases of a model while in this context."""
+    """Time the phases of a model inside this context."""
     with ExitStack() as stack:
 
         def watch(owner: Any, name: str, phase: str) -> None:
@@ -140,7 +140,7 @@ def watched(model: nn.Module, phases: Phases) -> Iterator[None]:
 
 
 def random_batch(size: int, device: torch.device) -> Batch:
-    """Images of random pixels with objects of random places."""
+    """Make images of random pixels, with random objects."""
     masks, _, boxes = scene(OBJECTS)
     torch.manual_seed(0)
     target = {"boxes": boxes, "labels": torch.arange(1, OBJECTS + 1), "masks": masks}
@@ -149,7 +149,7 @@ def random_batch(size: int, device: torch.device) -> Batch:
 
 
 def coco_batch(folder: Path, size: int, device: torch.device) -> Batch:
-    """The first images of a data set that have objects, with masks as pixels, which both sides take."""
+    """Read the first images with objects of a data set, with masks as pixels, which both sides accept."""
     dataset = CocoDataset(read_coco(folder / "images", folder / "annotations.json"))
     indices = [i for i, record in enumerate(dataset.data.images) if record.objects][:size]
     batch = collate([dataset[index] for index in indices])
@@ -164,7 +164,7 @@ def coco_batch(folder: Path, size: int, device: torch.device) -> Batch:
 
 
 def sides(num_classes: int, min_size: int, device: torch.device) -> dict[str, nn.Module]:
-    """The stock and the converted models, with the same weights."""
+    """Build the stock and the converted models, with the same weights."""
     torch.manual_seed(0)
     make = partial(
         maskrcnn_resnet50_fpn, weights=None, weights_backbone=None, num_classes=num_classes, min_size=min_size
@@ -172,7 +172,7 @@ def sides(num_classes: int, min_size: int, device: torch.device) -> dict[str, nn
     stock, ours, sync_free = make(), make(), make()
     for model in (ours, sync_free):
         model.load_state_dict(stock.state_dict())
-    # Untrained, a detector finds nothing above torchvision's threshold; at 0 it finds a hundred objects.
+    # An untrained detector finds nothing above torchvision's threshold, and a hundred objects above 0.
     for model in (stock, ours, sync_free):
         model.roi_heads.score_thresh = 0.0
     models = {
@@ -184,7 +184,7 @@ def sides(num_classes: int, min_size: int, device: torch.device) -> dict[str, nn
 
 
 def training_step(model: nn.Module, batch: Batch, phases: Phases | None = None) -> None:
-    """Forward and backward, with the same draws each time."""
+    """Run a training step, forward and backward, with the same random samples each time."""
     model.train()
     model.zero_grad(set_to_none=True)
     torch.manual_seed(1)
@@ -194,14 +194,14 @@ def training_step(model: nn.Module, batch: Batch, phases: Phases | None = None) 
 
 
 def inference(model: nn.Module, batch: Batch, phases: Phases | None = None) -> None:
-    """Detections with pasted masks."""
+    """Run inference to detections with pasted masks."""
     model.eval()
     with torch.no_grad():
         model(batch[0])
 
 
 def inference_to_coco(model: nn.Module, batch: Batch, phases: Phases | None = None) -> None:
-    """Detections with masks as COCO RLEs: torchvision's by way of its pasted images, ours without."""
+    """Run inference to masks as COCO RLEs; torchvision's are encoded from pasted masks, ours directly."""
     model.eval()
     converted = isinstance(model.transform, RCNNTransform)
     if converted:
@@ -224,7 +224,7 @@ def inference_to_coco(model: nn.Module, batch: Batch, phases: Phases | None = No
 def phases_of(
     work: Callable[..., None], model: nn.Module, batch: Batch, device: torch.device
 ) -> dict[str, float]:
-    """Seconds by phase of one call."""
+    """Measure the seconds per phase of one call."""
     phases = Phases(device.type == "cuda")
     with phases.phase("everything else"), watched(model, phases):
         work(model, batch, phases)
@@ -232,7 +232,7 @@ def phases_of(
 
 
 def on_the_device(work: Callable[..., None], model: nn.Module, batch: Batch) -> dict[str, int]:
-    """Kernels launched, device-to-host waits and peak bytes of one call on CUDA."""
+    """Count the kernels, synchronizations and peak bytes of one call on CUDA."""
     peak = peak_bytes(partial(work, model, batch), "cuda")
     waits = count_waits(partial(work, model, batch))
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
@@ -244,7 +244,7 @@ def on_the_device(work: Callable[..., None], model: nn.Module, batch: Batch) -> 
 def compared(
     name: str, work: Callable[..., None], models: dict[str, nn.Module], batch: Batch, repeats: int
 ) -> dict[str, Any]:
-    """Print and give the phases of both sides, and the ratio of whole calls."""
+    """Print and return the phases of all models, and the speedup of whole calls."""
     device = batch[0][0].device
     whole = alternating(
         {side: partial(work, model, batch) for side, model in models.items()}, repeats, device
@@ -270,7 +270,7 @@ def compared(
         phase: [1e3 * by_phase[side].get(phase, 0.0) for side in models]
         for phase in dict.fromkeys(phase for phases in by_phase.values() for phase in phases)
     }
-    rows["whole, without a watch"] = [1e3 * Spread.of(times).median for times in whole.values()]
+    rows["whole, without timing phases"] = [1e3 * Spread.of(times).median for times in whole.values()]
     for key in memory["torchvision"]:
         unit, divisor = ("peak memory, MiB", 2**20) if key == "bytes" else (key, 1)
         rows[unit] = [memory[side][key] / divisor for side in models]

@@ -1,10 +1,10 @@
-"""What the paste is worth on photographs, with a network that others trained.
+"""Effect of the paste on the AP of a published network on photographs.
 
     python benchmarks/real_network.py --network maskrcnn2go.py --images photos --annotations instances.json
 
-`--network` is a Python file with `build()`, which gives a torchvision Mask R-CNN, and `CATEGORY_IDS`, the category of
-each label from 1 on. Its raw masks are pasted in four ways; everything else is the same. Also compared are the
-detections of the converted network with stock's, which have to be equal bit for bit.
+`--network` is a Python file with `build()`, which returns a torchvision Mask R-CNN, and `CATEGORY_IDS`, the category id
+of each label from 1 on. The raw masks are pasted in four ways; everything else is the same. Also counts the images for
+which the converted network's detections are not bit-equal to the stock network's.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ Results = list[dict[str, Any]]
 
 
 def by_torchvision(detection: dict[str, Tensor], results: Results, size: tuple[int, int]) -> Results:
-    """Replace the masks of results by those of torchvision's paste."""
+    """Return results with their masks replaced by those of torchvision's paste."""
     pasted = paste_masks_in_image(detection["masks"], detection["boxes"], size)[:, 0] > 0.5
     rles = [coco_mask.encode(np.asfortranarray(mask.numpy().astype(np.uint8))) for mask in pasted]
     return [
@@ -42,7 +42,7 @@ def by_torchvision(detection: dict[str, Tensor], results: Results, size: tuple[i
 
 
 def main() -> None:
-    """Print and write a row for each paste."""
+    """Print and write the metrics of each paste."""
     parser = argparse.ArgumentParser(description=__doc__)
     for name in ("network", "images", "annotations"):
         parser.add_argument(f"--{name}", required=True)

@@ -1,12 +1,12 @@
-"""The whole training path of the RoI heads, from proposals to gradients, beside torchvision's.
+"""Training pass of the RoI heads, from proposals to gradients, compared with torchvision.
 
     python benchmarks/roi_path.py [--device cpu|cuda] [--classes 91 1204] [--repeats 3]
 
-About five minutes on two CPU cores. Batch of two images of 800 x 1333 px with 20 objects each, FPN features of
-random numbers, and proposals around the objects, so that 128 of 512 sampled RoIs per image are positive: matching,
-sampling, pooling, box and mask branch, targets, losses and the backward pass to the features and parameters.
-Checks that both sides give the same losses; prints median ratios, and the peak memory of one pass in a process of
-its own. Writes results/roi_path.json.
+Takes about five minutes on two CPU cores. The input is a batch of two images of 800 x 1333 px with 20 objects each,
+random FPN features, and proposals around the objects, so that 128 of 512 sampled RoIs per image are positive. A pass
+is matching, sampling, pooling, box and mask branch, targets, losses and the backward pass to the features and
+parameters. Checks that both sides compute the same losses. Prints median ratios, and the peak memory of one pass in a
+separate process. Writes results/roi_path.json.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ BATCH, OBJECTS, PROPOSALS = 2, 20, 1000
 
 
 def heads(num_classes: int, converted: bool, device: torch.device) -> nn.Module:
-    """RoI heads with the same weights on both sides."""
+    """Build the RoI heads, with the same weights on both sides."""
     torch.manual_seed(0)
     model = maskrcnn_resnet50_fpn(weights=None, weights_backbone=None, num_classes=num_classes)
     if converted:
@@ -40,7 +40,7 @@ def heads(num_classes: int, converted: bool, device: torch.device) -> nn.Module:
 
 
 def batch(device: torch.device) -> tuple[dict[str, Tensor], list[Tensor], list[tuple[int, int]], list[Any]]:
-    """What the heads are called with: features, proposals, sizes and targets."""
+    """Make the inputs of the heads: features, proposals, image sizes and targets."""
     torch.manual_seed(1)
     features = fpn_features(BATCH, device)
     masks, _, boxes = scene(OBJECTS)
@@ -54,7 +54,7 @@ def batch(device: torch.device) -> tuple[dict[str, Tensor], list[Tensor], list[t
 
 
 def passes(num_classes: int, converted: bool, device: torch.device) -> Callable[[], dict[str, float]]:
-    """One forward and backward pass; gives the losses."""
+    """Return a function that runs one forward and backward pass and returns the losses."""
     roi_heads = heads(num_classes, converted, device)
     features, near, sizes, targets = batch(device)
     for feature in features.values():
@@ -72,7 +72,7 @@ def passes(num_classes: int, converted: bool, device: torch.device) -> Callable[
 
 
 def peak_of(side: str, num_classes: int, device: str) -> int:
-    """Peak extra bytes of one pass, in a process of its own."""
+    """Measure the peak additional memory of one pass in bytes, on a CPU in a separate process."""
     if device == "cuda":
         return peak_bytes(passes(num_classes, side == "ours", torch.device(device)), device)
     command = [sys.executable, __file__, "--peak", side, "--classes", str(num_classes)]

@@ -1,8 +1,8 @@
-"""Every ratio that the benchmarks wrote last, in one table.
+"""Print the latest ratios of all benchmarks in one table.
 
     python benchmarks/table.py
 
-Reads results/*.json; each script's own docstring says what its ratios are of.
+Reads results/*.json; the docstring of each script explains its ratios.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from measuring import RESULTS
 
 
 def ratios(content: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, dict[str, float]]]:
-    """Yield the name and the spread of every ratio, however deep it lies."""
+    """Yield the name and the spread of every ratio, at any depth."""
     if not isinstance(content, dict):
         return
     if content.keys() == {"median", "low", "high"}:
         yield ", ".join(path), content
     for key, value in content.items():
-        # Absolute seconds have a spread as well, and torchvision beside itself is 1.
+        # Absolute seconds have a spread too, and torchvision compared with itself is 1.
         if key not in ("seconds", "torchvision"):
             yield from ratios(value, path if key == "times_faster" else (*path, key))
 

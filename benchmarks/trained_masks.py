@@ -1,4 +1,4 @@
-"""Part (c) of mask_fidelity.py: small networks trained on each kind of target, pasted in each way."""
+"""Part (c) of mask_fidelity.py: small networks trained on each kind of target, with masks pasted in each way."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from maskloss.detection.builders import ModelSettings, build_model
 IMAGE_SIZE, TRAINING_IMAGES, UNSEEN_IMAGES = 128, 1024, 400
 BATCH_SIZE, LEARNING_RATE, WARMUP_STEPS = 8, 5e-4, 20
 
-#: What a network learned from, and the preset that makes such targets.
+#: Kinds of training targets, with the preset that makes them.
 TARGETS = {"torchvision's targets": "torchvision", "aligned soft targets": "aligned"}
 RESAMPLES = 400
 
@@ -36,7 +36,7 @@ Paste = Callable[[Tensor, Tensor, tuple[int, int]], list[dict[str, Any]]]
 
 
 def torchvision_paste(probs: Tensor, boxes: Tensor, size: tuple[int, int]) -> list[dict[str, Any]]:
-    """Paste (D, M, M) as torchvision does, threshold at 0.5, encode."""
+    """Paste masks (D, M, M) as torchvision does, with a threshold of 0.5, and encode them."""
     pasted = paste_masks_in_image(probs[:, None], boxes, size)[:, 0] > 0.5
     encoded: list[dict[str, Any]] = coco_mask.encode(
         np.asfortranarray(pasted.permute(1, 2, 0).byte().numpy())
@@ -45,12 +45,12 @@ def torchvision_paste(probs: Tensor, boxes: Tensor, size: tuple[int, int]) -> li
 
 
 def aligned_paste(probs: Tensor, boxes: Tensor, size: tuple[int, int]) -> list[dict[str, Any]]:
-    """Paste at pixel centres, for aligned targets; Detectron2's rule."""
+    """Paste at pixel centers, for aligned targets, as Detectron2 does."""
     return paste_masks(probs, boxes, size, output="rle")
 
 
 def unaligned_paste(probs: Tensor, boxes: Tensor, size: tuple[int, int]) -> list[dict[str, Any]]:
-    """Paste at pixel centres, for torchvision's targets."""
+    """Paste at pixel centers, for torchvision's targets."""
     return paste_masks(probs, boxes, size, offset=(0.5, 0.5), output="rle")
 
 
@@ -62,7 +62,7 @@ PASTES: dict[str, Paste] = {
 
 
 def trained_networks(folder: Path, seeds: Sequence[int], steps: int) -> dict[str, Any]:
-    """Train what is not in `folder` yet, evaluate all, and print and give the table."""
+    """Train the networks that are not in `folder` yet, evaluate all, and print and return the table."""
     training = _shapes(folder / f"train-{TRAINING_IMAGES}", TRAINING_IMAGES, seed=1000)
     unseen = _shapes(folder / f"val-{UNSEEN_IMAGES}", UNSEEN_IMAGES, seed=2000)
     truth = quietly(lambda: COCO(unseen.annotation_file))
@@ -91,7 +91,7 @@ def _shapes(folder: Path, images: int, seed: int) -> CocoData:
 
 
 def _trained(data: CocoData, preset: str, seed: int, steps: int, file: Path) -> nn.Module:
-    """A small Mask R-CNN trained on dense masks, as torchvision's users have them."""
+    """Train a small Mask R-CNN on dense masks, as users of torchvision do, or load it from `file`."""
     torch.manual_seed(seed)
     classes = len(data.categories) + 1
     model = build_model(
@@ -157,10 +157,10 @@ def _evaluated(truth: COCO, data: CocoData, detections: list[dict[str, Tensor]],
 
 
 def ap_of(evaluation: COCOeval, area: int = 0) -> dict[str, float]:
-    """AP over 0.50 to 0.95, AP75 and AP90, times 100; `area` counts the evaluation's size classes."""
+    """Return AP over IoU 0.50 to 0.95, AP75 and AP90 in percent; `area` is the index of the size class."""
     precision = evaluation.eval["precision"][:, :, :, area, -1]  # (thresholds, recalls, classes)
     thresholds = evaluation.params.iouThrs
-    # A class without an object of this size has -1.
+    # Classes without an object of this size have -1.
     ap = {"AP": 100 * float(precision[precision >= 0].mean())}
     for percent in (75, 90):
         at = precision[np.isclose(thresholds, percent / 100)]
@@ -169,7 +169,7 @@ def ap_of(evaluation: COCOeval, area: int = 0) -> dict[str, float]:
 
 
 def _gain(evaluations: list[COCOeval], stock: list[COCOeval]) -> dict[str, Any]:
-    """AP above torchvision's paste of the same outputs: per seed, and with a paired bootstrap over images."""
+    """Compute the AP gain over torchvision's paste of the same outputs, by seed and by bootstrap over images."""
     generator = np.random.default_rng(0)
     images = len(stock[0].params.imgIds)
     resampled = []
@@ -187,7 +187,7 @@ def _gain(evaluations: list[COCOeval], stock: list[COCOeval]) -> dict[str, Any]:
 
 
 def _resampled_ap(evaluation: COCOeval, drawn: Any) -> float:
-    """AP on images drawn with replacement."""
+    """Compute the AP on images that were sampled with replacement."""
     classes, images = len(evaluation.params.catIds), len(evaluation.params.imgIds)
     kept = evaluation.evalImgs, evaluation.eval
     evaluation.evalImgs = [kept[0][k * images + i] for k in range(classes) for i in drawn]
@@ -216,6 +216,6 @@ def _print(rows: dict[str, Any]) -> None:
 
 
 def quietly(function: Callable[[], Any]) -> Any:
-    """Call without what pycocotools prints."""
+    """Call a function without the output that pycocotools prints."""
     with contextlib.redirect_stdout(io.StringIO()):
         return function()

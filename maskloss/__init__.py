@@ -1,4 +1,4 @@
-"""maskloss: the losses, targets and heads of Mask R-CNN for torchvision's models.
+"""Losses, targets and heads of Mask R-CNN for torchvision's models.
 
 >>> import torchvision, maskloss
 >>> model = torchvision.models.detection.maskrcnn_resnet50_fpn(weights=None, weights_backbone=None)
@@ -41,8 +41,8 @@ __all__ = [
 ]
 __version__ = "0.1.0"
 
-#: Where the public names are. They are imported when they are asked for: torch takes seconds, and
-#: `maskloss --help` needs none of it.
+#: Public names by module. They are imported on first access, because importing torch takes seconds and
+#: `maskloss --help` does not need it.
 _MODULES = {
     "detection.conversion": ("convert", "loss_parameters", "losses_and_detections"),
     "detection.results": ("coco_results", "mask_offset"),

@@ -1,4 +1,4 @@
-"""`python -m maskloss` is `maskloss`."""
+"""Entry point of `python -m maskloss`, the same as the `maskloss` command."""
 
 from maskloss.cli import main
 

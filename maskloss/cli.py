@@ -1,8 +1,8 @@
 """The command line: `maskloss` and `python -m maskloss`.
 
 Each command is a function here; its options are the function's parameters, and those of `train` the fields
-of `TrainConfig`. An error is one line on stderr: exit code 2 for bad arguments or input, 1 for a run that
-failed or a check that found errors.
+of `TrainConfig`. An error is one line on stderr. The exit code is 2 for bad arguments or input, and 1 for a run
+that failed or a check that found errors.
 """
 
 from __future__ import annotations
@@ -32,22 +32,22 @@ logger = logging.getLogger(__name__)
 
 Device = Literal["cpu", "cuda", "auto"]
 
-#: Letters of a line of `check`, which has up to three examples.
+#: Maximum length in characters of a line of `check`, which shows up to three examples.
 _REPORT_LENGTH = 800
-#: Of a picture's name, in bytes; file systems take 255 for the whole name.
+#: Maximum length of a picture's name without suffix, in bytes; file systems allow 255 for the whole name.
 _LONGEST_STEM = 200
 
 
 def demo(output: str = "runs/demo", max_steps: int = 260, seed: int = 0, device: Device = "auto") -> None:
-    """Train a small Mask R-CNN on synthetic shapes, evaluate it and show the result.
+    """Train a small Mask R-CNN on synthetic shapes, evaluate it and write a report.
 
-    An interrupted demo goes on where it stopped.
+    An interrupted demo resumes where it stopped.
 
     Args:
-        output: folder of the run, with the data in `data/`.
-        max_steps: optimizer steps.
-        seed: of the data and the training.
-        device: where to train.
+        output: folder of the run; the data are written to data/ in it.
+        max_steps: number of optimizer steps.
+        seed: random seed of the data and the training.
+        device: device to train on; "auto" is CUDA if available, otherwise the CPU.
     """
     from maskloss.data.shapes import write_shapes
     from maskloss.training.config import TrainConfig
@@ -57,10 +57,12 @@ def demo(output: str = "runs/demo", max_steps: int = 260, seed: int = 0, device:
     folder = Path(output)
     for name, num_images, offset in (("train", 512, 0), ("val", 96, 1)):
         part = folder / "data" / name
-        # The annotation file is written last: with it, the data are whole.
+        # The annotation file is written last, so the data are complete if it exists.
         if not (part / "annotations.json").exists():
             if part.exists() and any(part.glob("*")):
-                raise InputError(f"{part}: holds half a data set; remove it, or name another --output")
+                raise InputError(
+                    f"{part}: contains an incomplete data set; remove it, or name another --output"
+                )
             write_shapes(part, num_images, size=128, seed=2 * seed + offset)
     config = TrainConfig(
         train_images=str(folder / "data/train/images"),
@@ -90,13 +92,13 @@ def demo(output: str = "runs/demo", max_steps: int = 260, seed: int = 0, device:
 
 
 def shapes(output: str, images: int, size: int = 128, seed: int = 0) -> None:
-    """Write synthetic COCO-format data: circles, rectangles and triangles.
+    """Write synthetic COCO-format data: images of circles, rectangles and triangles.
 
     Args:
-        output: a new folder; gets images/ and annotations.json.
-        images: how many.
-        size: of each image, px a side.
-        seed: the same seed gives the same pictures.
+        output: new folder for images/ and annotations.json.
+        images: number of images to write.
+        size: side length of each image in px.
+        seed: random seed; the same seed makes the same images.
     """
     from maskloss.data.shapes import write_shapes
 
@@ -109,12 +111,12 @@ def shapes(output: str, images: int, size: int = 128, seed: int = 0) -> None:
 
 
 def check(images: str, annotations: str, all: bool = False) -> None:
-    """Find what would break or distort training; exits with 1 if there are errors.
+    """Check a data set for problems that would break or distort training; exit with 1 if there are errors.
 
     Args:
         images: folder of the images.
-        annotations: COCO-format JSON.
-        all: list every case of each kind of fault, not three of them.
+        annotations: COCO-format JSON file.
+        all: list every case of each problem instead of three examples.
     """
     from maskloss.data.check import check_data
 
@@ -139,20 +141,20 @@ def repair(
     crowds: Literal["keep", "objects"] = "keep",
     boxes: Literal["keep", "from-masks"] = "keep",
 ) -> None:
-    """Write an annotation file without errors, and list what was changed and left out.
+    """Write an annotation file without errors, and list every change and removal.
 
     Args:
         images: folder of the images.
-        annotations: COCO-format JSON; it stays as it is.
-        output: the new file; the list is written beside it as OUTPUT.repairs.json, without ".json" in between.
-        crowds: "objects" makes each crowd an object, for annotation tools that write brush masks as crowds.
-        boxes: "from-masks" takes the boxes from the masks.
+        annotations: COCO-format JSON file to repair, which is not modified.
+        output: new annotation file; the list of repairs is written beside it, as NAME.repairs.json for NAME.json.
+        crowds: "objects" turns each crowd into an object, for annotation tools that write brush masks as crowds.
+        boxes: "from-masks" computes the boxes from the masks.
     """
     from maskloss.data import repair as repairing
 
     data, repairs = repairing.repair(images, annotations, output, crowds=crowds, boxes=boxes)
-    for made in repairs:
-        print(made)
+    for line in repairs:
+        print(line)
     if not repairs:
         print("nothing to repair")
     _print_contents(data)
@@ -169,17 +171,17 @@ def subset(
     rest: str | None = None,
     categories: str | None = None,
 ) -> None:
-    """Copy a part of a COCO-format data set.
+    """Copy a subset of a COCO-format data set.
 
     Args:
         images: folder of the images.
-        annotations: COCO-format JSON.
-        output: a new folder; gets images/ and annotations.json.
-        images_per_class: take images until each category is in so many, if there are so many.
-        max_images: take at most so many images.
-        fraction: take this share of the images, and of those of each category.
-        rest: a new folder that gets the other images, with --fraction.
-        categories: names, separated by commas; only these, and images with objects of them.
+        annotations: COCO-format JSON file.
+        output: new folder for images/ and annotations.json.
+        images_per_class: take images until each category is in at least this many of them, as far as the data allow.
+        max_images: take at most this many images.
+        fraction: take this share of the images, above 0 and below 1, with the same share of each category's images.
+        rest: new folder for the images that --fraction leaves.
+        categories: comma-separated names of the categories to keep, with the images that have objects of them.
     """
     from maskloss.data.subset import write_subset
 
@@ -220,23 +222,23 @@ def evaluate(
     max_detections: int | None = None,
     device: Device = "auto",
 ) -> None:
-    """Compute losses, and AP of boxes, masks and boundaries, of a trained model.
+    """Compute the losses of a trained model, and its AP for boxes, masks and boundaries.
 
-    The losses are those of the model's own training, from its file. Where that names a user's code, which is not
-    imported because a file says so, the losses are computed only if it is given again.
+    The losses are those that the model was trained with, read from its file. If that names user code, the losses are
+    computed only if `loss` names it too: code is not imported just because a file says so.
 
     Args:
-        checkpoint: model.safetensors of a run, or the run's folder.
+        checkpoint: model.safetensors of a run, or the folder of the run.
         images: folder of the images.
-        annotations: COCO-format JSON.
-        output: folder that gets metrics.json and results.json.
-        loss: a preset, an import path, or a mapping as JSON, where the file's own cannot be used or another is wanted.
-        model: the import path of the model, where it is made by a user's code.
-        mask_branch: the import path of the mask branch, where it is made by a user's code.
-        batch_size: images that are loaded together.
-        max_detections: most objects that are detected in an image, and that AP counts of one category in one; the
-            model's own where not given.
-        device: where to run.
+        annotations: COCO-format JSON file.
+        output: folder for metrics.json and results.json.
+        loss: loss to compute, as a preset, an import path or a JSON mapping; omitted, the one in the model's file.
+        model: import path of the model, required if user code builds it.
+        mask_branch: import path of the mask branch, required if user code builds it.
+        batch_size: number of images to load at a time.
+        max_detections: maximum number of detections in an image, and of those that AP counts per category in an
+            image; omitted, the model's own.
+        device: device to run on; "auto" is CUDA if available, otherwise the CPU.
     """
     from maskloss.data.coco import read_coco
     from maskloss.files import locked, make_folder, write_text
@@ -263,9 +265,9 @@ def evaluate(
         if loaded.loss_config is None:
             own = loaded.description.loss
             print(
-                "no losses: the model's file does not say with which loss it was trained; give --loss"
+                "no losses: the model's file does not say which loss it was trained with; give --loss"
                 if own is None
-                else f"no losses: the model was trained with {own if isinstance(own, str) else 'code of a user'}, "
+                else f"no losses: the model was trained with {own if isinstance(own, str) else 'user code'}, "
                 "which is imported only if it is given by --loss",
                 file=sys.stderr,
             )
@@ -294,18 +296,18 @@ def predict(
     mask_branch: str | None = None,
     device: Device = "auto",
 ) -> None:
-    """Draw a trained model's masks over images.
+    """Draw the predicted masks of a trained model over images.
 
     Args:
-        image: files to predict.
-        checkpoint: model.safetensors of a run.
-        output: folder that gets a PNG per image and results.json in COCO's results format.
-        score_threshold: leave out detections of lower scores.
-        max_detections: most objects that are detected in an image; the model's own where not given.
-        loss: the import path of the model's loss, where masks come from a mask term of a user's own.
-        model: the import path of the model, where it is made by a user's code.
-        mask_branch: the import path of the mask branch, where it is made by a user's code.
-        device: where to run.
+        image: image files to predict.
+        checkpoint: model.safetensors of a run, or the folder of the run.
+        output: folder for a PNG per image, and results.json in COCO's results format.
+        score_threshold: minimum score of a detection, in [0, 1].
+        max_detections: maximum number of detections in an image; omitted, the model's own.
+        loss: import path of the model's loss, required if a user's mask term computes the masks.
+        model: import path of the model, required if user code builds it.
+        mask_branch: import path of the mask branch, required if user code builds it.
+        device: device to run on; "auto" is CUDA if available, otherwise the CPU.
     """
     from maskloss.files import locked, make_folder, write_bytes, write_text
     from maskloss.report.pictures import draw_results, png
@@ -324,7 +326,7 @@ def predict(
     planned: set[str] = set()
     for path in image:
         _free_name(Path(path).stem, planned)
-    # The folder may be where the photos are.
+    # The folder may be the one that contains the photos.
     for name in ("results.json", *sorted(planned)):
         _refuse_to_overwrite(folder / name)
     make_folder(folder)
@@ -341,7 +343,7 @@ def predict(
                 results += [{**result, "file_name": found.path.name} for result in found.results]
                 print(f"{folder / file_name}: {len(found.results)} objects")
         finally:
-            # Also when a later image fails: what was found is kept.
+            # Keep the results so far also if a later image fails.
             if taken:
                 write_text(folder / "results.json", json.dumps(results))
     print(folder / "results.json")
@@ -350,15 +352,15 @@ def predict(
 def ablate(
     config: str, output: str, engine: Literal["local", "ray"] = "local", ray_address: str | None = None
 ) -> None:
-    """Train variants of a config over several seeds, and say which differ and by how much.
+    """Train variants of a config over several seeds, and report which differ and by how much.
 
-    A sweep that was stopped goes on where it stopped.
+    An interrupted sweep resumes where it stopped.
 
     Args:
-        config: YAML with `base`, `variants`, `seeds`, and where wanted `baseline`, `cpus` and `gpus`.
-        output: folder of the sweep; gets runs/, results.json, table.md and report.html.
-        engine: "local" runs one after another on this machine, "ray" hands the runs to Ray.
-        ray_address: of an existing Ray cluster; a local one is started where not given.
+        config: YAML file with `base`, `variants` and `seeds`, and optionally `baseline`, `cpus` and `gpus`.
+        output: folder of the sweep, for runs/, results.json, table.md and report.html.
+        engine: "local" executes the runs one after another on this machine, "ray" hands them to Ray.
+        ray_address: address of an existing Ray cluster; omitted, that of RAY_ADDRESS, or else a new local cluster.
     """
     from maskloss.ablation import sweep
 
@@ -368,13 +370,13 @@ def ablate(
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run a command.
+    """Run the command line.
 
     Args:
-        arguments: of the command line, `sys.argv[1:]` where not given.
+        arguments: arguments of the command line; None takes `sys.argv[1:]`.
     """
     for stream in (sys.stdout, sys.stderr):
-        # A file's name may hold what the terminal's encoding has not.
+        # A file name may contain characters that the terminal's encoding does not have.
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     try:
@@ -389,7 +391,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except _Terminated:
         _fail("terminated", 143)
     except BrokenPipeError:
-        # Who reads, such as `head`, has seen enough; what Python would still flush goes nowhere.
+        # The reader, such as `head`, has closed the pipe. Send what Python still flushes to the null device.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except Exception as error:
@@ -397,7 +399,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _run(arguments: list[str]) -> None:
-    parser = _parser(arguments[0] if arguments else "")
+    parser = _make_parser(arguments[0] if arguments else "")
     _check_config_files(arguments)
     try:
         options = parser.parse_args(arguments)
@@ -407,7 +409,7 @@ def _run(arguments: list[str]) -> None:
         raise InputError(f"the options cannot be read: {type(error).__name__}: {error}") from error
     if command == "train":
         settings.pop("config")
-    # What takes seconds to import comes first: until then, Ctrl-C ends the process in one line.
+    # Import torch, which takes seconds, while Ctrl-C still ends the process with one line.
     import torch  # noqa: F401
 
     if threading.current_thread() is threading.main_thread():
@@ -416,7 +418,7 @@ def _run(arguments: list[str]) -> None:
 
 
 def _check_config_files(arguments: list[str]) -> None:
-    """Read what --config of `train` names more strictly than jsonargparse does."""
+    """Check the --config file of `train` more strictly than jsonargparse does."""
     if arguments[:1] != ["train"]:
         return
     from maskloss.training.yaml_files import read_yaml
@@ -428,12 +430,15 @@ def _check_config_files(arguments: list[str]) -> None:
 
 
 class _Terminated(BaseException):
-    """SIGTERM: open files are removed or finished on the way out, as at Ctrl-C."""
+    """Exception for SIGTERM, so that unfinished files are removed or completed on the way out, as for Ctrl-C."""
 
 
 @contextmanager
 def _signals_handled() -> Iterator[None]:
-    """Make Ctrl-C and SIGTERM exceptions of this process; forked ones, such as data workers, end with it."""
+    """Turn SIGTERM into an exception inside this context, as Python does for Ctrl-C.
+
+    Forked processes, such as data workers, do not handle either signal: they end with this process.
+    """
     in_main_thread = threading.current_thread() is threading.main_thread()
     ours = in_main_thread and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
     if ours:
@@ -455,7 +460,7 @@ def _quiet_in_forks() -> None:
 
 
 def _fail_unexpectedly(error: Exception) -> NoReturn:
-    """Say in one line what nobody foresaw; with MASKLOSS_DEBUG=1 in full."""
+    """Exit with one line for an unforeseen error; MASKLOSS_DEBUG=1 also prints its traceback."""
     if os.environ.get("MASKLOSS_DEBUG", "") not in ("", "0"):
         traceback.print_exception(error)
     if type(error).__name__ == "OutOfMemoryError":
@@ -485,12 +490,12 @@ COMMANDS: dict[str, Callable[..., None]] = {
 
 
 class _Parser(ArgumentParser):
-    """Options with hyphens on the screen, where jsonargparse has underscores; errors in one line."""
+    """Parser that shows options with hyphens instead of jsonargparse's underscores, and errors in one line."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         message = message if len(message) < 10_000 else one_line(message, 2000)
         line = " ".join(part.strip() for part in str(message).splitlines() if part.strip())
-        # jsonargparse names an option by its key: "train.max_steps" or Parser key "max_steps".
+        # jsonargparse names an option by its key, as in "train.max_steps" or Parser key "max_steps".
         line = re.sub(r'Parser key "(?:\w+\.)?(\w+)"', r"--\1", line)
         line = re.sub(rf"(?<![\w./-])(?:{'|'.join(COMMANDS)})\.(\w+)", r"--\1", line)
         print(one_line(f"{self.prog}: error: {_hyphenated(line)}"), file=sys.stderr)
@@ -503,19 +508,19 @@ class _Parser(ArgumentParser):
         return _hyphenated(super().format_usage())
 
 
-def _parser(asked: str) -> _Parser:
-    """Make the parser, with the options of the command that is asked for; others have their names alone."""
+def _make_parser(command_name: str) -> _Parser:
+    """Make the parser with all commands, but only with the options of `command_name`, to start quickly."""
     parser = _Parser(
         prog="maskloss",
-        description="Train Mask R-CNN with losses that you can choose.",
-        epilog="With MASKLOSS_DEBUG=1 in the environment, an internal error shows its traceback.",
+        description="Train Mask R-CNN with a loss of your choice.",
+        epilog="Set MASKLOSS_DEBUG=1 in the environment to see the traceback of an internal error.",
     )
     parser.add_argument("--version", action="version", version=f"maskloss {__version__}")
     commands = parser.add_subcommands(dest="command")
     for name, function in COMMANDS.items():
         summary = (function.__doc__ or "").splitlines()[0]
         command = _Parser(prog=f"maskloss {name}", description=summary)
-        if name == asked:
+        if name == command_name:
             _add_options(command, name, function)
         commands.add_subcommand(name, command, help=summary)
     return parser
@@ -526,16 +531,22 @@ def _add_options(command: _Parser, name: str, function: Callable[..., None]) -> 
         from maskloss.training.config import TrainConfig
 
         command.add_argument(
-            "--config", action="config", help="YAML with any of these, by their names with _"
+            "--config",
+            action="config",
+            help="YAML file with any of these options, with _ in their names.",
         )
         command.add_class_arguments(TrainConfig, None, skip={"resume"})
-        command.add_argument("--resume", action="store_true", help="go on from the newest checkpoint")
+        command.add_argument(
+            "--resume", action="store_true", help="resume the run from its newest checkpoint."
+        )
     elif name == "check":
         command.add_function_arguments(function, None, skip={"all"})
-        command.add_argument("--all", action="store_true", help="list every case of each kind of fault")
+        command.add_argument(
+            "--all", action="store_true", help="list every case of each problem instead of three examples."
+        )
     elif name == "predict":
         command.add_function_arguments(function, None, skip={"image"})
-        command.add_argument("image", nargs="+", help="files to predict")
+        command.add_argument("image", nargs="+", help="image files to predict.")
     else:
         command.add_function_arguments(function, None)
 
@@ -575,7 +586,7 @@ if hasattr(os, "register_at_fork"):
 
 
 def _is_command() -> bool:
-    """Whether this process is the command, whose handler of SIGTERM is then ours."""
+    """Return whether this process runs the command, which installs `_terminate` for SIGTERM."""
     return signal.getsignal(signal.SIGTERM) is _terminate
 
 
@@ -591,11 +602,11 @@ def _print_metrics(metrics: dict[str, Any]) -> None:
 
 def _refuse_to_overwrite(path: Path) -> None:
     if path.exists():
-        raise InputError(f"{path}: is there already; name another --output")
+        raise InputError(f"{path}: already exists; name another --output")
 
 
 def _free_name(stem: str, taken: set[str]) -> str:
-    """Return a PNG's name that is not taken, of a length that every file system takes."""
+    """Return a PNG file name that is not taken yet and is short enough for every file system."""
     if len(os.fsencode(stem)) > _LONGEST_STEM:
         digest = hashlib.sha256(os.fsencode(stem)).hexdigest()[:8]
         stem = os.fsencode(stem)[:_LONGEST_STEM].decode(errors="ignore") + f"-{digest}"

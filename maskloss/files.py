@@ -1,4 +1,4 @@
-"""Files that are whole or not there: written under a temporary name, then renamed."""
+"""Atomic file writes (under a temporary name, then renamed), folder locks, and checks of paths."""
 
 from __future__ import annotations
 
@@ -13,35 +13,36 @@ from typing import Any
 
 from maskloss.errors import InputError, RunError
 
-#: Not made from the final name, which may already be as long as the file system allows. Versions before 0.2 did so.
+#: Independent of the final name, which may already be as long as the file system allows. The second pattern is that of
+#: versions before 0.2, which appended to the final name.
 _TEMPORARY = re.compile(r"\.maskloss-(\d+)-[0-9a-f]{8}\.tmp|\..+\.(\d+)\.tmp", re.DOTALL)
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file whole, or leave what was there.
+    """Write a file completely, or leave the previous one unchanged.
 
     Raises:
-        RunError: the disk is full, or the folder does not allow it.
+        RunError: the disk is full, or the folder is not writable.
     """
-    with _put_in_place(path) as temporary, temporary.open("wb") as file:
+    with _replacing(path) as temporary, temporary.open("wb") as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
 
 
 def write_text(path: Path, content: str) -> None:
-    """Write a text file whole, in UTF-8; see `write_bytes`.
+    """Write a UTF-8 text file completely, or leave the previous one unchanged, as `write_bytes` does.
 
-    What UTF-8 cannot hold, such as a file name in another encoding, is escaped.
+    Characters that UTF-8 cannot encode, as in a file name of another encoding, are escaped.
     """
     write_bytes(path, content.encode(errors="backslashreplace"))
 
 
 def append_line(path: Path, line: str) -> None:
-    """Append one line to a file, or nothing.
+    """Append one complete line to a file, or leave the file unchanged.
 
     Raises:
-        RunError: the disk is full, or the folder does not allow it; the file is then as it was.
+        RunError: the disk is full, or the folder is not writable.
     """
     size: int | None = None
     try:
@@ -56,18 +57,18 @@ def append_line(path: Path, line: str) -> None:
 
 
 def copy_file(source: Path, destination: Path) -> None:
-    """Copy a file under a temporary name, then rename it.
+    """Copy a file to a temporary name, then rename it.
 
     Raises:
-        RunError: the disk is full, or the folder does not allow it.
+        RunError: the disk is full, or the folder is not writable.
     """
-    with _put_in_place(destination) as temporary:
+    with _replacing(destination) as temporary:
         shutil.copyfile(source, temporary)
 
 
 @contextmanager
-def _put_in_place(path: Path) -> Iterator[Path]:
-    """Give a temporary name beside `path`, renamed to it at the end, or removed if writing fails."""
+def _replacing(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; rename it to `path` on success, or remove it if writing fails."""
     temporary = path.with_name(f".maskloss-{os.getpid()}-{secrets.token_hex(4)}.tmp")
     try:
         yield temporary
@@ -81,7 +82,7 @@ def _put_in_place(path: Path) -> Iterator[Path]:
 
 
 def remove_leftovers(*folders: Path) -> None:
-    """Remove the temporary files that killed processes left in these folders; those of running ones stay."""
+    """Remove temporary files that killed processes left in these folders; keep those of running processes."""
     for folder in folders:
         with suppress(OSError):
             for path in list(folder.iterdir()):
@@ -92,8 +93,8 @@ def remove_leftovers(*folders: Path) -> None:
 
 
 def _is_running(process: int) -> bool:
-    # At the start of a command this process has written nothing yet: the file is of an earlier one of the same
-    # number, which containers hand out again and again.
+    # This process has not written anything yet when a command starts, so the file belongs to an earlier process with
+    # the same id. Containers reuse process ids all the time.
     if process == os.getpid():
         return False
     try:
@@ -107,14 +108,15 @@ def _is_running(process: int) -> bool:
 
 @contextmanager
 def locked(
-    folder: Path, busy: str = "another process is writing into it; wait for its end, or name another --output"
+    folder: Path,
+    busy: str = "another process is writing into it; wait until it ends, or name another --output",
 ) -> Iterator[None]:
-    """Keep every other process from writing into a folder, and remove what a killed one left there half written.
+    """Lock a folder against writes by other processes, and remove temporary files that killed processes left in it.
 
     The operating system releases the lock when the process ends, however it ends.
 
     Raises:
-        InputError: another process has the lock, or the folder cannot be written to.
+        InputError: another process holds the lock, or the folder is not writable.
     """
     from filelock import FileLock, Timeout
 
@@ -131,7 +133,7 @@ def locked(
         yield
     finally:
         _held.remove(lock)
-        # While it is still held: nobody waits for it, and who comes next makes a file of his own.
+        # Remove the file while the lock is still held: no process waits for it, and the next one creates its own file.
         (folder / ".lock").unlink(missing_ok=True)
         lock.release()
 
@@ -140,7 +142,7 @@ _held: list[Any] = []
 
 
 def _drop_inherited_locks() -> None:
-    """Close what a forked process has of its parent's locks, or its data workers would hold them after its death."""
+    """Close the locks that a forked process inherited; otherwise data workers would hold them after the parent dies."""
     while _held:
         context = _held.pop()._context
         descriptor, context.lock_file_fd = context.lock_file_fd, None
@@ -153,10 +155,10 @@ if hasattr(os, "register_at_fork"):
 
 
 def make_folder(path: Path) -> None:
-    """Create a folder that can be written to, and its parents.
+    """Create a writable folder and its parents.
 
     Raises:
-        InputError: it cannot be created or written to.
+        InputError: the folder cannot be created, or is not writable.
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -167,10 +169,10 @@ def make_folder(path: Path) -> None:
 
 
 def expect_unused(folder: Path) -> None:
-    """Refuse a folder that is not new or empty.
+    """Check that a folder does not exist yet or is empty.
 
     Raises:
-        InputError: it holds something, or is a file.
+        InputError: the folder is not empty, is a file, or cannot be read.
     """
     remove_leftovers(folder, folder / "images")
     try:
@@ -185,7 +187,7 @@ def read_bytes(path: Path) -> bytes:
     """Read a file.
 
     Raises:
-        InputError: it is missing or cannot be read.
+        InputError: the file is missing or cannot be read.
     """
     try:
         return path.read_bytes()
@@ -194,10 +196,14 @@ def read_bytes(path: Path) -> bytes:
 
 
 def existing_folder(path: str | os.PathLike[str], what: str) -> Path:
-    """Give the path of a folder that is there.
+    """Return the path of a folder after checking that it exists.
+
+    Args:
+        path: of the folder.
+        what: what the folder contains, for the message.
 
     Raises:
-        InputError: it is not.
+        InputError: the folder does not exist or cannot be read.
     """
     folder = Path(path)
     try:
@@ -210,6 +216,6 @@ def existing_folder(path: str | os.PathLike[str], what: str) -> Path:
 
 
 def reason_of(error: Exception) -> str:
-    """Return why a path could not be read or written."""
-    # A ValueError is of a path that cannot be one, with a null byte in it.
+    """Return the reason why a path could not be read or written."""
+    # An invalid path, such as one with a null byte, raises ValueError.
     return (error.strerror if isinstance(error, OSError) else None) or str(error)

@@ -1,4 +1,4 @@
-"""Messages of the package on the screen, for programs of ours; other programs set up `logging` as they like."""
+"""Screen output of the package's log messages, for the `maskloss` command; other programs configure `logging`."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from maskloss.errors import one_line
 
 
 class _ScreenHandler(logging.Handler):
-    """One line per message: warnings on stderr, the rest on stdout, above a progress bar if there is one."""
+    """Handler that writes one line per message, above any progress bar: warnings to stderr, the rest to stdout."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        from tqdm import tqdm  # here, since commands without a bar need it only for this
+        from tqdm import tqdm  # imported here, because many commands show no progress bar
 
         is_warning = record.levelno >= logging.WARNING
         text = one_line(record.getMessage())
@@ -25,7 +25,7 @@ class _ScreenHandler(logging.Handler):
 
 @contextmanager
 def messages_on_screen() -> Iterator[None]:
-    """Show the package's messages from here on, as the command line does."""
+    """Show the package's messages on the screen inside this context, as the command line does."""
     logger = logging.getLogger("maskloss")
     handler = _ScreenHandler()
     before = logger.level, logger.propagate

@@ -1,4 +1,4 @@
-"""The command line end to end, in process: what it writes, what it says, and how it fails."""
+"""End-to-end tests of the command line, in process: files, output and errors."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def run(*arguments: Any) -> None:
 
 
 def failed(capsys: pytest.CaptureFixture[str], *arguments: Any) -> tuple[int, str]:
-    """The exit code and the one line on stderr of a command that fails."""
+    """Run a command that fails; return its exit code and its one line on stderr."""
     capsys.readouterr()
     with pytest.raises(SystemExit) as caught:
         run(*arguments)
@@ -107,7 +107,7 @@ def predicted(data: Path, trained: Path, tmp_path_factory: pytest.TempPathFactor
 # shapes, check, subset
 
 
-def test_shapes_writes_images_and_annotations_and_says_so(
+def test_shapes_writes_images_and_annotations_and_prints_a_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run("shapes", "--output", tmp_path / "out", "--images", 3, "--size", 48, "--seed", 2)
@@ -117,7 +117,7 @@ def test_shapes_writes_images_and_annotations_and_says_so(
     assert capsys.readouterr().out == f"{tmp_path / 'out'}: 3 images of 48 x 48 px\n"
 
 
-def test_check_of_good_data_counts_them_and_ends_with_0(
+def test_check_of_valid_data_prints_the_counts_and_exits_with_0(
     data: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run("check", "--images", data / "train/images", "--annotations", data / "train/annotations.json")
@@ -127,7 +127,7 @@ def test_check_of_good_data_counts_them_and_ends_with_0(
     assert out[-1].startswith("0 errors, ")
 
 
-def test_check_of_bad_data_lists_every_problem_and_ends_with_1(
+def test_check_of_invalid_data_lists_every_problem_and_exits_with_1(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def change(document: dict[str, Any]) -> None:
@@ -161,7 +161,9 @@ def test_check_all_lists_every_case(tmp_path: Path, capsys: pytest.CaptureFixtur
         assert sum(f"annotation {200 + i}: category_id 99" in out for i in range(5)) == listed
 
 
-def test_repair_says_what_it_did_and_check_passes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_repair_prints_its_changes_and_check_passes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     images, annotations = write_coco(tmp_path, lambda d: d["annotations"][1].update(category_id=99))
     source = ["--images", images, "--annotations", annotations]
     run("repair", *source, "--output", tmp_path / "fixed.json", "--boxes", "from-masks", "--crowds", "keep")
@@ -178,7 +180,7 @@ def test_repair_says_what_it_did_and_check_passes(tmp_path: Path, capsys: pytest
     assert "fixed.json: is there already; name another --output" in capsys.readouterr().err
 
 
-def test_check_of_a_file_that_is_not_coco_ends_with_1(
+def test_check_of_a_file_that_is_not_coco_exits_with_1(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     images, annotations = write_coco(tmp_path)
@@ -189,7 +191,9 @@ def test_check_of_a_file_that_is_not_coco_ends_with_1(
     assert capsys.readouterr().out.splitlines()[-1] == "1 errors, 0 warnings"
 
 
-def test_check_prints_a_name_that_is_no_unicode(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_check_prints_a_name_that_is_not_valid_unicode(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     # Half of a surrogate pair is JSON, and no encoding can print it as it is.
     images, annotations = write_coco(tmp_path, lambda d: d["images"][0].update(file_name="\ud800.png"))
     with pytest.raises(SystemExit) as caught:
@@ -198,7 +202,7 @@ def test_check_prints_a_name_that_is_no_unicode(tmp_path: Path, capsys: pytest.C
     assert "image 10" in capsys.readouterr().out
 
 
-def test_subset_copies_what_was_asked_for(data: Path, tmp_path: Path) -> None:
+def test_subset_copies_the_requested_images(data: Path, tmp_path: Path) -> None:
     source = ["--images", data / "train/images", "--annotations", data / "train/annotations.json"]
     run(
         "subset", *source, "--output", tmp_path / "out", "--max-images", 2, "--categories", "circle, triangle"
@@ -214,7 +218,7 @@ def test_subset_copies_what_was_asked_for(data: Path, tmp_path: Path) -> None:
 # train
 
 
-def test_subset_says_how_it_reads_what_is_odd(
+def test_subset_warns_of_unusual_input(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     document = json.loads((data / "train/annotations.json").read_text())
@@ -254,7 +258,7 @@ def test_train_writes_the_metrics_of_the_contract(trained: Path) -> None:
     assert set(metrics["loss"]) == {"loss", *TERMS}
 
 
-def test_train_says_the_metrics_and_where_the_report_is(
+def test_train_prints_the_metrics_and_the_path_of_the_report(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run(*train_options(data, tmp_path / "run"), "--max-steps", 1, "--batch-size", 1)
@@ -269,12 +273,12 @@ def test_the_saved_config_repeats_the_run(trained: Path, tmp_path: Path) -> None
     assert history(tmp_path / "run") == history(trained)
 
 
-def test_an_option_wins_over_the_config(trained: Path, tmp_path: Path) -> None:
+def test_option_overrides_the_config(trained: Path, tmp_path: Path) -> None:
     run("train", "--config", trained / "config.yaml", "--output", tmp_path / "run", "--max-steps", 1)
     assert [line["step"] for line in history(tmp_path / "run")] == [1]
 
 
-def test_underscores_in_options_are_understood_too(data: Path, tmp_path: Path) -> None:
+def test_options_with_underscores_are_accepted(data: Path, tmp_path: Path) -> None:
     options = [str(o).replace("-", "_").replace("__", "--") for o in train_options(Path("data"), Path("run"))]
     options = [*options[:2], str(tmp_path / "run"), *options[3:]]
     for index, option in enumerate(options):
@@ -285,7 +289,7 @@ def test_underscores_in_options_are_understood_too(data: Path, tmp_path: Path) -
     assert (tmp_path / "run/model.safetensors").exists()
 
 
-def test_resume_takes_the_same_command_again(data: Path, tmp_path: Path) -> None:
+def test_resume_accepts_the_same_command_again(data: Path, tmp_path: Path) -> None:
     command = [*train_options(data, tmp_path / "run"), "--max-steps", 2, "--batch-size", 1]
     run(*command)
     before = history(tmp_path / "run")
@@ -297,7 +301,7 @@ def test_resume_takes_the_same_command_again(data: Path, tmp_path: Path) -> None
 
 
 class References(HTMLParser):
-    """What a page would load, and its text."""
+    """Parser that collects what a page would load, and its text."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -328,7 +332,7 @@ def test_the_report_loads_nothing_from_elsewhere(page: str) -> None:
 def test_the_report_shows_truth_and_prediction_of_every_validation_image(page: str) -> None:
     parser = References()
     parser.feed(page)
-    # Two images, each as annotated and as predicted.
+    # Two images, each with ground truth and prediction.
     assert sum(reference.startswith("data:image/jpeg;base64,") for reference in parser.references) == 4
     assert page.count('alt="ground truth of 00000') == page.count('alt="prediction for 00000') == 2
 
@@ -336,7 +340,7 @@ def test_the_report_shows_truth_and_prediction_of_every_validation_image(page: s
 def test_the_report_has_a_curve_for_every_term(page: str) -> None:
     assert "<svg" in page
     for term in TERMS:
-        # Once in the table, and once as the title of its panel.
+        # Once in the table and once as the title of a panel.
         assert f"<td>{term}</td>" in page
         assert page.count(term) >= 2
 
@@ -351,7 +355,7 @@ def test_the_report_shows_the_metrics_in_percent(page: str, trained: Path) -> No
         assert f"<td>{label}</td>{row}" in re.sub(r"\s+", "", page)
 
 
-def test_the_report_escapes_what_comes_from_files(data: Path, tmp_path: Path) -> None:
+def test_the_report_escapes_text_from_files(data: Path, tmp_path: Path) -> None:
     shutil.copytree(data, tmp_path / "data")
     path = tmp_path / "data/val/annotations.json"
     document = json.loads(path.read_text())
@@ -370,7 +374,7 @@ def test_the_report_escapes_what_comes_from_files(data: Path, tmp_path: Path) ->
 # evaluate
 
 
-def test_evaluate_gives_the_metrics_that_training_ended_with(
+def test_evaluate_returns_the_final_metrics_of_training(
     data: Path, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run("evaluate", "--checkpoint", trained / "model.safetensors", "--images", data / "val/images",
@@ -380,7 +384,7 @@ def test_evaluate_gives_the_metrics_that_training_ended_with(
     assert capsys.readouterr().out.splitlines()[-1] == str(tmp_path / "out/metrics.json")
 
 
-def test_evaluate_repairs_with_one_warning_on_stderr(
+def test_evaluate_accepts_unusual_input_with_one_warning_on_stderr(
     data: Path, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     document = json.loads((data / "val/annotations.json").read_text())
@@ -439,7 +443,7 @@ def test_results_are_detections_above_the_threshold_with_masks_inside_their_boxe
             assert y + height <= bottom + cell
 
 
-def test_two_images_of_one_name_get_two_pictures(data: Path, trained: Path, tmp_path: Path) -> None:
+def test_two_images_with_the_same_name_get_two_pictures(data: Path, trained: Path, tmp_path: Path) -> None:
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()
         shutil.copy(data / "val/images/000001.png", tmp_path / folder / "x.png")
@@ -448,7 +452,7 @@ def test_two_images_of_one_name_get_two_pictures(data: Path, trained: Path, tmp_
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["results.json", "x-2.png", "x.png"]
 
 
-def test_predict_keeps_what_was_found_before_an_unreadable_image(
+def test_predict_keeps_the_results_before_an_unreadable_image(
     data: Path, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "bad.png").write_bytes(b"no image")
@@ -496,7 +500,7 @@ def test_no_command_is_an_error(capsys: pytest.CaptureFixture[str]) -> None:
     ],
     ids=lambda value: " ".join(value)[:60],
 )  # fmt: skip
-def test_bad_arguments_are_one_line_that_names_them(
+def test_invalid_arguments_print_one_line_that_names_them(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -532,7 +536,7 @@ def test_bad_arguments_are_one_line_that_names_them(
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_bad_options_of_train_are_one_line_that_names_them(
+def test_invalid_options_of_train_print_one_line_that_names_them(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], part: str
 ) -> None:
     code, text = failed(capsys, *train_options(data, tmp_path / "run"), *options)
@@ -585,7 +589,7 @@ def test_a_config_with_an_unknown_key_is_an_error_that_names_it(
 
 
 @pytest.mark.parametrize("content", ["{", "max_steps: ten", "- 1", "train_images: [a", "\0"])
-def test_a_config_that_is_no_config_is_an_error(
+def test_invalid_config_file_is_an_error(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], content: str
 ) -> None:
     (tmp_path / "config.yaml").write_text(content)
@@ -594,7 +598,7 @@ def test_a_config_that_is_no_config_is_an_error(
     assert code == 2
 
 
-def test_a_folder_that_holds_a_run_is_an_error(
+def test_folder_that_contains_a_run_is_an_error(
     data: Path, trained: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = files(trained)
@@ -618,7 +622,7 @@ def test_evaluate_and_predict_overwrite_nothing(
     ):
         code, text = failed(capsys, *arguments)
         assert code == 2
-        assert text == f"maskloss: error: {tmp_path / name}: is there already; name another --output"
+        assert text == f"maskloss: error: {tmp_path / name}: already exists; name another --output"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["metrics.json", "results.json"]
 
 
@@ -631,14 +635,14 @@ def test_predict_does_not_draw_over_the_photo_itself(
     checkpoint = ["--checkpoint", trained / "model.safetensors", "--output", tmp_path]
     code, text = failed(capsys, "predict", *checkpoint, data / "val/images/000002.png", photo)
     assert code == 2
-    assert text == f"maskloss: error: {photo}: is there already; name another --output"
+    assert text == f"maskloss: error: {photo}: already exists; name another --output"
     assert photo.read_bytes() == before
     assert [path.name for path in tmp_path.iterdir()] == ["photo.png"]
 
 
-def test_a_reader_that_has_seen_enough_is_no_traceback(data: Path) -> None:
+def test_closed_pipe_prints_no_traceback(data: Path) -> None:
     check = f"{sys.executable} -m maskloss check --images {data}/val/images --annotations {data}/val/annotations.json"
-    # The pipe is closed before anything is written to it.
+    # Close the pipe before anything is written to it.
     ended = subprocess.run(
         ["bash", "-c", f"{check} | true"], capture_output=True, text=True, cwd=Path(__file__).parents[1]
     )
@@ -662,7 +666,7 @@ def test_an_unreadable_image_is_named_even_from_a_worker(
     )
 
 
-def test_a_loss_that_goes_nan_ends_with_1(
+def test_loss_that_becomes_nan_exits_with_1(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     options = [*train_options(data, tmp_path / "run"), "--max-steps", 2]
@@ -671,7 +675,7 @@ def test_a_loss_that_goes_nan_ends_with_1(
     assert text.startswith("maskloss: error: step 1: loss_mask = nan is not finite, on images ")
 
 
-def test_a_full_disk_ends_with_1(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_full_disk_exits_with_1(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with largest_file(2**20):
         code, text = failed(
             capsys, *train_options(data, tmp_path / "run"), "--max-steps", 1, "--batch-size", 1
@@ -681,7 +685,7 @@ def test_a_full_disk_ends_with_1(data: Path, tmp_path: Path, capsys: pytest.Capt
     assert [line["step"] for line in history(tmp_path / "run")] == [1]
 
 
-def test_an_interruption_is_one_line_and_130(
+def test_interruption_prints_one_line_and_exits_with_130(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     def interrupt(*_: Any, **__: Any) -> None:
@@ -739,11 +743,11 @@ def test_python_dash_m_maskloss_runs() -> None:
     assert "predict" in process.stdout
 
 
-# Names and sizes that file systems allow.
+# File names and sizes that file systems allow.
 
 
 def odd_data(folder: Path, file_name: str, size: tuple[int, int] = (64, 48)) -> list[Any]:
-    """One image of this name and its annotation file; the options that name them."""
+    """Write an image with this name and its annotation file; return the options that name them."""
     (folder / "images").mkdir(parents=True)
     Image.new("RGB", size, (9, 99, 30)).save(folder / "x.png")
     (folder / "x.png").rename(folder / "images" / file_name)
@@ -772,7 +776,7 @@ def trained_on(folder: Path, output: Path) -> list[Any]:
 @pytest.mark.parametrize(
     "name", ["caf\udce9.png", "図" * 83 + ".png", "a\nb.png"], ids=["Latin-1", "253 bytes", "a line"]
 )
-def test_names_that_a_file_system_allows_go_all_the_way(
+def test_all_names_that_a_file_system_allows_work(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     source = odd_data(tmp_path / "data", name)
@@ -797,7 +801,7 @@ def test_names_that_a_file_system_allows_go_all_the_way(
     assert "Traceback" not in capsys.readouterr().err
 
 
-def test_an_image_that_is_resized_to_nothing_is_refused_before_the_first_step(
+def test_image_that_is_resized_to_zero_pixels_is_refused_before_the_first_step(
     trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     # Of 2 x 1200 px with at most 64 px a side the height is 2 * 64 / 1200 = 0.1.
@@ -814,9 +818,7 @@ def test_an_image_that_is_resized_to_nothing_is_refused_before_the_first_step(
     assert "leaves nothing of the shorter side" in text
 
 
-def test_a_picture_that_is_gone_leaves_the_report_whole(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_report_is_written_without_a_missing_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from maskloss.errors import InputError
     from maskloss.report import page
 
@@ -830,15 +832,15 @@ def test_a_picture_that_is_gone_leaves_the_report_whole(
 
 
 def test_names_and_ids_of_any_length_are_drawn() -> None:
-    from maskloss.report.pictures import category_colour, shortened
+    from maskloss.report.pictures import category_color, shortened
 
-    assert category_colour(10**400)
-    assert category_colour(3) == category_colour(3 + 2**31)
+    assert category_color(10**400)
+    assert category_color(3) == category_color(3 + 2**31)
     assert len(shortened("W" * 2_000_000)) == 40
     assert shortened("caf\udce9") == "caf\\udce9"
 
 
-# Whatever the input.
+# Unusual values and unforeseen errors.
 
 
 @pytest.mark.parametrize(
@@ -856,7 +858,7 @@ def test_names_and_ids_of_any_length_are_drawn() -> None:
         ["--model", "x" * 100_000],
     ],
 )
-def test_numbers_out_of_range_are_one_short_line(
+def test_numbers_out_of_range_print_one_short_line(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str]
 ) -> None:
     code, text = failed(capsys, *train_options(data, tmp_path / "run"), *options)
@@ -867,7 +869,7 @@ def test_numbers_out_of_range_are_one_short_line(
 
 
 @pytest.mark.parametrize("content", [b"a: " + b"[" * 5000, b"seed: 1\nseed: 2\n", b"model: \xe9\n", b""])
-def test_a_config_that_yaml_alone_would_take_or_choke_on_is_one_line(
+def test_config_that_yaml_misreads_or_fails_on_prints_one_line(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], content: bytes
 ) -> None:
     (tmp_path / "c.yaml").write_bytes(content)
@@ -880,7 +882,7 @@ def test_a_config_that_yaml_alone_would_take_or_choke_on_is_one_line(
 @pytest.mark.parametrize(
     "error", [TypeError("odd"), RecursionError("deep"), MemoryError(), KeyError("W" * 10**6)]
 )
-def test_what_nobody_foresaw_is_one_line_and_exit_code_1(
+def test_unforeseen_error_prints_one_line_and_exits_with_1(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     def fails(*_: Any, **__: Any) -> None:
@@ -901,7 +903,7 @@ def test_what_nobody_foresaw_is_one_line_and_exit_code_1(
     ("name", "code", "line"),
     [("SIGINT", 130, "maskloss: error: interrupted"), ("SIGTERM", 143, "maskloss: error: terminated")],
 )
-def test_a_signal_while_running_is_one_line(
+def test_signal_during_a_command_prints_one_line(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
@@ -919,8 +921,8 @@ def test_a_signal_while_running_is_one_line(
 @pytest.mark.parametrize(
     "arguments", [["shapes", "--output", "/dev/null/shapes", "--images", "1"], ["train", "--help"]]
 )
-def test_an_interruption_during_the_imports_is_one_line(arguments: list[str]) -> None:
-    # The handler is there before torch is imported, so a signal at the first line of torch finds it.
+def test_interruption_during_the_imports_prints_one_line(arguments: list[str]) -> None:
+    # The handler is installed before torch is imported, so it handles a signal at the first line of torch.
     program = (
         "import sys, signal\n"
         "sys.orig_argv = ['python', '-m', 'maskloss']\n"
@@ -940,7 +942,7 @@ def test_an_interruption_during_the_imports_is_one_line(arguments: list[str]) ->
 @pytest.mark.parametrize(
     "arguments", [["--help"], ["--version"], ["check", "--help"], ["repair", "--help"], ["subset"]]
 )
-def test_help_and_version_do_not_wait_for_torch(arguments: list[str]) -> None:
+def test_help_and_version_do_not_import_torch(arguments: list[str]) -> None:
     code = (
         "import sys\nfrom maskloss.cli import main\n"
         f"try:\n    main({arguments})\nexcept SystemExit:\n    print('torch' in sys.modules)"
@@ -951,7 +953,7 @@ def test_help_and_version_do_not_wait_for_torch(arguments: list[str]) -> None:
     assert done.stdout.splitlines()[-1] == "False"
 
 
-def test_version_is_the_packages(capsys: pytest.CaptureFixture[str]) -> None:
+def test_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main(["--version"])
     assert ended.value.code == 0

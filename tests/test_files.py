@@ -1,4 +1,4 @@
-"""Files written whole, the lock on a folder, and what killed processes leave."""
+"""Tests of atomic writes, folder locks and leftovers of killed processes."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ def dead_process() -> int:
     return ended.pid
 
 
-def test_a_name_as_long_as_the_file_system_allows_is_written(tmp_path: Path) -> None:
+def test_file_with_the_longest_allowed_name_is_written(tmp_path: Path) -> None:
     name = "n" * 251 + ".txt"  # 255 bytes, the limit of ext4, XFS and APFS
     write_text(tmp_path / name, "whole")
     assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
-def test_a_name_that_is_too_long_is_one_error_and_leaves_nothing(tmp_path: Path) -> None:
+def test_name_that_is_too_long_raises_and_leaves_no_file(tmp_path: Path) -> None:
     for write in (write_text, append_line):
         with pytest.raises(RunError, match="cannot be written: File name too long"):
             write(tmp_path / ("n" * 256), "")
@@ -45,13 +45,13 @@ def test_a_name_that_is_too_long_is_one_error_and_leaves_nothing(tmp_path: Path)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_text_with_a_name_of_another_encoding_is_written_escaped(tmp_path: Path) -> None:
-    # What os.listdir gives for the Latin-1 bytes b"caf\xe9".
+def test_characters_that_utf8_cannot_encode_are_written_escaped(tmp_path: Path) -> None:
+    # os.listdir returns this for the Latin-1 bytes b"caf\xe9".
     write_text(tmp_path / "a", "caf\udce9")
     assert (tmp_path / "a").read_text() == "caf\\udce9"
 
 
-def test_leftovers_of_dead_processes_are_removed_and_of_running_ones_kept(tmp_path: Path) -> None:
+def test_leftovers_of_dead_processes_are_removed_and_those_of_running_ones_kept(tmp_path: Path) -> None:
     dead = dead_process()
     for name in (f".maskloss-{dead}-0123abcd.tmp", f".model.safetensors.{dead}.tmp"):
         (tmp_path / name).write_text("half")
@@ -68,7 +68,7 @@ from pathlib import Path
 from maskloss.files import locked
 with locked(Path(sys.argv[1])):
     if os.fork() == 0:  # as a data worker
-        # Said by the worker, which by then has let go of the lock: whoever kills its parent before that is too early.
+        # The worker prints this, because it has closed the inherited lock by now; the parent must not be killed before.
         print("held", flush=True)
         time.sleep(60)
         os._exit(0)
@@ -77,7 +77,7 @@ with locked(Path(sys.argv[1])):
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
-def test_a_lock_refuses_a_second_process_and_ends_with_a_killed_one(tmp_path: Path) -> None:
+def test_lock_refuses_a_second_process_and_is_released_when_its_process_is_killed(tmp_path: Path) -> None:
     holder = subprocess.Popen(
         [sys.executable, "-c", HOLDER, str(tmp_path)],
         stdout=subprocess.PIPE,
@@ -91,7 +91,7 @@ def test_a_lock_refuses_a_second_process_and_ends_with_a_killed_one(tmp_path: Pa
             pass
         holder.kill()
         holder.wait()
-        # Although its worker still lives.
+        # The lock is free, although the worker is still running.
         with locked(tmp_path):
             pass
     finally:
@@ -100,7 +100,7 @@ def test_a_lock_refuses_a_second_process_and_ends_with_a_killed_one(tmp_path: Pa
         holder.wait()
 
 
-def test_a_line_on_the_screen_is_short_and_printable_and_keeps_both_ends() -> None:
+def test_one_line_is_short_and_printable_and_keeps_both_ends() -> None:
     line = one_line("a.json: " + "W" * 2_000_000 + "\n\x1b[31m\udce9 rename it")
     assert len(line) <= 300
     assert line.startswith("a.json: W")

@@ -1,10 +1,10 @@
-"""Pictures that make losses matter: many alike classes, objects that touch and hide each other, rare and small ones.
+"""Images that are hard enough for losses to matter: similar classes, touching and occluded, small and rare objects.
 
     python benchmarks/ablations/hard_shapes.py --output runs/ablations/data
 
-Writes COCO-format sets of 96 x 96 px in a minute: `even/` with eight classes as often as each other, `long_tail/` with
-the first a hundred times as often as the last, `train/` and `val/` in each, and `warm_up/` for the weights that
-the sweeps start from.
+Writes COCO-format sets of 96 x 96 px images in a minute: `even/` with eight equally frequent classes and `long_tail/`
+with the first class a hundred times as frequent as the last, each with `train/` and `val/`, and `warm_up/` to train the
+weights that the sweeps start from.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from PIL import Image, ImageDraw
 from pycocotools import mask as coco_mask
 
 SIZE, SUPERSAMPLING = 96, 4
-#: Corners on a circle of radius 1; of stars and crosses every second one is pulled in.
+#: Shapes with corners on a circle of radius 1; in stars and crosses every second corner is at radius 0.5.
 CLASSES = ("triangle", "square", "pentagon", "hexagon", "circle", "star", "cross", "slab")
-#: Images by set.
+#: Number of images by set.
 SETS = {"warm_up": 1200, "train": 400, "val": 150}
 LONG_TAIL = 100.0
 
 
 def outline(kind: str) -> np.ndarray:
-    """Corners (V, 2) of a shape of radius 1."""
+    """Return the corners (V, 2) of a shape of radius 1."""
     corners = {"triangle": 3, "square": 4, "pentagon": 5, "hexagon": 6, "circle": 24, "star": 10, "cross": 8}
     if kind == "slab":
         return np.array([[-1, -0.35], [1, -0.35], [1, 0.35], [-1, 0.35]])
@@ -39,59 +39,60 @@ def outline(kind: str) -> np.ndarray:
     return np.stack([np.cos(angles) * radii, np.sin(angles) * radii], axis=1)
 
 
-def placed(rng: np.random.Generator, kinds: np.ndarray, others: list[np.ndarray]) -> np.ndarray:
-    """A shape somewhere in the picture; after the first, two of three touch one that is there."""
+def place_shape(rng: np.random.Generator, kinds: np.ndarray, others: list[np.ndarray]) -> np.ndarray:
+    """Place a shape at random; after the first shape, two of three touch an existing one."""
     radius = 5.0 * (24.0 / 5.0) ** rng.random()
     turn = rng.random() * 2 * math.pi
     rotation = np.array([[math.cos(turn), -math.sin(turn)], [math.sin(turn), math.cos(turn)]])
     points = outline(CLASSES[int(kinds)]) @ rotation.T * radius
     if others and rng.random() < 2 / 3:
-        neighbour = others[int(rng.integers(len(others)))]
+        neighbor = others[int(rng.integers(len(others)))]
         angle = rng.random() * 2 * math.pi
-        distance = radius + np.linalg.norm(neighbour - neighbour.mean(0), axis=1).max()
-        centre = neighbour.mean(0) + 0.85 * distance * np.array([math.cos(angle), math.sin(angle)])
+        distance = radius + np.linalg.norm(neighbor - neighbor.mean(0), axis=1).max()
+        center = neighbor.mean(0) + 0.85 * distance * np.array([math.cos(angle), math.sin(angle)])
     else:
-        centre = rng.uniform(radius, SIZE - radius, size=2)
+        center = rng.uniform(radius, SIZE - radius, size=2)
     low, high = -points.min(0) + 1, SIZE - 1 - points.max(0)
-    return (points + np.clip(centre, low, high)).round(2)
+    return (points + np.clip(center, low, high)).round(2)
 
 
-def filled(points: np.ndarray) -> np.ndarray:
-    """Which part of each pixel a polygon covers, (S, S) in [0, 1]."""
+def coverage(points: np.ndarray) -> np.ndarray:
+    """Return the fraction of each pixel that a polygon covers, (S, S) in [0, 1]."""
     large = Image.new("L", (SIZE * SUPERSAMPLING,) * 2)
     ImageDraw.Draw(large).polygon([tuple(p) for p in points * SUPERSAMPLING], fill=255)
     return np.asarray(large.resize((SIZE, SIZE), Image.Resampling.BOX), dtype=np.float64) / 255
 
 
-def rasterised(points: np.ndarray) -> np.ndarray:
+def rasterize(points: np.ndarray) -> np.ndarray:
+    """Return the mask (S, S) of a polygon as pycocotools fills it."""
     mask: np.ndarray = coco_mask.decode(coco_mask.frPyObjects([points.reshape(-1).tolist()], SIZE, SIZE))
     return mask[..., 0].astype(bool)
 
 
 def picture(rng: np.random.Generator, shares: np.ndarray) -> tuple[Image.Image, list[dict[str, Any]]]:
-    """A picture of two to six shapes, and its annotations."""
+    """Draw an image of two to six shapes, and return it with its annotations."""
     coarse = rng.uniform(60, 190, size=(6, 6, 3)).astype(np.uint8)
     ground = np.asarray(Image.fromarray(coarse).resize((SIZE, SIZE), Image.Resampling.BICUBIC), np.float64)
     pixels = ground + rng.normal(0, 8, size=(SIZE, SIZE, 1))
     shapes: list[tuple[int, np.ndarray, np.ndarray]] = []
-    colour = rng.uniform(0, 255, size=3)
+    color = rng.uniform(0, 255, size=3)
     for _ in range(int(rng.integers(2, 7))):
         kind = int(rng.choice(len(CLASSES), p=shares))
-        points = placed(rng, np.int64(kind), [outline_ for _, outline_, _ in shapes])
-        mask = rasterised(points)
-        if any((visible & ~mask).sum() < 0.5 * rasterised(other).sum() for _, other, visible in shapes):
+        points = place_shape(rng, np.int64(kind), [outline_ for _, outline_, _ in shapes])
+        mask = rasterize(points)
+        if any((visible & ~mask).sum() < 0.5 * rasterize(other).sum() for _, other, visible in shapes):
             continue
         shapes = [(k, other, visible & ~mask) for k, other, visible in shapes]
         shapes.append((kind, points, mask))
-        # Half of them in the colour of the one before, told apart by the shading alone.
-        colour = colour if rng.random() < 0.5 else rng.uniform(0, 255, size=3)
+        # Half of the shapes have the color of the one before, and differ only in their shading.
+        color = color if rng.random() < 0.5 else rng.uniform(0, 255, size=3)
         direction = rng.normal(size=2)
         rows, columns = np.mgrid[:SIZE, :SIZE] / SIZE
         shade = 1 + 0.5 * (
             direction[0] * (rows - rows[mask].mean()) + direction[1] * (columns - columns[mask].mean())
         )
-        painted = (colour * rng.uniform(0.8, 1.2)) * shade[..., None] + rng.normal(0, 8, (SIZE, SIZE, 1))
-        alpha = filled(points)[..., None]
+        painted = (color * rng.uniform(0.8, 1.2)) * shade[..., None] + rng.normal(0, 8, (SIZE, SIZE, 1))
+        alpha = coverage(points)[..., None]
         pixels = pixels * (1 - alpha) + painted * alpha
     annotations = []
     for kind, _, visible in shapes:
@@ -109,7 +110,7 @@ def picture(rng: np.random.Generator, shares: np.ndarray) -> tuple[Image.Image, 
 
 
 def write_set(folder: Path, count: int, shares: np.ndarray, seed: int) -> None:
-    """Write `images/` and `annotations.json`; the latter last, so that with it the set is whole."""
+    """Write `images/`, then `annotations.json`, so that the set is complete if that file exists."""
     if (folder / "annotations.json").exists():
         return
     (folder / "images").mkdir(parents=True, exist_ok=True)
@@ -138,7 +139,7 @@ def main() -> None:
     write_set(folder / "warm_up", SETS["warm_up"], even, seed=1)
     for name, shares in (("even", even), ("long_tail", tail / tail.sum())):
         for part, seed in (("train", 2), ("val", 3)):
-            # What is found of rare classes is seen on a set that has as many of them.
+            # Validation sets have equally frequent classes, so that AP measures rare classes too.
             write_set(folder / name / part, SETS[part], even if part == "val" else shares, seed=seed)
 
 

@@ -1,11 +1,11 @@
-"""The weights that the sweeps start from: a network trained on pictures of its own, less the layers in question.
+"""Weights that the sweeps start from: a network trained on separate images, without the layers in question.
 
     python benchmarks/ablations/warm_up.py --folder runs/ablations
 
-Needs the data of `hard_shapes.py` in `data/` of the folder; about a quarter of an hour on two CPU cores. Writes
-`warm_up/`, a run of `maskloss train` that an interruption does not end, and what it learned with torchvision's losses:
-`start_masks.safetensors` without the mask branch, for questions about masks alone, and `start.safetensors` without the
-layers that give classes and box deltas either. Each variant learns anew what is left out.
+Requires the data of `hard_shapes.py` in `data/` of the folder; takes about a quarter of an hour on two CPU cores.
+Writes `warm_up/`, a resumable run of `maskloss train` with torchvision's losses, and its weights:
+`start_masks.safetensors` without the mask branch, for questions about masks, and `start.safetensors` also without the
+layers that predict classes and box deltas. Each variant trains the removed layers from scratch.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ LEFT_OUT = {
 
 
 def main() -> None:
-    """Train, and take the heads off."""
+    """Train the network, and write its weights without the layers in question."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

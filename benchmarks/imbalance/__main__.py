@@ -1,11 +1,11 @@
-"""Binary segmentation where the object fills 0.1 to 5 % of the image: which loss, with which network?
+"""Binary segmentation of objects that fill 0.1 to 5 % of the image, with different losses and networks.
 
     python -m benchmarks.imbalance [--networks FCN U-Net SegNet small] [--seeds 5] [--output runs/imbalance]
 
-Just under an hour on two CPU cores; what is done is kept in the folder, so it may be stopped and goes on. Prints, and
-writes as results/imbalance.json and imbalance/table.md, foreground IoU, Dice, precision and recall on test images, by
-the object's share of the image. Everything is trained alike: the same images and first weights for the same
-seed, AdamW, the threshold at a probability of 1/2.
+Takes just under an hour on two CPU cores, and resumes after an interruption from the results in the folder. Prints
+foreground IoU, Dice, precision and recall on test images, by the object's share of the image, and writes them to
+results/imbalance.json and imbalance/table.md. All losses are trained in the same way: the same images and initial
+weights for the same seed, AdamW, and a threshold at a probability of 1/2.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from benchmarks.measuring import write_results
 
 
 def main() -> None:
-    """Run what is not done yet, and print the table."""
+    """Execute the outstanding runs, and print the table."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -1,4 +1,4 @@
-"""One experiment: a network trained with a loss, and measured by the object's share of the image."""
+"""An experiment: train a network with a loss, and measure it by the object's share of the image."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from maskloss.losses import (
 
 SHARES = (LEAST_SHARE, 0.003, 0.01, LARGEST_SHARE)
 METRICS = ("IoU", "Dice", "precision", "recall")
-#: How much a pixel of the object counts beside one of the background, where a loss weighs by a fixed factor.
+#: Weights of object and background pixels, for losses with fixed weights.
 ALPHA, BETA = 10.0, 1.0
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -36,14 +36,14 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Setting:
-    """How large an experiment is.
+    """Size of an experiment.
 
     Attributes:
-        size: of the images, px a side.
-        train: images to learn from.
-        test: images to measure on.
-        steps: of the optimizer.
-        batch: images per step.
+        size: side length of the images in px.
+        train: number of training images.
+        test: number of test images.
+        steps: number of optimizer steps.
+        batch: number of images per step.
     """
 
     size: int = 64
@@ -54,12 +54,12 @@ class Setting:
 
 
 def two_logit_loss(logits: Tensor, masks: Tensor) -> Tensor:
-    """Softmax cross-entropy over background and object."""
+    """Compute the softmax cross-entropy over background and object, one value per image."""
     return F.cross_entropy(logits, masks[:, 0].long(), reduction="none").mean(dim=(1, 2))
 
 
 def losses(train_masks: Tensor) -> dict[str, tuple[int, Loss]]:
-    """Losses by name, with the number of logits a pixel has."""
+    """Return the losses by name, each with its number of logits per pixel."""
     by_class = inverse_frequency_weights(
         list(train_masks[:, 0].long()), 100, num_classes=2, generator=torch.Generator().manual_seed(0)
     )
@@ -98,7 +98,7 @@ def trained(
 def measured(
     network: nn.Module, images: Tensor, masks: Tensor, size_of_batch: int
 ) -> dict[str, dict[str, float]]:
-    """IoU, Dice, precision and recall of all pixels together, over all images and by the object's share."""
+    """Measure IoU, Dice, precision and recall over all pixels, of all images and by the object's share."""
     network.eval()
     with torch.no_grad():
         logits = torch.cat([network(part) for part in images.split(size_of_batch)])
@@ -106,7 +106,7 @@ def measured(
     wanted = masks > 0.5
     share = wanted.double().mean(dim=(1, 2, 3))
     groups = {"all": torch.ones_like(share, dtype=torch.bool)}
-    # Rounding to whole pixels takes some a little past either end; those belong there.
+    # Rounding to whole pixels moves some shares slightly past either end; count them in the outer ranges.
     edges = [0.0, *SHARES[1:-1], 1.0]
     for (low, high), (shown_low, shown_high) in zip(pairwise(edges), pairwise(SHARES), strict=True):
         groups[f"{100 * shown_low:g} to {100 * shown_high:g} %"] = (share >= low) & (share < high)
@@ -114,7 +114,7 @@ def measured(
 
 
 def scores(found: Tensor, wanted: Tensor) -> dict[str, float]:
-    """IoU, Dice, precision and recall of pixels; nothing found has a precision of 0."""
+    """Compute IoU, Dice, precision and recall of pixels; if nothing is found, the precision is 0."""
     both = int((found & wanted).sum())
     only_found, only_wanted = int((found & ~wanted).sum()), int((~found & wanted).sum())
     return {
@@ -126,20 +126,20 @@ def scores(found: Tensor, wanted: Tensor) -> dict[str, float]:
 
 
 def experiment(network_name: str, loss_name: str, seed: int, setting: Setting) -> dict[str, Any]:
-    """Train and measure one network with one loss."""
+    """Train one network with one loss, and measure it on the test images."""
     began = time.perf_counter()
     images, masks = pictures(setting.train, setting.size, seed=1000 + seed)
     channels, loss = losses(masks)[loss_name]
     torch.manual_seed(seed)
     network = NETWORKS[network_name](channels)
     trained(network, loss, images, masks, setting, seed)
-    # The same test images for every seed: what differs is the network.
+    # Use the same test images for every seed, so that only the network differs.
     found = measured(network, *pictures(setting.test, setting.size, seed=1), setting.batch)
     return {"scores": found, "seconds": time.perf_counter() - began}
 
 
 def table(results: Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]]) -> str:
-    """Markdown: for each range of shares a row per network and loss, mean and deviation over seeds, in percent."""
+    """Make Markdown tables by range of shares: mean and deviation over seeds in percent, per network and loss."""
     first = next(iter(next(iter(results.values())).values()))[0]["scores"]
     header = ["network", "loss", *METRICS]
     sections = []

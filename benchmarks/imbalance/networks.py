@@ -1,4 +1,4 @@
-"""The networks: FCN, U-Net, SegNet, and a few convolutions; each gives logits of the images' size."""
+"""Networks for the comparison: FCN, U-Net, SegNet and a small one; each returns logits of the images' size."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torchvision.models.segmentation.fcn import FCNHead
 
 
 class FCN(nn.Module):
-    """torchvision's FCN on the first stages of a ResNet-18, to a stride of 8; a ResNet-50 would take hours here."""
+    """FCN of torchvision on the first stages of a ResNet-18, up to stride 8; a ResNet-50 would take hours here."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -20,13 +20,13 @@ class FCN(nn.Module):
         self.model = torchvision.models.segmentation.FCN(backbone, FCNHead(128, channels))
 
     def forward(self, images: Tensor) -> Tensor:
-        """(N, 3, S, S) to (N, channels, S, S)."""
+        """Map images (N, 3, S, S) to logits (N, channels, S, S)."""
         logits: Tensor = self.model(images)["out"]
         return logits
 
 
 def unet(channels: int) -> nn.Module:
-    """segmentation-models-pytorch's U-Net on a ResNet-18, of three stages for small pictures."""
+    """Build the U-Net of segmentation-models-pytorch on a ResNet-18, with three stages for small images."""
     network: nn.Module = segmentation_models_pytorch.Unet(
         "resnet18", encoder_depth=3, decoder_channels=(64, 32, 16), encoder_weights=None, classes=channels
     )
@@ -34,10 +34,10 @@ def unet(channels: int) -> nn.Module:
 
 
 class SegNet(nn.Module):
-    """An encoder whose pooling places are where the decoder puts its values back.
+    """SegNet, whose decoder unpools values to the positions that the encoder pooled them from.
 
-    Source: Badrinarayanan et al., SegNet, 2015, arXiv:1511.00561, with three of its five stages, of 16, 32 and
-    64 channels, for small pictures.
+    Source: Badrinarayanan et al., SegNet, 2015, arXiv:1511.00561, but with three stages of 16, 32 and 64 channels
+    instead of five, for small images.
     """
 
     def __init__(self, channels: int, widths: tuple[int, ...] = (16, 32, 64)) -> None:
@@ -55,7 +55,7 @@ class SegNet(nn.Module):
         self.last = nn.Conv2d(widths[0], channels, 3, padding=1)
 
     def forward(self, images: Tensor) -> Tensor:
-        """(N, 3, S, S) to (N, channels, S, S), S a multiple of 8."""
+        """Map images (N, 3, S, S) to logits (N, channels, S, S), for S a multiple of 8."""
         values, places = images, []
         for encoder in self.encoders:
             values, indices = self.pool(encoder(values))
@@ -67,7 +67,7 @@ class SegNet(nn.Module):
 
 
 def small(channels: int) -> nn.Module:
-    """Three hidden layers of 32 channels, 3 x 3, stride 1: it sees 9 x 9 px."""
+    """Build three hidden 3 x 3 layers of 32 channels and stride 1, with a receptive field of 9 x 9 px."""
     return nn.Sequential(_block(3, 32), _block(32, 32), _block(32, 32), nn.Conv2d(32, channels, 3, padding=1))
 
 
@@ -77,7 +77,7 @@ def _block(inputs: int, outputs: int) -> nn.Module:
     )
 
 
-#: Networks by name, given the channels of their logits.
+#: Builders of networks by name; each takes the number of channels of the logits.
 NETWORKS: dict[str, Callable[[int], nn.Module]] = {
     "FCN": FCN,
     "U-Net": unet,

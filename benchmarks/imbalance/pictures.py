@@ -1,4 +1,4 @@
-"""Pictures of which an object fills 0.1 to 5 %, a different share in each."""
+"""Synthetic images in which an object fills 0.1 to 5 % of the area, with a different share in each."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ LEAST_SHARE, LARGEST_SHARE = 0.001, 0.05
 
 
 def pictures(count: int, size: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Grey blobs on smooth grey ground with noise, and false friends: bright specks and dark blobs.
+    """Draw gray blobs on a smooth gray background with noise, and distractors: bright specks and dark blobs.
 
     Args:
-        count: N.
-        size: S, px a side.
-        seed: the same seed gives the same pictures.
+        count: number of images, N.
+        size: side length in px, S.
+        seed: random seed; the same seed makes the same images.
 
     Returns:
-        Images (N, 3, S, S) around 0, and masks (N, 1, S, S) of 0 and 1. The object's share of an image is
-        log-uniform, in one to three pieces.
+        Images (N, 3, S, S) around 0, and masks (N, 1, S, S) of 0 and 1. The object's share of an image is log-uniform,
+        and it has one to three pieces.
     """
     generator = torch.Generator().manual_seed(seed)
 
@@ -46,7 +46,7 @@ def pictures(count: int, size: int, seed: int) -> tuple[Tensor, Tensor]:
 
 
 def _blobs(random: object, area: float, pieces: int, size: int) -> Tensor:
-    """Ellipses of an area each, anywhere, (1, S, S)."""
+    """Draw ellipses of the given area in px² each, at random positions, (1, S, S)."""
     y, x = torch.arange(size)[:, None] + 0.5, torch.arange(size) + 0.5
     mask = torch.zeros(1, size, size)
     for _ in range(pieces):
@@ -56,7 +56,7 @@ def _blobs(random: object, area: float, pieces: int, size: int) -> Tensor:
         u = (x - cx) * math.cos(turn) + (y - cy) * math.sin(turn)
         v = (y - cy) * math.cos(turn) - (x - cx) * math.sin(turn)
         inside = (u / (radius * aspect)) ** 2 + (v * aspect / radius) ** 2 <= 1
-        # A speck between pixels' centres takes the nearest one.
+        # An ellipse covers at least the pixel that contains its center.
         inside[min(int(cy), size - 1), min(int(cx), size - 1)] = True
         mask[0, inside] = 1.0
     return mask

@@ -1,1 +1,1 @@
-"""Ablations: the same training run with one thing changed, over several seeds, and what can be said of it."""
+"""Ablations: training runs that differ in one change, over several seeds, and statistics of their differences."""

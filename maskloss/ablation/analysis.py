@@ -1,4 +1,4 @@
-"""What a sweep's numbers say: means over seeds, paired differences to the baseline, and whether they are any."""
+"""Statistics of a sweep: means over seeds, paired differences to the baseline, and verdicts on them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from scipy import stats
 
 from maskloss.training.metrics import METRICS
 
-#: What is compared, by its place in metrics.json: AP of each metric, and of masks more than that.
+#: Compared statistics, with their keys in metrics.json: the AP of every metric, and more statistics of mask AP.
 COMPARED = {
     **{f"{metric.label} AP": (kind, "AP") for kind, metric in METRICS.items()},
     "mask AP75": ("segm", "AP75"),
@@ -23,9 +23,9 @@ COMPARED = {
 }
 _CONFIDENCE = 0.95
 _RESAMPLES = 9999
-#: How probably a number of seeds that is given would tell.
+#: Probability of a verdict with the suggested number of seeds.
 _POWER = 0.8
-#: Of seeds beyond these no number is given.
+#: Maximum number of seeds that is suggested.
 _MOST_SEEDS = 200
 
 Verdict = Literal["baseline", "better", "worse", "cannot tell"]
@@ -33,19 +33,21 @@ Verdict = Literal["baseline", "better", "worse", "cannot tell"]
 
 @dataclass(frozen=True)
 class Difference:
-    """A variant's metric less the baseline's, on the same seeds.
+    """Difference of a variant's metric to the baseline's, on the same seeds.
 
     Attributes:
-        mean: over the seeds that both have.
-        low: of the 95 % interval of a bootstrap over these seeds.
-        high: of it.
-        half_width: of Student's 95 % interval for paired differences, mean ± half_width. Of few seeds it is the one to
-            go by: the bootstrap's covers the truth in about 76 of 100 cases of three seeds, 85 of five, 89 of ten.
-        verdict: "better" or "worse" where both intervals leave out 0; "cannot tell" otherwise. A bootstrap alone is
-            too sure of itself: of three seeds all on one side, which happens to every fourth variant that changes
-            nothing, it gives an interval without 0.
-        more_seeds: how many more it would take to tell in four cases of five, if mean and spread are what they seem;
-            None where it can be told, where there is nothing to tell, or where it would take more than 200 in all.
+        mean: mean over the seeds that both have.
+        low: lower end of the 95 % bootstrap interval over these seeds.
+        high: upper end of the 95 % bootstrap interval.
+        half_width: half the width of Student's 95 % interval for paired differences, mean ± half_width. Prefer it for
+            few seeds: the bootstrap interval covers the true value in about 76 % of cases with three seeds, 85 % with
+            five and 89 % with ten.
+        verdict: "better" or "worse" if both intervals exclude 0; otherwise "cannot tell". The bootstrap alone is
+            overconfident: if all of three seeds are on one side of 0, which happens for every fourth variant that
+            changes nothing, its interval excludes 0.
+        more_seeds: number of additional seeds that would give a verdict in four cases of five, if mean and spread are
+            as estimated; None if there is a verdict, if the difference is 0 on every seed, or if it would take more
+            than 200 seeds in total.
     """
 
     mean: float
@@ -58,12 +60,12 @@ class Difference:
 
 @dataclass(frozen=True)
 class Summary:
-    """One metric of one variant.
+    """Summary of one metric of one variant.
 
     Attributes:
-        mean: over the seeds; None where there is no such object, or no run.
-        deviation: standard deviation over the seeds; None of fewer than two.
-        difference: to the baseline; None for the baseline itself, and of fewer than two common seeds.
+        mean: mean over the seeds; None if the metric has no objects, or the variant no runs.
+        deviation: standard deviation over the seeds; None for fewer than two.
+        difference: difference to the baseline; None for the baseline itself, and for fewer than two common seeds.
     """
 
     mean: float | None
@@ -72,11 +74,11 @@ class Summary:
 
 
 def summarized(values: Mapping[str, Mapping[int, float | None]], baseline: str) -> dict[str, Summary]:
-    """Summarise one metric of every variant.
+    """Summarize one metric of every variant.
 
     Args:
-        values: by variant, then by seed; None where a run has no such value.
-        baseline: the variant to compare with.
+        values: metric by variant, then by seed; None if a run has no value.
+        baseline: variant to compare with.
     """
     known = {
         variant: {seed: value for seed, value in by_seed.items() if value is not None}
@@ -100,15 +102,15 @@ def _against(baseline: Mapping[int, float], variant: Mapping[int, float]) -> Dif
 
 
 def paired_difference(differences: Sequence[float]) -> Difference:
-    """Say what differences on the same seeds, at least two, show.
+    """Compute intervals and the verdict from a variant's differences to the baseline on the same seeds, at least two.
 
-    Source: Efron, Bootstrap methods, 1979, for the interval, by `scipy.stats.bootstrap` (percentiles); Student's
-    t for paired differences beside it, and for the number of seeds.
+    Source: Efron, Bootstrap methods, 1979, for the bootstrap interval, by `scipy.stats.bootstrap` (percentiles);
+    Student's t for paired differences, for the second interval and the number of seeds.
     """
     sample = np.asarray(differences, dtype=np.float64)
     mean, deviation = float(sample.mean()), float(sample.std(ddof=1))
     if deviation == 0:
-        # The same difference on each seed: no interval to speak of.
+        # The difference is the same on each seed, so the interval is a point.
         verdict: Verdict = "cannot tell" if mean == 0 else ("better" if mean > 0 else "worse")
         return Difference(mean, mean, mean, 0.0, verdict)
     interval = stats.bootstrap(
@@ -136,7 +138,7 @@ def _half_width(deviation: float, count: int) -> float:
 
 
 def _power(effect: float, counts: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
-    """How probably a difference of so many standard deviations is told, by the number of seeds.
+    """Return the probability of a verdict by number of seeds, for a mean difference of `effect` standard deviations.
 
     Source: the noncentral t of a paired test, Cohen, Statistical power analysis, 1988, chapter 2.
     """
@@ -146,7 +148,7 @@ def _power(effect: float, counts: npt.NDArray[np.int64]) -> npt.NDArray[np.float
 
 
 def metric_of(metrics: Mapping[str, Any], name: str) -> float | None:
-    """Return one of `COMPARED` out of metrics.json; None where it was not measured."""
+    """Return a statistic of `COMPARED` from the content of metrics.json, or None if it was not measured."""
     kind, statistic = COMPARED[name]
     value: float | None = metrics.get(kind, {}).get(statistic)
     return value

@@ -1,4 +1,4 @@
-"""What a sweep is to run: a base config, its variants and the seeds, read from YAML and checked."""
+"""Plan of a sweep: a base config, variants of it and seeds, read from YAML and validated."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ from maskloss.training.setup import initial_model, read_data
 from maskloss.training.yaml_files import read_yaml
 
 _KEYS = ("base", "variants", "seeds", "baseline", "cpus", "gpus")
-#: What a sweep itself gives each run.
+#: Options that the sweep sets for each run.
 _OWN_FIELDS = ("output", "seed", "resume")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,99}")
 
 
 @dataclass(frozen=True)
 class Run:
-    """One training run of a sweep.
+    """Training run of a sweep.
 
     Attributes:
-        variant: name.
-        seed: of everything that is random.
-        config: of the run; its output is the run's own folder.
+        variant: name of the variant.
+        seed: seed of everything random.
+        config: config of the run, whose output is the run's own folder.
     """
 
     variant: str
@@ -44,18 +44,18 @@ class Run:
 
 @dataclass(frozen=True)
 class Plan:
-    """A sweep.
+    """Validated plan of a sweep.
 
     Attributes:
-        base: options that all runs have, but where their variant changes them.
-        variants: by name, the fields that differ from the base, in the file's order.
-        baseline: the variant that the others are compared with.
-        seeds: of every variant.
-        runs: all of them, seed by seed, so that an unfinished sweep has something of each variant.
-        cpus: CPUs that a run asks Ray for.
-        gpus: GPUs, or a part of one, that a run asks Ray for.
-        validation: what the runs are evaluated on; the first variant's where variants differ in it.
-        one_validation: whether they do not.
+        base: options that all runs share, unless their variant changes them.
+        variants: options that differ from the base, by name of the variant, in the order of the file.
+        baseline: variant that the others are compared with.
+        seeds: seeds that every variant runs with.
+        runs: all runs, seed by seed, so that an unfinished sweep has results of each variant.
+        cpus: number of CPUs that a run requests from Ray.
+        gpus: number of GPUs, possibly fractional, that a run requests from Ray.
+        validation: validation set of the runs; that of the first variant if variants differ in it.
+        one_validation: True if all variants have the same validation set.
     """
 
     base: dict[str, Any]
@@ -70,36 +70,37 @@ class Plan:
 
 
 def read_plan(file: str | Path, output: str | Path) -> Plan:
-    """Read a sweep's YAML and check all that can be checked without training.
+    """Read the YAML file of a sweep and validate everything that can be validated without training.
 
-    Each variant's loss is made and evaluated on random RoIs, its model is built, and the data and the weights are
-    read.
+    Each variant's loss is built and evaluated on random RoIs, its model is built, and its data and weights are read.
 
     Args:
-        file: with `base`, a mapping of `maskloss train`'s options or the name of a YAML file of them; `variants`,
-            a mapping from names to the options that differ; `seeds`, a list; and, where wanted, `baseline`, the
-            first variant where not given, and `cpus` and `gpus` of a run under Ray. Relative paths in it
-            are of the working folder; modules beside it can be imported. A variant's mapping of a loss without a
-            `preset` changes the base's loss where that has one.
+        file: YAML file with `base`, a mapping of `maskloss train`'s options or the name of a YAML file of them;
+            `variants`, a mapping from names to the options that differ; `seeds`, a list; and optionally `baseline`,
+            by default the first variant, and `cpus` and `gpus` of a run under Ray. Relative paths are relative to the
+            working folder, except the base's file, which is relative to this one. Modules beside the file can be
+            imported. If the base has a loss, a variant's mapping under `loss` without a `preset` changes parts of it.
         output: folder of the sweep.
 
     Raises:
-        InputError: something in it is wrong; the message names the file, the variant and the field.
+        InputError: the file or a variant is invalid; the message names the file, the variant and the field.
     """
     path = Path(file)
     content = read_yaml(path)
     unknown = set(content) - set(_KEYS)
     if unknown:
-        raise InputError(f"{path}: no key is named {', '.join(sorted(unknown))}; {', '.join(_KEYS)} are")
-    variants, seeds = _variants(path, content), _seeds(path, content)
+        raise InputError(f"{path}: unknown key {', '.join(sorted(unknown))}; the keys are {', '.join(_KEYS)}")
+    variants, seeds = _read_variants(path, content), _read_seeds(path, content)
     baseline = content.get("baseline", next(iter(variants)))
     if not isinstance(baseline, str) or baseline not in variants:
-        raise InputError(f"{path}: the baseline {baseline!r} is none of the variants {', '.join(variants)}")
+        raise InputError(
+            f"{path}: the baseline {baseline!r} is not one of the variants {', '.join(variants)}"
+        )
     resources = {name: content.get(name, default) for name, default in (("cpus", 1), ("gpus", 0))}
     for name, value in resources.items():
         if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value < math.inf:
             raise InputError(f"{path}: {name} must be a number >= 0, got {value!r}")
-    base = _base(path, content)
+    base = _read_base(path, content)
     if (folder := str(path.resolve().parent)) not in sys.path:
         sys.path.append(folder)
 
@@ -108,9 +109,9 @@ def read_plan(file: str | Path, output: str | Path) -> Plan:
     models: dict[tuple[str, str, int], nn.Module] = {}
     for name, changes in variants.items():
         where = f"{path}: variant {name}"
-        config = _config(where, {**_changed(where, base, changes), "output": str(output)})
+        config = _make_config(where, {**_apply_changes(where, base, changes), "output": str(output)})
         try:
-            training, _ = _checked_data(config, data)
+            training, _ = _read_checked_data(config, data)
             _check_loss(config, len(training.categories) + 1, models)
         except InputError as error:
             raise InputError(f"{where}: {error}") from error
@@ -127,51 +128,51 @@ def read_plan(file: str | Path, output: str | Path) -> Plan:
         seeds,
         tuple(runs),
         **resources,
-        validation=_checked_data(next(iter(configs.values())), data)[1],
+        validation=_read_checked_data(next(iter(configs.values())), data)[1],
         one_validation=len({(c.val_images, c.val_annotations) for c in configs.values()}) == 1,
     )
 
 
-def _base(path: Path, content: dict[str, Any]) -> dict[str, Any]:
+def _read_base(path: Path, content: dict[str, Any]) -> dict[str, Any]:
     base = content.get("base")
     where = f"{path}: base"
     if isinstance(base, str):
         other = path.parent / base
         base, where = read_yaml(other), str(other)
-        # A run's own config.yaml is a base too: what it has of its own is the sweep's to give.
+        # A run's own config.yaml may be the base. Drop its options that the sweep sets.
         base = {key: value for key, value in base.items() if key not in _OWN_FIELDS}
     if not isinstance(base, dict):
         raise InputError(f"{where}: expected a mapping of options, or the name of a YAML file of them")
-    _expect_fields(where, base)
+    _check_fields(where, base)
     return base
 
 
-def _variants(path: Path, content: dict[str, Any]) -> dict[str, dict[str, Any]]:
+def _read_variants(path: Path, content: dict[str, Any]) -> dict[str, dict[str, Any]]:
     variants = content.get("variants")
     if not isinstance(variants, dict) or not variants:
         raise InputError(f"{path}: variants: expected a mapping from names to the options that differ")
     for name, changes in variants.items():
         if not isinstance(name, str) or not _NAME.fullmatch(name):
             raise InputError(
-                f"{path}: variant {name!r}: a name is of up to 100 letters, digits and ._+-, for it names a folder"
-                + ("" if isinstance(name, str) else "; YAML wants quotes around this one")
+                f"{path}: variant {name!r}: a name has up to 100 letters, digits and ._+-, as it names a folder"
+                + ("" if isinstance(name, str) else "; put it in quotes, or YAML does not read it as text")
             )
         if changes is not None and not isinstance(changes, dict):
             raise InputError(f"{path}: variant {name}: expected a mapping of options, got {changes!r}")
-        _expect_fields(f"{path}: variant {name}", changes or {})
+        _check_fields(f"{path}: variant {name}", changes or {})
     return {name: changes or {} for name, changes in variants.items()}
 
 
-def _expect_fields(where: str, options: dict[str, Any]) -> None:
+def _check_fields(where: str, options: dict[str, Any]) -> None:
     known = [field.name for field in fields(TrainConfig) if field.name not in _OWN_FIELDS]
     for name in options:
         if name in _OWN_FIELDS:
-            raise InputError(f"{where}: {name} is the sweep's to give")
+            raise InputError(f"{where}: {name} is set by the sweep; remove it")
         if name not in known:
-            raise InputError(f"{where}: no option is named {name}; {', '.join(known)} are")
+            raise InputError(f"{where}: unknown option {name}; the options are {', '.join(known)}")
 
 
-def _seeds(path: Path, content: dict[str, Any]) -> tuple[int, ...]:
+def _read_seeds(path: Path, content: dict[str, Any]) -> tuple[int, ...]:
     seeds = content.get("seeds")
     if not isinstance(seeds, list) or not seeds:
         raise InputError(f"{path}: seeds: expected a list of at least one whole number, got {seeds!r}")
@@ -179,15 +180,15 @@ def _seeds(path: Path, content: dict[str, Any]) -> tuple[int, ...]:
         if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**63:
             raise InputError(f"{path}: seeds: a seed is a whole number >= 0 and below 2^63, got {seed!r}")
     if len(set(seeds)) < len(seeds):
-        raise InputError(f"{path}: seeds: a seed is there twice: {seeds}")
+        raise InputError(f"{path}: seeds: a seed is listed twice: {seeds}")
     return tuple(seeds)
 
 
-def _config(where: str, options: dict[str, Any]) -> TrainConfig:
+def _make_config(where: str, options: dict[str, Any]) -> TrainConfig:
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(TrainConfig, None)
     try:
-        # A copy: what is parsed, is parsed in place.
+        # Parse a copy, because jsonargparse changes the object.
         parsed = parser.parse_object(copy.deepcopy(options))
         return TrainConfig(**parsed.as_dict())
     except (ArgumentError, InputError, OverflowError, RecursionError, UnicodeError) as error:
@@ -195,8 +196,8 @@ def _config(where: str, options: dict[str, Any]) -> TrainConfig:
         raise InputError(f"{where}: {line}") from error
 
 
-def _changed(where: str, base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """Give the base's options with a variant's; parts of a loss replace those of the base's loss."""
+def _apply_changes(where: str, base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """Return the base's options with a variant's changes; a mapping under `loss` replaces parts of the base's loss."""
     options = {**base, **changes}
     if base.get("loss") is not None and changes.get("loss") is not None:
         try:
@@ -206,10 +207,14 @@ def _changed(where: str, base: dict[str, Any], changes: dict[str, Any]) -> dict[
     return options
 
 
-def _checked_data(
+def _read_checked_data(
     config: TrainConfig, known: dict[tuple[str, ...], tuple[CocoData, CocoData]]
 ) -> tuple[CocoData, CocoData]:
-    """Read what was not read yet, and expect objects of every class in the training and the validation set."""
+    """Read a run's data unless `known` has them; check that both sets have objects of every category.
+
+    Raises:
+        InputError: the data cannot be read, or a category has no object in one of the sets.
+    """
     files = (config.train_images, config.train_annotations, config.val_images, config.val_annotations)
     if files not in known:
         known[files] = read_data(config)
@@ -224,13 +229,13 @@ def _checked_data(
                 if category.id not in there:
                     raise InputError(
                         f"{annotations}: the {kind} set has no object of category {category.id} ({category.name}), "
-                        "so nothing could be said of it"
+                        "so its AP would be meaningless"
                     )
     return known[files]
 
 
 def _check_loss(config: TrainConfig, num_classes: int, models: dict[tuple[str, str, int], nn.Module]) -> None:
-    """Build what was not built yet, and expect losses that can be computed."""
+    """Build the model unless `models` has it, and check that a run's losses can be computed with it."""
     key = (config.model, config.weights, num_classes)
     if key not in models:
         models[key] = initial_model(config, num_classes)[0]

@@ -1,4 +1,4 @@
-"""What a sweep leaves behind: results.json for programs, table.md to paste, report.html to look at."""
+"""Results of a sweep: results.json for programs, table.md to paste, report.html to read."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ from maskloss.report.curves import compared_curves
 from maskloss.report.page import embedded, rendered
 from maskloss.report.pictures import draw_results, draw_truth, jpeg
 
-#: By variant, then by seed.
+#: Outcomes by variant, then by seed.
 Outcomes = dict[str, dict[int, Outcome]]
 
 _NUM_PICTURES = 5
 _LONGEST_SIDE = 320
 _SCORE_THRESHOLD = 0.5
-#: Of objects, in px² of the image: COCO's.
+#: COCO's ranges of object areas, in px² of the image.
 _SIZES = {"small": (0.0, 32.0**2), "medium": (32.0**2, 96.0**2), "large": (96.0**2, math.inf)}
 
 
 def _summaries(plan: Plan, outcomes: Outcomes) -> dict[str, dict[str, Summary]]:
-    """Summaries by metric, then by variant."""
+    """Return the summaries by metric, then by variant."""
     summaries = {}
     for name in COMPARED:
         values = {
@@ -50,10 +50,10 @@ def _summaries(plan: Plan, outcomes: Outcomes) -> dict[str, dict[str, Summary]]:
 
 
 def write_results(folder: Path, plan: Plan, outcomes: Outcomes) -> None:
-    """Write results.json and table.md of what is done so far.
+    """Write results.json and table.md for the runs that are complete.
 
     Raises:
-        RunError: the disk is full, or the folder does not allow it.
+        RunError: the disk is full, or the folder is not writable.
     """
     summaries = _summaries(plan, outcomes)
     variants = {
@@ -97,13 +97,13 @@ def _environment() -> dict[str, Any]:
 
 
 def _table(plan: Plan, outcomes: Outcomes, summaries: Mapping[str, Mapping[str, Summary]]) -> str:
-    """A Markdown table: means and spreads of every metric, and what mask and box AP differ by."""
+    """Make a Markdown table of the mean and spread of every metric, and of the differences in mask and box AP."""
     header = [
         "variant",
         "runs",
         *COMPARED,
-        "mask AP less " + plan.baseline,
-        "box AP less " + plan.baseline,
+        "mask AP minus " + plan.baseline,
+        "box AP minus " + plan.baseline,
         "ms / step",
         "MiB",
     ]
@@ -115,7 +115,7 @@ def _table(plan: Plan, outcomes: Outcomes, summaries: Mapping[str, Mapping[str, 
             spread = "" if summary.deviation is None else f" ± {100 * summary.deviation:.1f}"
             cells.append(f"{percent(summary.mean)}{spread}")
         for name in ("mask AP", "box AP"):
-            cells.append("" if variant == plan.baseline else _in_words(summaries[name][variant]))
+            cells.append("" if variant == plan.baseline else _format_difference(summaries[name][variant]))
         cells.append(_number(_cost(outcomes[variant], "seconds_per_step", 1e-3)))
         cells.append(_number(_cost(outcomes[variant], "peak_bytes", 2**20)))
         lines.append(_row(cells))
@@ -123,16 +123,16 @@ def _table(plan: Plan, outcomes: Outcomes, summaries: Mapping[str, Mapping[str, 
     minutes = sum(o.seconds or 0.0 for by_seed in outcomes.values() for o in by_seed.values()) / 60
     lines += [
         "",
-        f"Percent of AP, mean ± standard deviation over seeds {seeds}. Differences on the same seeds: mean, in "
-        "brackets the 95 % bootstrap interval, as ± Student's, and a verdict where both leave out 0. All "
-        f"runs together took {minutes:.0f} minutes.",
+        f"AP in percent, mean ± standard deviation over seeds {seeds}. Differences on the same seeds: mean, 95 % "
+        "bootstrap interval in brackets, half width of Student's 95 % interval after ±, and a verdict if both exclude "
+        f"0. All runs together took {minutes:.0f} minutes.",
         *(f"\nFailed: {failure}" for failure in _failures(outcomes)),
     ]
     return "\n".join(lines) + "\n"
 
 
 def _runs(plan: Plan, outcomes: Mapping[int, Outcome]) -> str:
-    """Say how many of a variant's runs there are to go by."""
+    """Format the number of a variant's runs that succeeded and failed."""
     failed = sum(outcome.failure is not None for outcome in outcomes.values())
     good = len(outcomes) - failed
     text = str(good) if good == len(plan.seeds) else f"{good} of {len(plan.seeds)}"
@@ -148,8 +148,8 @@ def _failures(outcomes: Outcomes) -> list[str]:
     ]
 
 
-def _in_words(summary: Summary) -> str:
-    """Say what a variant's difference to the baseline shows."""
+def _format_difference(summary: Summary) -> str:
+    """Format a variant's difference to the baseline, with its intervals and verdict."""
     difference = summary.difference
     if difference is None:
         return _verdict(summary)
@@ -159,27 +159,27 @@ def _in_words(summary: Summary) -> str:
 
 
 def _verdict(summary: Summary) -> str:
-    """Say a variant's verdict, and what it would take where there is none."""
+    """Format a variant's verdict, with the number of seeds that it would take if there is none."""
     difference = summary.difference
     if summary.mean is None:
         return "nothing to compare"
     if difference is None:
-        return "cannot tell: fewer than two seeds in common with the baseline"
+        return "cannot tell: fewer than two common seeds with the baseline"
     if difference.verdict != "cannot tell":
         return difference.verdict
     if difference.more_seeds is not None:
-        return f"cannot tell; about {difference.more_seeds} more seeds could"
-    return "cannot tell" + ("" if difference.half_width == 0 else "; nor could 200 seeds")
+        return f"cannot tell; needs about {difference.more_seeds} more seeds"
+    return "cannot tell" + ("" if difference.half_width == 0 else "; 200 seeds would not suffice")
 
 
 def _cost(outcomes: Mapping[int, Outcome], name: str, unit: float) -> float | None:
-    """Give the median of a cost over the runs that ended well, in a unit."""
+    """Return the median of a cost over the runs that measured it, in multiples of `unit`."""
     values = _costs(outcomes, name, unit)
     return statistics.median(values) if values else None
 
 
-def _cost_in_words(outcomes: Mapping[int, Outcome], name: str, unit: float) -> str:
-    """Give a cost's median over the runs, and its least and most."""
+def _format_cost(outcomes: Mapping[int, Outcome], name: str, unit: float) -> str:
+    """Format the median of a cost over the runs, with its minimum and maximum."""
     values = _costs(outcomes, name, unit)
     if not values:
         return ""
@@ -196,7 +196,7 @@ def _row(cells: list[str]) -> str:
 
 
 def percent(value: float | None) -> str:
-    """Write an AP in percent."""
+    """Format an AP in percent."""
     return "none" if value is None else f"{100 * value:.1f}"
 
 
@@ -208,7 +208,7 @@ def write_page(folder: Path, plan: Plan, outcomes: Outcomes) -> Path:
     """Write report.html.
 
     Raises:
-        RunError: the disk is full, or the folder does not allow it.
+        RunError: the disk is full, or the folder is not writable.
     """
     summaries = _summaries(plan, outcomes)
     good = {
@@ -247,8 +247,8 @@ def write_page(folder: Path, plan: Plan, outcomes: Outcomes) -> Path:
         costs=[
             {
                 "variant": variant,
-                "milliseconds": _cost_in_words(outcomes[variant], "seconds_per_step", 1e-3),
-                "mebibytes": _cost_in_words(outcomes[variant], "peak_bytes", 2**20),
+                "milliseconds": _format_cost(outcomes[variant], "seconds_per_step", 1e-3),
+                "mebibytes": _format_cost(outcomes[variant], "peak_bytes", 2**20),
             }
             for variant in plan.variants
         ],
@@ -265,7 +265,7 @@ def write_page(folder: Path, plan: Plan, outcomes: Outcomes) -> Path:
 
 
 def _objects_of_size(plan: Plan, metric: str) -> int:
-    """How many objects of the validation set a metric is about."""
+    """Count the objects of the validation set that a metric covers."""
     low, high = next((bounds for size, bounds in _SIZES.items() if metric.endswith(size)), (0.0, math.inf))
     areas = [o.area for record in plan.validation.images for o in record.objects]
     return sum(low <= area < high for area in areas)
@@ -294,7 +294,7 @@ def _page_row(plan: Plan, variant: str, summary: Summary) -> dict[str, str]:
 
 
 def _pictures(plan: Plan, good: Outcomes) -> list[list[dict[str, str]]]:
-    """For each of some images the ground truth and each variant's masks, with how well they cover the objects."""
+    """Draw the images on which variants differ most: ground truth and each variant's masks, with their coverage."""
     results: dict[str, list[dict[str, Any]]] = {}
     if not plan.one_validation:
         return []
@@ -328,7 +328,7 @@ def _pictures(plan: Plan, good: Outcomes) -> list[list[dict[str, str]]]:
             break
         image = read_image(plan.validation.image_path(record), (record.width, record.height))
         enlarge = max(1, _LONGEST_SIDE // max(image.size))
-        panels = {f"{record.file_name}, annotated": draw_truth(image, record, names, enlarge=enlarge)}
+        panels = {f"{record.file_name}, ground truth": draw_truth(image, record, names, enlarge=enlarge)}
         for variant, found in results.items():
             drawn = [r for r in found if r["image_id"] == record.id]
             text = f"{variant} ({covered[record.id][variant]:.2f})"
@@ -340,7 +340,7 @@ def _pictures(plan: Plan, good: Outcomes) -> list[list[dict[str, str]]]:
 
 
 def _coverage(record: ImageRecord, results: Sequence[Mapping[str, Any]]) -> float:
-    """Mean over an image's objects of the best mask IoU among the detections of their category."""
+    """Return the mean over an image's objects of the best mask IoU among the detections of the same category."""
     masks = record.object_masks().bitmaps().numpy()
     best = []
     for annotation, mask in zip(record.objects, masks, strict=True):

@@ -1,8 +1,7 @@
-"""Running a sweep's runs, one after another in processes of their own, which end with it, or on Ray.
+"""Execution of a sweep's runs, one after another in subprocesses that end with the sweep, or on Ray.
 
-Each run is `maskloss train --resume` in its folder, so a sweep that was stopped goes on where it stopped, within a run
-too; a run that has ended keeps its model, not its checkpoints. What it ended with is in its outcome.json, which is
-written last.
+Each run is `maskloss train --resume` in its own folder, so an interrupted sweep resumes where it stopped, also within
+a run. A completed run keeps its model, but not its checkpoints. Its outcome is in outcome.json, which is written last.
 """
 
 from __future__ import annotations
@@ -36,15 +35,16 @@ from maskloss.training.config import TrainConfig
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run ended with.
+    """Outcome of a run.
 
     Attributes:
-        failure: why it failed, in a line; None where it did not.
-        metrics: of metrics.json.
+        failure: reason of the failure in one line; None if the run succeeded.
+        metrics: content of metrics.json.
         history: lines of history.jsonl.
-        seconds_per_step: of training, without start and evaluation; the median over logged stretches.
-        peak_bytes: the most memory that the run held: of the GPU where it used one, else of its process.
-        seconds: from start to end, evaluation included; of the last stretch where it was interrupted.
+        seconds_per_step: training time per step without startup and evaluation, as the median over the intervals
+            between logged steps.
+        peak_bytes: peak memory of the GPU if the run used one, otherwise of its process.
+        seconds: time from start to end including evaluation; if the run was interrupted, only since it was resumed.
     """
 
     failure: str | None = None
@@ -56,20 +56,20 @@ class Outcome:
 
 
 def outcome_of(run: Run) -> Outcome | None:
-    """Read what a run ended with; None where it has not ended, or failed and is to be tried again.
+    """Read the outcome of a run; return None if the run has not ended, or failed and has to be run again.
 
     Raises:
-        InputError: what is there is a run of another config, and one that did not fail.
+        InputError: the folder contains a run with another config that did not fail.
     """
     folder = run.config.output_folder
-    ended = _written(folder)
+    ended = _read_outcome(folder)
     if ended.get("failure") is not None:
         return None
-    # A run that was interrupted has its config.yaml only.
-    config = ended.get("config") or _begun_with(folder)
+    # An interrupted run has no outcome.json, only its config.yaml.
+    config = ended.get("config") or _read_config(folder)
     if config and (different := _differences(run.config, config)):
         raise InputError(
-            f"{folder}: holds a run with another {', '.join(different)}; give another --output, or delete it"
+            f"{folder}: contains a run with another {', '.join(different)}; give another --output, or delete it"
         )
     try:
         history = [json.loads(line) for line in (folder / "history.jsonl").read_text("utf-8").splitlines()]
@@ -83,8 +83,8 @@ def outcome_of(run: Run) -> Outcome | None:
         return None
 
 
-def _written(folder: Path) -> dict[str, Any]:
-    """What outcome.json says; nothing where there is none that can be read."""
+def _read_outcome(folder: Path) -> dict[str, Any]:
+    """Read outcome.json; return an empty dict if it is missing or invalid."""
     try:
         outcome = json.loads((folder / "outcome.json").read_text("utf-8"))
     except (OSError, ValueError, RecursionError):
@@ -92,8 +92,8 @@ def _written(folder: Path) -> dict[str, Any]:
     return outcome if isinstance(outcome, dict) else {}
 
 
-def _begun_with(folder: Path) -> dict[str, Any]:
-    """The options that a run was begun with; nothing where it was not."""
+def _read_config(folder: Path) -> dict[str, Any]:
+    """Read the options that a run was started with; return an empty dict if it was not started."""
     try:
         options = yaml.safe_load((folder / "config.yaml").read_text("utf-8"))
     except (OSError, ValueError, yaml.YAMLError):
@@ -102,17 +102,17 @@ def _begun_with(folder: Path) -> dict[str, Any]:
 
 
 def _differences(config: TrainConfig, other: dict[str, Any]) -> list[str]:
-    # A run may be resumed with another max_steps; as a run of a sweep it is another then.
+    # `maskloss train` may resume a run with another max_steps; in a sweep that is another run.
     steps = ["max_steps"] if other.get("max_steps") != config.max_steps else []
     return config.differences(other) + steps
 
 
 def run_locally(runs: list[Run]) -> Iterator[tuple[Run, Outcome]]:
-    """Run one after another, each in a process of its own, whose end ends nothing else."""
+    """Execute runs one after another, each in its own process, so that a crash affects only that run."""
     methods = multiprocessing.get_all_start_methods()
     context: Any = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
     if context.get_start_method() == "forkserver":
-        # So that a run does not begin with the imports.
+        # Import once in the server, so that the runs do not have to.
         context.set_forkserver_preload(["maskloss.training.loop", "maskloss.report.page"])
     for run in runs:
         process = context.Process(target=_execute_alone, args=(asdict(run.config),))
@@ -123,19 +123,20 @@ def run_locally(runs: list[Run]) -> Iterator[tuple[Run, Outcome]]:
             process.terminate()
             process.join()
             raise
-        yield run, _ended(run, f"its process ended with exit code {process.exitcode}")
+        yield run, _final_outcome(run, f"its process exited with code {process.exitcode}")
 
 
 def run_on_ray(plan: Plan, runs: list[Run], address: str | None) -> Iterator[tuple[Run, Outcome]]:
-    """Hand every run to Ray as a task, which decides where and when; the sweep's folder must be seen from there.
+    """Execute every run as a Ray task; all machines of the cluster must have access to the sweep's folder.
 
     Args:
-        plan: how many CPUs and GPUs a run asks for.
-        runs: to run.
-        address: of a cluster; None starts a local one, or takes that of RAY_ADDRESS.
+        plan: plan of the sweep, with the number of CPUs and GPUs per run.
+        runs: runs to execute.
+        address: address of a cluster; None takes that of RAY_ADDRESS, or else starts a local cluster.
 
     Raises:
-        InputError: Ray is not installed, there is no cluster there, or none of its machines has what a run asks for.
+        InputError: Ray is not installed, there is no cluster at the address, or it has fewer CPUs or GPUs than a run
+            requests.
     """
     try:
         import ray
@@ -149,8 +150,11 @@ def run_on_ray(plan: Plan, runs: list[Run], address: str | None) -> Iterator[tup
         there = ray.cluster_resources()
         for name, needed in (("CPU", plan.cpus), ("GPU", plan.gpus)):
             if needed > there.get(name, 0):
-                raise InputError(f"a run asks for {needed:g} {name}s, and Ray has {there.get(name, 0):g}")
-        # One run to a process, so that the memory it held is its own.
+                raise InputError(
+                    f"a run requests {needed:g} {name}s, but Ray has {there.get(name, 0):g}; "
+                    f"lower {name.lower()}s in the YAML"
+                )
+        # One run per process, so that its peak memory is its own.
         resources = {"num_cpus": plan.cpus, "num_gpus": plan.gpus}
         task = ray.remote(**resources, max_retries=0, max_calls=1)(execute)
         tasks = {task.remote(asdict(run.config), sys.path): run for run in runs}
@@ -159,45 +163,45 @@ def run_on_ray(plan: Plan, runs: list[Run], address: str | None) -> Iterator[tup
             run = tasks.pop(done)
             try:
                 ray.get(done)
-                failure = "its task ended without an outcome"
+                failure = "its Ray task ended without an outcome"
             except ray.exceptions.RayError as error:
                 failure = " ".join(str(error).split())
-            yield run, _ended(run, failure)
+            yield run, _final_outcome(run, failure)
     finally:
         ray.shutdown()
 
 
 def execute(options: dict[str, Any], search_path: list[str] | None = None) -> None:
-    """Run one run, in whichever process this is, and write its outcome; what it prints goes into its log.txt.
+    """Execute a run in the current process and write its outcome; its output goes to log.txt in its folder.
 
     Args:
         options: fields of the run's `TrainConfig`.
-        search_path: where else to look for modules.
+        search_path: additional folders to import modules from.
     """
     sys.path.extend(entry for entry in search_path or [] if entry not in sys.path)
     config = TrainConfig(**options)
     folder = config.output_folder
     make_folder(folder)
-    if _written(folder).get("failure") is not None and _differences(
-        config, _begun_with(folder) or asdict(config)
+    if _read_outcome(folder).get("failure") is not None and _differences(
+        config, _read_config(folder) or asdict(config)
     ):
-        # What failed with other options has nothing to go on from.
+        # A run that failed with other options cannot be resumed.
         shutil.rmtree(folder)
         make_folder(folder)
     (folder / "outcome.json").unlink(missing_ok=True)
     failure: str | None = None
     began = time.perf_counter()
-    with _logged(folder / "log.txt"), messages_on_screen():
+    with _output_to(folder / "log.txt"), messages_on_screen():
         try:
             _train(config)
         except (InputError, RunError) as error:
             if error.__cause__ is not None:
-                traceback.print_exc()  # into the log: a term's error is understood by where it was raised
-            # The table of a sweep has room for what a term raised; the log says which term, and where.
+                traceback.print_exc()  # into the log, to show where a loss term raised its error
+            # Show what a term raised in the sweep's table; the log says which term, and where.
             cause = error.__cause__
             raised = isinstance(error, RunError) and cause is not None and not isinstance(cause, OSError)
             failure = one_line(f"{type(cause).__name__}: {cause}" if raised else error)
-        except (Exception, SystemExit) as error:  # a user's loss may raise anything, and the sweep goes on
+        except (Exception, SystemExit) as error:  # user code may raise anything; the sweep continues
             traceback.print_exc()
             failure = one_line(f"{type(error).__name__}: {error}")
         if failure is not None:
@@ -212,17 +216,20 @@ def execute(options: dict[str, Any], search_path: list[str] | None = None) -> No
 
 
 def _execute_alone(options: dict[str, Any]) -> None:
-    """Run one run, and end with the sweep: what a killed one leaves would train on, beside its own resumption."""
+    """Execute a run in a subprocess that exits when the sweep's process dies.
+
+    Otherwise an orphan would keep training in a folder that the resumed sweep also writes.
+    """
     sweep = multiprocessing.parent_process()
     assert sweep is not None
 
-    def end_with_it() -> None:
+    def exit_with_sweep() -> None:
         sweep.join()
         os._exit(1)
 
-    # Ctrl-C reaches the sweep too, which ends this process.
+    # Ctrl-C reaches the sweep's process too, which terminates this one.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=end_with_it, daemon=True).start()
+    threading.Thread(target=exit_with_sweep, daemon=True).start()
     code = 1
     try:
         execute(options)
@@ -233,7 +240,7 @@ def _execute_alone(options: dict[str, Any]) -> None:
                 one_line(f"{options['output']}: {type(error).__name__}: {error}"), file=sys.stderr, flush=True
             )
     finally:
-        # What a run leaves behind, such as a user's thread that never ends, must not keep the sweep waiting.
+        # Exit without waiting for what is left running, such as a user's thread that never ends.
         os._exit(code)
 
 
@@ -245,14 +252,14 @@ def _train(config: TrainConfig) -> None:
     result = train(config)
     write_text(config.output_folder / "results.json", json.dumps(result.evaluation.results))
     write_report(config.output_folder, result.validation, result.evaluation.results, labels())
-    # They are several times the size of the model, and a sweep has many runs, none of which goes on from here.
+    # Checkpoints are several times the size of the model, and a completed run is not resumed.
     shutil.rmtree(config.output_folder / "checkpoints", ignore_errors=True)
 
 
-def _ended(run: Run, otherwise: str) -> Outcome:
+def _final_outcome(run: Run, otherwise: str) -> Outcome:
     if (outcome := outcome_of(run)) is not None:
         return outcome
-    return Outcome(failure=_written(run.config.output_folder).get("failure") or otherwise)
+    return Outcome(failure=_read_outcome(run.config.output_folder).get("failure") or otherwise)
 
 
 def _seconds_per_step(history: list[dict[str, Any]]) -> float | None:
@@ -271,7 +278,7 @@ def _peak_bytes(config: TrainConfig) -> int:
 
 
 @contextmanager
-def _logged(path: Path) -> Iterator[None]:
+def _output_to(path: Path) -> Iterator[None]:
     with (
         path.open("a", buffering=1, encoding="utf-8", errors="backslashreplace") as log,
         redirect_stdout(log),

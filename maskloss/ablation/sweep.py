@@ -1,4 +1,4 @@
-"""A sweep from its YAML to its results: runs what is not done yet, and writes what is known after each run."""
+"""Sweeps from YAML file to results: executes the runs that are outstanding, and updates the results after each."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ def ablate(
     engine: Literal["local", "ray"] = "local",
     ray_address: str | None = None,
 ) -> Path:
-    """Run, or go on with, a sweep.
+    """Run or resume a sweep.
 
     Args:
-        config: its YAML; see `read_plan`.
-        output: its folder; gets runs/VARIANT/seed-S, results.json, table.md and report.html.
-        engine: "local" runs one after another on this machine, "ray" hands them to Ray.
-        ray_address: of an existing Ray cluster.
+        config: YAML file of the sweep; see `read_plan`.
+        output: folder of the sweep, for runs/VARIANT/seed-S, results.json, table.md and report.html.
+        engine: "local" executes the runs one after another on this machine, "ray" hands them to Ray.
+        ray_address: address of an existing Ray cluster; see `run_on_ray`.
 
     Returns:
-        The report's path.
+        Path of the report.
 
     Raises:
-        InputError: something in the YAML is wrong, this machine cannot train it, or the folder holds runs of another
-            config or belongs to a sweep that is running, and nothing was run; or Ray is not to be had.
-        RunError: runs failed; the others' results are written, and the failed ones are tried again next time.
+        InputError: the YAML is invalid, this machine cannot train the variants, the folder contains runs of another
+            config or is in use by another sweep, or Ray is not available. No run was executed then.
+        RunError: runs failed. The results of the others are written, and the next call runs the failed ones again.
     """
     plan = read_plan(config, output)
     folder = Path(output)
@@ -49,14 +49,14 @@ def ablate(
             except InputError as error:
                 raise InputError(f"{config}: variant {run.variant}: {error}") from error
     if (folder / "config.yaml").exists():
-        raise InputError(f"{folder}: holds a run of maskloss train; give another --output")
+        raise InputError(f"{folder}: contains a run of maskloss train; give another --output")
     make_folder(folder)
-    # Two sweeps in one folder would write one run's files both.
-    with locked(folder, "another sweep is running in it"):
-        return _swept(plan, Path(config), folder, engine, ray_address)
+    # Two sweeps in one folder would both write the files of the same run.
+    with locked(folder, "another sweep is running in it; wait until it ends, or give another --output"):
+        return _run_sweep(plan, Path(config), folder, engine, ray_address)
 
 
-def _swept(
+def _run_sweep(
     plan: Plan, config: Path, folder: Path, engine: Literal["local", "ray"], ray_address: str | None
 ) -> Path:
     outcomes: Outcomes = {variant: {} for variant in plan.variants}
@@ -70,7 +70,7 @@ def _swept(
     for run in outstanding:
         make_folder(run.config.output_folder)
     write_bytes(folder / "ablation.yaml", read_bytes(config))
-    _announce(plan, outstanding)
+    _print_plan(plan, outstanding)
     running = run_locally(outstanding) if engine == "local" else run_on_ray(plan, outstanding, ray_address)
     began = time.perf_counter()
     bar = tqdm(total=len(plan.runs), initial=len(plan.runs) - len(outstanding), desc="runs", disable=None)
@@ -80,38 +80,40 @@ def _swept(
             elapsed = time.perf_counter() - began
             left = elapsed / number * (len(outstanding) - number)
             bar.update()
-            bar.write(_line(run, outcome, len(plan.runs) - len(outstanding) + number, len(plan.runs), left))
+            bar.write(
+                _format_line(run, outcome, len(plan.runs) - len(outstanding) + number, len(plan.runs), left)
+            )
             write_results(folder, plan, outcomes)
     write_results(folder, plan, outcomes)
     page = write_page(folder, plan, outcomes)
     failed = [run for run in plan.runs if outcomes[run.variant][run.seed].failure is not None]
     if failed:
         raise RunError(
-            f"{len(failed)} of {len(plan.runs)} runs failed, the first, {failed[0].variant} with seed "
-            f"{failed[0].seed}: {outcomes[failed[0].variant][failed[0].seed].failure}; the others are in {page}"
+            f"{len(failed)} of {len(plan.runs)} runs failed; the first is {failed[0].variant} with seed "
+            f"{failed[0].seed}: {outcomes[failed[0].variant][failed[0].seed].failure}; the other runs are in {page}"
         )
     return page
 
 
-def _announce(plan: Plan, outstanding: list[Run]) -> None:
+def _print_plan(plan: Plan, outstanding: list[Run]) -> None:
     done = len(plan.runs) - len(outstanding)
     print(
         f"{len(plan.variants)} variants x {len(plan.seeds)} seeds: {len(plan.runs)} runs"
-        + (f", {done} of them done already" if done else ""),
+        + (f", {done} of them already complete" if done else ""),
         flush=True,
     )
 
 
-def _line(run: Run, outcome: Outcome, number: int, total: int, left: float) -> str:
+def _format_line(run: Run, outcome: Outcome, number: int, total: int, left: float) -> str:
     if outcome.failure is not None:
         found = f"failed: {outcome.failure}"
     else:
         values = {name: metric_of(outcome.metrics, name) for name in ("box AP", "mask AP")}
         found = ", ".join(f"{name} {percent(value)}" for name, value in values.items())
-    return f"[{number}/{total}] {run.variant}, seed {run.seed}: {found}; about {_duration(left)} left"
+    return f"[{number}/{total}] {run.variant}, seed {run.seed}: {found}; about {_format_duration(left)} left"
 
 
-def _duration(seconds: float) -> str:
+def _format_duration(seconds: float) -> str:
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -1,1 +1,1 @@
-"""What a run looks like: pictures, curves, and one self-contained HTML page."""
+"""Reports of runs: drawn masks, loss curves and one self-contained HTML page."""

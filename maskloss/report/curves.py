@@ -10,13 +10,13 @@ from typing import Any
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
-#: Of each ten variants, which is as many colours as there are.
+#: Line styles; each is used for ten variants, because there are ten colors.
 _LINES = ("-", "--", ":", "-.")
 _NOT_CURVES = {"step", "learning_rate", "seconds"}
 
 
 def loss_curves(history: Sequence[dict[str, Any]], evaluations: Sequence[dict[str, Any]]) -> str:
-    """Draw each term over the steps, with the validation loss where there was an evaluation.
+    """Draw each loss term over the steps, with the validation loss where the run was evaluated.
 
     Args:
         history: lines of history.jsonl.
@@ -28,7 +28,7 @@ def loss_curves(history: Sequence[dict[str, Any]], evaluations: Sequence[dict[st
     keys = _terms(history[0])
     figure, axes = _panels(keys)
     for key, axis in axes.items():
-        # A line through one point shows nothing.
+        # A line through a single point is invisible.
         marker = "o" if len(history) == 1 else None
         axis.plot(
             [line["step"] for line in history],
@@ -52,10 +52,10 @@ def loss_curves(history: Sequence[dict[str, Any]], evaluations: Sequence[dict[st
 
 
 def compared_curves(histories: Mapping[str, Sequence[Sequence[dict[str, Any]]]]) -> str:
-    """Draw each term's mean over the seeds, a line for each variant.
+    """Draw the mean of each loss term over the seeds, with one line per variant.
 
     Args:
-        histories: by variant, the lines of history.jsonl of each seed's run.
+        histories: lines of history.jsonl, by variant and then one sequence per seed.
 
     Returns:
         An SVG element.
@@ -77,7 +77,7 @@ def compared_curves(histories: Mapping[str, Sequence[Sequence[dict[str, Any]]]])
 
 
 def _from_zero(axis: Any) -> None:
-    """Let a panel begin at 0, where no loss is below."""
+    """Start the y axis of a panel at 0 if no loss is negative."""
     if axis.dataLim.ymin >= 0:
         axis.set_ylim(bottom=0)
 
@@ -87,7 +87,7 @@ def _terms(line: dict[str, Any]) -> list[str]:
 
 
 def _panels(keys: Sequence[str]) -> tuple[Figure, dict[str, Any]]:
-    """A figure with a titled panel per term, three in a row."""
+    """Make a figure with a titled panel per term, three in a row."""
     columns = 3
     rows = math.ceil(len(keys) / columns)
     figure = Figure(figsize=(11, 2.6 * rows), layout="constrained")

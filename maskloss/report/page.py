@@ -1,4 +1,4 @@
-"""report.html: one file that shows a run, with nothing to load from elsewhere."""
+"""The HTML report of a run, in one file that loads nothing from elsewhere."""
 
 from __future__ import annotations
 
@@ -29,21 +29,21 @@ def write_report(
     *,
     score_threshold: float = 0.5,
 ) -> Path:
-    """Write `report.html` from a run's files, its validation set and its results on that.
+    """Write `report.html` from the files of a run, its validation set and its results on that set.
 
     Args:
-        folder: of the run, with history.jsonl, evaluations.jsonl, metrics.json and config.yaml.
-        validation: the validation set.
+        folder: folder of the run, with history.jsonl, evaluations.jsonl, metrics.json and config.yaml.
+        validation: validation set.
         results: COCO results with RLE masks.
-        labels: what the metrics are called in the table, by their key in metrics.json.
-        score_threshold: of the predictions that are drawn.
+        labels: names of the metrics in the table, by their key in metrics.json.
+        score_threshold: minimum score of the predictions to draw.
 
     Returns:
-        The page's path.
+        Path of the page.
 
     Raises:
-        InputError: what the run wrote is missing.
-        RunError: the disk is full, or the folder does not allow it.
+        InputError: a file of the run is missing, or its history is empty.
+        RunError: the disk is full, or the folder is not writable.
     """
     history, evaluations = _lines(folder / "history.jsonl"), _lines(folder / "evaluations.jsonl")
     if not history:
@@ -55,7 +55,7 @@ def write_report(
         try:
             image = read_image(validation.image_path(record), (record.width, record.height))
         except InputError:
-            # It was there when it was evaluated; a picture less is no reason to have no page.
+            # The image was readable when the run was evaluated. Skip it, rather than fail without a page.
             continue
         drawn = [r for r in results if r["image_id"] == record.id and r["score"] >= score_threshold]
         enlarge = max(1, _LONGEST_SIDE // max(image.size))
@@ -92,12 +92,12 @@ def rendered(template: str, **values: Any) -> str:
     """Render one of the templates beside this file."""
     environment = Environment(loader=PackageLoader("maskloss.report", "."), autoescape=True)
     page = environment.get_template(template).render(**values)
-    # Names of files that are not UTF-8 have letters that no encoding has.
+    # File names that are not UTF-8 contain characters that cannot be encoded.
     return page.encode(errors="backslashreplace").decode()
 
 
 def shown_name(file_name: str) -> str:
-    """Return a file's name as a page can show it, the last 80 letters, which tell more than the first."""
+    """Return a file name for the page, shortened to its last characters, which tell more than the first."""
     return file_name if len(file_name) <= 80 else f"...{file_name[-77:]}"
 
 
@@ -106,12 +106,12 @@ def _lines(path: Path) -> list[dict[str, Any]]:
 
 
 def _spread(images: Sequence[ImageRecord], count: int) -> list[ImageRecord]:
-    """Evenly spread images with objects, the same ones in every report of a data set."""
+    """Return evenly spread images with objects, the same ones in every report of a data set."""
     shown = [image for image in images if image.annotations] or list(images)
     step = max(len(shown) / count, 1)
     return [shown[int(i * step)] for i in range(min(count, len(shown)))]
 
 
 def embedded(image: bytes) -> str:
-    """Give a JPEG as the address of an image that is in the page itself."""
+    """Return a JPEG as a data URL, to embed it in the page."""
     return "data:image/jpeg;base64," + base64.b64encode(image).decode("ascii")

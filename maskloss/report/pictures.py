@@ -1,4 +1,4 @@
-"""Masks and boxes drawn over photographs."""
+"""Drawing of masks and boxes over images."""
 
 from __future__ import annotations
 
@@ -15,37 +15,37 @@ from pycocotools import mask as coco_mask
 
 from maskloss.data.coco import ImageRecord
 
-Colour = tuple[int, int, int]
+Color = tuple[int, int, int]
 
 _GOLDEN_RATIO = 0.618034
 
 
 @dataclass(frozen=True)
-class Drawn:
-    """One object to draw.
+class DrawnObject:
+    """Object to draw.
 
     Attributes:
-        mask: (H, W) of 0 and 1.
+        mask: (H, W), 0 or 1.
         box: x1, y1, x2, y2 in px.
-        text: beside the box.
-        colour: RGB in 0 to 255.
+        text: text to write beside the box.
+        color: RGB, each in 0 to 255.
     """
 
     mask: npt.NDArray[np.uint8]
     box: tuple[float, float, float, float]
     text: str
-    colour: Colour
+    color: Color
 
-    def enlarged(self, factor: int) -> Drawn:
-        """The same object on a picture that is a whole number larger."""
+    def enlarged(self, factor: int) -> DrawnObject:
+        """Return the same object for an image that is larger by an integer factor."""
         x1, y1, x2, y2 = self.box
         mask = self.mask.repeat(factor, axis=0).repeat(factor, axis=1)
-        return Drawn(mask, (x1 * factor, y1 * factor, x2 * factor, y2 * factor), self.text, self.colour)
+        return DrawnObject(mask, (x1 * factor, y1 * factor, x2 * factor, y2 * factor), self.text, self.color)
 
 
-def category_colour(category_id: int) -> Colour:
-    """Give a category its colour: the same in every picture, neighbours far apart."""
-    # An id may be larger than what a float holds.
+def category_color(category_id: int) -> Color:
+    """Return the color of a category, the same in every picture and distinct for consecutive ids."""
+    # An id may be too large for a float.
     red, green, blue = colorsys.hsv_to_rgb((category_id % 2**31 * _GOLDEN_RATIO) % 1.0, 0.85, 1.0)
     return round(255 * red), round(255 * green), round(255 * blue)
 
@@ -53,10 +53,10 @@ def category_colour(category_id: int) -> Colour:
 def draw_truth(
     image: Image.Image, record: ImageRecord, names: dict[int, str], *, enlarge: int = 1
 ) -> Image.Image:
-    """Draw an image's annotations over it; crowds are left out, as in training."""
+    """Draw the annotations of an image over it, except crowds, which training leaves out too."""
     masks = record.object_masks().bitmaps()
     objects = [
-        Drawn(mask, a.box, shortened(names[a.category_id]), category_colour(a.category_id))
+        DrawnObject(mask, a.box, shortened(names[a.category_id]), category_color(a.category_id))
         for a, mask in zip(record.objects, masks.numpy(), strict=True)
     ]
     return draw_objects(image, objects, enlarge=enlarge)
@@ -65,57 +65,57 @@ def draw_truth(
 def draw_results(
     image: Image.Image, results: Sequence[dict[str, Any]], names: dict[int, str], *, enlarge: int = 1
 ) -> Image.Image:
-    """Draw COCO results over their image, the surest on top."""
+    """Draw COCO results over their image, with the highest score on top."""
     objects = []
     for result in sorted(results, key=lambda result: float(result["score"])):
         x, y, width, height = result["bbox"]
-        # A model without masks gives boxes alone.
+        # A model without masks returns boxes only.
         blank = np.zeros((image.height, image.width), dtype=np.uint8)
         objects.append(
-            Drawn(
+            DrawnObject(
                 coco_mask.decode(result["segmentation"]) if "segmentation" in result else blank,
                 (x, y, x + width, y + height),
                 f"{shortened(names[result['category_id']])} {result['score']:.2f}",
-                category_colour(result["category_id"]),
+                category_color(result["category_id"]),
             )
         )
     return draw_objects(image, objects, enlarge=enlarge)
 
 
-def draw_objects(image: Image.Image, objects: Sequence[Drawn], *, enlarge: int = 1) -> Image.Image:
-    """Tint each mask, and draw its outline, its box and its text.
+def draw_objects(image: Image.Image, objects: Sequence[DrawnObject], *, enlarge: int = 1) -> Image.Image:
+    """Draw each object's tinted mask, its outline, its box and its text.
 
     Args:
-        image: RGB.
-        objects: drawn in this order.
-        enlarge: whole number by which a small picture grows first, so that its text does not cover it.
+        image: RGB image.
+        objects: objects in drawing order.
+        enlarge: integer factor to enlarge a small image by first, so that the text does not cover it.
     """
     image = image.resize((image.width * enlarge, image.height * enlarge), Image.Resampling.NEAREST)
     objects = [drawn.enlarged(enlarge) for drawn in objects]
     pixels = np.asarray(image.convert("RGB"), dtype=np.float32).copy()
     for drawn in objects:
         inside = drawn.mask.astype(bool)
-        colour = np.asarray(drawn.colour, dtype=np.float32)
-        pixels[inside] = 0.55 * pixels[inside] + 0.45 * colour
-        pixels[_outline(inside)] = colour
+        color = np.asarray(drawn.color, dtype=np.float32)
+        pixels[inside] = 0.55 * pixels[inside] + 0.45 * color
+        pixels[_outline(inside)] = color
     picture = Image.fromarray(pixels.round().astype(np.uint8))
     canvas = ImageDraw.Draw(picture)
     size = max(9, round(min(picture.size) / 30))
     font = ImageFont.load_default(size)
     for drawn in objects:
-        canvas.rectangle(drawn.box, outline=drawn.colour, width=max(1, size // 10))
+        canvas.rectangle(drawn.box, outline=drawn.color, width=max(1, size // 10))
         _write(canvas, drawn, font, picture.size)
     return picture
 
 
 def shortened(name: str) -> str:
-    """Return a name as it can be shown beside a box: of at most 40 letters, none of which has no encoding."""
+    """Return a name shortened to at most 40 characters, with characters that cannot be encoded escaped."""
     shown = name if len(name) <= 40 else f"{name[:37]}..."
     return shown.encode(errors="backslashreplace").decode()
 
 
 def jpeg(image: Image.Image, longest: int) -> bytes:
-    """Encode as JPEG, shrunk to at most `longest` px a side."""
+    """Encode an image as JPEG, shrunk to at most `longest` px on its longer side."""
     shrunk = image.copy()
     shrunk.thumbnail((longest, longest))
     buffer = io.BytesIO()
@@ -124,27 +124,27 @@ def jpeg(image: Image.Image, longest: int) -> bytes:
 
 
 def png(image: Image.Image) -> bytes:
-    """Encode as PNG."""
+    """Encode an image as PNG."""
     buffer = io.BytesIO()
     image.save(buffer, format="PNG")
     return buffer.getvalue()
 
 
 def _outline(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
-    """Pixels of the mask with a neighbour outside it."""
+    """Return the pixels of a mask that have a neighbor outside it."""
     framed = np.pad(mask, 1)
     inner = framed[:-2, 1:-1] & framed[2:, 1:-1] & framed[1:-1, :-2] & framed[1:-1, 2:]
     return mask & ~inner
 
 
-def _write(canvas: ImageDraw.ImageDraw, drawn: Drawn, font: Any, size: tuple[int, int]) -> None:
-    """Write the text on a plate of its colour above the box, or inside it where there is no room."""
+def _write(canvas: ImageDraw.ImageDraw, drawn: DrawnObject, font: Any, size: tuple[int, int]) -> None:
+    """Write an object's text on a background of its color, above the box or, if there is no room, inside it."""
     left, top, right, bottom = canvas.textbbox((0, 0), drawn.text, font=font)
     width, height = right - left + 4, bottom - top + 4
     x = min(max(drawn.box[0], 0), max(size[0] - width, 0))
     y = drawn.box[1] - height if drawn.box[1] >= height else drawn.box[1]
-    canvas.rectangle((x, y, x + width, y + height), fill=drawn.colour)
-    luminance = 0.299 * drawn.colour[0] + 0.587 * drawn.colour[1] + 0.114 * drawn.colour[2]
+    canvas.rectangle((x, y, x + width, y + height), fill=drawn.color)
+    luminance = 0.299 * drawn.color[0] + 0.587 * drawn.color[1] + 0.114 * drawn.color[2]
     canvas.text(
         (x + 2 - left, y + 2 - top), drawn.text, fill="black" if luminance > 110 else "white", font=font
     )

@@ -1,4 +1,4 @@
-"""`maskloss.ablation.analysis`."""
+"""Tests of `maskloss.ablation.analysis`: verdicts, intervals and summaries."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from scipy import stats
 from maskloss.ablation.analysis import Difference, Summary, metric_of, paired_difference, summarized
 
 
-def test_a_clear_difference_is_told_on_either_side():
+def test_clear_differences_of_either_sign_get_a_verdict():
     differences = [0.051, 0.048, 0.055, 0.050, 0.046]
     better = paired_difference(differences)
     assert better.verdict == "better"
@@ -20,19 +20,19 @@ def test_a_clear_difference_is_told_on_either_side():
     assert (worse.low, worse.high) == pytest.approx((-better.high, -better.low), abs=1e-4)
 
 
-def test_the_interval_is_that_of_a_bootstrap_of_the_mean():
-    # Of two differences a resample's mean is one, the other or their middle, by 1/4, 1/4 and 1/2.
+def test_interval_is_that_of_a_bootstrap_of_the_mean():
+    # A resample of two differences has the mean of the first, the second or both, by 1/4, 1/4 and 1/2.
     difference = paired_difference([0.0, 1.0])
     assert (difference.low, difference.high) == (0.0, 1.0)
     sample = np.random.default_rng(0).normal(1.0, 2.0, size=40)
     found = paired_difference(sample.tolist())
-    # With many seeds a bootstrap comes near the normal interval.
+    # With many seeds the bootstrap interval approaches the normal one.
     half = 1.96 * sample.std(ddof=1) / np.sqrt(40)
     assert found.low == pytest.approx(sample.mean() - half, abs=0.1)
     assert found.high == pytest.approx(sample.mean() + half, abs=0.1)
 
 
-def test_what_cannot_be_told_says_how_many_more_seeds_it_would_take():
+def test_difference_without_verdict_has_the_number_of_seeds_it_needs():
     differences = [0.03, -0.01, 0.02]
     found = paired_difference(differences)
     assert found.verdict == "cannot tell"
@@ -40,7 +40,7 @@ def test_what_cannot_be_told_says_how_many_more_seeds_it_would_take():
     rng = np.random.default_rng(0)
 
     def told(count: int) -> float:
-        """The share of sweeps with so many seeds that tell, of a difference that is as it seems."""
+        """Return the share of simulated sweeps with `count` seeds that get a verdict."""
         samples = rng.normal(mean, deviation, size=(20_000, count))
         return (stats.ttest_1samp(samples, 0.0, axis=1).pvalue < 0.05).mean()
 
@@ -50,7 +50,7 @@ def test_what_cannot_be_told_says_how_many_more_seeds_it_would_take():
     assert told(3 + found.more_seeds - 1) < 0.81
 
 
-def test_students_interval_is_given_beside_the_bootstraps():
+def test_half_width_is_that_of_students_interval():
     differences = [0.03, -0.01, 0.02, 0.015]
     found = paired_difference(differences)
     expected = stats.ttest_1samp(differences, 0.0).confidence_interval(0.95)
@@ -58,13 +58,13 @@ def test_students_interval_is_given_beside_the_bootstraps():
     assert found.mean + found.half_width == pytest.approx(expected.high)
 
 
-def test_of_three_seeds_on_one_side_a_bootstrap_alone_would_be_too_sure():
+def test_three_seeds_of_one_sign_get_no_verdict_although_the_bootstrap_excludes_zero():
     found = paired_difference([0.001, 0.030, 0.002])
     assert found.low > 0
     assert found.verdict == "cannot tell"
 
 
-def test_nothing_to_tell_and_too_little_to_tell_it():
+def test_zero_differences_and_differences_too_small_for_200_seeds():
     assert paired_difference([0.0, 0.0, 0.0]) == Difference(0.0, 0.0, 0.0, 0.0, "cannot tell")
     assert paired_difference([0.1, 0.1]).verdict == "better"
     tiny = paired_difference([1.0, -1.0, 1e-6])
@@ -73,7 +73,7 @@ def test_nothing_to_tell_and_too_little_to_tell_it():
 
 
 @pytest.mark.parametrize("count", [3, 5])
-def test_of_variants_that_change_nothing_one_in_twenty_gets_a_verdict(count):
+def test_one_in_twenty_variants_that_change_nothing_gets_a_verdict(count):
     rng = np.random.default_rng(1)
     told = [paired_difference(rng.normal(size=count).tolist()).verdict != "cannot tell" for _ in range(300)]
     assert np.mean(told) <= 0.05 + 3 * np.sqrt(0.05 * 0.95 / 300)
@@ -89,11 +89,11 @@ def test_summaries_pair_by_seed():
     }
     found = summarized(values, "base")
     assert found["base"] == Summary(pytest.approx(0.2), pytest.approx(0.1))
-    # The seeds differ much, the variant little; paired, it shows.
+    # The seeds differ much and the variant little, which a paired comparison detects.
     step = found["same but for a step"].difference
     assert step.mean == pytest.approx(0.05)
     assert step.verdict == "better"
-    # Of the seeds that both have.
+    # Only the seeds that both have count.
     assert found["one seed missing"].mean == pytest.approx(0.5)
     assert found["one seed missing"].difference.mean == pytest.approx(0.1)
     assert found["one seed"] == Summary(pytest.approx(0.2), None)

@@ -1,4 +1,4 @@
-"""`maskloss.ablation.plan`: what a sweep's YAML may say."""
+"""Tests of `maskloss.ablation.plan`: valid and invalid YAML files of sweeps."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def written(file: Path, content: dict[str, Any]) -> Path:
     return file
 
 
-def test_runs_are_the_base_with_the_variants_changes_seed_by_seed(file, content, tmp_path):
+def test_runs_are_the_base_with_each_variants_changes_seed_by_seed(file, content, tmp_path):
     plan = read_plan(written(file, content), tmp_path / "out")
     assert [(run.variant, run.seed) for run in plan.runs] == [
         ("bce", 3),
@@ -68,7 +68,7 @@ def test_runs_are_the_base_with_the_variants_changes_seed_by_seed(file, content,
     assert not (tmp_path / "out").exists()
 
 
-def test_what_a_variant_changes_stays_as_it_was_written(file, content, tmp_path):
+def test_changes_of_a_variant_are_not_modified(file, content, tmp_path):
     terms = [{"class_path": "maskloss.losses.MaskBCELoss"}, {"class_path": "maskloss.losses.MaskDiceLoss"}]
     loss = {"mask": {"class_path": "maskloss.losses.WeightedSum", "init_args": {"terms": terms}}}
     content["variants"]["sum"] = {"loss": loss}
@@ -78,7 +78,7 @@ def test_what_a_variant_changes_stays_as_it_was_written(file, content, tmp_path)
     json.dumps(asdict(plan.runs[-1].config))
 
 
-def test_the_base_may_be_a_file_such_as_another_runs_config(file, content, tmp_path):
+def test_base_may_be_a_file_such_as_the_config_of_a_run(file, content, tmp_path):
     (tmp_path / "config.yaml").write_text(
         yaml.safe_dump({**content["base"], "output": "elsewhere", "seed": 7})
     )
@@ -87,7 +87,7 @@ def test_the_base_may_be_a_file_such_as_another_runs_config(file, content, tmp_p
     assert plan.runs[0].config.max_steps == 2
 
 
-def test_baseline_and_resources_are_taken(file, content, tmp_path):
+def test_baseline_and_resources_are_read(file, content, tmp_path):
     plan = read_plan(written(file, {**content, "baseline": "dice", "cpus": 2, "gpus": 0.5}), tmp_path)
     assert (plan.baseline, plan.cpus, plan.gpus) == ("dice", 2, 0.5)
 
@@ -120,33 +120,33 @@ def mask(name: str) -> dict[str, Any]:
         (changed(seeds=[]), "seeds: expected a list of at least one"),
         (changed(seeds=None), "seeds: expected a list"),
         (changed(seeds=3), "seeds: expected a list"),
-        (changed(seeds=[1, 1]), "a seed is there twice"),
+        (changed(seeds=[1, 1]), "a seed is listed twice"),
         (changed(seeds=[-1]), "a seed is a whole number >= 0 and below 2.63, got -1"),
         (changed(seeds=[True]), "a seed is a whole number"),
         (changed(seeds=[2**63]), "a seed is a whole number >= 0 and below 2.63, got 9223372036854775808"),
         (changed(variants={}), "variants: expected a mapping"),
         (changed(variants=["bce"]), "variants: expected a mapping"),
-        (changed(baseline="nobody"), "the baseline 'nobody' is none of the variants bce, dice"),
-        (changed(baseline=["bce"]), "the baseline .'bce'. is none of the variants"),
+        (changed(baseline="nobody"), "the baseline 'nobody' is not one of the variants bce, dice"),
+        (changed(baseline=["bce"]), "the baseline .'bce'. is not one of the variants"),
         (changed(cpus=float("nan")), "cpus must be a number >= 0, got nan"),
         (changed(gpus=float("inf")), "gpus must be a number >= 0, got inf"),
         (changed(cpus=-1), "cpus must be a number >= 0, got -1"),
         (changed(gpus="all"), "gpus must be a number >= 0, got 'all'"),
-        (changed(seed=3), "no key is named seed; base, variants"),
+        (changed(seed=3), "unknown key seed; the keys are base, variants"),
         (changed(base=[1]), "base: expected a mapping"),
         (changed(base="nowhere.yaml"), "nowhere.yaml: cannot be read"),
-        (variant({}, name="a/b"), "variant 'a/b': a name is of up to 100 letters"),
-        (variant({}, name=".."), "variant '..': a name is of up to 100 letters"),
-        (variant({}, name="a" * 101), "a name is of up to 100 letters"),
-        (variant({}, name=False), "variant False: .*; YAML wants quotes around this one"),
+        (variant({}, name="a/b"), "variant 'a/b': a name has up to 100 letters"),
+        (variant({}, name=".."), "variant '..': a name has up to 100 letters"),
+        (variant({}, name="a" * 101), "a name has up to 100 letters"),
+        (variant({}, name=False), "variant False: .*; put it in quotes"),
         (variant([]), "variant mine: expected a mapping of options"),
-        (variant({"lerning_rate": 1}), "variant mine: no option is named lerning_rate"),
+        (variant({"lerning_rate": 1}), "variant mine: unknown option lerning_rate"),
         (variant({"learning_rate": "fast"}), "variant mine: .*learning_rate.*fast"),
         (variant({"max_steps": 0}), "variant mine: --max-steps must be at least 1"),
         (variant({"max_steps": None}), "variant mine: --max-steps must be a value, got none"),
         (variant({"schedule": None}), "variant mine: --schedule must be a value, got none"),
-        (variant({"seed": 3}), "variant mine: seed is the sweep's to give"),
-        (variant({"output": "x"}), "variant mine: output is the sweep's to give"),
+        (variant({"seed": 3}), "variant mine: seed is set by the sweep"),
+        (variant({"output": "x"}), "variant mine: output is set by the sweep"),
         (variant({"loss": "nowhere.loss"}), "variant mine: --loss 'nowhere.loss': cannot be imported"),
         (variant(mask("A_NUMBER")), "variant mine: --loss mask .* no callable"),
         (variant(mask("scalar")), "variant mine: the loss fails on random RoIs: the mask term must return"),
@@ -172,20 +172,20 @@ def mask(name: str) -> dict[str, Any]:
         (variant({"train_annotations": "nowhere.json"}), "variant mine: nowhere.json"),
     ],
 )
-def test_what_is_wrong_is_named_and_nothing_is_written(file, content, tmp_path, change, message):
+def test_error_names_the_field_and_nothing_is_written(file, content, tmp_path, change, message):
     with pytest.raises(InputError, match=message):
         read_plan(written(file, change(content)), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
-def test_two_variants_of_one_name_are_an_error(file, content, tmp_path):
+def test_two_variants_with_the_same_name_are_an_error(file, content, tmp_path):
     text = written(file, content).read_text()
     file.write_text(text.replace("  dice:\n", "  bce:\n"))
     with pytest.raises(InputError, match="is no YAML: 'bce' is there 2 times"):
         read_plan(file, tmp_path / "out")
 
 
-def test_variants_may_share_options_by_yamls_merge(file, content, tmp_path):
+def test_variants_may_share_options_by_yaml_merge_keys(file, content, tmp_path):
     text = written(file, content).read_text()
     file.write_text(
         text.replace("  bce: {}\n", "  bce: &common {max_steps: 5}\n  mine: {<<: *common, batch_size: 1}\n")
@@ -203,7 +203,7 @@ def test_numbers_with_an_exponent_are_numbers_as_in_yaml_1_2(file, content, tmp_
     assert plan.variants["bce"] == {"learning_rate": 1e-4, "loss": {"weights": {"mask": 0.2}}}
 
 
-def test_a_variants_loss_changes_parts_of_the_bases(file, content, tmp_path):
+def test_loss_of_a_variant_changes_parts_of_the_bases_loss(file, content, tmp_path):
     dice = "maskloss.losses.MaskDiceLoss"
     content["base"]["loss"] = "aligned"
     content["variants"] = {
@@ -229,7 +229,7 @@ def test_a_variants_loss_changes_parts_of_the_bases(file, content, tmp_path):
         read_plan(written(file, content), tmp_path)
 
 
-def test_variants_may_be_evaluated_on_other_images_and_that_is_known(file, content, tmp_path, data):
+def test_plan_knows_if_variants_are_evaluated_on_different_images(file, content, tmp_path, data):
     assert read_plan(written(file, content), tmp_path).one_validation
     copy = tmp_path / "copy.json"
     copy.write_bytes((data / "train/annotations.json").read_bytes())
@@ -238,7 +238,7 @@ def test_variants_may_be_evaluated_on_other_images_and_that_is_known(file, conte
 
 
 @pytest.mark.parametrize("text", ["", "- 1", "a: [", "3"])
-def test_what_is_no_mapping_is_an_error_that_names_the_file(file, tmp_path, text):
+def test_yaml_without_a_mapping_is_an_error_that_names_the_file(file, tmp_path, text):
     file.write_text(text)
     with pytest.raises(InputError, match=r"sweep\.yaml"):
         read_plan(file, tmp_path / "out")
@@ -254,7 +254,7 @@ def test_what_is_no_mapping_is_an_error_that_names_the_file(file, tmp_path, text
         ),
     ],
 )
-def test_a_class_without_an_object_or_of_one_set_alone_is_an_error_that_names_it(
+def test_category_without_objects_or_in_only_one_set_is_an_error_that_names_it(
     file, content, tmp_path, data, field, message
 ):
     annotations = json.loads((data / "train/annotations.json").read_text())

@@ -1,4 +1,4 @@
-"""A whole sweep, of runs of one or two steps: what it writes, what a failure does to it, and how it goes on."""
+"""Tests of whole sweeps with runs of one or two steps: results, failures and resuming."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ STEPS = 2
 
 
 def sometimes_fails(mask_logits: torch.Tensor, mask_targets: torch.Tensor) -> torch.Tensor:
-    """A term that passes the probe, whose grid is 7 x 7, and fails in training."""
+    """Raise in training, but not in the probe, whose grid is 7 x 7."""
     if mask_logits.shape[-1] > 7:
         raise KeyError("in training only")
     return (mask_logits.sigmoid() - mask_targets).abs()
@@ -83,7 +83,7 @@ VARIANTS = {
 
 @pytest.fixture(scope="module")
 def swept(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, str]:
-    """A sweep of which two runs fail: its YAML, its folder and its error."""
+    """Run a sweep in which two runs fail; return its YAML file, its folder and its error."""
     folder = tmp_path_factory.mktemp("sweep")
     file = sweep_file(folder, data, VARIANTS, [0])
     with pytest.raises(RunError) as caught:
@@ -91,7 +91,7 @@ def swept(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, P
     return file, folder / "out", str(caught.value)
 
 
-def test_every_run_leaves_its_own_folder(swept):
+def test_every_run_writes_its_own_folder(swept):
     _, output, _ = swept
     for variant in ("bce", "dice"):
         run = output / "runs" / variant / "seed-0"
@@ -109,19 +109,19 @@ def test_every_run_leaves_its_own_folder(swept):
     assert "sometimes_fails" in (output / "runs/fails/seed-0/log.txt").read_text()
 
 
-def test_a_run_that_fails_or_dies_is_reported_and_stops_no_other(swept):
+def test_run_that_fails_or_dies_is_reported_and_does_not_stop_the_others(swept):
     _, output, error = swept
-    assert "2 of 4 runs failed, the first, fails with seed 0: KeyError: 'in training only'" in error
+    assert "2 of 4 runs failed; the first is fails with seed 0: KeyError: 'in training only'" in error
     results = json.loads((output / "results.json").read_text())["variants"]
     assert results["fails"]["runs"][0]["failure"] == "KeyError: 'in training only'"
-    assert results["dies"]["runs"][0]["failure"] == "its process ended with exit code 7"
+    assert results["dies"]["runs"][0]["failure"] == "its process exited with code 7"
     assert results["dice"]["runs"][0]["failure"] is None
     page = (output / "report.html").read_text()
     assert "KeyError: &#39;in training only&#39;" in page
-    assert "exit code 7" in page
+    assert "exited with code 7" in page
 
 
-def test_results_hold_what_the_runs_measured(swept):
+def test_results_contain_the_metrics_and_costs_of_the_runs(swept):
     _, output, _ = swept
     results = json.loads((output / "results.json").read_text())
     assert results["baseline"] == "bce"
@@ -143,9 +143,9 @@ def test_results_hold_what_the_runs_measured(swept):
         ["| fails", "0 of 1, 1 failed"],
         ["| dies", "0 of 1, 1 failed"],
     ]
-    assert "cannot tell: fewer than two seeds" in table[3]
+    assert "cannot tell: fewer than two common seeds" in table[3]
     assert "nothing to compare" in table[4]
-    assert table[-1] == "Failed: dies, seed 0: its process ended with exit code 7"
+    assert table[-1] == "Failed: dies, seed 0: its process exited with code 7"
 
 
 def test_the_page_loads_nothing_from_elsewhere(swept):
@@ -157,25 +157,25 @@ def test_the_page_loads_nothing_from_elsewhere(swept):
     assert "dice" in page
 
 
-def test_a_sweep_goes_on_with_what_is_not_done(swept, data, tmp_path, capsys):
+def test_sweep_resumes_with_the_outstanding_runs(swept, data, tmp_path, capsys):
     _, output, _ = swept
     done = output / "runs/bce/seed-0/model.safetensors"
     before = done.stat().st_mtime_ns
     file = sweep_file(tmp_path, data, {"bce": {}, "dice": VARIANTS["dice"]}, [0, 1])
-    # Seed 1 of bce was interrupted within the run.
+    # Interrupt seed 1 of bce during its run.
     interrupted = next(run for run in read_plan(file, output).runs if (run.variant, run.seed) == ("bce", 1))
     with interrupted_after(1):
         train(interrupted.config)
     main(["ablate", "--config", str(file), "--output", str(output)])
     shown = capsys.readouterr().out
-    assert "2 variants x 2 seeds: 4 runs, 2 of them done already" in shown
+    assert "2 variants x 2 seeds: 4 runs, 2 of them already complete" in shown
     assert "[3/4] bce, seed 1: box AP" in shown
     assert "[4/4] dice, seed 1: " in shown
     assert "[1/4]" not in shown
     assert "left" in shown
     assert "| variant |" in shown
     assert done.stat().st_mtime_ns == before
-    # What was interrupted ended as if it had not been.
+    # The interrupted run has the same result as an uninterrupted one.
     uninterrupted = tmp_path / "alone"
     train(
         type(interrupted.config)(
@@ -191,35 +191,35 @@ def test_a_sweep_goes_on_with_what_is_not_done(swept, data, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("change", [{"batch_size": 2}, {"max_steps": 3}])
-def test_a_run_of_another_config_is_neither_taken_for_this_one_nor_overwritten(swept, data, tmp_path, change):
+def test_run_of_another_config_is_neither_reused_nor_overwritten(swept, data, tmp_path, change):
     _, output, _ = swept
     before = {path: path.read_bytes() for path in output.rglob("*") if path.is_file()}
     file = sweep_file(tmp_path, data, {"dice": VARIANTS["dice"], "bce": change}, [1, 0])
     (field,) = change
     with pytest.raises(
-        InputError, match=rf"bce/seed-\d: holds a run with another {field}; give another --output"
+        InputError, match=rf"bce/seed-\d: contains a run with another {field}; give another --output"
     ):
         ablate(file, output)
     assert {path: path.read_bytes() for path in output.rglob("*") if path.is_file()} == before
 
 
-def test_a_run_that_was_interrupted_is_of_its_config_too(data, tmp_path):
+def test_interrupted_run_of_another_config_is_refused(data, tmp_path):
     file = sweep_file(tmp_path, data, {"bce": {}}, [0])
     (run,) = read_plan(file, tmp_path / "out").runs
     with interrupted_after(1):
         train(run.config)
     file = sweep_file(tmp_path, data, {"bce": {"learning_rate": 0.5}}, [0])
-    with pytest.raises(InputError, match="bce/seed-0: holds a run with another learning_rate"):
+    with pytest.raises(InputError, match="bce/seed-0: contains a run with another learning_rate"):
         ablate(file, tmp_path / "out")
     assert (tmp_path / "out/runs/bce/seed-0/checkpoints").exists()
 
 
-def test_a_run_that_failed_may_be_tried_with_another_loss(data, tmp_path):
+def test_failed_run_may_be_repeated_with_another_loss(data, tmp_path):
     steps = {"max_steps": 1}
     file = sweep_file(tmp_path, data, {"mine": {**VARIANTS["fails"], **steps}}, [0])
     with pytest.raises(RunError, match="in training only"):
         ablate(file, tmp_path / "out")
-    # As if it had failed after a checkpoint.
+    # Pretend that it failed after a checkpoint.
     stale = tmp_path / "out/runs/mine/seed-0/checkpoints"
     stale.mkdir(exist_ok=True)
     (stale / "step-00000001.pt").write_bytes(b"of another loss")
@@ -228,7 +228,7 @@ def test_a_run_that_failed_may_be_tried_with_another_loss(data, tmp_path):
     assert results["mine"]["runs"][0]["failure"] is None
 
 
-def test_what_a_run_left_is_not_taken_for_its_result_where_a_part_is_missing(swept, data, tmp_path):
+def test_run_with_a_missing_result_file_has_no_outcome(swept, data, tmp_path):
     _, output, _ = swept
     file = sweep_file(tmp_path, data, {"bce": {}}, [0])
     (run,) = read_plan(file, output).runs
@@ -241,7 +241,7 @@ def test_what_a_run_left_is_not_taken_for_its_result_where_a_part_is_missing(swe
         path.write_text(kept)
 
 
-def test_two_sweeps_in_one_folder_are_one_too_many(data, tmp_path):
+def test_second_sweep_in_a_folder_is_refused(data, tmp_path):
     file = sweep_file(tmp_path, data, {"bce": {}}, [0])
     (tmp_path / "out").mkdir()
     with (
@@ -259,7 +259,7 @@ def test_two_sweeps_in_one_folder_are_one_too_many(data, tmp_path):
         ({"mixed_precision": "fp16"}, "variant mine: --mixed-precision fp16 needs a GPU"),
     ],
 )
-def test_what_this_machine_cannot_train_is_said_before_anything_is(
+def test_variant_that_this_machine_cannot_train_is_refused_before_the_first_run(
     data, tmp_path, monkeypatch, changes, message
 ):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
@@ -269,19 +269,19 @@ def test_what_this_machine_cannot_train_is_said_before_anything_is(
     assert not (tmp_path / "out").exists()
 
 
-def test_a_training_runs_folder_is_no_sweeps(data, tmp_path):
+def test_folder_of_a_training_run_is_refused(data, tmp_path):
     (tmp_path / "config.yaml").write_text("max_steps: 3\n")
-    with pytest.raises(InputError, match="holds a run of maskloss train"):
+    with pytest.raises(InputError, match="contains a run of maskloss train"):
         ablate(sweep_file(tmp_path, data, {"bce": {}}, [0]), tmp_path)
 
 
-def test_a_bad_sweep_is_one_line_and_exit_code_2(data, tmp_path, capsys):
+def test_invalid_sweep_exits_with_one_line_and_code_2(data, tmp_path, capsys):
     file = sweep_file(tmp_path, data, {"bce": {"lerning_rate": 1}}, [0])
     with pytest.raises(SystemExit) as caught:
         main(["ablate", "--config", str(file), "--output", str(tmp_path / "out")])
     assert caught.value.code == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert "variant bce: no option is named lerning_rate" in line
+    assert "variant bce: unknown option lerning_rate" in line
     assert not (tmp_path / "out").exists()
 
 
@@ -297,7 +297,7 @@ def told(mask_logits, mask_targets):
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="asks /proc which processes there are")
-def test_a_killed_sweep_leaves_no_run_that_trains_on(data, tmp_path):
+def test_run_stops_when_its_sweep_is_killed(data, tmp_path):
     (tmp_path / "telling.py").write_text(LOSS_THAT_TELLS_ITS_PROCESS)
     file = sweep_file(tmp_path, data, {"bce": {"max_steps": 10_000, "loss": {"mask": "telling.told"}}}, [0])
     sweep = subprocess.Popen(
@@ -347,21 +347,21 @@ def is_running(process: int) -> bool:
 # Ray
 
 
-def test_a_sweep_on_a_local_ray(data, tmp_path, monkeypatch):
+def test_sweep_on_a_local_ray_cluster(data, tmp_path, monkeypatch):
     pytest.importorskip("ray", reason="ray is not installed")
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     file = sweep_file(tmp_path, data, {"bce": {}, "fails": VARIANTS["fails"]}, [0])
-    with pytest.raises(RunError, match="1 of 2 runs failed, the first, fails with seed 0: KeyError"):
+    with pytest.raises(RunError, match="1 of 2 runs failed; the first is fails with seed 0: KeyError"):
         ablate(file, tmp_path / "out", engine="ray")
     results = json.loads((tmp_path / "out/results.json").read_text())["variants"]
     assert results["bce"]["runs"][0]["failure"] is None
     assert (tmp_path / "out/runs/bce/seed-0/report.html").is_file()
 
 
-def test_more_than_ray_has_is_refused(data, tmp_path, monkeypatch):
+def test_more_resources_than_ray_has_are_refused(data, tmp_path, monkeypatch):
     pytest.importorskip("ray", reason="ray is not installed")
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     file = sweep_file(tmp_path, data, {"bce": {}}, [0])
     file.write_text(file.read_text() + "gpus: 9\n")
-    with pytest.raises(InputError, match="a run asks for 9 GPUs, and Ray has 0"):
+    with pytest.raises(InputError, match="a run requests 9 GPUs, but Ray has 0"):
         ablate(file, tmp_path / "out", engine="ray")

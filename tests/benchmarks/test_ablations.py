@@ -1,4 +1,4 @@
-"""The sweeps of benchmarks/ablations: each can be read, and asks what its folder says; the pictures are hard."""
+"""Tests of benchmarks/ablations: the sweeps are valid, and the images are hard."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("file", sorted(SWEEPS.glob("*/ablation.yaml")), ids=lambda file: file.parent.name)
-def test_a_sweep_can_be_read_and_its_losses_give_numbers(file, data, monkeypatch):
+def test_sweep_is_valid_and_its_losses_can_be_computed(file, data, monkeypatch):
     monkeypatch.chdir(data)
     plan = read_plan(file, "out")
     assert len(plan.seeds) >= 5
@@ -41,11 +41,11 @@ def test_a_sweep_can_be_read_and_its_losses_give_numbers(file, data, monkeypatch
     assert len(set(written)) == len(written)
 
 
-def test_there_is_a_sweep_for_each_question():
+def test_number_of_sweeps():
     assert len(list(SWEEPS.glob("*/ablation.yaml"))) == 8
 
 
-def test_the_two_bases_differ_in_what_they_start_from_alone():
+def test_two_bases_differ_only_in_their_weights():
     base, of_masks = (
         yaml.safe_load((SWEEPS / f"{name}.yaml").read_text()) for name in ("base", "base_of_masks")
     )
@@ -53,7 +53,7 @@ def test_the_two_bases_differ_in_what_they_start_from_alone():
     assert of_masks == base
 
 
-def test_objects_touch_or_hide_each_other_and_annotations_are_of_what_is_seen(data):
+def test_objects_touch_and_annotated_masks_do_not_overlap(data):
     document = json.loads((data / "runs/ablations/data/even/train/annotations.json").read_text())
     touching = 0
     for image in document["images"]:
@@ -66,7 +66,7 @@ def test_objects_touch_or_hide_each_other_and_annotations_are_of_what_is_seen(da
     assert touching > 0.7 * len(document["images"])
 
 
-def test_softmax_masks_decided_against_background_leave_the_other_classes_out(monkeypatch):
+def test_softmax_against_background_ignores_the_other_classes(monkeypatch):
     monkeypatch.syspath_prepend(str(SWEEPS / "masks_and_classes"))
     from against_background import SoftmaxAgainstBackgroundLoss
 

@@ -1,4 +1,4 @@
-"""A short form of benchmarks/imbalance: its pictures, its networks, its measures, and that a loss trains."""
+"""Tests of benchmarks/imbalance at a small size: images, networks, metrics and training."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ from maskloss.losses import mask_bce_loss  # noqa: E402
 TINY = Setting(size=32, train=12, test=12, steps=2, batch=2)
 
 
-def test_objects_fill_a_tenth_of_a_percent_to_five_percent_and_differ():
+def test_objects_fill_0_1_to_5_percent_and_depend_on_the_seed():
     images, masks = pictures(200, 64, seed=0)
     shares = masks.mean(dim=(1, 2, 3))
     assert images.shape == (200, 3, 64, 64)
     assert set(masks.unique().tolist()) == {0.0, 1.0}
     assert shares.min() >= 1 / 4096
     assert shares.max() <= 0.06
-    # Log-uniform: a third of them in each third of the logarithm.
+    # Log-uniform: a third of the shares lies in each third of the logarithmic range.
     thirds = torch.histogram(shares.log10().clamp(-3, -1.3), bins=3, range=(-3, -1.3)).hist / 200
     assert (thirds > 0.2).all()
     again, _ = pictures(200, 64, seed=0)
@@ -48,13 +48,13 @@ def test_objects_fill_a_tenth_of_a_percent_to_five_percent_and_differ():
 
 @pytest.mark.parametrize("name", NETWORKS)
 @pytest.mark.parametrize("channels", [1, 2])
-def test_networks_give_logits_of_the_images_size(name, channels):
+def test_networks_return_logits_of_the_image_size(name, channels):
     network = NETWORKS[name](channels).eval()
     with torch.no_grad():
         assert network(torch.randn(1, 3, 32, 32)).shape == (1, channels, 32, 32)
 
 
-def test_scores_are_torchmetrics():
+def test_scores_equal_those_of_torchmetrics():
     generator = torch.Generator().manual_seed(0)
     found, wanted = torch.rand(2, 5, 1, 8, 8, generator=generator) < 0.3
     ours = scores(found, wanted)
@@ -65,7 +65,7 @@ def test_scores_are_torchmetrics():
     assert scores(torch.zeros(1, dtype=torch.bool), torch.zeros(1, dtype=torch.bool))["IoU"] == 0
 
 
-def test_one_logit_and_the_difference_of_two_are_the_same_loss():
+def test_loss_of_two_logits_equals_that_of_their_difference():
     generator = torch.Generator().manual_seed(0)
     two = torch.randn(3, 2, 8, 8, generator=generator, dtype=torch.float64)
     masks = (torch.rand(3, 1, 8, 8, generator=generator) < 0.2).double()
@@ -73,7 +73,7 @@ def test_one_logit_and_the_difference_of_two_are_the_same_loss():
     torch.testing.assert_close(two_logit_loss(two, masks), mask_bce_loss(one, masks)[:, 0])
 
 
-def test_images_are_measured_in_the_group_of_their_objects_share():
+def test_images_are_grouped_by_the_share_of_their_object():
     images, masks = pictures(60, 64, seed=3)
 
     class Oracle(nn.Module):
@@ -87,13 +87,13 @@ def test_images_are_measured_in_the_group_of_their_objects_share():
 
 
 @pytest.mark.parametrize("loss", list(losses(torch.ones(2, 1, 2, 2) * torch.tensor([0.0, 1.0]))))
-def test_every_loss_runs_a_short_form_of_the_experiment(loss):
+def test_experiment_runs_with_every_loss(loss):
     found = experiment("small", loss, 0, TINY)
     assert set(found["scores"]["all"]) == {"IoU", "Dice", "precision", "recall"}
     json.dumps(found, allow_nan=False)
 
 
-def test_the_table_has_every_measure_by_share_with_its_spread_over_seeds():
+def test_table_has_every_metric_by_share_with_its_spread_over_seeds():
     def run(shift: float) -> dict:
         of_all = {"IoU": 0.5 + shift, "Dice": 0.6, "precision": 0.7, "recall": 0.8}
         return {"scores": {"all": of_all, "1 to 5 %": {**of_all, "Dice": 0.9}}}
@@ -110,7 +110,7 @@ def test_the_table_has_every_measure_by_share_with_its_spread_over_seeds():
     assert lines[11] == "| small | focal | 55.0 ± 7.1 | 90.0 ± 0.0 | 70.0 ± 0.0 | 80.0 ± 0.0 |"
 
 
-def test_training_finds_what_is_easy():
+def test_training_solves_an_easy_task():
     # Bright on dark: a few steps are enough.
     _, masks = pictures(16, 32, seed=0)
     images = masks.repeat(1, 3, 1, 1) - 0.5

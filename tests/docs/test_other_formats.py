@@ -1,4 +1,4 @@
-"""The recipes of docs/other_formats.md: the code of the page is run as it stands there, on a small data set."""
+"""The recipes of docs/other_formats.md, run exactly as shown on the page, on a small data set."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def section(title: str) -> str:
 
 
 def text_of(title: str) -> str:
-    """The section in one line."""
+    """Return the text of a section in one line."""
     return " ".join(section(title).split())
 
 
@@ -93,7 +93,7 @@ def run_python(title: str, *changes: tuple[str, str]) -> subprocess.CompletedPro
 
 
 def run_commands(title: str, capsys: pytest.CaptureFixture[str], *, of: str = "maskloss") -> None:
-    """Run the section's commands of one program; compare what they print where the page has it."""
+    """Run a section's commands of one program; compare their output with the page, where it shows output."""
     for block in re.findall(r"```\n(\$ .*?)```", section(title), re.DOTALL):
         if not block.startswith(f"$ {of} "):
             continue
@@ -110,7 +110,7 @@ def run_commands(title: str, capsys: pytest.CaptureFixture[str], *, of: str = "m
 
 
 def read(images: Path, annotations: Path) -> dict[str, list[tuple[str, BoolArray | None]]]:
-    """The category and mask of each object, per image; `check` finds no error."""
+    """Check that `check` finds no error; return the category and mask of each object, per image."""
     data, problems = check_data(images, annotations)
     assert data is not None
     assert [problem.text for problem in problems if problem.error] == []
@@ -138,7 +138,7 @@ def assert_same(
 
 
 def write_yolo(labels: dict[str, list[tuple[int, Points]]], size: tuple[int, int] = (WIDTH, HEIGHT)) -> None:
-    """Write a data set to the working directory, as Ultralytics lays it out."""
+    """Write a data set to the working directory, in the layout of Ultralytics."""
     write_images(Path("images/train"), tuple(labels), size)
     Path("labels/train").mkdir(parents=True)
     Path("data.yaml").write_text("train: images/train\nval: images/val\nnames:\n  0: nut\n  1: bolt\n")
@@ -155,7 +155,7 @@ def write_yolo(labels: dict[str, list[tuple[int, Points]]], size: tuple[int, int
 
 @pytest.fixture(autouse=True)
 def working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The page's paths are relative."""
+    """Work in a temporary folder, because the paths on the page are relative."""
     monkeypatch.chdir(tmp_path)
 
 
@@ -211,7 +211,7 @@ def blobs(across: int, side: int) -> list[Points]:
 
 
 def mean_ious(annotations: Path, truth: dict[str, list[Points]], side: int) -> dict[str, float]:
-    """By file name; the annotations are in the order of the truth's polygons."""
+    """Return mean IoUs by file name, for annotations in the order of the ground-truth polygons."""
     document = json.loads(annotations.read_text())
     means = {}
     for image in document["images"]:
@@ -230,7 +230,7 @@ def mean_ious(annotations: Path, truth: dict[str, list[Points]], side: int) -> d
 
 
 @needs("supervision")
-def test_the_page_says_how_exact_supervision_is() -> None:
+def test_mean_ious_of_supervision_on_the_page_are_right() -> None:
     said = {
         int(across): float(mean)
         for mean, across in re.findall(r"(0\.\d\d) at (96|32|16|8) px", text_of(YOLO))
@@ -303,7 +303,7 @@ def test_labelme_circles_are_left_out_with_a_warning_and_images_without_json_are
 
 
 @needs("labelme2coco")
-def test_labelme2coco_takes_circles_and_does_what_the_page_warns_of(
+def test_labelme2coco_supports_circles_and_has_the_limits_on_the_page(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     center, edge = (120.0, 90.0), (132.0, 90.0)
@@ -322,7 +322,7 @@ def test_labelme2coco_takes_circles_and_does_what_the_page_warns_of(
 
 
 @needs("labelme2coco")
-def test_the_page_says_how_exact_labelme2coco_is(capsys: pytest.CaptureFixture[str]) -> None:
+def test_mean_ious_of_labelme2coco_on_the_page_are_right(capsys: pytest.CaptureFixture[str]) -> None:
     (said,) = re.findall(r"IoU (0\.\d\d) at 32 px, (0\.\d\d) at 8 px", text_of("labelme"))
     truth = {f"{across}.jpg": blobs(across, 400) for across in (32, 8)}
     write_labelme({name: [shape("nut", p) for p in polygons] for name, polygons in truth.items()}, (400, 400))
@@ -365,7 +365,7 @@ def test_png_masks_are_exact(capsys: pytest.CaptureFixture[str], hold_categories
     if hold_categories:
         run_python(
             PNG,
-            ("category_id = 1  # or from the value, where it holds the category: value // 1000",
+            ("category_id = 1  # or from the value, if it encodes the category: value // 1000",
              "category_id = value // 1000"),
             ('categories = [{"id": 1, "name": "nut"}]',
              'categories = [{"id": 1, "name": "nut"}, {"id": 2, "name": "bolt"}]'),

@@ -1,4 +1,4 @@
-"""Softmax masks without the competition where it hurts: trained with it, decided against the background alone."""
+"""Softmax masks that are trained with competing classes, but compared only with the background in inference."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from maskloss.losses.mask_classes import select_class_masks
 
 
 class SoftmaxAgainstBackgroundLoss(MaskSoftmaxLoss):
-    """`MaskSoftmaxLoss`, of whose classes only the box branch's enters a mask."""
+    """`MaskSoftmaxLoss` whose masks depend only on the background and the class that the box branch predicts."""
 
     def mask_probs(self, mask_logits: Tensor, labels: Tensor) -> Tensor:
-        """Probabilities (D, M, M) of the labels' classes (D,) where background were the only other."""
+        """Return probabilities (D, M, M) of the classes in `labels` (D,), with background as the only alternative."""
         logits = mask_logits.float()
         return (select_class_masks(logits, labels) - logits[:, 0]).sigmoid()
