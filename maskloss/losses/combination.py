@@ -55,7 +55,7 @@ class WeightedSum(nn.Module):
             )
         if any(hasattr(term, "mask_probs") for term in terms):
             raise ValueError(
-                "a term with mask_probs cannot be added to others: it sets the masks in inference, and a sum cannot"
+                "a term with mask_probs cannot be part of a sum: it sets the masks in inference, and a sum cannot"
             )
         self.all_classes = all_classes[0]
         self.terms = tuple(terms)
