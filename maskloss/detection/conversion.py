@@ -123,6 +123,11 @@ def convert(
             f"paste={paste!r} would replace the code of model.transform, which is not torchvision's "
             f"GeneralizedRCNNTransform but {full_name(model.transform)}"
         )
+    if not own_transform and loss.uses_image:
+        raise TypeError(
+            "the loss's mask term needs the images, which only torchvision's own GeneralizedRCNNTransform can keep, "
+            f"but model.transform is {full_name(model.transform)}"
+        )
     if paste != "torchvision":
         check_postprocess(model.transform, paste)
     if sync_free:
@@ -141,6 +146,7 @@ def convert(
         model.transform.paste = paste
         model.transform.aligned_masks = loss.mask_targets.aligned
         model.transform.boxes_on_host = sync_free
+        model.transform.keeps_images = loss.uses_image
     predictor = model.roi_heads.mask_predictor
     if (
         type(predictor) is MaskRCNNPredictor
@@ -357,11 +363,12 @@ def _checked_targets(model: Any, images: Any, targets: Any) -> list[dict[str, An
                     f"image {index} of the batch, masks: EncodedMasks need torchvision's own transform, but "
                     f"model.transform is {full_name(model.transform)}; pass `masks.bitmaps()`"
                 )
-            if "ignore_boxes" in target:
-                raise TypeError(
-                    f"image {index} of the batch, ignore_boxes: need torchvision's own transform, which resizes them "
-                    f"with the image, but model.transform is {full_name(model.transform)}; remove them"
-                )
+            for field in ("ignore_boxes", "points"):
+                if field in target:
+                    raise TypeError(
+                        f"image {index} of the batch, {field}: need torchvision's own transform, which resizes them "
+                        f"with the image, but model.transform is {full_name(model.transform)}; remove them"
+                    )
     return targets
 
 

@@ -6,12 +6,14 @@ torchvision's own layers.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torchvision.ops import roi_align
 
 from maskloss.detection.loss_holder import LossHolder
 from maskloss.detection.mask_predictor import ClassSelectedMaskPredictor
@@ -20,7 +22,7 @@ from maskloss.losses.arithmetic import at_least_float32
 from maskloss.losses.criterion import zero_of
 from maskloss.losses.mask_classes import select_class_masks
 from maskloss.losses.normalizers import BatchCounts
-from maskloss.losses.terms import TERMS, MaskBatch
+from maskloss.losses.terms import TERMS, MaskBatch, MaskLabels, Supervision
 from maskloss.masks.targets import mask_targets, targets_of_host_boxes
 
 Features = dict[str, Tensor]
@@ -29,7 +31,7 @@ Target = dict[str, Any]
 
 @dataclass(frozen=True)
 class Positives:
-    """The positive RoIs of N images whose matched objects have masks.
+    """The positive RoIs of N images whose matched objects have labels that the mask term learns from.
 
     Attributes:
         boxes: per image, (P_i, 4), xyxy in px of the resized image.
@@ -38,6 +40,9 @@ class Positives:
         image_sizes: N sizes (H, W) of the resized images, without padding.
         counts: counts of the RoI batch; its `positives` is P, the total number of RoIs here.
         on_host: per image, copies of boxes and matched_idxs on the host; None if there are no copies.
+        weights: per image, (P_i,), weight of the object matched to each RoI; None for 1.
+        supervision: per image, (P_i,) int8 on the host, the `Supervision` of each RoI's mask; None if all objects have
+            masks.
 
     Example:
         >>> boxes, labels, idxs = torch.tensor([[0.0, 0.0, 4.0, 4.0]]), torch.tensor([1]), torch.tensor([0])
@@ -52,6 +57,8 @@ class Positives:
     image_sizes: list[tuple[int, int]]
     counts: BatchCounts
     on_host: list[tuple[Tensor, Tensor]] | None = None
+    weights: list[Tensor] | None = None
+    supervision: list[Tensor] | None = None
 
     def select(self, kept: Sequence[Tensor]) -> Positives:
         """Return a subset of the RoIs.
@@ -67,8 +74,13 @@ class Positives:
         on_host = None
         if self.on_host is not None:
             on_host = [(b[i.cpu()], idxs[i.cpu()]) for (b, idxs), i in zip(self.on_host, kept, strict=True)]
+        weights, supervision = self.weights, self.supervision
+        if weights is not None:
+            weights = [values[indices] for values, indices in zip(weights, on_device, strict=True)]
+        if supervision is not None:
+            supervision = [kinds[indices.cpu()] for kinds, indices in zip(supervision, kept, strict=True)]
         counts = replace(self.counts, positives=sum(len(of_image) for of_image in boxes))
-        return Positives(boxes, labels, matched_idxs, self.image_sizes, counts, on_host)
+        return Positives(boxes, labels, matched_idxs, self.image_sizes, counts, on_host, weights, supervision)
 
 
 @dataclass(frozen=True)
@@ -180,14 +192,24 @@ class TorchvisionMaskBranch(MaskBranch):
         labels = torch.cat(positives.labels)
         channels = self.loss.mask_channels(labels)
         mask_logits = self._logits(features, positives.boxes, positives.image_sizes, channels)
-        grids = grids_of(
-            positives,
-            targets,
-            mask_logits.shape[-1],
-            aligned=self.loss.mask_targets.aligned,
-            binary=self.loss.mask_targets.binary,
+        size, settings = mask_logits.shape[-1], self.loss.mask_targets
+        mask_labels = None
+        if self.loss.uses_mask_labels or self.loss.uses_image:
+            mask_labels = mask_labels_of(
+                positives,
+                targets,
+                size,
+                kinds=self.loss.mask_supervision,
+                aligned=settings.aligned,
+                binary=settings.binary,
+            )
+            grids = mask_labels.mask_targets
+        else:
+            grids = grids_of(positives, targets, size, aligned=settings.aligned, binary=settings.binary)
+        weights = None if positives.weights is None else torch.cat(positives.weights)
+        return self.loss.mask_losses(
+            MaskBatch(mask_logits, grids, labels, positives.counts, weights, mask_labels)
         )
-        return self.loss.mask_losses(MaskBatch(mask_logits, grids, labels, positives.counts))
 
     def predict(
         self, features: Features, detections: DetectedBoxes
@@ -253,6 +275,97 @@ def grids_of(
             )
             grids.append(send(grid, boxes.device))
     return torch.cat(grids) if grids else positives.boxes[0].new_zeros((0, size, size), dtype=torch.float32)
+
+
+def mask_labels_of(
+    positives: Positives,
+    targets: list[Target],
+    size: int,
+    *,
+    kinds: Collection[Supervision],
+    aligned: bool,
+    binary: bool,
+) -> MaskLabels:
+    """Compute everything that is known about the masks of the positives of all images, in the grids of their RoIs.
+
+    Args:
+        positives: the positives.
+        targets: per image, boxes (G, 4), masks, and optionally points (G, K, 3) and resized_image (3, H, W), RGB in
+            [0, 1], all at the resized image's scale.
+        size: M, side of the grid in cells.
+        kinds: the kinds of labels that the mask term learns from.
+        aligned: see `maskloss.MaskTargets`; points, boxes and images are sampled with the offset of the mask targets.
+        binary: see `maskloss.MaskTargets`.
+    """
+    device = positives.boxes[0].device
+    count = positives.counts.positives
+    if positives.supervision is None:
+        supervision = torch.full((count,), Supervision.MASK, dtype=torch.int8)
+    else:
+        supervision = torch.cat(positives.supervision)
+    rows = {kind: send(torch.where(supervision == kind)[0], device) for kind in sorted(kinds, reverse=True)}
+    with_mask = supervision.split([len(boxes) for boxes in positives.boxes])
+    masked = positives.select([torch.where(kind == Supervision.MASK)[0] for kind in with_mask])
+    grids = grids_of(masked, targets, size, aligned=aligned, binary=binary)
+    mask_targets = grids.new_zeros((count, size, size))
+    if Supervision.MASK in rows:
+        mask_targets = mask_targets.index_copy(0, rows[Supervision.MASK], grids)
+    # Unaligned mask targets are sampled half a pixel down and to the right, so all other labels are too.
+    shift = 0.0 if aligned else 0.5
+    most = max((target["points"].shape[1] for target in targets if "points" in target), default=0)
+    box_grids, point_coords, point_labels, crops = [], [], [], []
+    for target, boxes, idxs in zip(targets, positives.boxes, positives.matched_idxs, strict=True):
+        boxes = at_least_float32(boxes)
+        box_grids.append(box_grids_of(send(target["boxes"], device)[idxs].to(boxes) - shift, boxes, size))
+        points = target.get("points")
+        if points is None:
+            points = boxes.new_zeros((len(target["boxes"]), 0, 3))
+        points = send(points, device)[idxs].to(boxes)  # (P_i, K_i, 3)
+        points = F.pad(points, (0, 0, 0, most - points.shape[1]), value=-1.0)
+        coords = (points[..., :2] - shift - boxes[:, None, :2]) / (boxes[:, None, 2:] - boxes[:, None, :2])
+        inside = ((coords >= 0) & (coords <= 1)).all(dim=-1)
+        point_coords.append(coords)
+        point_labels.append(torch.where(inside, points[..., 2], -1.0))
+        if "resized_image" in target:
+            image = at_least_float32(target["resized_image"])[None]
+            crops.append(roi_align(image, [boxes], size, sampling_ratio=2, aligned=aligned))
+    return MaskLabels(
+        mask_targets=mask_targets,
+        rows=rows,
+        gt_box_grids=torch.cat(box_grids),
+        point_coords=torch.cat(point_coords),
+        point_labels=torch.cat(point_labels),
+        image_crops=torch.cat(crops) if crops else None,
+    )
+
+
+def box_grids_of(gt_boxes: Tensor, boxes: Tensor, size: int) -> Tensor:
+    """Return the share of each cell of a RoI's grid that lies inside a ground-truth box.
+
+    Args:
+        gt_boxes: (P, 4) xyxy.
+        boxes: (P, 4) xyxy, the RoIs, in the same px.
+        size: M, side of the grid in cells.
+
+    Returns:
+        (P, M, M) in [0, 1].
+
+    Example:
+        >>> box_grids_of(torch.tensor([[0.0, 0.0, 3.0, 4.0]]), torch.tensor([[0.0, 0.0, 4.0, 4.0]]), 2)
+        tensor([[[1.0000, 0.5000],
+                 [1.0000, 0.5000]]])
+    """
+    cells = torch.arange(size, device=boxes.device, dtype=boxes.dtype)
+    shares = []
+    for axis in (1, 0):
+        low, high = boxes[:, axis, None], boxes[:, axis + 2, None]
+        side = (high - low) / size
+        first = low + cells * side  # (P, M)
+        covered = torch.minimum(first + side, gt_boxes[:, axis + 2, None]) - torch.maximum(
+            first, gt_boxes[:, axis, None]
+        )
+        shares.append((covered / side).clamp(0, 1))
+    return shares[0][:, :, None] * shares[1][:, None, :]
 
 
 def _as_bits(masks: Any) -> Any:

@@ -23,7 +23,7 @@ from maskloss.losses.arithmetic import at_least_float32
 from maskloss.losses.boxes import BoxRegression
 from maskloss.losses.criterion import MaskRCNNLoss, zero_of
 from maskloss.losses.normalizers import BatchCounts
-from maskloss.losses.terms import TERMS, KeypointBatch, RoIBatch
+from maskloss.losses.terms import TERMS, KeypointBatch, RoIBatch, Supervision
 from maskloss.masks.encoded import EncodedMasks
 
 Features = dict[str, Tensor]
@@ -136,6 +136,11 @@ class RoIHeads(LossHolder, TorchvisionRoIHeads):
             positives=positives.numel(),
             batch_size_per_image=getattr(self.fg_bg_sampler, "batch_size_per_image", 0),
         )
+        weights, box_weights = None, None
+        if sampled.weights is not None:
+            box_weights = torch.cat(sampled.weights)
+            weights = box_weights.new_ones(len(deltas_by_class)).index_copy(0, positives, box_weights)
+            weights = weights if sampled.rows is None else weights[sampled.rows]
         losses = self.loss.roi_losses(
             RoIBatch(
                 class_logits=class_logits,
@@ -146,15 +151,23 @@ class RoIHeads(LossHolder, TorchvisionRoIHeads):
                     lambda encoded: self.box_coder.decode_single(encoded, positive_boxes),
                 ),
                 counts=counts,
+                weights=weights,
+                box_weights=box_weights,
             )
         )
         if self.mask_branch is not None:
-            by_image = list(positive_labels.split([len(boxes) for boxes in sampled.boxes]))
             masked = Positives(
-                sampled.boxes, by_image, sampled.matched_idxs, image_shapes, counts, sampled.on_host
+                boxes=sampled.boxes,
+                labels=list(positive_labels.split([len(boxes) for boxes in sampled.boxes])),
+                matched_idxs=sampled.matched_idxs,
+                image_sizes=image_shapes,
+                counts=counts,
+                on_host=sampled.on_host,
+                weights=sampled.weights,
+                supervision=sampled.supervision,
             )
-            if sampled.with_mask is not None:
-                masked = masked.select(sampled.with_mask)
+            if sampled.supervision is not None:
+                masked = masked.select([torch.where(kinds >= 0)[0] for kinds in sampled.supervision])
             losses |= self.mask_branch.losses(features, masked, targets)
         if self.has_keypoint():
             losses |= self._keypoint_losses(features, sampled, image_shapes, counts, targets)
@@ -183,7 +196,11 @@ class RoIHeads(LossHolder, TorchvisionRoIHeads):
             visible.append(image_visible.view(-1))
         rows = torch.where(torch.cat(visible) > 0)[0]  # (V,)
         logits = heatmaps.flatten(2).flatten(0, 1)[rows]
-        batch = KeypointBatch(logits, torch.cat(cells)[rows], replace(counts, sampled=len(rows)))
+        weights = None
+        if positives.weights is not None:
+            # All keypoints of an object have its weight.
+            weights = torch.cat(positives.weights)[:, None].expand(-1, heatmaps.shape[1]).flatten()[rows]
+        batch = KeypointBatch(logits, torch.cat(cells)[rows], replace(counts, sampled=len(rows)), weights)
         return self.loss.keypoint_losses(batch)
 
     def select_training_samples(
@@ -230,25 +247,50 @@ class RoIHeads(LossHolder, TorchvisionRoIHeads):
                 labels[image] = labels[image].masked_fill(ignored & (labels[image] == 0), -1)
         return candidates, gt_boxes, matched_idxs, labels
 
+    def _supervision(self, targets: list[dict[str, Any]], device: torch.device) -> list[Tensor] | None:
+        """Return, per image, which label supervises each object's mask, (G,) int8 on the device.
+
+        It is the best `Supervision` that the mask term learns from and that the object has, or -1 if there is none.
+        None if all objects have masks, and the mask term learns from masks.
+        """
+        if not self.has_mask():
+            return None
+        usable = self.loss.mask_supervision
+        have_masks = _have_masks(targets, device)
+        if have_masks is None and Supervision.MASK in usable:
+            return None
+        kinds = []
+        for image, target in enumerate(targets):
+            kind = torch.full((len(target["boxes"]),), -1, dtype=torch.int8, device=device)
+            if Supervision.BOX in usable:
+                kind.fill_(Supervision.BOX)
+            if Supervision.POINTS in usable and "points" in target:
+                has_points = send((target["points"][..., 2] >= 0).any(dim=1), device)
+                kind = kind.masked_fill(has_points, Supervision.POINTS)
+            if Supervision.MASK in usable and have_masks is not None:
+                kind = kind.masked_fill(have_masks[image], Supervision.MASK)
+            kinds.append(kind)
+        return kinds
+
     def _select(self, proposals: list[Tensor], targets: list[dict[str, Any]]) -> _RoIs:
         """Match and sample as torchvision does."""
         proposals, matched_idxs, labels, target_deltas = self.select_training_samples(proposals, targets)
-        have_masks = _have_masks(targets, proposals[0].device) if self.has_mask() else None
+        device = proposals[0].device
+        kinds = self._supervision(targets, device)
+        weights = _weights(targets, device)
 
         def sampled() -> _SampledPositives:
             positives = torch.where(torch.cat(labels) > 0)[0]
             by_image = [torch.where(image_labels > 0)[0] for image_labels in labels]
             positive_idxs = [m[i] for m, i in zip(matched_idxs, by_image, strict=True)]
-            with_mask = None
-            if have_masks is not None:
-                with_mask = [torch.where(has[i])[0] for has, i in zip(have_masks, positive_idxs, strict=True)]
             return _SampledPositives(
                 rows=None,
                 positives=positives,
                 target_deltas=torch.cat(list(target_deltas))[positives],
                 boxes=[p[i] for p, i in zip(proposals, by_image, strict=True)],
                 matched_idxs=positive_idxs,
-                with_mask=with_mask,
+                weights=_of_positives(weights, positive_idxs),
+                supervision=kinds and [k[i].cpu() for k, i in zip(kinds, positive_idxs, strict=True)],
             )
 
         return _RoIs(proposals, labels, sampled)
@@ -267,20 +309,17 @@ class RoIHeads(LossHolder, TorchvisionRoIHeads):
             pad_sequence(values, batch_first=True)[images, slots.indices]
             for values in (candidates, matched_idxs, labels)
         )  # (N, B, 4), (N, B), (N, B)
-        have_masks = _have_masks(targets, device) if self.has_mask() else None
-        with_mask = None
-        if have_masks is not None:
-            with_mask = pad_sequence(have_masks, batch_first=True)
+        weights = _weights(targets, device)
+        kinds = self._supervision(targets, device)
+        slot_kinds = []
+        if kinds is not None:
             # Padded so that index 0 exists even if no image of the batch has objects.
-            with_mask = F.pad(with_mask, (0, 1))[images, idxs]  # (N, B)
-        host_copy = AsyncHostCopy(
-            slots.num_positives, slots.num_sampled, boxes, idxs, *([] if with_mask is None else [with_mask])
-        )
+            slot_kinds = [F.pad(pad_sequence(kinds, batch_first=True), (0, 1))[images, idxs]]  # (N, B)
+        host_copy = AsyncHostCopy(slots.num_positives, slots.num_sampled, boxes, idxs, *slot_kinds)
 
         def sampled() -> _SampledPositives:
-            num_positives, num_sampled, host_boxes, host_idxs, *host_with_mask = host_copy.result()
+            num_positives, num_sampled, host_boxes, host_idxs, *host_kinds = host_copy.result()
             counts = SampleCounts.of(num_positives, num_sampled)
-            masked = [counts.positives(values) for values in host_with_mask]  # zero or one tensor
             rows = torch.arange(slot_labels.numel(), device=device).view_as(slot_labels)
             positive_boxes, positive_idxs = counts.positives(boxes), counts.positives(idxs)
             matched_boxes = [gt[i] for gt, i in zip(gt_boxes, positive_idxs, strict=True)]
@@ -293,7 +332,8 @@ class RoIHeads(LossHolder, TorchvisionRoIHeads):
                 boxes=positive_boxes,
                 matched_idxs=positive_idxs,
                 on_host=list(zip(counts.positives(host_boxes), counts.positives(host_idxs), strict=True)),
-                with_mask=[torch.where(of_image)[0] for of_image in masked[0]] if masked else None,
+                weights=_of_positives(weights, positive_idxs),
+                supervision=counts.positives(host_kinds[0]) if host_kinds else None,
             )
 
         return _RoIs(list(boxes), list(slot_labels), sampled)
@@ -410,7 +450,9 @@ class _SampledPositives:
         boxes: per image, (P_i, 4), boxes of the positives.
         matched_idxs: per image, (P_i,), index of the object matched to each positive.
         on_host: per image, copies of boxes and matched_idxs on the host; None if there are no copies.
-        with_mask: per image, indices of the positives whose object has a mask; None if all objects have masks.
+        weights: per image, (P_i,), weight of the object matched to each positive; None for 1.
+        supervision: per image, (P_i,) int8 on the host, the label that supervises the mask of each positive, a
+            `Supervision`, or -1 if there is none; None if all objects have masks.
     """
 
     rows: Tensor | None
@@ -419,7 +461,23 @@ class _SampledPositives:
     boxes: list[Tensor]
     matched_idxs: list[Tensor]
     on_host: list[tuple[Tensor, Tensor]] | None = None
-    with_mask: list[Tensor] | None = None
+    weights: list[Tensor] | None = None
+    supervision: list[Tensor] | None = None
+
+
+def _weights(targets: list[dict[str, Any]], device: torch.device) -> list[Tensor] | None:
+    """Return, per image, the objects' weights (G,) on the device; None if no target has any."""
+    if not any("weights" in target for target in targets):
+        return None
+    weights = [target.get("weights", torch.ones(len(target["boxes"]))) for target in targets]
+    return [send(of_image.float(), device) for of_image in weights]
+
+
+def _of_positives(values: list[Tensor] | None, matched_idxs: list[Tensor]) -> list[Tensor] | None:
+    """Return, per image, the values of the objects matched to the positives."""
+    if values is None:
+        return None
+    return [of_image[idxs] for of_image, idxs in zip(values, matched_idxs, strict=True)]
 
 
 def _have_masks(targets: list[dict[str, Any]], device: torch.device) -> list[Tensor] | None:

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.rpn import RegionProposalNetwork as TorchvisionRPN
 from torchvision.models.detection.rpn import concat_box_prediction_layers
@@ -225,7 +227,7 @@ class RegionProposalNetwork(LossHolder, TorchvisionRPN):
         if not (self.training and self.sync_free):
             positives, negatives = self.fg_bg_sampler(labels)
             indices = torch.where(torch.cat(positives))[0], torch.where(torch.cat(negatives))[0]
-            return _Sample(torch.cat(labels), torch.cat(matched_boxes), lambda: indices)
+            return _Sample(torch.cat(labels), torch.cat(matched_boxes), lambda: indices, targets)
         slots = sample_slots(labels, self.fg_bg_sampler)
         host_copy = AsyncHostCopy(slots.num_positives, slots.num_sampled)
 
@@ -235,7 +237,7 @@ class RegionProposalNetwork(LossHolder, TorchvisionRPN):
             counts = SampleCounts.of(*host_copy.result())
             return torch.cat(counts.positives(among_all)), torch.cat(counts.negatives(among_all))
 
-        return _Sample(torch.cat(labels), torch.cat(matched_boxes), sampled)
+        return _Sample(torch.cat(labels), torch.cat(matched_boxes), sampled, targets)
 
     def _batch(
         self, objectness: Tensor, deltas: Tensor, anchors: list[Tensor], sample: _Sample, locations: int
@@ -243,6 +245,12 @@ class RegionProposalNetwork(LossHolder, TorchvisionRPN):
         positives, negatives = sample.indices()  # (P,), (S - P,)
         sampled = torch.cat([positives, negatives])
         positive_anchors = torch.cat(anchors)[positives]
+        weights = box_weights = _positive_weights(
+            sample.matched_boxes[positives], positives // len(anchors[0]), sample.targets
+        )
+        if box_weights is not None:
+            # The positives come first, and background has the weight 1.
+            weights = torch.cat([box_weights, torch.ones_like(negatives, dtype=box_weights.dtype)])
         # Images without objects have matched boxes of zeros, whose size has the logarithm -inf. They have no positives,
         # so encoding only positives avoids them.
         target_deltas = self.box_coder.encode_single(sample.matched_boxes[positives], positive_anchors)
@@ -261,6 +269,8 @@ class RegionProposalNetwork(LossHolder, TorchvisionRPN):
                 batch_size_per_image=getattr(self.fg_bg_sampler, "batch_size_per_image", 0),
                 locations=locations,
             ),
+            weights=weights,
+            box_weights=box_weights,
         )
 
 
@@ -273,8 +283,33 @@ class _Sample:
         matched_boxes: (N A, 4), boxes of the matched objects.
         indices: returns the indices of the positives (P,) and of the negatives (S - P,) among the anchors of all
             images; may synchronize.
+        targets: per image, with boxes (G, 4) on the anchors' device.
     """
 
     labels: Tensor
     matched_boxes: Tensor
     indices: Callable[[], tuple[Tensor, Tensor]]
+    targets: list[dict[str, Any]]
+
+
+def _positive_weights(matched_boxes: Tensor, images: Tensor, targets: list[dict[str, Any]]) -> Tensor | None:
+    """Return the weights of the objects matched to the positive anchors, (P,), without synchronizing.
+
+    Args:
+        matched_boxes: (P, 4), boxes of the matched objects, which identify them: matching copies them.
+        images: (P,) int64, index of each positive's image.
+        targets: per image, boxes (G, 4) and optionally weights (G,).
+
+    Returns:
+        None if no target has weights.
+    """
+    if not any("weights" in target for target in targets):
+        return None
+    device = matched_boxes.device
+    weights = [target.get("weights", torch.ones(len(target["boxes"]))).float() for target in targets]
+    # Padded by one object, so that index 0 exists even if no image has objects.
+    padded_weights = F.pad(pad_sequence([send(w, device) for w in weights], batch_first=True), (0, 1))
+    padded_boxes = pad_sequence([target["boxes"] for target in targets], batch_first=True)
+    padded_boxes = F.pad(padded_boxes, (0, 0, 0, 1), value=torch.nan)  # (N, G + 1, 4)
+    is_match = (padded_boxes[images] == matched_boxes[:, None]).all(dim=2)  # (P, G + 1)
+    return padded_weights[images, is_match.to(torch.uint8).argmax(dim=1)]

@@ -106,8 +106,8 @@ def check_inputs(
     Args:
         images: N float tensors (3, H, W), as passed to the model.
         targets: one dict per image: boxes (G, 4), xyxy in px of the image; labels (G,) int64 in [1, C); masks and
-            keypoints if the model has these branches; optionally has_mask (G,) and ignore_boxes (I, 4). Without
-            objects, the fields may be empty tensors of any shape.
+            keypoints if the model has these branches; optionally has_mask (G,), weights (G,), points (G, K, 3) and
+            ignore_boxes (I, 4). Without objects, the fields may be empty tensors of any shape.
         expected: properties of the model.
         check_box_format: whether to compare boxes with masks, to detect boxes in another format than xyxy in px.
             This costs far more than the other checks.
@@ -144,7 +144,7 @@ def check_inputs(
         findings += _pixel_findings(name, index, image, expected)
         if len(target["boxes"]):
             findings += _object_findings(name, index, image, target, expected)
-        findings += _optional_findings(name, index, target, expected)
+        findings += _optional_findings(name, index, image, target, expected)
     if not findings:
         return None
     # Masks may be on the host while boxes are on a GPU.
@@ -165,7 +165,7 @@ def in_plain_form(targets: Sequence[Target], images: Sequence[Tensor]) -> list[T
     """Return targets in the form that torchvision's code needs.
 
     Targets that have this form already are returned unchanged. Others are images without objects, whose fields users
-    pass in many shapes, such as `torch.tensor([])`, and targets with `has_mask` but without masks.
+    pass in many shapes, such as `torch.tensor([])`, and targets with `has_mask` or `points` but without masks.
 
     Args:
         targets: one dict per image, checked by `check_inputs`.
@@ -193,7 +193,13 @@ def in_plain_form(targets: Sequence[Target], images: Sequence[Tensor]) -> list[T
                 changes["keypoints"] = points.new_zeros((0, count, 3), dtype=torch.float32)
             if "has_mask" in target:
                 changes["has_mask"] = boxes.new_zeros(0, dtype=torch.bool)
-        if "has_mask" in target and "masks" not in target:
+            if "weights" in target:
+                changes["weights"] = boxes.new_zeros(0, dtype=torch.float32)
+            if "points" in target:
+                points = target["points"]
+                count = points.shape[1] if points.dim() == 3 else 0
+                changes["points"] = points.new_zeros((0, count, 3), dtype=torch.float32)
+        if ("has_mask" in target or "points" in target) and "masks" not in target:
             changes["masks"] = EncodedMasks([None] * len(boxes), height, width)
         if "ignore_boxes" in target and target["ignore_boxes"].numel() == 0:
             changes["ignore_boxes"] = target["ignore_boxes"].new_zeros((0, 4), dtype=torch.float32)
@@ -268,7 +274,7 @@ def is_resized_to_nothing(height: int, width: int, min_size: int, max_size: int)
 
 def _check_form(name: str, image: Tensor, target: Target, expected: ModelInputs) -> None:
     """Check keys, types, dtypes, shapes and counts, without reading values."""
-    masks_needed = expected.has_masks and "has_mask" not in target
+    masks_needed = expected.has_masks and not {"has_mask", "points"} & set(target)
     needed = ["boxes", "labels"] + ["masks"] * masks_needed + ["keypoints"] * expected.has_keypoints
     for field in needed:
         if field not in target:
@@ -299,6 +305,10 @@ def _check_form(name: str, image: Tensor, target: Target, expected: ModelInputs)
         raise ValueError(
             f"{name}, labels: expected shape ({count},), one label per box, got {tuple(labels.shape)}"
         )
+    if "weights" in target:
+        _check_weights_form(name, target["weights"], count)
+    if "points" in target:
+        _check_points_form(name, target["points"], count)
     if expected.has_masks and "masks" in target:
         _check_masks_form(name, image, target["masks"], count)
     if "has_mask" in target:
@@ -330,6 +340,27 @@ def _check_ignore_boxes_form(name: str, boxes: Any) -> None:
         )
     if boxes.numel() and (boxes.dim() != 2 or boxes.shape[1] != 4):
         raise ValueError(f"{name}, ignore_boxes: expected shape (I, 4), got {tuple(boxes.shape)}")
+
+
+def _check_weights_form(name: str, weights: Any, count: int) -> None:
+    if not isinstance(weights, Tensor) or weights.is_complex() or weights.dtype == torch.bool:
+        found = weights.dtype if isinstance(weights, Tensor) else type(weights).__name__
+        raise TypeError(f"{name}, weights: expected a float tensor ({count},), one per box, got {found}")
+    if weights.shape != (count,):
+        raise ValueError(
+            f"{name}, weights: expected shape ({count},), one per box, got {tuple(weights.shape)}"
+        )
+
+
+def _check_points_form(name: str, points: Any, count: int) -> None:
+    if not isinstance(points, Tensor) or points.is_complex() or points.dtype == torch.bool:
+        found = points.dtype if isinstance(points, Tensor) else type(points).__name__
+        raise TypeError(f"{name}, points: expected a float tensor ({count}, K, 3), got {found}")
+    if points.dim() != 3 or len(points) != count or points.shape[2] != 3:
+        raise ValueError(
+            f"{name}, points: expected shape ({count}, K, 3), x, y and label of K points per box, got "
+            f"{tuple(points.shape)}"
+        )
 
 
 def _check_masks_form(name: str, image: Tensor, masks: Any, count: int) -> None:
@@ -397,12 +428,27 @@ def _object_findings(
     return found
 
 
-def _optional_findings(name: str, index: int, target: Target, expected: ModelInputs) -> list[_Finding]:
+def _optional_findings(
+    name: str, index: int, image: Tensor, target: Target, expected: ModelInputs
+) -> list[_Finding]:
     """Check the values of optional keys."""
     found = []
     if expected.has_masks and "has_mask" in target and "masks" not in target and len(target["boxes"]):
         message = f"{name}: the target has no masks, but has_mask says that an object has one"
         found.append(_Finding(target["has_mask"], message, index))
+    if "weights" in target and len(target["boxes"]):
+        weights = target["weights"]
+        message = f"{name}, weights: a weight is negative or not finite"
+        found.append(_Finding(~(weights.isfinite() & (weights >= 0)), message, index))
+    if "points" in target and len(target["boxes"]) and target["points"].numel():
+        x, y, label = target["points"].unbind(dim=2)  # (G, K) each
+        other = (label != 0) & (label != 1) & (label != -1)
+        message = f"{name}, points: a label is not 1 inside the object, 0 outside or -1 for no point"
+        found.append(_Finding(other.any(dim=1), message, index))
+        height, width = image.shape[-2:]
+        inside = (x >= 0) & (x <= width) & (y >= 0) & (y <= height)  # False also for NaN
+        message = f"{name}, points: a labeled point is outside the image of {height} x {width} (H x W)"
+        found.append(_Finding(((label >= 0) & ~inside).any(dim=1), message, index))
     ignored = target.get("ignore_boxes")
     if ignored is not None and ignored.numel():
         wrong = ~ignored.isfinite().all(1) | (ignored[:, 2:] <= ignored[:, :2]).any(1)

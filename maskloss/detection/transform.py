@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any, Literal
 
 import torch
@@ -27,6 +28,8 @@ class RCNNTransform(GeneralizedRCNNTransform):
         aligned_masks: `MaskTargets.aligned` of the loss; if True, mask targets have no offset.
         boxes_on_host: keep the boxes of training targets on the host, so that torchvision's check of each image's
             boxes, after this transform, does not synchronize.
+        keeps_images: add the resized image (3, H, W), RGB in [0, 1], to its target as "resized_image", for a mask term
+            that needs it.
 
     Example:
         >>> transform = RCNNTransform(800, 1333, image_mean=[0.5] * 3, image_std=[0.5] * 3)
@@ -37,6 +40,7 @@ class RCNNTransform(GeneralizedRCNNTransform):
     paste: Paste = "torchvision"
     aligned_masks: bool = False
     boxes_on_host: bool = False
+    keeps_images: bool = False
 
     def __repr__(self) -> str:
         """Return torchvision's text with one more line for the paste."""
@@ -63,6 +67,15 @@ class RCNNTransform(GeneralizedRCNNTransform):
         if resized is not None and "ignore_boxes" in resized:
             size = (image.shape[-2], image.shape[-1])
             resized["ignore_boxes"] = resize_boxes(resized["ignore_boxes"].float(), own_size, size)
+        if resized is not None and "points" in resized:
+            scale = [image.shape[-1] / own_size[1], image.shape[-2] / own_size[0], 1.0]
+            points = resized["points"].float()
+            resized["points"] = points * points.new_tensor(scale)
+        if resized is not None and self.keeps_images:
+            mean, std = (
+                image.new_tensor(values)[:, None, None] for values in (self.image_mean, self.image_std)
+            )
+            resized["resized_image"] = image * std + mean
         if masks is not None and resized is not None:
             resized["masks"] = _resize_masks(masks, *image.shape[-2:], aligned=self.aligned_masks)
         return image, resized
@@ -79,12 +92,11 @@ class RCNNTransform(GeneralizedRCNNTransform):
         """
         if self.aligned_masks:
             return 0.0, 0.0
-        # torchvision's own code computes the new size, on a meta tensor without memory. In training mode, the size
-        # would be random.
-        mode = self.training
-        self.eval()
-        resized, _ = super().resize(torch.empty((3, *image_size), device="meta"), None)
-        self.train(mode)
+        # torchvision's own code computes the new size, on a meta tensor without memory; in training it draws one.
+        in_evaluation = copy.copy(self)
+        in_evaluation.training = False
+        image = torch.empty((3, *image_size), device="meta")
+        resized, _ = GeneralizedRCNNTransform.resize(in_evaluation, image, None)
         return unaligned_offset(image_size, (resized.shape[-2], resized.shape[-1]))
 
     def postprocess(

@@ -92,10 +92,15 @@ from maskloss.losses.mask_pixels import (
     mask_focal_loss,
     mask_weighted_bce_loss,
 )
+from maskloss.losses.mask_supervision import (
+    MaskBySupervision,
+)
 from maskloss.losses.mask_weak import (
+    MaskBoxLoss,
     MaskPairwiseLoss,
     MaskPointLoss,
     MaskProjectionLoss,
+    mask_box_loss,
     mask_pairwise_loss,
     mask_point_loss,
     mask_projection_loss,
@@ -123,7 +128,7 @@ from maskloss.losses.regularization import (
     matterport_l2_loss,
     weight_decay_loss,
 )
-from maskloss.losses.terms import LossWeights
+from maskloss.losses.terms import LossWeights, MaskLabels, Supervision
 
 __all__ = [
     "ActiveClassCrossEntropyLoss",
@@ -146,9 +151,12 @@ __all__ = [
     "MaskBCELoss",
     "MaskBackgroundDiceLoss",
     "MaskBoundaryBCELoss",
+    "MaskBoxLoss",
+    "MaskBySupervision",
     "MaskDiceLoss",
     "MaskFocalLoss",
     "MaskGeneralizedDiceLoss",
+    "MaskLabels",
     "MaskLovaszLoss",
     "MaskPairwiseLoss",
     "MaskPointLoss",
@@ -162,6 +170,7 @@ __all__ = [
     "ObjectnessFocalLoss",
     "QualityFocalLoss",
     "SeesawLoss",
+    "Supervision",
     "WeightDecayLoss",
     "WeightedSum",
     "active_class_cross_entropy_loss",
@@ -181,6 +190,7 @@ __all__ = [
     "mask_background_dice_loss",
     "mask_bce_loss",
     "mask_boundary_bce_loss",
+    "mask_box_loss",
     "mask_dice_loss",
     "mask_focal_loss",
     "mask_generalized_dice_loss",

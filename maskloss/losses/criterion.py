@@ -20,18 +20,19 @@ from maskloss.losses.normalizers import BatchCounts, Normalizer, per_location
 from maskloss.losses.term_checks import check_term, register_parts
 from maskloss.losses.terms import (
     TERMS,
-    AllClassesMaskTerm,
+    AnyMaskTerm,
     BoxTerm,
     ClassificationTerm,
     KeypointBatch,
     KeypointTerm,
     LossWeights,
     MaskBatch,
-    MaskTerm,
+    MaskLabels,
     ObjectnessTerm,
     RegularizationTerm,
     RoIBatch,
     RPNBatch,
+    Supervision,
 )
 from maskloss.masks.targets import MaskTargets
 
@@ -59,6 +60,10 @@ class MaskRCNNLoss(nn.Module):
             `mask_probs(mask_logits (D, C, M, M), labels (D,)) -> (D, M, M)`, inference takes the masks from it
             instead of the sigmoid of the own class's channel. If it has an attribute `channel`, only that channel
             is computed, and C is 1.
+            A term with the attribute `uses_image = True` is called with (mask_logits (P, M, M), mask_targets (P, M, M),
+            image_crops (P, 3, M, M), gt_box_grids (P, M, M)): the image in [0, 1] and the object's box under each RoI.
+            A term with the attribute `uses_mask_labels = True`, such as `MaskBySupervision`, is called with
+            (mask_logits (P, M, M), `MaskLabels`), and learns also from objects without a mask.
         keypoint: (keypoint_logits (V, M * M), cells (V,) int64) -> (V,), for the V visible keypoints of a Keypoint
             R-CNN. `cells` is the target cell of each heatmap.
         regularization: (model) -> scalar; None for no such term and no such key in the losses.
@@ -96,7 +101,7 @@ class MaskRCNNLoss(nn.Module):
     rpn_box: BoxTerm
     classification: ClassificationTerm
     box: BoxTerm
-    mask: MaskTerm | AllClassesMaskTerm
+    mask: AnyMaskTerm
     keypoint: KeypointTerm
     regularization: RegularizationTerm | None
 
@@ -107,7 +112,7 @@ class MaskRCNNLoss(nn.Module):
         rpn_box: BoxTerm | None = None,
         classification: ClassificationTerm | None = None,
         box: BoxTerm | None = None,
-        mask: MaskTerm | AllClassesMaskTerm | None = None,
+        mask: AnyMaskTerm | None = None,
         keypoint: KeypointTerm | None = None,
         regularization: RegularizationTerm | None = None,
         weights: LossWeights | None = None,
@@ -205,6 +210,22 @@ class MaskRCNNLoss(nn.Module):
         """Whether the mask term takes the logits of all classes."""
         return bool(getattr(self.mask, "all_classes", False))
 
+    @property
+    def uses_image(self) -> bool:
+        """Whether the mask term needs the image under each RoI."""
+        return bool(getattr(self.mask, "uses_image", False))
+
+    @property
+    def uses_mask_labels(self) -> bool:
+        """Whether the mask term takes all labels of an object's mask, not its mask alone."""
+        return bool(getattr(self.mask, "uses_mask_labels", False))
+
+    @property
+    def mask_supervision(self) -> frozenset[Supervision]:
+        """The kinds of labels that the mask term learns from; positives without any of them are left out of it."""
+        mask: Any = self.mask
+        return mask.supervision if self.uses_mask_labels else frozenset({Supervision.MASK})
+
     def mask_channels(self, labels: Tensor) -> Tensor | None:
         """Return the channel (P,) of the mask head that the term reads for each label (P,), or None for all channels.
 
@@ -230,8 +251,9 @@ class MaskRCNNLoss(nn.Module):
                 batch.objectness,
                 lambda logits: self.objectness(logits, batch.labels),
                 batch.counts,
+                batch.weights,
             ),
-            TERMS["rpn_box"].key: self._box_term("rpn_box", batch.box, batch.counts),
+            TERMS["rpn_box"].key: self._box_term("rpn_box", batch.box, batch.counts, batch.box_weights),
         }
 
     def roi_losses(self, batch: RoIBatch) -> dict[str, Tensor]:
@@ -242,8 +264,9 @@ class MaskRCNNLoss(nn.Module):
                 batch.class_logits,
                 lambda logits: self.classification(logits, batch.labels),
                 batch.counts,
+                batch.weights,
             ),
-            TERMS["box"].key: self._box_term("box", batch.box, batch.counts),
+            TERMS["box"].key: self._box_term("box", batch.box, batch.counts, batch.box_weights),
         }
 
     def mask_losses(self, batch: MaskBatch) -> dict[str, Tensor]:
@@ -254,11 +277,21 @@ class MaskRCNNLoss(nn.Module):
             if self.needs_all_mask_classes:
                 values: Tensor = mask(mask_logits, batch.mask_targets, batch.labels)
             else:
-                values = mask(select_class_masks(mask_logits, batch.labels), batch.mask_targets)
+                own_logits, labels = select_class_masks(mask_logits, batch.labels), batch.mask_labels
+                if self.uses_mask_labels:
+                    values = mask(own_logits, labels or MaskLabels.of_masks(batch.mask_targets))
+                elif self.uses_image:
+                    if labels is None or labels.image_crops is None:
+                        raise ValueError("the mask term has uses_image, but the MaskBatch has no image crops")
+                    values = mask(own_logits, batch.mask_targets, labels.image_crops, labels.gt_box_grids)
+                else:
+                    values = mask(own_logits, batch.mask_targets)
             per_pixel = getattr(values, "shape", None) == batch.mask_targets.shape
             return values.mean(dim=(1, 2)) if per_pixel else values
 
-        return {TERMS["mask"].key: self._term("mask", batch.mask_logits, evaluate, batch.counts)}
+        return {
+            TERMS["mask"].key: self._term("mask", batch.mask_logits, evaluate, batch.counts, batch.weights)
+        }
 
     def keypoint_losses(self, batch: KeypointBatch) -> dict[str, Tensor]:
         """Return the weighted scalar `loss_keypoint`."""
@@ -268,6 +301,7 @@ class MaskRCNNLoss(nn.Module):
                 batch.keypoint_logits,
                 lambda logits: self.keypoint(logits, batch.cells),
                 batch.counts,
+                batch.weights,
             )
         }
 
@@ -282,7 +316,7 @@ class MaskRCNNLoss(nn.Module):
             raise ValueError(f"the regularization term must return a scalar tensor, not {_describe(value)}")
         return {TERMS["regularization"].key: self.weights.regularization * value}
 
-    def _box_term(self, name: str, box: BoxRegression, counts: BatchCounts) -> Tensor:
+    def _box_term(self, name: str, box: BoxRegression, counts: BatchCounts, weights: Tensor | None) -> Tensor:
         term: BoxTerm = getattr(self, name)
 
         def evaluate(deltas: Tensor) -> Tensor:
@@ -291,10 +325,15 @@ class MaskRCNNLoss(nn.Module):
             per_coordinate = getattr(values, "shape", None) == deltas.shape
             return values.sum(dim=-1) if per_coordinate else values
 
-        return self._term(name, box.deltas, evaluate, counts)
+        return self._term(name, box.deltas, evaluate, counts, weights)
 
     def _term(
-        self, name: str, predictions: Tensor, evaluate: Callable[[Tensor], Any], counts: BatchCounts
+        self,
+        name: str,
+        predictions: Tensor,
+        evaluate: Callable[[Tensor], Any],
+        counts: BatchCounts,
+        weights: Tensor | None,
     ) -> Tensor:
         """Return one term's loss: evaluate it in at least float32, sum its values, divide and weight them."""
         weight: float = getattr(self.weights, name)
@@ -310,6 +349,9 @@ class MaskRCNNLoss(nn.Module):
                 _check_values(name, value_weights, count)
                 weight_sum = value_weights.sum()
             _check_values(name, values, count)
+            if weights is not None:
+                # The divisor stays the same, so that the weight of one object does not change the others.
+                values = values * weights.to(values.dtype)
             divisor = self.normalizers[name](replace(counts, weight_sum=weight_sum))
             # With a divisor of 0 there are no values to sum, and the loss is 0 instead of 0 / 0.
             if isinstance(divisor, Tensor):

@@ -205,6 +205,8 @@ def mask_pairwise_loss(
 class MaskPairwiseLoss(LossModule):
     """`mask_pairwise_loss` with its threshold and dilation."""
 
+    uses_image = True
+
     def __init__(
         self, color_threshold: float = 0.3, dilation: int = 2, reduction: Reduction = "none"
     ) -> None:
@@ -221,6 +223,109 @@ class MaskPairwiseLoss(LossModule):
     def forward(self, mask_logits: Tensor, image_crops: Tensor, gt_box_grids: Tensor) -> Tensor:
         """Compute `mask_pairwise_loss`."""
         return mask_pairwise_loss(mask_logits, image_crops, gt_box_grids, **self.knobs)
+
+
+def mask_box_loss(
+    mask_logits: Tensor,
+    image_crops: Tensor,
+    gt_box_grids: Tensor,
+    *,
+    pairwise_weight: float = 1.0,
+    color_threshold: float = 0.3,
+    dilation: int = 2,
+    reduction: Reduction = "none",
+) -> Tensor:
+    r"""Compute BoxInst's mask loss of an object with only a box: projection loss + λ pairwise loss.
+
+    Args:
+        mask_logits: (P, M, M), pre-sigmoid.
+        image_crops: (P, 3, M, M), RGB in [0, 1], the image in the grid of the RoI.
+        gt_box_grids: (P, M, M), in [0, 1]: the matched ground-truth box in the grid of the RoI.
+        pairwise_weight: λ >= 0.
+        color_threshold: see `mask_pairwise_loss`.
+        dilation: see `mask_pairwise_loss`.
+        reduction: "none" returns (P,); "sum" and "mean" return a scalar.
+
+    Returns:
+        At least float32, >= 0. P = 0 returns shape (0,), or 0 when reduced.
+
+    Raises:
+        ValueError: shapes differ from the above, or a knob is out of its range.
+
+    Example:
+        >>> import torch
+        >>> crops = torch.zeros(1, 3, 3, 3)
+        >>> mask_box_loss(torch.zeros(1, 3, 3), crops, torch.ones(1, 3, 3), dilation=1)  # 2 / 5 + ln 2
+        tensor([1.0932])
+
+    Source: Tian et al., BoxInst, 2020, arXiv:2012.02310, equation 8.
+    """
+    check_in_range(0, pairwise_weight=pairwise_weight)
+    loss = mask_projection_loss(mask_logits, gt_box_grids)
+    pairwise = mask_pairwise_loss(
+        mask_logits, image_crops, gt_box_grids, color_threshold=color_threshold, dilation=dilation
+    )
+    return reduced(loss + pairwise_weight * pairwise, reduction)
+
+
+class MaskBoxLoss(LossModule):
+    """`mask_box_loss` with its knobs, and a warm-up of the pairwise weight.
+
+    At first, all pixels of a mask are about equally uncertain, and the pairwise loss would only keep them so.
+
+    Args:
+        pairwise_weight: λ of `mask_box_loss` after the warm-up.
+        warmup_steps: number of training steps in which the weight rises linearly from 0. BoxInst has 10,000.
+        color_threshold: see `mask_pairwise_loss`.
+        dilation: see `mask_pairwise_loss`.
+        reduction: see `mask_box_loss`.
+
+    Raises:
+        ValueError: a knob is out of its range.
+    """
+
+    uses_image = True
+    #: Number of training steps so far; int64, saved with the loss.
+    steps: Tensor
+
+    def __init__(
+        self,
+        pairwise_weight: float = 1.0,
+        warmup_steps: int = 0,
+        color_threshold: float = 0.3,
+        dilation: int = 2,
+        reduction: Reduction = "none",
+    ) -> None:
+        no_masks = torch.zeros(0, 1, 1)
+        super().__init__(
+            mask_box_loss,
+            no_masks,
+            torch.zeros(0, 3, 1, 1),
+            no_masks,
+            pairwise_weight=pairwise_weight,
+            color_threshold=color_threshold,
+            dilation=dilation,
+            reduction=reduction,
+        )
+        check_in_range(0, warmup_steps=warmup_steps)
+        self.warmup_steps = warmup_steps
+        self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
+
+    def extra_repr(self) -> str:
+        """Show the knobs and the warm-up."""
+        return f"{super().extra_repr()}, warmup_steps={self.warmup_steps}"
+
+    def forward(self, mask_logits: Tensor, image_crops: Tensor, gt_box_grids: Tensor) -> Tensor:
+        """Compute `mask_box_loss`, and count the step in training."""
+        projection = mask_projection_loss(mask_logits, gt_box_grids)
+        knobs = self.knobs
+        weight, reduction = knobs.pop("pairwise_weight"), knobs.pop("reduction")
+        pairwise = mask_pairwise_loss(mask_logits, image_crops, gt_box_grids, **knobs)
+        # Stays on the device: reading the number of steps would synchronize.
+        ramp = (self.steps / max(self.warmup_steps, 1)).clamp(max=1.0) if self.warmup_steps else 1.0
+        if self.training and torch.is_grad_enabled():
+            self.steps += 1
+        return reduced(projection + weight * ramp * pairwise, reduction)
 
 
 def pairwise_disagreement(mask_logits: Tensor, *, dilation: int = 2) -> Tensor:

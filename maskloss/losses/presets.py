@@ -15,6 +15,8 @@ from torch import Tensor
 from maskloss.losses.boxes import BoxSmoothL1Loss
 from maskloss.losses.classification import ActiveClassCrossEntropyLoss
 from maskloss.losses.criterion import MaskRCNNLoss
+from maskloss.losses.mask_supervision import MaskBySupervision
+from maskloss.losses.mask_weak import MaskBoxLoss
 from maskloss.losses.normalizers import per_full_batch, per_location, per_positive_coordinate
 from maskloss.losses.regularization import MatterportL2Loss
 from maskloss.losses.terms import LossWeights
@@ -82,8 +84,19 @@ def aligned() -> MaskRCNNLoss:
     return MaskRCNNLoss(mask_targets=MaskTargets(aligned=True, binary=False))
 
 
+def weak() -> MaskRCNNLoss:
+    """Make torchvision's loss for weak labels: each object's mask is supervised by its mask, points or box.
+
+    The targets are aligned and soft. The pairwise loss of boxes warms up in 1,000 steps.
+    """
+    return MaskRCNNLoss(
+        mask=MaskBySupervision(boxes=MaskBoxLoss(warmup_steps=1000)),
+        mask_targets=MaskTargets(aligned=True, binary=False),
+    )
+
+
 #: The names of the presets.
-PresetName = Literal["torchvision", "detectron2", "matterport", "paper", "aligned"]
+PresetName = Literal["torchvision", "detectron2", "matterport", "paper", "aligned", "weak"]
 
 PRESETS: dict[str, Callable[[], MaskRCNNLoss]] = {
     "torchvision": torchvision,
@@ -91,6 +104,7 @@ PRESETS: dict[str, Callable[[], MaskRCNNLoss]] = {
     "matterport": matterport,
     "paper": paper,
     "aligned": aligned,
+    "weak": weak,
 }
 
 

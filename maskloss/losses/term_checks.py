@@ -62,14 +62,22 @@ def check_term(name: str, term: Any) -> None:
     """
     check_callable(name, term)
     arguments = TERMS[name].arguments
-    if name == "mask" and getattr(term, "all_classes", False):
-        arguments = (*arguments, "labels")
+    if name == "mask":
+        arguments = mask_arguments(term)
     if not _accepts(term, len(arguments)):
         way_out = ""
         if name in ("box", "rpn_box"):
             way_out = (
                 "; write maskloss.losses.BoxSmoothL1Loss(beta=1.0), or "
                 "lambda boxes: my_loss(boxes.deltas, boxes.target_deltas)"
+            )
+        elif name == "mask" and type(term).__name__ in (
+            "MaskPointLoss",
+            "MaskProjectionLoss",
+            "MaskPairwiseLoss",
+        ):
+            way_out = (
+                "; it is for weak labels, write maskloss.losses.MaskBySupervision(points=..., boxes=...)"
             )
         elif name == "mask" and _accepts(term, 3):
             way_out = "; a term of all classes' logits and labels has the attribute all_classes = True"
@@ -79,6 +87,16 @@ def check_term(name: str, term: Any) -> None:
         raise TypeError(f"{name}: {_name_of(term)} cannot be called with {' and '.join(arguments)}{way_out}")
     if name != "regularization":
         check_unreduced(name, term)
+
+
+def mask_arguments(term: Any) -> tuple[str, ...]:
+    """Return the names of the arguments that a mask term is called with, by its attributes."""
+    if getattr(term, "uses_mask_labels", False):
+        return ("mask_logits", "mask_labels")
+    arguments = TERMS["mask"].arguments
+    if getattr(term, "all_classes", False):
+        return (*arguments, "labels")
+    return (*arguments, "image_crops", "gt_box_grids") if getattr(term, "uses_image", False) else arguments
 
 
 def check_callable(name: str, term: Any) -> None:

@@ -9,8 +9,10 @@ import math
 import numbers
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from enum import IntEnum
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor, nn
 
 from maskloss.losses.boxes import BoxRegression, BoxSmoothL1Loss
@@ -57,6 +59,85 @@ class AllClassesMaskTerm(Protocol):
 
     def __call__(self, mask_logits: Tensor, mask_targets: Tensor, labels: Tensor, /) -> Tensor:
         """Return one value per positive, (P,), or one per cell, (P, M, M)."""
+
+
+class Supervision(IntEnum):
+    """The best label that an object has for its mask."""
+
+    BOX = 0
+    POINTS = 1
+    MASK = 2
+
+
+@dataclass(frozen=True)
+class MaskLabels:
+    """Everything that is known about the masks of P positives, in the grids of their RoIs.
+
+    Attributes:
+        mask_targets: (P, M, M) in [0, 1]; 0 for objects without a mask.
+        rows: for each kind of supervision, the indices of the positives whose best label it is, (P_k,) int64. Together
+            they are all P.
+        gt_box_grids: (P, M, M) in [0, 1], the share of each cell inside the object's box.
+        point_coords: labeled points (P, K, 2), x and y in [0, 1] of the RoI.
+        point_labels: (P, K), 1 inside the object, 0 outside, -1 for points that are outside the RoI or do not exist.
+        image_crops: (P, 3, M, M), RGB in [0, 1], the image under the RoI; None unless the term has `uses_image`.
+    """
+
+    mask_targets: Tensor
+    rows: dict[Supervision, Tensor]
+    gt_box_grids: Tensor
+    point_coords: Tensor
+    point_labels: Tensor
+    image_crops: Tensor | None = None
+
+    @classmethod
+    def of_masks(cls, mask_targets: Tensor) -> MaskLabels:
+        """Return the labels of positives whose objects all have a mask, and nothing else."""
+        every = torch.arange(mask_targets.shape[0], device=mask_targets.device)
+        no_points = mask_targets.new_zeros((mask_targets.shape[0], 0, 2))
+        return cls(
+            mask_targets,
+            {Supervision.MASK: every},
+            torch.zeros_like(mask_targets),
+            no_points,
+            no_points[..., 0],
+        )
+
+
+class ImageMaskTerm(Protocol):
+    """A loss of mask logits and targets that also sees the image and the object's box under each RoI.
+
+    Attributes:
+        uses_image: True; it distinguishes the term from a `MaskTerm`.
+    """
+
+    uses_image: bool
+
+    def __call__(
+        self, mask_logits: Tensor, mask_targets: Tensor, image_crops: Tensor, gt_box_grids: Tensor, /
+    ) -> Tensor:
+        """Return one value per positive, (P,), or one per cell, (P, M, M), of crops (P, 3, M, M) in [0, 1]."""
+
+
+class LabeledMaskTerm(Protocol):
+    """A loss of mask logits (P, M, M) and whatever labels their objects have, such as `MaskBySupervision`.
+
+    Attributes:
+        uses_mask_labels: True; it distinguishes the term from a `MaskTerm`.
+        uses_image: whether it reads `MaskLabels.image_crops`.
+        supervision: the kinds of labels that it learns from. Positives of objects without any of them are left out.
+    """
+
+    uses_mask_labels: bool
+    uses_image: bool
+    supervision: frozenset[Supervision]
+
+    def __call__(self, mask_logits: Tensor, labels: MaskLabels, /) -> Tensor:
+        """Return one value per positive, (P,)."""
+
+
+#: The terms that `MaskRCNNLoss(mask=)` takes.
+AnyMaskTerm = MaskTerm | AllClassesMaskTerm | ImageMaskTerm | LabeledMaskTerm
 
 
 class KeypointTerm(Protocol):
@@ -169,12 +250,16 @@ class RPNBatch:
         labels: (S,) float, 1 for an object and 0 for background.
         box: the P positive anchors.
         counts: counts of the batch; `counts.sampled` is S.
+        weights: (S,), factors of the anchors' objectness losses; None for 1.
+        box_weights: (P,), factors of the positives' box losses; None for 1.
     """
 
     objectness: Tensor
     labels: Tensor
     box: BoxRegression
     counts: BatchCounts
+    weights: Tensor | None = None
+    box_weights: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -186,12 +271,16 @@ class RoIBatch:
         labels: (R,) int64, 0 is background.
         box: the P positive RoIs, each with the deltas of its own class.
         counts: counts of the batch; `counts.sampled` is R.
+        weights: (R,), factors of the RoIs' classification losses; None for 1.
+        box_weights: (P,), factors of the positives' box losses; None for 1.
     """
 
     class_logits: Tensor
     labels: Tensor
     box: BoxRegression
     counts: BatchCounts
+    weights: Tensor | None = None
+    box_weights: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -203,13 +292,18 @@ class MaskBatch:
             channels.
         mask_targets: (P, M, M) in [0, 1].
         labels: (P,) int64, the class of each RoI.
-        counts: counts of the RoI batch.
+        counts: counts of the RoI batch; `counts.positives` is P.
+        weights: (P,), factors of the RoIs' mask losses; None for 1.
+        mask_labels: all labels for the masks, for terms with `uses_image` or `uses_mask_labels`; None if all objects
+            have a mask and the term needs no image.
     """
 
     mask_logits: Tensor
     mask_targets: Tensor
     labels: Tensor
     counts: BatchCounts
+    weights: Tensor | None = None
+    mask_labels: MaskLabels | None = None
 
 
 @dataclass(frozen=True)
@@ -220,8 +314,10 @@ class KeypointBatch:
         keypoint_logits: (V, M * M), the heatmap of each keypoint.
         cells: (V,) int64 in [0, M * M), the heatmap cell that contains the keypoint.
         counts: counts of the batch; `counts.sampled` is V.
+        weights: (V,), factors of the keypoints' losses; None for 1.
     """
 
     keypoint_logits: Tensor
     cells: Tensor
     counts: BatchCounts
+    weights: Tensor | None = None
