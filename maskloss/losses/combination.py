@@ -53,11 +53,19 @@ class WeightedSum(nn.Module):
                 "a term of all classes' mask logits (all_classes = True) and a term of each RoI's own class take "
                 "different arguments, so they cannot be added"
             )
+        if any(getattr(term, "uses_mask_labels", False) for term in terms):
+            raise ValueError("a MaskBySupervision cannot be part of a sum; a sum can be one of its terms")
+        uses_image = [bool(getattr(term, "uses_image", False)) for term in terms]
+        if any(uses_image) != all(uses_image):
+            raise ValueError(
+                "a term with uses_image = True and one without take different arguments, so they cannot be added"
+            )
         if any(hasattr(term, "mask_probs") for term in terms):
             raise ValueError(
                 "a term with mask_probs cannot be part of a sum: it sets the masks in inference, and a sum cannot"
             )
         self.all_classes = all_classes[0]
+        self.uses_image = uses_image[0]
         self.terms = tuple(terms)
         # Modules among the terms are registered, so that they move to a device with the sum.
         self.registered = nn.ModuleList(term for term in terms if isinstance(term, nn.Module))

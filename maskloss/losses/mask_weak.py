@@ -85,6 +85,8 @@ def mask_point_loss(
 class MaskPointLoss(LossModule):
     """`mask_point_loss` as a module."""
 
+    of_weak_labels = True
+
     def __init__(self, reduction: Reduction = "none") -> None:
         no_logits, no_points = torch.zeros(0, 1, 1), torch.zeros(0, 1, 2)
         super().__init__(mask_point_loss, no_logits, no_points, no_points[..., 0], reduction=reduction)
@@ -134,6 +136,8 @@ def mask_projection_loss(
 
 class MaskProjectionLoss(LossModule):
     """`mask_projection_loss` as a module."""
+
+    of_weak_labels = True
 
     def __init__(self, reduction: Reduction = "none") -> None:
         super().__init__(mask_projection_loss, *2 * [torch.zeros(0, 1, 1)], reduction=reduction)
@@ -205,6 +209,7 @@ def mask_pairwise_loss(
 class MaskPairwiseLoss(LossModule):
     """`mask_pairwise_loss` with its threshold and dilation."""
 
+    of_weak_labels = True
     uses_image = True
 
     def __init__(
@@ -284,6 +289,7 @@ class MaskBoxLoss(LossModule):
         ValueError: a knob is out of its range.
     """
 
+    of_weak_labels = True
     uses_image = True
     #: Number of training steps so far; int64, saved with the loss.
     steps: Tensor

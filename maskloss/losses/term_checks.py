@@ -63,6 +63,10 @@ def check_term(name: str, term: Any) -> None:
     check_callable(name, term)
     arguments = TERMS[name].arguments
     if name == "mask":
+        if getattr(term, "of_weak_labels", False):
+            raise TypeError(
+                f"mask: {_name_of(term)} is for objects without a mask; write MaskBySupervision(points=..., boxes=...)"
+            )
         arguments = mask_arguments(term)
     if not _accepts(term, len(arguments)):
         way_out = ""
@@ -70,14 +74,6 @@ def check_term(name: str, term: Any) -> None:
             way_out = (
                 "; write maskloss.losses.BoxSmoothL1Loss(beta=1.0), or "
                 "lambda boxes: my_loss(boxes.deltas, boxes.target_deltas)"
-            )
-        elif name == "mask" and type(term).__name__ in (
-            "MaskPointLoss",
-            "MaskProjectionLoss",
-            "MaskPairwiseLoss",
-        ):
-            way_out = (
-                "; it is for weak labels, write maskloss.losses.MaskBySupervision(points=..., boxes=...)"
             )
         elif name == "mask" and _accepts(term, 3):
             way_out = "; a term of all classes' logits and labels has the attribute all_classes = True"

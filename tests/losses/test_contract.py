@@ -70,6 +70,14 @@ OF_COLORS = [
     Case(losses.mask_pairwise_loss, losses.MaskPairwiseLoss, {"color_threshold": 0.2, "dilation": 1})
 ]
 #: Their Modules collect the statistics that the functions take; `test_long_tail` compares the two.
+#: Its Module has a warm-up besides the function's knobs; `test_mask_weak` tests it.
+OF_WARM_UP = [
+    Case(
+        losses.mask_box_loss,
+        losses.MaskBoxLoss,
+        {"pairwise_weight": 0.6, "color_threshold": 0.2, "dilation": 1},
+    )
+]
 OF_GATHERED = [
     Case(losses.seesaw_loss, losses.SeesawLoss, {"class_counts": torch.tensor([0.0, 9.0, 1.0, 40.0, 3.0])}),
     Case(
@@ -86,7 +94,7 @@ OF_GATHERED = [
 #: The losses whose targets have the shape of the predictions, or are classes, so that the best prediction is known.
 WITH_TARGETS = [*OF_MASKS, *OF_BOXES, *OF_CLASSES, *OF_OBJECTNESS]
 WITH_KNOBS = [*WITH_TARGETS, *OF_ALL_MASKS, *OF_POINTS, *OF_BOX_GRIDS, *OF_COLORS]
-ALL = [*WITH_KNOBS, *OF_GATHERED]
+ALL = [*WITH_KNOBS, *OF_WARM_UP, *OF_GATHERED]
 #: These return values and weights, or take a model: `test_classification` and `test_regularization` test them.
 ELSEWHERE = {
     "active_class_cross_entropy_loss",
@@ -121,12 +129,12 @@ def inputs(
         targets = torch.rand(count, M, M, generator=generator, dtype=dtype)
         labels = torch.randint(1, C, (count,), generator=generator)
         return predictions, lambda logits: (logits, targets, labels)
-    if case in [*OF_POINTS, *OF_BOX_GRIDS, *OF_COLORS]:
+    if case in [*OF_POINTS, *OF_BOX_GRIDS, *OF_COLORS, *OF_WARM_UP]:
         predictions = 2 * torch.randn(count, M, M, generator=generator, dtype=dtype)
         grids = torch.rand(count, M, M, generator=generator, dtype=dtype)
         if case in OF_BOX_GRIDS:
             return predictions, lambda logits: (logits, grids)
-        if case in OF_COLORS:
+        if case in [*OF_COLORS, *OF_WARM_UP]:
             # Colors that are close enough for some edges to count.
             crops = 0.1 * torch.rand(count, 3, M, M, generator=generator, dtype=dtype)
             return predictions, lambda logits: (logits, crops, grids)

@@ -255,3 +255,46 @@ def test_similar_colors_and_disagreement_by_hand():
     logits = torch.zeros(1, 3, 3)
     # Half and half: both in or both out with 1/4 + 1/4.
     assert pairwise_disagreement(logits, dilation=1)[0, 0, 1, 1].item() == pytest.approx(math.log(2))
+
+
+# Boxes: projection and pairwise loss with a warm-up.
+
+
+def box_arguments(generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    logits = torch.randn(3, 6, 6, generator=generator)
+    crops = 0.1 * torch.rand(3, 3, 6, 6, generator=generator)
+    boxes = torch.zeros(3, 6, 6)
+    boxes[:, 1:5, 2:6] = 1
+    return logits, crops, boxes
+
+
+def test_the_box_loss_is_the_sum_of_both(generator):
+    logits, crops, boxes = box_arguments(generator)
+    projection = losses.mask_projection_loss(logits, boxes)
+    pairwise = losses.mask_pairwise_loss(logits, crops, boxes, color_threshold=0.2, dilation=1)
+    found = losses.mask_box_loss(logits, crops, boxes, pairwise_weight=0.7, color_threshold=0.2, dilation=1)
+    torch.testing.assert_close(found, projection + 0.7 * pairwise)
+    module = losses.MaskBoxLoss(pairwise_weight=0.7, color_threshold=0.2, dilation=1)
+    torch.testing.assert_close(module(logits, crops, boxes), found)
+
+
+def test_the_pairwise_weight_warms_up_in_training_steps(generator):
+    arguments = box_arguments(generator)
+    module = losses.MaskBoxLoss(pairwise_weight=2.0, warmup_steps=4)
+    expected = [losses.mask_box_loss(*arguments, pairwise_weight=2.0 * min(k / 4, 1)) for k in range(6)]
+    for step in range(6):
+        with torch.no_grad():
+            torch.testing.assert_close(module(*arguments), expected[step])
+        module.eval()
+        torch.testing.assert_close(module(*arguments), expected[step])
+        module.train()
+        torch.testing.assert_close(module(*arguments), expected[step])
+    restored = losses.MaskBoxLoss(pairwise_weight=2.0, warmup_steps=4)
+    restored.load_state_dict(module.state_dict())
+    assert restored.steps == 6
+
+
+def test_knobs_of_the_box_loss_out_of_range_raise():
+    for knobs in ({"warmup_steps": -1}, {"pairwise_weight": -1.0}, {"color_threshold": 2.0}, {"dilation": 0}):
+        with pytest.raises(ValueError, match=next(iter(knobs))):
+            losses.MaskBoxLoss(**knobs)

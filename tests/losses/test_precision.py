@@ -163,6 +163,10 @@ def other_losses() -> dict[str, tuple[nn.Module, tuple[Tensor, ...]]]:
         "EqualizationLossV2": (losses.EqualizationLossV2(4), classes),
         "FederatedLoss": (losses.FederatedLoss([0, 5, 3, 1], num_classes=2), classes),
         "ClassAgnosticMaskLoss": (losses.ClassAgnosticMaskLoss(losses.MaskDiceLoss()), masks),
+        "MaskBySupervision": (
+            losses.MaskBySupervision(),
+            (of_own_class[0], losses.MaskLabels.of_masks(masks[1])),
+        ),
         "WeightedSum": (losses.WeightedSum([losses.MaskBCELoss(), losses.MaskDiceLoss()]), of_own_class),
         "L1RegularizationLoss": (losses.L1RegularizationLoss(), model),
         "MatterportL2Loss": (losses.MatterportL2Loss(), model),

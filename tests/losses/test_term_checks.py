@@ -60,7 +60,6 @@ def test_a_box_term_of_two_tensors_raises_with_what_to_write(term, wrong):
         ("classification", losses.WeightDecayLoss(), "class_logits and labels"),
         ("objectness", lambda logits: logits, "logits and labels"),
         ("regularization", lambda a, b: a, "the model"),
-        ("mask", losses.MaskPointLoss(), "mask_logits and mask_targets; a term of all classes' logits"),
     ],
 )
 def test_a_term_of_other_arguments_raises_with_the_expected_ones(term, wrong, arguments):
