@@ -1,4 +1,4 @@
-"""What an evaluation measures: the AP of boxes, masks and boundaries, and metrics.json."""
+"""The metrics of an evaluation: AP of boxes, masks and boundaries, and `metrics.json`."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ Metrics = dict[str, Any]
 
 @dataclass(frozen=True)
 class Metric:
-    """One way to compare detections with the ground truth.
+    """One kind of AP: what it compares between detections and ground truth.
 
     Attributes:
-        label: in tables, before "AP".
-        iou_type: of faster-coco-eval.
-        field: of COCO results, which a result needs to count.
+        label: name in tables, before "AP".
+        iou_type: `iouType` of faster-coco-eval.
+        field: field of a COCO result that is compared. Results without it are not counted.
     """
 
     label: str
@@ -34,38 +34,40 @@ class Metric:
 
     @property
     def of_masks(self) -> bool:
-        """Whether masks are compared, and not boxes."""
+        """Whether masks are compared instead of boxes."""
         return self.field == "segmentation"
 
 
-#: What is measured, by its key in metrics.json. What repeats the metrics loops over this table.
+#: The metrics by their key in metrics.json. Tables and logs loop over this dict.
 #:
-#: "boundary" is Boundary IoU, Cheng et al., 2021, arXiv:2103.16562: the smaller one of the masks' IoU and the IoU of
-#: their parts within 2 % of the image's diagonal from the boundary.
+#: "boundary" is Boundary IoU, Cheng et al., 2021, arXiv:2103.16562: the smaller of two values, the masks' IoU and the
+#: IoU of their parts that lie within 2 % of the image's diagonal from the boundary.
 METRICS: dict[str, Metric] = {
     "bbox": Metric("box", "bbox", "bbox"),
     "segm": Metric("mask", "segm", "segmentation"),
     "boundary": Metric("boundary", "boundary", "segmentation"),
 }
 
-#: Of each metric, for tables.
+#: The labels of the metrics, for tables.
 LABELS = {kind: metric.label for kind, metric in METRICS.items()}
 
-#: COCO's summary, by the place in faster-coco-eval's; AR is that of the most detections.
+#: Index of each statistic in faster-coco-eval's summary. AR is the one at the largest number of detections.
 STATISTICS = {"AP": 0, "AP50": 1, "AP75": 2, "APs": 3, "APm": 4, "APl": 5, "AR": 8}
 
 
 def average_precision(data: CocoData, results: Results, *, max_detections: int = 100) -> Metrics:
     """Return AP and AR of COCO results for each of `METRICS`, as pycocotools computes them.
 
-    Ids may be any: they are replaced by numbers from 1 on, because pycocotools, and what is faster, take an annotation
-    id of 0 for "not matched", so that its object never counts as found, and cannot hold ids beyond 2^53.
+    All ids are allowed. They are replaced by numbers from 1 on, because pycocotools and faster-coco-eval read an
+    annotation id of 0 as "not matched", so that its object never counts as found, and cannot hold ids beyond 2^53.
 
     Args:
         data: the ground truth.
-        results: COCO results; a result without a box, or without a mask, counts for the other only.
-        max_detections: of one category in one image, the best are counted, COCO's 100 or another number.
+        results: COCO results. A result without a box counts for masks only, one without a mask for boxes only.
+        max_detections: maximum number of detections per image and category; those with the best scores are counted.
 
+    Returns:
+        For each key of `METRICS`, its `STATISTICS` in [0, 1], or None without ground truth, as in empty size classes.
     """
     image_ids = {image.id: number for number, image in enumerate(data.images, start=1)}
     category_ids = {category.id: number for number, category in enumerate(data.categories, start=1)}
@@ -84,7 +86,7 @@ def average_precision(data: CocoData, results: Results, *, max_detections: int =
     for kind, metric in METRICS.items():
         truth = truths[metric.of_masks]
         found = truth.loadRes(_results_of(metric, results))
-        # One thread more would not pay for the few boundaries of an evaluation, and changes no number.
+        # An evaluation has too few boundaries for more threads to pay off. The results do not depend on it.
         evaluation = COCOeval_faster(
             truth, found, metric.iou_type, print_function=lambda *_: None, boundary_cpu_count=1
         )
@@ -94,16 +96,16 @@ def average_precision(data: CocoData, results: Results, *, max_detections: int =
         with contextlib.redirect_stdout(io.StringIO()):
             evaluation.summarize()
         values = {name: float(evaluation.stats[place]) for name, place in STATISTICS.items()}
-        # COCO's -1 says that there was nothing to find.
+        # COCO reports -1 if there is no ground truth.
         metrics[kind] = {name: None if value < 0 else value for name, value in values.items()}
     return metrics
 
 
 def _results_of(metric: Metric, results: Results) -> Results:
-    """Return copies, since loadRes writes into results, of what a metric compares.
+    """Return copies of the results with only the field that a metric compares, because `loadRes` modifies its input.
 
-    A detection's size class is that of its box where it has one, so masks are compared without; and they are ranked by
-    how good a mask is, where the mask branch says so, and not by how sure its class is.
+    Boxes are removed for mask metrics, because faster-coco-eval would take the size class from the box. Masks are
+    ranked by `mask_score`, where the mask branch predicts one, instead of the score of the class.
     """
     other = "bbox" if metric.of_masks else "segmentation"
     chosen = [
@@ -121,7 +123,7 @@ def write_metrics(path: Path, metrics: Metrics) -> None:
     """Write `metrics.json`.
 
     Raises:
-        RunError: the disk is full, or the folder does not allow it.
+        RunError: the disk is full, or the folder is not writable.
     """
     write_text(path, json.dumps(metrics, indent=2, allow_nan=False) + "\n")
 
@@ -129,10 +131,10 @@ def write_metrics(path: Path, metrics: Metrics) -> None:
 def _ground_truth(
     data: CocoData, image_ids: dict[int, int], category_ids: dict[int, int], *, masks: bool
 ) -> dict[str, Any]:
-    """Return the data set as COCO's JSON has it, with these ids, and annotations counted from 1.
+    """Return the data set in COCO's JSON format, with the given ids, and annotation ids from 1 on.
 
-    For masks, an object that has none is a region to ignore, as crowds are: it is not missed, and detections that lie
-    mostly inside its box are neither right nor wrong.
+    For mask metrics, the box of an object without a mask is ignored, as a crowd is: the object does not count as
+    missed, and detections mostly inside its box count neither as true nor as false positives.
     """
     annotations = [
         {

@@ -56,7 +56,7 @@ def test_weights_of_torchvisions_reference_scripts_are_read(tmp_path: Path) -> N
 @pytest.mark.parametrize("content", [{}, {"a": 3}, [torch.ones(2)], torch.ones(2), 3, {"model": {"a": "b"}}])
 def test_a_file_without_a_state_dict_is_refused(tmp_path: Path, content: Any) -> None:
     torch.save(content, tmp_path / "weights.pt")
-    with pytest.raises(InputError, match=r"weights\.pt: holds no state_dict, a dict of tensors"):
+    with pytest.raises(InputError, match=r"weights\.pt: must hold a state_dict, which is a dict of tensors"):
         read_weights(tmp_path / "weights.pt")
 
 
@@ -177,5 +177,5 @@ def test_a_truncated_checkpoint_is_refused(tmp_path: Path) -> None:
 )
 def test_a_file_that_is_no_checkpoint_is_refused(tmp_path: Path, content: Any) -> None:
     torch.save(content, tmp_path / "step-00000001.pt")
-    with pytest.raises(InputError, match=r"step-00000001\.pt: is no checkpoint of maskloss train"):
+    with pytest.raises(InputError, match=r"step-00000001\.pt: is not a checkpoint of maskloss train"):
         load_checkpoint(tmp_path / "step-00000001.pt")

@@ -311,7 +311,7 @@ def test_a_dead_worker_is_a_run_error() -> None:
         def __next__(self) -> None:
             raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed.")
 
-    with pytest.raises(RunError, match=r"a data-loader worker died: .*Killed.*fewer --workers"):
+    with pytest.raises(RunError, match=r"a data-loader worker died: .*Killed.*use fewer --workers"):
         next(batches_on(Loader(), torch.device("cpu")))
 
 

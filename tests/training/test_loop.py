@@ -413,7 +413,7 @@ def test_a_truncated_checkpoint_is_passed_over_where_there_is_an_older_one(
     newest.write_bytes(newest.read_bytes()[:5000])
     train(small_config(shapes, tmp_path / "run", **UNINTERRUPTED, resume=True))
     assert f"{newest}: truncated" in (shown := caplog.text)
-    assert f"going on from {older.name}" in shown
+    assert f"resuming from {older.name} instead" in shown
     assert (tmp_path / "run/metrics.json").read_bytes() == (finished / "metrics.json").read_bytes()
 
 
@@ -453,7 +453,7 @@ def test_a_warmup_longer_than_the_run_is_warned_of(
     shapes: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     train(small_config(shapes, tmp_path / "run", max_steps=1, warmup_steps=2))
-    assert "--warmup-steps 2 are more than --max-steps 1" in caplog.text
+    assert "--warmup-steps 2 exceeds --max-steps 1" in caplog.text
 
 
 def test_a_checkpoint_of_another_model_is_named_on_resume(
@@ -464,7 +464,7 @@ def test_a_checkpoint_of_another_model_is_named_on_resume(
     state = torch.load(path, weights_only=True)
     del state["model"]["backbone.body.conv1.weight"]
     torch.save(state, path)
-    with pytest.raises(InputError, match="the checkpoint is of another model") as caught:
+    with pytest.raises(InputError, match="the checkpoint belongs to another model") as caught:
         train(small_config(shapes, tmp_path / "run", **UNINTERRUPTED, resume=True))
     assert "\n" not in str(caught.value)
 

@@ -156,7 +156,7 @@ def test_a_module_in_the_working_folder_is_found(tmp_path: Path, monkeypatch: py
     [
         ({"mask": "nowhere.to.be_found"}, "--loss mask 'nowhere.to.be_found': cannot be imported: No module"),
         ({"mask": f"{HERE}.nothing"}, "cannot be imported: module .* has no attribute 'nothing'"),
-        ({"mask": f"{HERE}.A_NUMBER"}, "--loss mask .*: is a int, no callable"),
+        ({"mask": f"{HERE}.A_NUMBER"}, "--loss mask .*: must be callable, but is a int"),
         ({"mask": 3}, "--loss mask: expected an import path, or class_path with init_args, got 3"),
         ({"mask": {"class": "torch.nn.Identity"}}, "--loss mask: expected an import path"),
         ({"box": f"{HERE}.NeedsArguments"}, "--loss box: cannot be made: TypeError: .*'knob'"),
@@ -164,7 +164,7 @@ def test_a_module_in_the_working_folder_is_found(tmp_path: Path, monkeypatch: py
             {"box": {"class_path": "maskloss.losses.BoxSmoothL1Loss", "init_args": {"beta": -1}}},
             "--loss box: cannot be made: beta must be >= 0",
         ),
-        ({"masks": f"{HERE}.my_mask_loss"}, "--loss: no key is named masks; preset, objectness"),
+        ({"masks": f"{HERE}.my_mask_loss"}, "--loss: no key is named masks; there are preset, objectness"),
         ({"preset": "caffe"}, "--loss preset 'caffe': no such preset"),
         ({"weights": {"mask": -1}}, "--loss: the weight of mask must be"),
         ({"weights": {"msk": 1}}, "--loss: .*msk"),

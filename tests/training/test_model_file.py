@@ -145,7 +145,7 @@ def test_a_truncated_model_is_refused(saved: Path, tmp_path: Path, kept: int) ->
 def test_a_checkpoint_is_no_model(tmp_path: Path) -> None:
     (tmp_path / "step-00000001.pt").write_bytes(b"")
     with pytest.raises(
-        InputError, match=r"step-00000001\.pt: is a checkpoint.*name the run's model\.safetensors"
+        InputError, match=r"step-00000001\.pt: is a checkpoint.*give the run's model\.safetensors"
     ):
         load_model(tmp_path / "step-00000001.pt")
 
@@ -188,7 +188,7 @@ def test_tensors_of_another_model_than_described_are_refused(
     safetensors.torch.save_file(tensors, path, metadata={"maskloss": json.dumps(content)})
     with pytest.raises(
         InputError,
-        match=r"model\.safetensors: its (tensors are of another model|\w+ must be)|it has 5 classes",
+        match=r"model\.safetensors: its (tensors do not fit the model|\w+ must be)|it has 5 classes",
     ) as caught:
         load_model(path)
     assert "\n" not in str(caught.value)
@@ -355,7 +355,7 @@ def test_a_file_of_a_later_version_says_so(saved: Path, tmp_path: Path) -> None:
     safetensors.torch.save_file(
         safetensors.torch.load_file(saved), path, metadata={"maskloss": json.dumps(content)}
     )
-    with pytest.raises(InputError, match="its version must be at most 2, a newer maskloss reads more, not 3"):
+    with pytest.raises(InputError, match="its version must be at most 2 for this version of maskloss, not 3"):
         load_model(path)
 
 
@@ -420,15 +420,15 @@ BIAS = "roi_heads.box_predictor.cls_score.bias"
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda t: changed(t, BIAS, lambda v: v * float("nan")), "holds numbers that are not finite"),
-        (lambda t: changed(t, BIAS, lambda v: v + float("inf")), "holds numbers that are not finite"),
+        (lambda t: changed(t, BIAS, lambda v: v * float("nan")), "holds values that are not finite"),
+        (lambda t: changed(t, BIAS, lambda v: v + float("inf")), "holds values that are not finite"),
         (
             lambda t: changed(t, BIAS, lambda v: v.long()),
-            r"cls_score\.bias is of torch\.int64, not of torch\.float32",
+            r"cls_score\.bias must have dtype torch\.float32, not torch\.int64",
         ),
-        (lambda t: changed(t, BIAS, lambda v: v[:-1].clone()), "its tensors are of another model"),
-        (lambda t: {k: v for k, v in t.items() if k != BIAS}, "its tensors are of another model"),
-        (lambda t: {**t, "extra": torch.zeros(2)}, "its tensors are of another model"),
+        (lambda t: changed(t, BIAS, lambda v: v[:-1].clone()), "its tensors do not fit the model that it describes"),
+        (lambda t: {k: v for k, v in t.items() if k != BIAS}, "its tensors do not fit the model that it describes"),
+        (lambda t: {**t, "extra": torch.zeros(2)}, "its tensors do not fit the model that it describes"),
     ],
     ids=["NaN", "infinite", "integers", "another shape", "missing", "one more"],
 )

@@ -174,7 +174,7 @@ def test_max_detections_reaches_training_evaluation_and_prediction(
     run = tmp_path / "run"
     train(small_config(data, run, max_detections=25, max_steps=1))
     assert "2 images of" in caplog.text
-    assert "--max-detections 30 would find them" in caplog.text
+    assert "--max-detections 30 allows for all of them" in caplog.text
     metrics = json.loads((run / "metrics.json").read_text())
     # The file remembers.
     assert evaluated(data, run, tmp_path / "again") == metrics

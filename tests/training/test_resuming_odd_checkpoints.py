@@ -42,7 +42,7 @@ def test_an_odd_checkpoint_is_one_line_that_names_the_field(tmp_path: Path, fiel
     assert load_checkpoint(path)["step"] == 3
     torch.save({**state, field: value}, path)
     with pytest.raises(
-        InputError, match=rf"step-00000003\.pt: is no checkpoint of maskloss train: (its )?{field}"
+        InputError, match=rf"step-00000003\.pt: is not a checkpoint of maskloss train: (its )?{field}"
     ) as caught:
         load_checkpoint(path)
     assert len(str(caught.value).splitlines()) == 1
@@ -85,6 +85,6 @@ def test_an_optimizer_of_something_else_is_one_line(how: str) -> None:
     else:
         state["param_groups"][0]["params"] = [0]
     fresh = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-    with pytest.raises(InputError, match="run: the checkpoint is of another model: ") as caught:
+    with pytest.raises(InputError, match="run: the checkpoint belongs to another model: ") as caught:
         restore(Path("run"), checkpoint, model, loss, fresh)
     assert len(str(caught.value).splitlines()) == 1

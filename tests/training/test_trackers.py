@@ -133,7 +133,7 @@ def test_a_tracker_that_fails_is_dropped_and_the_run_goes_on(
     assert [call[0] for call in good.calls[1:-1]] == [1, 2, 3, 3]
     assert [line["step"] for line in history(tmp_path / "run")] == [1, 2, 3]
     (warning,) = [record.getMessage() for record in caplog.records if "tracker" in record.getMessage()]
-    assert warning == ("tracker list failed at step 2 and gets no more values: the server is gone")
+    assert warning == ("tracker list failed at step 2 and is dropped: the server is gone")
 
 
 def test_a_tracker_that_does_not_start_stops_the_run_before_its_first_step(
@@ -156,7 +156,7 @@ def test_a_full_disk_under_tensorboard_is_said_and_the_run_goes_on(
     monkeypatch.setattr("torch.utils.tensorboard.SummaryWriter.add_scalar", full)
     with caplog.at_level(logging.WARNING):
         train(small_config(shapes, tmp_path / "run", max_steps=1))
-    assert "tracker tensorboard failed at step 1 and gets no more values: No space left" in caplog.text
+    assert "tracker tensorboard failed at step 1 and is dropped: No space left" in caplog.text
     assert [line["step"] for line in history(tmp_path / "run")] == [1]
 
 
@@ -168,10 +168,10 @@ def test_a_full_disk_under_tensorboard_is_said_and_the_run_goes_on(
             "no_such_module.Tracker",
             "--trackers 'no_such_module.Tracker': cannot be imported: No module named",
         ),
-        (own("TERMS"), "--trackers .*: is a tuple, no callable"),
+        (own("TERMS"), "--trackers .*: must be callable, but is a tuple"),
         (own("history"), "--trackers .*: cannot be made: FileNotFoundError"),
         ("collections.Counter", "--trackers 'collections.Counter': .*TypeError"),
-        ("pathlib.Path", "--trackers 'pathlib.Path': makes a PosixPath, not an accelerate.tracking"),
+        ("pathlib.Path", "--trackers 'pathlib.Path': must return an accelerate.tracking.*, not a PosixPath"),
     ],
 )
 def test_what_is_no_tracker_is_refused(tmp_path: Path, name: str, message: str) -> None:
