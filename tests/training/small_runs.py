@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 from torch import Tensor, nn
 
@@ -104,6 +105,22 @@ def history(folder: Path) -> list[dict[str, Any]]:
 def files(folder: Path) -> dict[str, bytes]:
     """All files below a folder and their content."""
     return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def tensors(folder: Path) -> dict[str, torch.Tensor]:
+    return safetensors.torch.load_file(folder / "model.safetensors")
+
+
+def assert_same_run(first: Path, second: Path) -> None:
+    """The same history, `seconds` aside, the same evaluations, and every bit of the model the same."""
+    assert history(first) == history(second)
+    assert lines(first / "evaluations.jsonl") == lines(second / "evaluations.jsonl")
+    assert json.loads((first / "metrics.json").read_text()) == json.loads(
+        (second / "metrics.json").read_text()
+    )
+    mine, other = tensors(first), tensors(second)
+    assert list(mine) == list(other)
+    assert [key for key in mine if not torch.equal(mine[key], other[key])] == []
 
 
 class NanMaskLoss:

@@ -239,9 +239,6 @@ def test_a_mean_in_the_metadata_that_is_not_three_numbers_is_refused(text: str) 
         model_settings_of({"image_mean": text})
 
 
-# Checkpoints.
-
-
 # The loss of the run.
 
 
@@ -426,8 +423,14 @@ BIAS = "roi_heads.box_predictor.cls_score.bias"
             lambda t: changed(t, BIAS, lambda v: v.long()),
             r"cls_score\.bias must have dtype torch\.float32, not torch\.int64",
         ),
-        (lambda t: changed(t, BIAS, lambda v: v[:-1].clone()), "its tensors do not fit the model that it describes"),
-        (lambda t: {k: v for k, v in t.items() if k != BIAS}, "its tensors do not fit the model that it describes"),
+        (
+            lambda t: changed(t, BIAS, lambda v: v[:-1].clone()),
+            "its tensors do not fit the model that it describes",
+        ),
+        (
+            lambda t: {k: v for k, v in t.items() if k != BIAS},
+            "its tensors do not fit the model that it describes",
+        ),
         (lambda t: {**t, "extra": torch.zeros(2)}, "its tensors do not fit the model that it describes"),
     ],
     ids=["NaN", "infinite", "integers", "another shape", "missing", "one more"],
