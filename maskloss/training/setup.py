@@ -163,7 +163,9 @@ def read_data(config: TrainConfig) -> tuple[CocoData, CocoData]:
     """
     training = read_coco(config.train_images, config.train_annotations)
     if training.num_objects == 0:
-        raise InputError(f"{config.train_annotations}: there is no usable object in it, only crowds or nothing")
+        raise InputError(
+            f"{config.train_annotations}: there is no usable object in it, only crowds or nothing"
+        )
     validation = read_coco(config.val_images, config.val_annotations, categories=training.categories)
     return training, validation
 

@@ -1,4 +1,4 @@
-"""maskloss/training/checkpoints.py: files read back exactly, and nothing that could run code."""
+"""maskloss/training/checkpoints.py: files are read back exactly, and none that could run code."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ STATE = {"model": {"w": torch.arange(3.0)}, "optimizer": {"lr": 0.1}, "config": 
 
 
 class RunsCode:
-    """Writes a file when it is unpickled: what a checkpoint from a stranger may hold."""
+    """Writes a file when it is unpickled, as a malicious checkpoint could."""
 
     def __init__(self, path: Path) -> None:
         self.path = str(path)
@@ -134,7 +134,7 @@ def test_only_the_newest_two_checkpoints_are_kept(tmp_path: Path) -> None:
     assert len(list(tmp_path.iterdir())) == 2
 
 
-def test_what_a_killed_process_was_writing_is_cleared_away(tmp_path: Path) -> None:
+def test_leftovers_of_a_killed_process_are_removed(tmp_path: Path) -> None:
     (tmp_path / ".step-00000001.pt.123.tmp").write_bytes(b"half")
     save_checkpoint(tmp_path, 1, STATE)
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000001.pt"]
@@ -182,7 +182,7 @@ def test_a_truncated_checkpoint_is_refused(tmp_path: Path) -> None:
     ],
     ids=str,
 )
-def test_a_file_that_is_no_checkpoint_is_refused(tmp_path: Path, content: Any) -> None:
+def test_a_file_that_is_not_a_checkpoint_is_refused(tmp_path: Path, content: Any) -> None:
     torch.save(content, tmp_path / "step-00000001.pt")
     with pytest.raises(InputError, match=r"step-00000001\.pt: is not a checkpoint of maskloss train"):
         load_checkpoint(tmp_path / "step-00000001.pt")
@@ -228,7 +228,7 @@ def test_an_odd_checkpoint_is_one_line_that_names_the_field(tmp_path: Path, fiel
     "how",
     ["shape", "state shape", "meta", "nan", "groups", "text", "rate", "state a number", "missing", "params"],
 )
-def test_an_optimizer_of_something_else_is_one_line(how: str) -> None:
+def test_an_optimizer_state_that_does_not_fit_is_one_line(how: str) -> None:
     model = torch.nn.Linear(3, 2)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     model(torch.ones(1, 3)).sum().backward()

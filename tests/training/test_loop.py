@@ -118,7 +118,7 @@ def test_an_interrupted_run_resumed_gives_the_uninterrupted_runs_numbers(
     assert_same_run(tmp_path / "run", finished)
 
 
-def test_a_run_stopped_before_its_first_checkpoint_starts_anew(
+def test_a_run_stopped_before_its_first_checkpoint_starts_at_step_0(
     finished: Path, shapes: Path, tmp_path: Path
 ) -> None:
     with interrupted_after(2):
@@ -150,7 +150,7 @@ def test_resuming_a_finished_run_changes_no_number(finished: Path, shapes: Path,
     assert_same_run(tmp_path / "run", finished)
 
 
-def test_evaluations_between_repeat_and_resume_too(
+def test_evaluations_between_steps_resume_too(
     shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     between = {"max_steps": 3, "evaluate_every": 1, "checkpoint_every": 1, "batch_size": 1}
@@ -194,7 +194,7 @@ def test_an_adamw_run_with_accumulation_resumes_exactly(shapes: Path, tmp_path: 
     assert_same_run(tmp_path / "run", tmp_path / "whole")
 
 
-def test_what_a_loss_has_gathered_resumes_with_it(shapes: Path, tmp_path: Path) -> None:
+def test_the_statistics_of_a_loss_resume_with_it(shapes: Path, tmp_path: Path) -> None:
     seesaw = {"class_path": "maskloss.losses.SeesawLoss", "init_args": {"num_classes": 4}}
     changes: dict[str, Any] = {"max_steps": 4, "checkpoint_every": 2, "loss": {"classification": seesaw}}
     train(small_config(shapes, tmp_path / "whole", **changes))

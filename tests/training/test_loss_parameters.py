@@ -1,4 +1,4 @@
-"""What a loss learns, in one process and in two; and evaluations, whatever their batches and processes."""
+"""Learned parameters of a loss, and evaluations, in one process and in two."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def evaluated(data: CocoData, batch_size: int, **of_process: int) -> Evaluation:
     torch.manual_seed(0)
     model = build_model(ModelSettings("resnet18", 2, min_size=(64,), max_size=64))
     convert(model, MaskRCNNLoss(weights=LossWeights(mask=2.0)), paste=None).eval()
-    # The caller's random numbers are not the losses' business.
+    # The caller's random state must not affect the losses.
     torch.manual_seed(batch_size)
     return evaluate(model, data, batch_size=batch_size, device=torch.device("cpu"), **of_process)
 
@@ -173,7 +173,7 @@ def test_an_evaluation_does_not_depend_on_the_number_of_processes(
         assert_same(rank["metrics"], rank["results"], expected)
 
 
-def test_clipping_takes_in_what_a_loss_learns(shapes: Path, tmp_path: Path) -> None:
+def test_clipping_includes_the_losss_own_parameters(shapes: Path, tmp_path: Path) -> None:
     train(small_config(shapes, tmp_path / "run", **CHANGES, gradient_clip=1e-4))
     moved = abs(safetensors.torch.load_file(tmp_path / "run/model.safetensors")[KEY].item())
     # Three steps of at most 0.01 * 1e-4, with a momentum of 0.9 from one to the next: 1 + 1.9 + 2.71 of them.

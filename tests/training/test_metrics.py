@@ -289,13 +289,13 @@ def test_ap_of_more_or_fewer_than_100_detections_equals_that_of_pycocotools(
     assert average_precision(data, results, max_detections=most)["bbox"]["AP"] == pytest.approx(
         expected, abs=1e-9
     )
-    # By hand: so many of 101 recall levels are reached by the first detections, all right.
+    # By hand: the share of the 101 recall levels that the first detections, all of them right, reach.
     reached = sum(level / 100 <= min(most, 324) / 324 + 1e-12 for level in range(101))
     assert expected == pytest.approx(reached / 101)
 
 
 def boundary(mask: np.ndarray, distance: int) -> np.ndarray:
-    """The pixels of a mask within so many of one that is not in it, or of the image's border, by brute force."""
+    """Return the pixels of a mask within a distance of its outside or of the image's border, by brute force."""
     padded = np.pad(mask.astype(bool), distance)
     height, width = mask.shape
     inside = np.ones(mask.shape, dtype=bool)

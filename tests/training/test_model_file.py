@@ -1,4 +1,4 @@
-"""model.safetensors: what it says of itself is read back, and odd files are refused in a line."""
+"""maskloss/training/model_file.py: descriptions are read back, and odd files are refused in one line."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def test_a_saved_model_is_loaded_with_the_same_tensors(saved: Path) -> None:
     assert all(torch.equal(state[key], expected[key]) for key in expected)
 
 
-def test_a_loaded_model_normalises_and_resizes_as_it_was_saved(saved: Path) -> None:
+def test_a_loaded_model_normalizes_and_resizes_as_it_was_saved(saved: Path) -> None:
     model = load_model(saved).model
     assert model.transform.image_mean == [0.1, 0.2, 0.3]
     assert model.transform.image_std == [0.4, 0.5, 0.6]
@@ -127,7 +127,7 @@ def test_a_model_with_masks_of_a_users_own_is_refused_with_the_reason(tmp_path: 
         load_model(path)
 
 
-def test_a_description_from_before_there_were_other_masks_is_of_sigmoids() -> None:
+def test_a_description_without_mask_probs_is_of_sigmoids() -> None:
     metadata = DESCRIPTION.to_metadata()
     content = json.loads(metadata["maskloss"])
     del content["mask_probs"]
@@ -166,7 +166,7 @@ def test_a_safetensors_file_without_a_description_is_refused(tmp_path: Path) -> 
     "text",
     ["", "[]", "3", "{}", '{"settings": 3}', '{"settings": {}, "categories": [], "aligned": true}', "null"],
 )
-def test_a_description_of_something_else_is_refused(tmp_path: Path, text: str) -> None:
+def test_a_description_with_other_fields_is_refused(tmp_path: Path, text: str) -> None:
     path = tmp_path / "model.safetensors"
     safetensors.torch.save_file({"w": torch.zeros(2)}, path, metadata={"maskloss": text})
     with pytest.raises(InputError, match=r"model\.safetensors: "):
@@ -233,7 +233,7 @@ def test_settings_come_from_plain_metadata() -> None:
     assert set(found) == {"image_mean", "frozen_normalization"}
 
 
-@pytest.mark.parametrize("text", ["0.5, 0.5, 0.5", "5", '"grey"', "[0.5]", "[null, 1, 1]"])
+@pytest.mark.parametrize("text", ["0.5, 0.5, 0.5", "5", '"gray"', "[0.5]", "[null, 1, 1]"])
 def test_a_mean_in_the_metadata_that_is_not_three_numbers_is_refused(text: str) -> None:
     with pytest.raises(InputError, match="image_mean"):
         model_settings_of({"image_mean": text})
@@ -288,7 +288,7 @@ class Scaled(nn.Module):
         (None, False),
     ],
 )
-def test_only_losses_of_our_own_names_are_made_of_a_file(config: Any, contained: bool) -> None:
+def test_only_losses_of_maskloss_are_rebuilt_from_a_file(config: Any, contained: bool) -> None:
     assert is_self_contained(config) is contained
 
 
@@ -312,7 +312,7 @@ def test_the_loss_comes_back_with_its_tensors(tmp_path: Path) -> None:
     assert set(weights) == set(model.state_dict())
 
 
-def test_code_of_a_user_is_imported_only_if_it_is_given_again(tmp_path: Path) -> None:
+def test_a_users_code_is_imported_only_if_it_is_given_again(tmp_path: Path) -> None:
     own = {"mask": "tests.training.test_model_file.Scaled"}
     loss = make_loss(own)
     with torch.no_grad():
@@ -453,7 +453,7 @@ def test_half_precision_tensors_are_read(saved: Path, tmp_path: Path) -> None:
     assert load_model(path).model.state_dict()[BIAS].dtype == torch.float32
 
 
-# torchvision's published weights: its own builder is the oracle, with random weights in the place of a download.
+# torchvision's published weights: its own builder is the oracle, with random weights instead of a download.
 
 
 @pytest.mark.parametrize(

@@ -186,7 +186,7 @@ A_NUMBER = 3
         ("other_classes", "--model .*: its box predictor scores 5 classes, but num_classes was 4"),
     ],
 )
-def test_what_is_no_model_is_named(name: str, message: str) -> None:
+def test_an_invalid_model_is_named(name: str, message: str) -> None:
     with pytest.raises(InputError, match=message):
         make_model(ModelSettings(f"{HERE}.{name}", 4))
 
@@ -202,7 +202,7 @@ def test_what_is_no_model_is_named(name: str, message: str) -> None:
         ("raising", "--mask-branch .* cannot be made: KeyError"),
     ],
 )
-def test_what_is_no_mask_branch_is_named(name: str, message: str) -> None:
+def test_an_invalid_mask_branch_is_named(name: str, message: str) -> None:
     with pytest.raises(InputError, match=message):
         make_mask_branch(f"{HERE}.{name}", my_model(4, ModelSettings("x.y", 4)))
 
@@ -212,12 +212,10 @@ def test_what_is_no_mask_branch_is_named(name: str, message: str) -> None:
     [
         ({"model": "resnet19"}, "--model must be one of maskrcnn_resnet50_fpn, .* or an import path"),
         ({"mask_branch": "own"}, "--mask-branch must be an import path"),
-        ({"model": "my.model", "weights": "DEFAULT"}, "--weights must be a file or none: because no weights"),
+        ({"model": "my.model", "weights": "DEFAULT"}, "--weights must be a file or none, because no weights"),
     ],
 )
-def test_names_that_cannot_be_meant_are_refused(
-    changes: dict[str, Any], message: str, tmp_path: Path
-) -> None:
+def test_invalid_names_are_refused(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=message):
         small_config(tmp_path, tmp_path / "run", **changes)
 

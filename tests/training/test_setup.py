@@ -124,7 +124,7 @@ def test_a_set_without_a_usable_object_is_refused_before_anything_is_written(
     assert not (tmp_path / "run").exists()
 
 
-def test_validation_categories_that_training_has_not_are_refused(shapes: Path, tmp_path: Path) -> None:
+def test_validation_categories_that_training_lacks_are_refused(shapes: Path, tmp_path: Path) -> None:
     shutil.copytree(shapes, tmp_path / "data")
     path = tmp_path / "data/val/annotations.json"
     document = json.loads(path.read_text())
@@ -232,7 +232,7 @@ def test_the_shared_mobilenet_weights_are_loaded(
     assert description.settings.frozen_normalization is True
 
 
-def test_weights_of_which_nothing_fits_are_refused(shapes: Path, tmp_path: Path) -> None:
+def test_weights_without_a_fitting_tensor_are_refused(shapes: Path, tmp_path: Path) -> None:
     torch.save({"encoder.weight": torch.ones(3)}, tmp_path / "other.pt")
     with pytest.raises(InputError, match=r"other\.pt: "):
         train(small_config(shapes, tmp_path / "run", weights=str(tmp_path / "other.pt"), max_steps=1))

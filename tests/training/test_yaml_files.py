@@ -1,4 +1,4 @@
-"""YAML of users: what is read, and what is one error."""
+"""maskloss/training/yaml_files.py: users' YAML files, and the one error of an invalid one."""
 
 from __future__ import annotations
 
@@ -29,9 +29,7 @@ BOMB = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
         (BOMB.encode(), "it expands to more than 100,000 values"),
     ],
 )
-def test_what_is_no_config_is_one_error_that_names_the_file(
-    tmp_path: Path, content: bytes, message: str
-) -> None:
+def test_an_invalid_file_is_one_error_that_names_it(tmp_path: Path, content: bytes, message: str) -> None:
     path = tmp_path / "c.yaml"
     path.write_bytes(content)
     with pytest.raises(InputError, match=message) as caught:
