@@ -1,6 +1,6 @@
-"""What `--resume` needs: checkpoints. And weights that others saved.
+"""Checkpoints, which `--resume` reads, and weights files.
 
-Only tensors and JSON are ever read, never a pickle that could run code.
+Only tensors and plain values are read, never a pickle that could run code.
 """
 
 from __future__ import annotations
@@ -25,10 +25,13 @@ _KEPT_CHECKPOINTS = 2
 
 
 def read_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Read a .safetensors or .pt file of weights, and its metadata.
+    """Read a .safetensors or .pt file of weights.
+
+    Returns:
+        The tensors by name, without those of a loss, and the metadata, which is empty for a .pt file.
 
     Raises:
-        InputError: the file is missing, truncated, holds something else than finite tensors, or would run code.
+        InputError: the file is missing or truncated, holds anything but finite tensors, or would run code.
     """
     path = Path(path)
     if path.suffix == ".safetensors":
@@ -38,27 +41,27 @@ def read_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         return tensors, metadata
     state = _load_pickle(path)
     if isinstance(state, dict) and isinstance(state.get("model"), dict):
-        state = state["model"]  # the reference scripts of torchvision save so
+        state = state["model"]  # torchvision's reference scripts store the state_dict under this key
     if not isinstance(state, dict) or not state or not all(isinstance(v, Tensor) for v in state.values()):
-        raise InputError(f"{path}: holds no state_dict, a dict of tensors")
+        raise InputError(f"{path}: must hold a state_dict, which is a dict of tensors")
     check_finite_tensors(path, state)
     return dict(state), {}
 
 
 def save_checkpoint(folder: Path, step: int, state: dict[str, Any]) -> None:
-    """Write a checkpoint whole, then drop all but the newest few.
+    """Write a checkpoint atomically, then delete all but the newest two.
 
     Args:
-        folder: `checkpoints/` of the run.
-        step: optimizer steps done.
-        state: tensors, numbers, strings, and lists and dicts of them.
+        folder: the run's `checkpoints/`.
+        step: number of optimizer steps done.
+        state: tensors, numbers and strings, and lists and dicts of them.
 
     Raises:
-        RunError: the disk is full, or the folder does not allow it; older checkpoints are still there.
+        RunError: the disk is full, or the folder is not writable; older checkpoints are kept.
     """
     make_folder(folder)
     for unfinished in folder.glob(".step-*.tmp"):
-        # Of a process that was killed as it wrote.
+        # Left by a process that was killed while writing.
         unfinished.unlink(missing_ok=True)
     buffer = io.BytesIO()
     torch.save({"step": step, **state}, buffer)
@@ -68,22 +71,22 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any]) -> None:
 
 
 def checkpoint_files(folder: Path) -> list[Path]:
-    """The checkpoints in a folder, oldest first."""
+    """Return the checkpoints in a folder, oldest first."""
     return sorted(folder.glob("step-*.pt"))
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """Read a checkpoint.
+    """Read a checkpoint and check its fields.
 
     Raises:
-        InputError: it is truncated, of something else, or would run code.
+        InputError: the file is truncated, is not a checkpoint, or would run code.
     """
     state = _load_pickle(path)
     if not isinstance(state, dict) or not {"step", "seconds", "config", "model", "optimizer"} <= set(state):
-        raise InputError(f"{path}: is no checkpoint of maskloss train")
+        raise InputError(f"{path}: is not a checkpoint of maskloss train")
     try:
-        check_field(is_whole(state["step"], 1), "step", "a whole number from 1 on", state["step"])
-        check_field(is_number(state["seconds"], 0, 1e12), "seconds", "a number from 0 on", state["seconds"])
+        check_field(is_whole(state["step"], 1), "step", "an integer >= 1", state["step"])
+        check_field(is_number(state["seconds"], 0, 1e12), "seconds", "a number >= 0", state["seconds"])
         check_field(isinstance(state["config"], str), "config", "JSON", state["config"])
         try:
             config = json.loads(state["config"])
@@ -98,7 +101,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         categories = state.get("categories", [])
         check_field(isinstance(categories, list), "categories", "a list", categories)
     except ValueError as error:
-        raise InputError(f"{path}: is no checkpoint of maskloss train: {error}") from error
+        raise InputError(f"{path}: is not a checkpoint of maskloss train: {error}") from error
     return state
 
 
@@ -112,14 +115,14 @@ def restore(
     """Load a checkpoint into a run's model, loss and optimizer.
 
     Args:
-        path: of the checkpoint, for messages.
+        path: named in error messages.
         checkpoint: from `load_checkpoint`.
-        model: of the run.
-        loss: of the run; a checkpoint from before losses had a state has none.
-        optimizer: of the run, before any step.
+        model: the run's model.
+        loss: the run's loss. It keeps its state if the checkpoint has none, as in versions whose losses had no state.
+        optimizer: the run's optimizer, before its first step.
 
     Raises:
-        InputError: it is of another model, or cannot be meant; the message names what.
+        InputError: the checkpoint belongs to another model, or a value in it is invalid; the message names it.
     """
     groups = [
         {k: v for k, v in group.items() if k not in ("params", "lr")} for group in optimizer.param_groups
@@ -131,15 +134,16 @@ def restore(
         for group, expected in zip(optimizer.param_groups, groups, strict=True):
             for key, value in expected.items():
                 if group.get(key) != value:
-                    raise ValueError(f"optimizer: its {key} is not {value}")
+                    raise ValueError(f"optimizer: {key} must be {value}")
         for parameter, state in optimizer.state.items():
             if not isinstance(state, dict):
-                raise ValueError("optimizer: its state is not one of tensors")
+                raise ValueError("optimizer: the state of each parameter must be a mapping of tensors")
             for key, value in state.items():
-                whole = isinstance(value, Tensor) and value.dim() > 0
-                if whole and value.shape != parameter.shape:
+                has_shape = isinstance(value, Tensor) and value.dim() > 0
+                if has_shape and value.shape != parameter.shape:
                     raise ValueError(
-                        f"optimizer: {key} is {tuple(value.shape)}, its parameter {tuple(parameter.shape)}"
+                        f"optimizer: {key} has shape {tuple(value.shape)}, but its parameter has "
+                        f"{tuple(parameter.shape)}"
                     )
                 if isinstance(value, Tensor) and not torch.isfinite(value).all():
                     raise ValueError(f"optimizer: {key} is not finite")
@@ -152,17 +156,17 @@ def restore(
         IndexError,
         AssertionError,
     ) as error:
-        raise InputError(f"{path}: the checkpoint is of another model: {first_line(error)}") from error
+        raise InputError(f"{path}: the checkpoint belongs to another model: {first_line(error)}") from error
 
 
 def _check_tensors(field: str, state: Any, *, any_value: bool) -> None:
-    """Expect a state_dict; of tensors alone, finite ones, where no other value is allowed."""
+    """Check that a value is a state_dict and, unless `any_value`, that it holds finite tensors only."""
     check_field(isinstance(state, dict), field, "a mapping of tensors", state)
     for key, value in state.items():
         check_field(isinstance(key, str), field, "a mapping of names", key)
         if isinstance(value, Tensor):
             if value.is_meta or value.layout != torch.strided:
-                raise ValueError(f"{field}: {key} holds no plain values")
+                raise ValueError(f"{field}: {key} must be a dense tensor with values")
             if not any_value and not torch.isfinite(value).all():
                 raise ValueError(f"{field}: {key} is not finite")
         else:
@@ -170,15 +174,16 @@ def _check_tensors(field: str, state: Any, *, any_value: bool) -> None:
 
 
 def _load_pickle(path: Path) -> Any:
+    """Read a file that torch.save wrote, if it holds tensors and plain values only."""
     content = read_bytes(path)
     try:
         with warnings.catch_warnings():
-            # Such as how long it takes to check sparse tensors, which are none that we want.
+            # For example about the cost of validating sparse tensors.
             warnings.simplefilter("ignore")
             return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise InputError(
-            f"{path}: truncated, or holds more than tensors and plain values, and is not read because such "
+            f"{path}: truncated, or holds objects other than tensors and plain values; it is not read because such "
             "files can run code"
         ) from error
     except (
@@ -191,4 +196,4 @@ def _load_pickle(path: Path) -> Any:
         IndexError,
         struct.error,
     ) as error:
-        raise InputError(f"{path}: truncated, or not a file of torch.save: {first_line(error)}") from error
+        raise InputError(f"{path}: truncated, or not written by torch.save: {first_line(error)}") from error

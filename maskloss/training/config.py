@@ -1,4 +1,4 @@
-"""TrainConfig: everything that a training run depends on."""
+"""TrainConfig: all settings of a training run."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from maskloss.losses.criterion import MaskRCNNLoss
 from maskloss.training.file_fields import is_number
 from maskloss.training.loss_config import LossConfig, make_loss
 
-#: Fields that may change between a run and its resumption. All but max_steps stay out of a step's numbers, and
-#: max_steps enters only through the learning rate's schedule.
+#: Fields that may change between a run and its resumption. None but max_steps affects the result of a step, and
+#: max_steps does so only through the learning rate's schedule.
 _FREE_ON_RESUME = {
     "output",
     "resume",
@@ -32,7 +32,7 @@ _FREE_ON_RESUME = {
 
 _PATHS = ("train_images", "train_annotations", "val_images", "val_annotations", "weights")
 
-#: Above these, a number is a slip of the keyboard, and torch would end in an overflow or without memory.
+#: The largest values allowed. Above them, torch would overflow or run out of memory.
 _LARGEST = {
     "max_steps": 10**12,
     "warmup_steps": 10**12,
@@ -49,62 +49,67 @@ _LARGEST = {
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """A training run.
+    """Settings of a training run.
 
     Args:
         train_images: folder of the training images.
-        train_annotations: COCO-format JSON of the training set.
+        train_annotations: COCO-format JSON file of the training set.
         val_images: folder of the validation images.
-        val_annotations: COCO-format JSON of the validation set.
-        output: folder of the run; new, or an interrupted run's with `resume`.
-        model: torchvision's builders maskrcnn_resnet50_fpn and maskrcnn_resnet50_fpn_v2 by name, or "resnet18" and
-            "mobilenet_v2", small ones for CPUs; or the import path "package.module.name" of a builder
+        val_annotations: COCO-format JSON file of the validation set.
+        output: output folder of the run. It must not hold a run, unless `resume` is set.
+        model: "maskrcnn_resnet50_fpn" or "maskrcnn_resnet50_fpn_v2", both from torchvision; "resnet18" or
+            "mobilenet_v2", small models for CPUs; or the import path "package.module.name" of a function or class
             (num_classes, settings) -> model.
-        mask_branch: torchvision's layers where not given; or the import path of a function or class that takes the
-            model and makes a `maskloss.detection.mask_branch.MaskBranch`.
-        weights: a .safetensors or .pt file of a whole model or of a backbone, "DEFAULT" for the weights that
-            torchvision publishes (downloads them), or "none".
-        loss: a preset (torchvision, detectron2, matterport, paper, aligned), or the import path
-            "package.module.name" of a MaskRCNNLoss, or of a function or class that makes one; in a YAML file also
-            a mapping of terms, weights, mask_targets and normalizers to replace in a preset.
-        max_steps: optimizer steps.
-        batch_size: images per forward pass of one process.
-        accumulation_steps: forward passes per optimizer step.
+        mask_branch: import path of a function or class that takes the model and returns a
+            `maskloss.detection.mask_branch.MaskBranch`. If omitted, the model keeps torchvision's mask layers.
+        weights: a .safetensors or .pt file with the weights of a whole model or of a backbone, "DEFAULT" to download
+            torchvision's pretrained weights, or "none" to start from random weights.
+        loss: a preset (torchvision, detectron2, matterport, paper or aligned), or the import path
+            "package.module.name" of a MaskRCNNLoss, or of a function or class that returns one. A YAML file may also
+            give a mapping of terms, weights, mask_targets and normalizers that replaces parts of a preset.
+        max_steps: number of optimizer steps, at least 1.
+        batch_size: images per process and forward pass, at least 1.
+        accumulation_steps: forward passes per optimizer step, at least 1.
         optimizer: "sgd" or "adamw".
-        learning_rate: at its highest.
-        momentum: of SGD.
-        weight_decay: of the optimizer, on every parameter.
-        warmup_steps: steps in which the learning rate rises linearly from a thousandth.
-        schedule: "step" divides the learning rate by ten after 2/3 and 8/9 of the steps, "cosine" lowers it
-            to 0, "constant" keeps it.
-        gradient_clip: largest norm of the gradient; 0 for no limit.
-        mixed_precision: "no", "fp16" or "bf16".
-        min_size: shorter side in px that images are resized to; of several, training draws one per image and
-            evaluation takes the last. The model's default where not given: 800, small models 320.
-        max_size: longest side in px; the model's default where not given: 1333, small models 512, or as much more
-            as min_size is above its own.
-        image_mean: of pixels in [0, 1], per channel; from the weights' metadata, else ImageNet's.
-        image_std: of pixels in [0, 1], per channel; from the weights' metadata, else ImageNet's.
-        frozen_normalization: keep the backbone's batch norms constant; from the weights' metadata, else
-            where weights are given, except torchvision's of maskrcnn_resnet50_fpn_v2.
-        trainable_layers: how many of the backbone's stages are trained, counted from its end, of five, or six of
-            mobilenet_v2; where not given 3 with weights and all without, as in torchvision.
-        crowds: "leave_out" trains what lies inside a crowd's box as background; "ignore" as neither positive nor
-            negative.
-        max_detections: most objects that the model detects in an image, and that AP counts of one category in one.
-        horizontal_flip: probability of mirroring a training image.
-        photometric_distortion: probability of each change of brightness, contrast, saturation, hue and the order of
-            the channels.
-        seed: of the weights, the order of the images, their augmentation and the sampling.
-        log_every: steps between lines of the history.
-        checkpoint_every: steps between checkpoints.
-        evaluate_every: steps between evaluations; 0 evaluates at the end only.
-        workers: processes that load data; 0 loads in the training process.
-        device: "cpu", "cuda", or "auto" for CUDA where there is one.
-        trackers: where the curves of the run go besides its own files: accelerate's trackers by name, such as
+        learning_rate: peak learning rate, above 0.
+        momentum: momentum of SGD, at least 0. AdamW does not use it.
+        weight_decay: weight decay of the model's parameters, at least 0. The loss's own parameters are not decayed.
+        warmup_steps: steps over which the learning rate rises linearly from a thousandth to its full value. 0 disables
+            the warmup.
+        schedule: "step" divides the learning rate by 10 after 2/3 of the steps and again after 8/9, "cosine" lowers
+            it to 0, "constant" keeps it.
+        gradient_clip: maximum norm of the gradient over all parameters. 0 disables clipping.
+        mixed_precision: "no" for float32, "bf16", or "fp16", which needs a GPU.
+        min_size: length in pixels of the shorter side of a resized image, at least 1. From a list of lengths, training
+            picks one at random for each image, and evaluation takes the last. If omitted: 800, or 320 for resnet18 and
+            mobilenet_v2.
+        max_size: maximum length in pixels of the longer side of a resized image, at least min_size. If omitted: 1333,
+            or 512 for resnet18 and mobilenet_v2, and proportionally more if min_size is above its default.
+        image_mean: mean of each RGB channel, for pixels in [0, 1]. If omitted: from the metadata of the weights, else
+            ImageNet's.
+        image_std: standard deviation of each RGB channel, above 0, for pixels in [0, 1]. If omitted: from the
+            metadata of the weights, else ImageNet's.
+        frozen_normalization: true freezes the batch norms of the backbone. If omitted: from the metadata of the
+            weights, else true if weights are given and the model is not maskrcnn_resnet50_fpn_v2.
+        trainable_layers: number of backbone stages to train, counted from the last: 0 to 5, or 0 to 6 for
+            mobilenet_v2. It needs weights. If omitted: 3 with weights, all without, as in torchvision.
+        crowds: "leave_out" trains the regions inside a crowd's box as background. "ignore" trains them neither as
+            positives nor as negatives.
+        max_detections: maximum number of detections per image, from 1 to 100,000. AP counts at most this many per
+            image and category.
+        horizontal_flip: probability in [0, 1] of flipping a training image horizontally.
+        photometric_distortion: probability in [0, 1] of each change to a training image: of its brightness, contrast,
+            saturation, hue and channel order.
+        seed: random seed of the weights, the image order, the augmentation and the sampling, at least 0.
+        log_every: steps between log lines, at least 1. The first and last steps are always logged.
+        checkpoint_every: steps between checkpoints, at least 1. The last step always has one.
+        evaluate_every: steps between evaluations on the validation set. 0 evaluates after the last step only.
+        workers: number of processes that load data. 0 loads it in the training process.
+        device: "cpu", "cuda", or "auto" for CUDA if it is available and the CPU otherwise.
+        trackers: where to log curves besides the run's own files: accelerate's trackers by name, such as
             "tensorboard", "wandb" or "mlflow", or the import path of a function or class (folder) ->
-            `accelerate.tracking.GeneralTracker`; several in a list, or with commas between them; "none" for none.
-        resume: go on from the newest checkpoint in `output`.
+            `accelerate.tracking.GeneralTracker`. Give several as a list or separated by commas. "none" disables them.
+        resume: continue from the newest checkpoint in `output`.
     """
 
     train_images: str
@@ -148,7 +153,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         for name, annotation in get_type_hints(type(self)).items():
-            # YAML reads `max_steps:` with nothing after it as None.
+            # YAML reads `max_steps:` without a value as None.
             is_optional = type(None) in get_args(annotation)
             _check(getattr(self, name) is not None or is_optional, name, "a value", "none")
         for name in (
@@ -196,17 +201,17 @@ class TrainConfig:
         _check(
             known or self.weights != "DEFAULT",
             "weights",
-            f"a file or none: nobody publishes weights for {one_line(self.model, 80)}",
+            f"a file or none, because no weights are published for {one_line(self.model, 80)}",
             self.weights,
         )
         layers = self.trainable_layers
-        # Of a model of a user's own, its builder knows.
+        # Only the builder knows how many stages a user's model has.
         stages = {"mobilenet_v2": 6}.get(self.model, 5 if known else 10**6)
         _check(layers is None or 0 <= layers <= stages, "trainable_layers", f"from 0 to {stages}", layers)
         _check(
             layers is None or self.weights != "none",
             "trainable_layers",
-            "left out without --weights, whose stages it would keep at random numbers",
+            "omitted without --weights, because frozen stages would keep random values",
             layers,
         )
         sizes = self.min_sizes
@@ -226,7 +231,7 @@ class TrainConfig:
         return make_loss(self.loss)
 
     def differences(self, other: dict[str, Any]) -> list[str]:
-        """Name the fields that another run's config has otherwise and that enter the numbers."""
+        """Return the names of the fields that differ from another run's config and affect the results."""
         mine = asdict(self)
         return [
             field.name
@@ -242,19 +247,19 @@ class TrainConfig:
 
     @property
     def tracker_names(self) -> list[str]:
-        """`trackers` as a list."""
+        """`trackers` as a list, empty for "none"."""
         names = self.trackers.split(",") if isinstance(self.trackers, str) else self.trackers
         return [name for name in map(str.strip, names) if name not in ("", "none")]
 
     @property
     def min_sizes(self) -> tuple[int, ...] | None:
-        """`min_size` as a tuple."""
+        """`min_size` as a tuple, or None."""
         if self.min_size is None:
             return None
         return (self.min_size,) if isinstance(self.min_size, int) else tuple(self.min_size)
 
     def learning_rate_at(self, step: int) -> float:
-        """Learning rate of a step, counted from 1."""
+        """Return the learning rate of a step, counted from 1."""
         warmup = 1.0
         if step <= self.warmup_steps:
             warmup = 0.001 + 0.999 * step / self.warmup_steps
@@ -269,7 +274,7 @@ class TrainConfig:
 
 
 def _is_same(name: str, one: Any, other: Any) -> bool:
-    """Whether two values of a field mean the same: of paths, whatever their spelling."""
+    """Return whether two values of a field are equal, or are paths to the same file or folder."""
     if one == other:
         return True
     paths = name in _PATHS and isinstance(one, str) and isinstance(other, str)

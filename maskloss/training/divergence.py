@@ -1,4 +1,4 @@
-"""Checks that a run has not diverged, made when they cost no waiting for the device."""
+"""Checks that a run has not diverged: its losses, without stalling the device, and its weights."""
 
 from __future__ import annotations
 
@@ -12,14 +12,12 @@ from torch import Tensor, nn
 from maskloss.detection.transfer import AsyncHostCopy
 from maskloss.errors import RunError
 
-_WAY_OUT = (
-    "the last checkpoint is from before. A lower --learning-rate or a longer --warmup-steps often helps"
-)
+_WAY_OUT = "the last checkpoint predates this. A lower --learning-rate or more --warmup-steps often help"
 
 
 @dataclass(frozen=True)
 class _Losses:
-    """The losses of one forward pass, on their way to the host."""
+    """The losses of one forward pass, while they are copied to the host."""
 
     step: int
     image_ids: list[Any]
@@ -28,32 +26,32 @@ class _Losses:
 
 
 class LossCheck:
-    """Check that losses are finite, some time after they were computed.
+    """A deferred check that losses are finite.
 
-    Asking at once would make the host wait between forward and backward pass. Before the next forward pass they have
-    long arrived.
+    An immediate check would synchronize the host with the device between the forward and the backward pass. By the
+    next forward pass, the values have been copied to the host.
     """
 
     def __init__(self) -> None:
         self._pending: deque[_Losses] = deque()
 
     def add(self, step: int, targets: list[dict[str, Any]], keys: list[str], values: Tensor) -> None:
-        """Take the losses of one forward pass.
+        """Queue the losses of one forward pass.
 
         Args:
-            step: optimizer step, from 1.
-            targets: of the batch, for the images' ids.
-            keys: of the losses.
-            values: (number of keys,).
+            step: optimizer step, counted from 1.
+            targets: the batch's targets, for their image ids.
+            keys: names of the losses.
+            values: the losses, (number of keys,).
         """
         image_ids = [target["image_id"] for target in targets]
         self._pending.append(_Losses(step, image_ids, keys, AsyncHostCopy(values.detach())))
 
     def check(self) -> None:
-        """Check what has been added since the last time.
+        """Check the losses that were queued since the last call.
 
         Raises:
-            RunError: a loss is not finite; the message names step, terms and images.
+            RunError: a loss or their sum is not finite; the message names the step, the terms and the images.
         """
         while self._pending:
             losses = self._pending.popleft()
@@ -66,12 +64,13 @@ class LossCheck:
                 for key, value, is_finite in zip(losses.keys, values.tolist(), finite, strict=True)
                 if not is_finite
             ]
-            named, images = ", ".join(terms) or "their sum", ", ".join(map(str, losses.image_ids))
+            named = ", ".join(terms) or "the sum of the losses"
+            images = ", ".join(map(str, losses.image_ids))
             raise RunError(f"step {losses.step}: {named} is not finite, on images {images}; {_WAY_OUT}")
 
 
 def check_weights(model: nn.Module, loss: nn.Module, step: int) -> None:
-    """Check that no gradient has spoiled the weights, although the loss was still finite.
+    """Check that all weights are finite, because a gradient may overflow where the loss is finite.
 
     Raises:
         RunError: a parameter of the model or the loss is not finite; the message names it.

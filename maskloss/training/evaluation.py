@@ -1,4 +1,4 @@
-"""COCO evaluation: losses on the validation set, and box and mask AP."""
+"""COCO evaluation: the losses on the validation set, and box, mask and boundary AP."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ from maskloss.training.metrics import Metrics, Results, average_precision
 
 logger = logging.getLogger(__name__)
 
-#: Of the samples that losses are computed on, whatever the run's: `maskloss evaluate` knows no seed and gives the same
-#: numbers, and runs of several seeds compare.
+#: Seed of the anchors and RoIs sampled for the losses. It does not depend on the run's seed, so that `maskloss
+#: evaluate`, which has no seed, returns the same losses as training, and runs with different seeds can be compared.
 _SEED = 0
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What an evaluation found.
+    """The metrics and detections of an evaluation.
 
     Attributes:
-        metrics: for each of `METRICS` AP, AP50, AP75, APs, APm, APl and AR as fractions of 1, None for a size class
-            without ground truth; "loss" with the mean of each term over the images, and their sum, or None where
-            no losses were asked for.
-        results: COCO results with boxes and RLE masks, of every image.
+        metrics: for each of `METRICS`, its AP, AP50, AP75, APs, APm, APl and AR in [0, 1], or None for a size class
+            without ground truth. "loss" holds the mean of each loss term over the images and their sum, or is None if
+            no losses were computed.
+        results: COCO results of all images, with boxes and RLE masks.
     """
 
     metrics: Metrics
@@ -60,25 +60,25 @@ def evaluate(
 ) -> Evaluation:
     """Evaluate a converted model that leaves mask probabilities unpasted (`paste=None`).
 
-    AP counts as many detections as the model makes (`roi_heads.detections_per_img`).
+    AP counts at most as many detections per image and category as the model returns per image
+    (`roi_heads.detections_per_img`).
 
-    The network sees one image at a time, in float32 whatever precision it is trained in, and what is sampled for an
-    image's losses is drawn from a seed of its own: so no number depends on the size of the batches or on how many
-    processes there are.
+    The results do not depend on the batch size or the number of processes: the network gets one image at a time, in
+    float32 whatever the training precision, and each image has its own seed for the sampling of anchors and RoIs.
 
     Args:
-        model: on `device`.
-        data: the validation set, its categories in the model's order.
-        batch_size: images that are loaded together.
+        model: the model, on `device`.
+        data: the validation set, with its categories in the model's order.
+        batch_size: number of images that are loaded together.
         device: where to run.
-        workers: processes that load data.
-        rank: of this process; each takes every `world_size`-th image.
+        workers: number of processes that load data.
+        rank: index of this process. Each process evaluates every `world_size`-th image.
         world_size: number of processes.
-        losses: whether to compute losses, or AP alone.
-        crowds: what crowds are to the losses, as in the training; AP always ignores what lies in them.
+        losses: whether to compute losses besides AP.
+        crowds: how the losses treat crowds, as in `TrainConfig`. AP always ignores detections in crowds.
 
     Raises:
-        InputError: an image cannot be read, or is resized to nothing.
+        InputError: an image cannot be read, or its shorter side would be resized to 0 px.
         RunError: a loss is not finite, or a worker process died.
     """
     check_sizes(data, model)
@@ -121,7 +121,7 @@ def evaluate(
 
 
 def warn_of_crowded_images(data: CocoData, max_detections: int) -> None:
-    """Warn of images that have more objects than are detected in one, and name the option that finds them."""
+    """Warn if images have more objects than the model detects per image, and name the option to raise."""
     counts = [len(image.object_rows) for image in data.images]
     crowded = sum(count > max_detections for count in counts)
     if not crowded:
@@ -129,8 +129,8 @@ def warn_of_crowded_images(data: CocoData, max_detections: int) -> None:
     most = max(counts)
     name = data.images[counts.index(most)].file_name
     logger.warning(
-        "%d images of %s have more than the %d objects that are detected in one, up to %d (%s): --max-detections %d "
-        "would find them",
+        "%d images of %s have more objects than the %d detections per image, up to %d (%s): --max-detections %d "
+        "allows for all of them",
         crowded,
         data.annotation_file,
         max_detections,
@@ -141,22 +141,22 @@ def warn_of_crowded_images(data: CocoData, max_detections: int) -> None:
 
 
 def _means(values: list[tuple[int, dict[str, float]]]) -> dict[str, float]:
-    """Return the mean of each term over the images, added up in the images' order, and the sum of these."""
-    of_images = [losses for _, losses in sorted(values, key=lambda value: value[0])]
-    totals = {key: math.fsum(losses[key] for losses in of_images) for key in of_images[0]}
+    """Return the mean of each loss term over the images, and the sum of these means as "loss"."""
+    losses_by_image = [losses for _, losses in sorted(values, key=lambda value: value[0])]
+    totals = {key: math.fsum(losses[key] for losses in losses_by_image) for key in losses_by_image[0]}
     for key, total in totals.items():
         if not math.isfinite(total):
             raise RunError(f"evaluation: {key} is {total}, not finite; the model has diverged")
-    means = {key: total / len(of_images) for key, total in totals.items()}
-    means["loss"] = math.fsum(totals.values()) / len(of_images)
+    means = {key: total / len(losses_by_image) for key, total in totals.items()}
+    means["loss"] = math.fsum(totals.values()) / len(losses_by_image)
     return means
 
 
 def check_sizes(data: CocoData, model: nn.Module) -> None:
-    """Check that of no image a side is resized to nothing, as of one that is a thousand times as long as high.
+    """Check that the model's transform resizes no image's shorter side to 0 px, as it does for extreme aspect ratios.
 
     Raises:
-        InputError: one is; the message names it.
+        InputError: it does; the message names the image.
     """
     for image in data.images:
         if (fault := resized_to_nothing(model, image.width, image.height)) is not None:
@@ -166,7 +166,7 @@ def check_sizes(data: CocoData, model: nn.Module) -> None:
 
 
 def resized_to_nothing(model: nn.Module, width: int, height: int) -> str | None:
-    """Say what is wrong with an image of which the model's transform leaves nothing, None if it leaves something."""
+    """Return an error message if the model's transform would resize the image's shorter side to 0 px, else None."""
     transform: Any = model.transform
     if not is_resized_to_nothing(height, width, min(transform.min_size), transform.max_size):
         return None
@@ -178,7 +178,7 @@ def resized_to_nothing(model: nn.Module, width: int, height: int) -> str | None:
 
 @contextmanager
 def _in_float32(model: nn.Module) -> Iterator[None]:
-    """Take the autocast from a model that accelerate has put it on: it replaces `forward` of the instance."""
+    """Disable accelerate's autocast, which replaces `forward` of the model instance."""
     patched = model.__dict__.pop("forward", None)
     try:
         yield
@@ -188,10 +188,10 @@ def _in_float32(model: nn.Module) -> Iterator[None]:
 
 
 def batches_on(loader: Any, device: torch.device) -> Iterator[tuple[list[Tensor], list[dict[str, Any]]]]:
-    """Yield the loader's batches on a device; raise the InputError that stands in the place of one.
+    """Yield the loader's batches on a device.
 
     Raises:
-        InputError: an image cannot be read.
+        InputError: an image cannot be read. The loader returns this error in place of the batch.
         RunError: a worker process died.
     """
     remaining = iter(loader)
@@ -203,8 +203,10 @@ def batches_on(loader: Any, device: torch.device) -> Iterator[tuple[list[Tensor]
         except RuntimeError as error:
             if "DataLoader worker" not in str(error):
                 raise
-            # torch's way of saying that the system killed one, mostly for its memory.
-            raise RunError(f"a data-loader worker died: {error}; fewer --workers need less memory") from error
+            # torch's message when the system kills a worker, mostly because memory runs out.
+            raise RunError(
+                f"a data-loader worker died: {error}; use fewer --workers to save memory"
+            ) from error
         if isinstance(batch, InputError):
             raise batch
         images, targets = batch

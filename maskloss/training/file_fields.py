@@ -1,4 +1,4 @@
-"""Checks of the fields in the files that a run reads: the description in a model file, and checkpoints."""
+"""Checks of the fields in files that a run reads: model descriptions and checkpoints."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from typing import Any
 
 
 def check_field(condition: Any, field: str, expected: str, value: Any) -> None:
-    """Raise ValueError, naming the field, unless a condition holds.
+    """Raise ValueError that names the field, unless a condition holds.
 
     Args:
-        condition: what must hold.
+        condition: must be true.
         field: name of the field.
-        expected: what the field must be, such as "a whole number from 1 on".
-        value: what it is.
+        expected: what the field must be, such as "an integer >= 1".
+        value: the field's value, shown in the message if it is short and plain.
     """
     if condition:
         return
@@ -25,21 +25,21 @@ def check_field(condition: Any, field: str, expected: str, value: Any) -> None:
 
 
 def is_whole(value: Any, low: float = -math.inf, high: float = math.inf) -> bool:
-    """Return whether a value is an integer in [low, high]; True and False are none."""
+    """Return whether a value is an integer in [low, high]. True and False are not."""
     return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
 
 
 def is_number(value: Any, low: float = -math.inf, high: float = math.inf) -> bool:
-    """Return whether a value is a finite number in [low, high]; True and False are none."""
+    """Return whether a value is a finite number in [low, high]. True and False are not."""
     if not isinstance(value, int | float) or isinstance(value, bool):
         return False
     try:
         return math.isfinite(value) and low <= value <= high
-    except OverflowError:  # an integer beyond what a float holds
+    except OverflowError:  # an integer that is too large for a float
         return False
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of an error's message, or its type where there is none."""
+    """Return the first line of an error's message, at most 200 characters, or its type if the message is empty."""
     line: str = (str(error).strip().splitlines() or [type(error).__name__])[0]
     return line[:200]

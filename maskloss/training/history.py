@@ -1,4 +1,4 @@
-"""The history of a run: the values of its steps and evaluations, in files, at trackers and on the screen."""
+"""The history of a run: the values of its steps and evaluations, in files, in trackers and on the screen."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ logger = logging.getLogger(__name__)
 
 
 class History:
-    """Write a run's `history.jsonl` and `evaluations.jsonl`, its trackers, and a bar or lines on the screen.
+    """Log of a run: `history.jsonl`, `evaluations.jsonl`, the trackers, and a progress bar or log lines.
 
-    Only the main process writes. It writes the config first, and drops what an interrupted run logged after its
-    checkpoint.
+    Only the main process writes. It first writes `config.yaml`, and drops the lines that an interrupted run logged
+    after its checkpoint.
 
     Args:
-        config: of the run.
-        start: the step of the checkpoint that the run resumes from, 0 for a new run.
-        accelerator: the run's, with its trackers.
+        config: the run's config.
+        start: step of the checkpoint that the run resumes from, 0 for a new run.
+        accelerator: the run's accelerator, with its trackers.
 
     Raises:
-        InputError: a tracker does not start.
+        InputError: a tracker cannot be started.
     """
 
     def __init__(self, config: TrainConfig, start: int, accelerator: Accelerator) -> None:
@@ -45,7 +45,7 @@ class History:
         saved = {key: value for key, value in asdict(config).items() if key != "resume"}
         write_text(self.folder / "config.yaml", yaml.safe_dump(saved, sort_keys=False))
         _keep_lines_up_to(self.folder / "history.jsonl", start)
-        # The evaluation of the last step comes after its checkpoint, so it is done again.
+        # The evaluation of the last step comes after its checkpoint, so a resumed run repeats it.
         _keep_lines_up_to(self.folder / "evaluations.jsonl", min(start, config.max_steps - 1))
         self.trackers = Trackers(accelerator, self.folder, start)
         self.bar = tqdm(initial=start, total=config.max_steps, desc="training", unit="step", disable=None)
@@ -60,12 +60,12 @@ class History:
         self.trackers.close()
 
     def advance(self) -> None:
-        """Count a step."""
+        """Advance the progress bar by one step."""
         if self.enabled:
             self.bar.update()
 
     def step(self, step: int, losses: dict[str, Tensor], learning_rate: float, seconds: float) -> None:
-        """Log a step; the only place where loss values leave the device."""
+        """Log the losses of a step, which synchronizes with the device."""
         if not self.enabled:
             return
         values = {key: float(value) for key, value in losses.items()}
@@ -80,7 +80,7 @@ class History:
             logger.info("step %d/%d  loss %.3f  %s  %.0f s", step, self.max_steps, total, terms, seconds)
 
     def evaluation(self, step: int, evaluation: Evaluation) -> None:
-        """Log an evaluation."""
+        """Log the metrics of an evaluation."""
         if not self.enabled:
             return
         append_line(
@@ -97,14 +97,14 @@ class History:
             step,
         )
         precisions = ", ".join(
-            f"{metric.label} AP {_shown(evaluation.metrics[kind]['AP'])}" for kind, metric in METRICS.items()
+            f"{metric.label} AP {_format(evaluation.metrics[kind]['AP'])}" for kind, metric in METRICS.items()
         )
         loss = evaluation.metrics["loss"]["loss"]
-        logger.info("step %d: %s, validation loss %s", step, precisions, _shown(loss))
+        logger.info("step %d: %s, validation loss %s", step, precisions, _format(loss))
 
 
 def _keep_lines_up_to(path: Path, step: int) -> None:
-    """Drop the lines of later steps, and one that was cut short; make an empty file where there is none."""
+    """Drop the lines of later steps and incomplete lines; create an empty file if there is none."""
     kept = []
     for line in (read_bytes(path) if path.exists() else b"").decode(errors="replace").splitlines():
         try:
@@ -115,5 +115,5 @@ def _keep_lines_up_to(path: Path, step: int) -> None:
     write_bytes(path, "".join(f"{line}\n" for line in kept).encode())
 
 
-def _shown(value: float | None) -> str:
+def _format(value: float | None) -> str:
     return "none" if value is None else f"{value:.3f}"

@@ -1,4 +1,4 @@
-"""What a user names by an import path "package.module.name": a loss, a term, a model."""
+"""Import paths "package.module.name", by which users name their own losses, models, mask branches and trackers."""
 
 from __future__ import annotations
 
@@ -11,13 +11,18 @@ from maskloss.errors import InputError
 
 
 def imported(path: str, where: str) -> Any:
-    """Import what a path "package.module.name" names; modules in the working folder are found too.
+    """Import the object at a path "package.module.name", also from the working directory.
+
+    Args:
+        path: the import path.
+        where: the option or field that holds the path, for error messages.
 
     Raises:
-        InputError: it cannot be imported; the message says where the path stands.
+        InputError: the object cannot be imported; the message names `where`, the path and the reason.
     """
     module_name, _, name = path.rpartition(".")
-    # As `python -m` does; the installed command does not. Last, so that nothing installed is hidden.
+    # `python -m` searches the working directory, the installed command does not. It comes last, so that its modules
+    # hide no installed ones.
     if (folder := os.getcwd()) not in sys.path:
         sys.path.append(folder)
     try:
@@ -27,13 +32,19 @@ def imported(path: str, where: str) -> Any:
 
 
 def called(found: Any, where: str, /, *arguments: Any, **options: Any) -> Any:
-    """Call what was imported.
+    """Call an imported object.
+
+    Args:
+        found: from `imported`.
+        where: the option or field that names the object, for error messages.
+        *arguments: positional arguments of the call.
+        **options: keyword arguments of the call.
 
     Raises:
-        InputError: it cannot be called, or raises; the message says where its path stands.
+        InputError: the object is not callable, or raises; the message names `where` and the reason.
     """
     if not callable(found):
-        raise InputError(f"{where}: is a {type(found).__name__}, no callable")
+        raise InputError(f"{where}: must be callable, but is a {type(found).__name__}")
     try:
         return found(*arguments, **options)
     except (Exception, SystemExit) as error:  # a user's code may raise anything
@@ -41,6 +52,6 @@ def called(found: Any, where: str, /, *arguments: Any, **options: Any) -> Any:
 
 
 def described(error: BaseException) -> str:
-    """Return what a user's code raised, with the type where the message alone would not say it."""
+    """Return the message of an error in a user's code, with the error's type unless the message explains itself."""
     says_itself = isinstance(error, (ImportError, AttributeError, ValueError))
     return str(error) if says_itself and str(error) else f"{type(error).__name__}: {error}"

@@ -1,4 +1,4 @@
-"""The training run, from a config to a folder with a model, its metrics and its history."""
+"""The training loop: from a config to a folder with a trained model, its metrics and its history."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """What a finished run gives beside its files.
+    """The result of a finished run, besides its files.
 
     Attributes:
-        evaluation: of the last step.
+        evaluation: the evaluation after the last step.
         validation: the validation set.
-        main_process: whether this process writes; False on the other ranks.
+        main_process: whether this process writes the files; False on the other ranks.
     """
 
     evaluation: Evaluation
@@ -48,16 +48,17 @@ class TrainingResult:
 
 
 def train(config: TrainConfig) -> TrainingResult:
-    """Run, or go on with, a training run.
+    """Train a model, or continue an interrupted run.
 
     Raises:
-        InputError: something given is wrong; nothing was written, or what was there is as it was.
-        RunError: a loss is not finite, or the disk is full; the last checkpoint is there.
+        InputError: the config or the data are wrong. Files of an earlier run are unchanged.
+        RunError: a loss or a weight is not finite, a term or a worker fails, or the disk is full. The last checkpoint
+            is kept.
     """
     device = device_of(config)
     with guest(device), contextlib.ExitStack() as stack:
         run = set_up(config, device)
-        # Everything that can fail without a step has succeeded: from here on, the folder is written to.
+        # All checks that need no training step have passed. Only now is the output folder written.
         if run.accelerator.is_main_process:
             make_folder(config.output_folder)
             stack.enter_context(locked(config.output_folder))
@@ -82,7 +83,6 @@ def _train_in_locked_folder(run: Run) -> TrainingResult:
 
     loader = make_loader(config, run.training, accelerator, start)
 
-    # The first thing that is written into the folder.
     with History(config, start, accelerator) as history:
         if accelerator.is_main_process:
             _warn(run)
@@ -107,7 +107,7 @@ def _train_in_locked_folder(run: Run) -> TrainingResult:
             history.advance()
             if evaluation_due or checkpoint_due:
                 check_weights(model, loss, step)
-            # Evaluation comes first: a checkpoint says that everything up to its step is on the disk.
+            # Evaluate before saving: a checkpoint implies that everything up to its step is on the disk.
             if evaluation_due:
                 history.evaluation(step, _evaluate(run))
             if checkpoint_due and accelerator.is_main_process:
@@ -123,7 +123,7 @@ def _train_in_locked_folder(run: Run) -> TrainingResult:
 
 def _evaluate(run: Run) -> Evaluation:
     if run.accelerator.num_processes > 1:
-        # Each process has running statistics of its own batches. All evaluate the model that the first one saves.
+        # Running statistics differ between processes. All evaluate with those of the main process, which saves them.
         for buffer in (*run.model.buffers(), *run.loss.buffers()):
             torch.distributed.broadcast(buffer, src=0)
     return evaluate(
@@ -151,7 +151,7 @@ def _description(run: Run) -> ModelDescription:
 
 
 def _warn(run: Run) -> None:
-    """Warn about data and settings that are odd but can be trained."""
+    """Warn about unusual data and settings that can still be trained."""
     config = run.config
     for line in [*run.training.warnings, *run.validation.warnings]:
         logger.warning("%s", line)
@@ -174,8 +174,8 @@ def _step(
 ) -> dict[str, Tensor]:
     """Take one optimizer step.
 
-    The host never waits between forward and backward pass: whether losses are finite is checked before the next forward
-    pass, when they have long arrived.
+    The host does not synchronize with the device between the forward and the backward pass: losses are checked before
+    the next forward pass, when their values have been copied to the host.
 
     Returns:
         Each term's mean over the step's forward passes, as tensors on the device.
@@ -186,7 +186,7 @@ def _step(
     for part in range(config.accumulation_steps):
         images, targets = next(incoming)
         checked.check()
-        # Every pass has a seed of its own, so a resumed run draws what the uninterrupted one would.
+        # Each pass has its own seed, so that a resumed run samples the same as an uninterrupted one.
         torch.manual_seed(mixed_seed(config.seed, step, part, accelerator.process_index))
         with accelerator.accumulate(model):
             with terms_named(run.loss, step):
@@ -206,11 +206,11 @@ def _step(
 
 
 def _average_over_processes(accelerator: Accelerator, parameters: list[nn.Parameter]) -> None:
-    """Average gradients over the processes, as DistributedDataParallel does for those of the model."""
+    """Average the gradients of the loss's own parameters over the processes, as DDP does for the model's."""
     if accelerator.num_processes == 1:
         return
     for parameter in parameters:
-        # A term of weight 0 gives none; all processes wait for one.
+        # A term of weight 0 has no gradient, but every process must take part in the reduction.
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
         parameter.grad = accelerator.reduce(parameter.grad, "mean")

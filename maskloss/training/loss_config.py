@@ -1,12 +1,12 @@
-"""The loss that a config names: a preset, an import path, or a preset with some parts replaced.
+"""Losses from a config: a preset, an import path, or a preset with some parts replaced.
 
     loss: aligned
 
-    loss: my_losses.my_loss              # a MaskRCNNLoss, or a function or class that makes one
+    loss: my_losses.my_loss              # a MaskRCNNLoss, or a function or class that returns one
 
     loss:
-      preset: torchvision                # where not given
-      mask: my_losses.my_mask_loss       # a function, or a class that is made without arguments
+      preset: torchvision                # the default
+      mask: my_losses.my_mask_loss       # a function, or a class whose constructor needs no arguments
       box:
         class_path: maskloss.losses.BoxSmoothL1Loss
         init_args: {beta: 1.0}
@@ -14,7 +14,7 @@
       mask_targets: {aligned: true, binary: false}
       normalizers: {box: maskloss.losses.per_positive}
 
-There is no list of names to choose from: what Python can import can be a term.
+Terms need no registration: any object that Python can import can be a term.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ _KEYS = ("preset", *TERMS, *_MAPPINGS)
 
 
 def make_loss(config: LossConfig) -> MaskRCNNLoss:
-    """Make the loss that a config names.
+    """Make a loss from its config.
 
     Raises:
-        InputError: there is no such preset, import path or key, what is found there is no callable or cannot be
-            made, or the whole is no MaskRCNNLoss. The message names the key.
+        InputError: a preset, import path or key does not exist, an object is not callable or its constructor raises,
+            or the result is not a MaskRCNNLoss. The message names the key.
     """
     if isinstance(config, dict):
-        return _composed(config)
+        return _compose(config)
     if not isinstance(config, str):
         raise InputError(f"--loss: expected a preset, an import path or a mapping, got {config!r}")
     if config in PRESETS:
@@ -55,21 +55,28 @@ def make_loss(config: LossConfig) -> MaskRCNNLoss:
     found = imported(config, "--loss")
     loss = found if isinstance(found, MaskRCNNLoss) or not callable(found) else called(found, "--loss")
     if not isinstance(loss, MaskRCNNLoss):
-        raise InputError(f"--loss {config!r}: gives a {type(loss).__name__}, not a MaskRCNNLoss")
+        raise InputError(f"--loss {config!r}: must be or return a MaskRCNNLoss, not a {type(loss).__name__}")
     return loss
 
 
 def changed_loss(base: LossConfig, changes: LossConfig) -> LossConfig:
-    """Return the config of a loss with some parts changed: those of a mapping without `preset`, else all of it.
+    """Return the config of a loss with changes applied.
+
+    Args:
+        base: the loss to change.
+        changes: a mapping without `preset`, whose parts replace those of the base; anything else replaces the base.
 
     Raises:
-        InputError: the base is an import path, whose parts are not known.
+        InputError: the base is an import path, so its parts cannot be replaced.
     """
     if not isinstance(changes, dict) or "preset" in changes:
         return changes
     if isinstance(base, str):
         if base not in PRESETS:
-            raise InputError(f"--loss: the base's is {base!r}, of which a mapping can change no part")
+            raise InputError(
+                f"--loss: the base's loss is the import path {base!r}, whose parts a mapping cannot change; use a "
+                "preset in the base, or give a mapping with a preset"
+            )
         base = {"preset": base}
     changed = {**base, **changes}
     for key in _MAPPINGS:
@@ -78,11 +85,12 @@ def changed_loss(base: LossConfig, changes: LossConfig) -> LossConfig:
     return changed
 
 
-def _composed(config: dict[str, Any]) -> MaskRCNNLoss:
+def _compose(config: dict[str, Any]) -> MaskRCNNLoss:
+    """Make a loss from a mapping that replaces parts of a preset."""
     unknown = set(config) - set(_KEYS)
     if unknown:
         raise InputError(
-            f"--loss: no key is named {', '.join(sorted(map(str, unknown)))}; {', '.join(_KEYS)} are"
+            f"--loss: no key is named {', '.join(sorted(map(str, unknown)))}; there are {', '.join(_KEYS)}"
         )
     preset = config.get("preset", "torchvision")
     if preset not in PRESETS:
@@ -90,10 +98,10 @@ def _composed(config: dict[str, Any]) -> MaskRCNNLoss:
     settings = PRESETS[preset]().settings()
     for term in TERMS:
         if term in config:
-            settings[term] = None if config[term] is None else _made(config[term], f"--loss {term}")
+            settings[term] = None if config[term] is None else _make_callable(config[term], f"--loss {term}")
             if config[term] is not None and not callable(settings[term]):
                 raise InputError(
-                    f"--loss {term} {config[term]!r}: is a {type(settings[term]).__name__}, no callable"
+                    f"--loss {term} {config[term]!r}: must be callable, but is a {type(settings[term]).__name__}"
                 )
     for key, kind, expected in (
         ("weights", int | float, "a number"),
@@ -111,30 +119,32 @@ def _composed(config: dict[str, Any]) -> MaskRCNNLoss:
         if "mask_targets" in config:
             settings["mask_targets"] = replace(settings["mask_targets"], **config["mask_targets"])
         if "normalizers" in config:
-            made = {
-                name: _made(path, f"--loss normalizers {name}")
+            normalizers = {
+                name: _make_callable(path, f"--loss normalizers {name}")
                 for name, path in config["normalizers"].items()
             }
-            settings["normalizers"] = {**settings["normalizers"], **made}
+            settings["normalizers"] = {**settings["normalizers"], **normalizers}
         return MaskRCNNLoss(**settings)
     except (TypeError, ValueError, AttributeError) as error:
         raise InputError(f"--loss: {error}") from error
 
 
-def _made(config: Any, where: str) -> Any:
-    """Make a callable of an import path, or of a class_path with init_args, which may hold more of them."""
+def _make_callable(config: Any, where: str) -> Any:
+    """Make a term or normalizer from an import path, or from a class_path with init_args, which may be nested."""
     if isinstance(config, str):
         found = imported(config, where)
         return called(found, where) if isinstance(found, type) else found
     if isinstance(config, dict) and set(config) <= {"class_path", "init_args"} and "class_path" in config:
-        arguments = {key: _argument(value, where) for key, value in (config.get("init_args") or {}).items()}
+        init_args = config.get("init_args") or {}
+        arguments = {key: _make_argument(value, where) for key, value in init_args.items()}
         return called(imported(config["class_path"], where), where, **arguments)
     raise InputError(f"{where}: expected an import path, or class_path with init_args, got {config!r}")
 
 
-def _argument(value: Any, where: str) -> Any:
+def _make_argument(value: Any, where: str) -> Any:
+    """Make an argument of a constructor: objects for its class_paths, also in lists, and other values unchanged."""
     if isinstance(value, dict) and "class_path" in value:
-        return _made(value, where)
+        return _make_callable(value, where)
     if isinstance(value, list):
-        return [_argument(item, where) for item in value]
+        return [_make_argument(item, where) for item in value]
     return value

@@ -1,4 +1,4 @@
-"""Trying a loss on a few random RoIs, so that a term that cannot train is named before the first step."""
+"""A probe of a loss on random RoIs, which finds terms that cannot train before the first step."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ def probe_copy(
     *,
     require_finite: bool = True,
 ) -> None:
-    """Probe a loss that is to train: neither its parameters nor what its terms have gathered changes.
+    """Probe a loss without changing its parameters or the statistics that its terms collect.
 
     Args:
-        loss: to check.
+        loss: the loss to check.
         num_classes: C of the model, background included.
-        model: for the regularization term.
-        device: where to evaluate; a term may hold tensors that are there already.
-        require_finite: raise for values and gradients that are not finite, too.
+        model: the model that the regularization term is evaluated on.
+        device: where to evaluate. Terms may hold tensors that are already there.
+        require_finite: also raise for values and gradients that are not finite.
 
     Raises:
         InputError: see `probe`.
@@ -39,7 +39,7 @@ def probe_copy(
     state = {key: value.detach().clone() for key, value in loss.state_dict().items()}
     try:
         probed = copy.deepcopy(loss)
-    except Exception:  # a user's object may refuse to be copied: then its state is restored
+    except Exception:  # a user's term may not support copying; its state is restored below
         probed = loss
     place = next(iter(loss.state_dict().values()), torch.empty(0)).device
     try:
@@ -61,15 +61,15 @@ def probe(
     """Evaluate every term once on a few random RoIs, forward and backward.
 
     Args:
-        loss: to be looked at; what its terms gather, they gather from this too.
+        loss: the loss to check. Terms that collect statistics collect them from the random RoIs too.
         num_classes: C of the model, background included.
-        model: what the regularization term is evaluated on; without one it is not.
-        device: where to evaluate; the CPU where not given.
-        require_finite: raise for values and gradients that are not finite, too.
+        model: the model that the regularization term is evaluated on. If omitted, this term is not probed.
+        device: where to evaluate. The CPU if omitted.
+        require_finite: also raise for values and gradients that are not finite.
 
     Raises:
-        InputError: a term raises, gives another shape, or is not finite, in value or gradient. The message names
-            the term.
+        InputError: a term raises, returns another shape, does not depend on the predictions, or its value or gradient
+            is not finite. The message names the term.
     """
     generator = torch.Generator().manual_seed(0)
 
@@ -109,26 +109,26 @@ def probe(
         evaluations.append((lambda: loss.regularization_losses(model), [parameters]))
     for evaluate, predictions in evaluations:
         try:
-            for (key, value), of in zip(evaluate().items(), predictions, strict=True):
-                _expect_usable(key, value, of, require_finite)
+            for (key, value), inputs in zip(evaluate().items(), predictions, strict=True):
+                _check_trainable(key, value, inputs, require_finite)
         except InputError:
             raise
         except (Exception, SystemExit) as error:  # a user's term may raise anything
             raise InputError(f"the loss fails on random RoIs: {described(error)}") from error
 
 
-def _expect_usable(
+def _check_trainable(
     key: str, value: torch.Tensor, predictions: list[torch.Tensor], require_finite: bool
 ) -> None:
-    """Expect a finite value with finite gradients to predictions, or to a model's parameters."""
-    of = "the model" if key == TERMS["regularization"].key else "random RoIs"
+    """Check that a loss value has a gradient to predictions or parameters, and that both are finite if required."""
+    source = "the model" if key == TERMS["regularization"].key else "random RoIs"
     if require_finite and not value.isfinite():
-        raise InputError(f"{key} of {of} is {float(value.detach())}, not finite")
+        raise InputError(f"{key} of {source} is {float(value.detach())}, not finite")
     if not value.requires_grad:
-        raise InputError(f"{key} of {of} has no gradient")
+        raise InputError(f"{key} of {source} has no gradient")
     gradients = torch.autograd.grad(value, predictions, retain_graph=True, allow_unused=True)
-    known = [gradient for gradient in gradients if gradient is not None]
-    if not known:
-        raise InputError(f"{key} of {of} does not depend on what the model predicts")
-    if require_finite and not all(gradient.isfinite().all() for gradient in known):
-        raise InputError(f"the gradient of {key} of {of} is not finite")
+    found = [gradient for gradient in gradients if gradient is not None]
+    if not found:
+        raise InputError(f"{key} of {source} does not depend on what the model predicts")
+    if require_finite and not all(gradient.isfinite().all() for gradient in found):
+        raise InputError(f"the gradient of {key} of {source} is not finite")

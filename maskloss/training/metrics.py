@@ -1,4 +1,4 @@
-"""What an evaluation measures: the AP of boxes, masks and boundaries, and metrics.json."""
+"""The metrics of an evaluation: AP of boxes, masks and boundaries, and `metrics.json`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Metrics = dict[str, Any]
 
 @dataclass(frozen=True)
 class Metric:
-    """One way to compare detections with the ground truth.
+    """One kind of AP: what it compares between detections and ground truth.
 
     Attributes:
         label: name in tables, before "AP".
@@ -69,8 +69,8 @@ def coco_summary(
 
 #: The metrics by their keys in metrics.json. Evaluation, history, report and tables loop over this table.
 #:
-#: "boundary" is Boundary IoU, Cheng et al., 2021, arXiv:2103.16562: the smaller one of the masks' IoU and the IoU of
-#: their parts within 2 % of the image's diagonal from the boundary.
+#: "boundary" is Boundary IoU, Cheng et al., 2021, arXiv:2103.16562: the smaller of two values, the masks' IoU and the
+#: IoU of their parts that lie within 2 % of the image's diagonal from the boundary.
 METRICS: dict[str, Metric] = {
     "bbox": Metric("box", "bbox", coco_summary("bbox")),
     "segm": Metric("mask", "segmentation", coco_summary("segm")),
@@ -86,14 +86,16 @@ def labels() -> dict[str, str]:
 def average_precision(data: CocoData, results: Results, *, max_detections: int = 100) -> Metrics:
     """Return AP and AR of COCO results for each of `METRICS`, as pycocotools computes them.
 
-    Ids may be any: they are replaced by numbers from 1 on, because pycocotools, and what is faster, take an annotation
-    id of 0 for "not matched", so that its object never counts as found, and cannot hold ids beyond 2^53.
+    All ids are allowed. They are replaced by numbers from 1 on, because pycocotools and faster-coco-eval read an
+    annotation id of 0 as "not matched", so that its object never counts as found, and cannot hold ids beyond 2^53.
 
     Args:
         data: the ground truth.
-        results: COCO results; a result without a box, or without a mask, counts for the other only.
-        max_detections: of one category in one image, the best are counted, COCO's 100 or another number.
+        results: COCO results. A result without a box counts for masks only, one without a mask for boxes only.
+        max_detections: maximum number of detections per image and category; those with the best scores are counted.
 
+    Returns:
+        For each key of `METRICS`, its `STATISTICS` in [0, 1], or None without ground truth, as in empty size classes.
     """
     image_ids = {image.id: number for number, image in enumerate(data.images, start=1)}
     category_ids = {category.id: number for number, category in enumerate(data.categories, start=1)}
@@ -117,10 +119,10 @@ def average_precision(data: CocoData, results: Results, *, max_detections: int =
 
 
 def _results_of(metric: Metric, results: Results) -> Results:
-    """Return copies, since loadRes writes into results, of what a metric compares.
+    """Return copies of the results with only the field that a metric compares, because `loadRes` modifies its input.
 
-    A detection's size class is that of its box where it has one, so masks are compared without; and they are ranked by
-    how good a mask is, where the mask branch says so, and not by how sure its class is.
+    Boxes are removed for mask metrics, because faster-coco-eval would take the size class from the box. Masks are
+    ranked by `mask_score`, where the mask branch predicts one, instead of the score of the class.
     """
     of_masks = metric.field == "segmentation"
     other = "bbox" if of_masks else "segmentation"
@@ -139,7 +141,7 @@ def write_metrics(path: Path, metrics: Metrics) -> None:
     """Write `metrics.json`.
 
     Raises:
-        RunError: the disk is full, or the folder does not allow it.
+        RunError: the disk is full, or the folder is not writable.
     """
     write_text(path, json.dumps(metrics, indent=2, allow_nan=False) + "\n")
 
@@ -147,10 +149,10 @@ def write_metrics(path: Path, metrics: Metrics) -> None:
 def _ground_truth(
     data: CocoData, image_ids: dict[int, int], category_ids: dict[int, int], *, masks: bool
 ) -> dict[str, Any]:
-    """Return the data set as COCO's JSON has it, with these ids, and annotations counted from 1.
+    """Return the data set in COCO's JSON format, with the given ids, and annotation ids from 1 on.
 
-    For masks, an object that has none is a region to ignore, as crowds are: it is not missed, and detections that lie
-    mostly inside its box are neither right nor wrong.
+    For mask metrics, the box of an object without a mask is ignored, as a crowd is: the object does not count as
+    missed, and detections mostly inside its box count neither as true nor as false positives.
     """
     annotations = [
         {

@@ -1,6 +1,6 @@
-"""model.safetensors: a trained model that says what it is, and with which loss it was trained.
+"""model.safetensors: a trained model with a description of its architecture, its categories and its loss.
 
-Only tensors and JSON are read, and no import path out of a file is followed.
+Only tensors and JSON are read. No code that a file names is imported.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ from maskloss.training.file_fields import check_field, first_line, is_number, is
 from maskloss.training.loss_config import LossConfig, make_loss
 from maskloss.training.models import make_mask_branch, make_model
 
-#: Of the description; files of 0.1.0 have none, and do not know their loss.
+#: Version of the description. Files of maskloss 0.1.0 have neither a version nor a loss.
 _VERSION = 2
 _METADATA_KEY = "maskloss"
-#: What the loss's own tensors are stored under, beside the model's, none of whose keys begins so.
+#: Prefix of the keys of the loss's own tensors. No key of a model starts with it.
 _LOSS_PREFIX = "maskloss.loss."
 
 _LARGEST_SIZE = 20_000
@@ -43,17 +43,17 @@ _LONGEST_NAME = 1_000
 
 @dataclass(frozen=True)
 class ModelDescription:
-    """What `model.safetensors` says of itself.
+    """The description of the model in a `model.safetensors`.
 
     Attributes:
         settings: how to build the model.
-        categories: label i + 1 is category i.
-        aligned: `MaskTargets.aligned` of the targets that it learned, which decides how masks are pasted.
-        mask_probs: how logits become masks: "sigmoid" of the own class's channel, "softmax" over the classes,
-            "class_agnostic" for the sigmoid of channel 0, or "custom" where a user's mask term says how.
-        loss: the loss that it was trained with, as `TrainConfig.loss` has it; None in files of 0.1.0.
-        crowds: what crowds were to it, as `TrainConfig.crowds` has it.
-        mask_branch: the import path of its mask branch; None of torchvision's layers.
+        categories: the categories in the order of the labels: label i + 1 is category i.
+        aligned: `MaskTargets.aligned` of the targets that the model was trained on. It decides how masks are pasted.
+        mask_probs: how logits become mask probabilities: "sigmoid" of the channel of the detected class, "softmax"
+            over the classes, "class_agnostic" for the sigmoid of channel 0, or "custom" for a user's mask term.
+        loss: `TrainConfig.loss` of the training; None in files of maskloss 0.1.0.
+        crowds: `TrainConfig.crowds` of the training.
+        mask_branch: import path of the mask branch; None for torchvision's mask layers.
     """
 
     settings: ModelSettings
@@ -70,20 +70,20 @@ class ModelDescription:
 
     @classmethod
     def from_metadata(cls, metadata: dict[str, str]) -> ModelDescription:
-        """Read the metadata back.
+        """Read a description from the metadata of the safetensors file.
 
         Raises:
-            KeyError: it is not ours.
-            ValueError: a field cannot be meant; the message names it.
+            KeyError: the metadata or a required field is missing.
+            ValueError: a field is invalid; the message names it.
         """
         try:
             content = json.loads(metadata[_METADATA_KEY])
         except (ValueError, RecursionError) as error:
-            raise ValueError(f"its description is no JSON: {error}") from None
+            raise ValueError(f"its description is not valid JSON: {error}") from None
         check_field(isinstance(content, dict), "description", "an object", content)
         version = content.get("version", 1)
         check_field(
-            version in (1, _VERSION), "version", f"at most {_VERSION}, a newer maskloss reads more", version
+            version in (1, _VERSION), "version", f"at most {_VERSION} for this version of maskloss", version
         )
         check_field(isinstance(content["aligned"], bool), "aligned", "true or false", content["aligned"])
         mask_probs = content.get("mask_probs", "sigmoid")
@@ -102,7 +102,7 @@ class ModelDescription:
         return cls(settings, categories, content["aligned"], mask_probs, loss, crowds, branch)
 
 
-#: A mask term by how its logits become masks, for models whose loss cannot be made again.
+#: A mask term for each `mask_probs`, for models whose loss cannot be rebuilt from the file.
 _MASK_TERMS: dict[str, Callable[[], nn.Module]] = {
     "sigmoid": MaskBCELoss,
     "softmax": MaskSoftmaxLoss,
@@ -111,7 +111,7 @@ _MASK_TERMS: dict[str, Callable[[], nn.Module]] = {
 
 
 def mask_probs_of(loss: MaskRCNNLoss) -> str:
-    """Name how a loss's mask term turns logits into masks, for `ModelDescription`."""
+    """Return `ModelDescription.mask_probs` of a loss: how its mask term turns logits into mask probabilities."""
     if loss.own_mask_probs is None:
         return "sigmoid"
     names = {MaskSoftmaxLoss: "softmax", ClassAgnosticMaskLoss: "class_agnostic"}
@@ -119,7 +119,7 @@ def mask_probs_of(loss: MaskRCNNLoss) -> str:
 
 
 def is_self_contained(config: LossConfig | None) -> bool:
-    """Whether a loss's config is made of presets and of `maskloss.losses` alone, and needs no code of a user."""
+    """Return whether a loss's config uses only presets and `maskloss.losses`, and no user's code."""
     if isinstance(config, str):
         return config in PRESETS
     return isinstance(config, dict) and all(
@@ -129,7 +129,7 @@ def is_self_contained(config: LossConfig | None) -> bool:
 
 
 def _import_paths(config: dict[str, Any]) -> Iterable[str]:
-    """Yield what a mapping of `--loss` would import."""
+    """Yield the import paths in a `--loss` mapping, and "" for each invalid value."""
     for key, value in config.items():
         if key in ("preset", "weights", "mask_targets") or value is None:
             continue
@@ -147,14 +147,14 @@ def _paths_of_object(value: Any) -> Iterable[str]:
                 if isinstance(part, dict):
                     yield from _paths_of_object(part)
     else:
-        yield ""  # nothing that there is
+        yield ""  # no valid import path, so the config is not self-contained
 
 
 def save_model(path: Path, model: nn.Module, description: ModelDescription) -> None:
-    """Write a converted model with its description, and its loss's own tensors under names of their own.
+    """Write a converted model with its description and its loss's own tensors.
 
     Raises:
-        RunError: the disk is full, or the folder does not allow it.
+        RunError: the disk is full, or the folder is not writable.
     """
     state = dict(model.state_dict())
     if (heads := getattr(model, "roi_heads", None)) is not None and isinstance(
@@ -167,13 +167,13 @@ def save_model(path: Path, model: nn.Module, description: ModelDescription) -> N
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model out of its file.
+    """A model read from its file.
 
     Attributes:
-        model: converted, in evaluation mode, leaving mask probabilities unpasted.
-        description: of the model.
-        loss_config: of the loss that the model has now; None where it is not known, because the file does not say or
-            names code that was not given again. The losses of such a model are not those of its run.
+        model: the converted model, in evaluation mode, which leaves mask probabilities unpasted.
+        description: the description of the model.
+        loss_config: config of the loss that the model has now. None if it is unknown, because the file has no loss or
+            names a user's code that was not given again. The losses of this model are then not those of its run.
     """
 
     model: nn.Module
@@ -192,22 +192,23 @@ def load_model(
     """Read a model saved by `save_model`.
 
     Args:
-        path: of the file, or of a run's folder that has a model.safetensors.
-        loss: the loss's config where the file's names code, which is not imported because a file says so; or another
-            loss to evaluate with.
-        max_detections: most objects that are detected in an image; None for the file's own.
-        model: the import path of a user's model, and
-        mask_branch: of a user's mask branch, which are not imported because a file says so.
+        path: the file, or a run's folder with a model.safetensors.
+        loss: config of the loss. Needed if the loss in the file names a user's code, because code is not imported on
+            the word of a file; or another loss to evaluate with.
+        max_detections: maximum number of detections per image. The file's own if omitted.
+        model: import path of the model, needed if the model is a user's own.
+        mask_branch: import path of the mask branch, needed if the mask branch is a user's own.
 
     Raises:
-        InputError: the file is missing, truncated, no safetensors file, of something else, or holds numbers that are
-            not finite; or the loss cannot be made.
+        InputError: the file is missing, truncated, not a safetensors file, not a model of maskloss, or holds values
+            that are not finite; the model or mask branch is a user's own and not given, or given and not needed; or
+            the loss cannot be made.
     """
     path = Path(path)
     if path.is_dir():
         path = path / "model.safetensors"
     if path.suffix == ".pt":
-        raise InputError(f"{path}: is a checkpoint, to resume from; name the run's model.safetensors")
+        raise InputError(f"{path}: is a checkpoint for --resume; give the run's model.safetensors instead")
     state, metadata = read_safetensors(path)
     try:
         description = ModelDescription.from_metadata(metadata)
@@ -222,16 +223,16 @@ def load_model(
             )
         settings = replace(description.settings, max_detections=max_detections)
         description = replace(description, settings=settings)
-    description = _with_code(path, description, model, mask_branch)
+    description = _replace_import_paths(path, description, model, mask_branch)
     config = loss
     if config is None and is_self_contained(description.loss):
         config = description.loss
     if config is None and description.mask_probs == "custom":
         raise InputError(
-            f"{path}: its masks come from the mask term of its loss, {_shown(description.loss)}, which the file cannot "
-            "hold: give it again by --loss"
+            f"{path}: its masks come from the mask term of its loss, {_describe(description.loss)}, which is not "
+            "stored in the file: give it by --loss"
         )
-    criterion = _criterion(description) if config is None else make_loss(config)
+    criterion = _make_paste_loss(description) if config is None else make_loss(config)
     own = without_loss_state(state)
     check_finite_tensors(path, state)
     network = make_model(description.settings)
@@ -253,52 +254,56 @@ def load_model(
             )
     except (TypeError, ValueError, RuntimeError, IndexError) as error:
         raise InputError(
-            f"{path}: its tensors are of another model than it says: {first_line(error)}"
+            f"{path}: its tensors do not fit the model that it describes: {first_line(error)}"
         ) from error
-    # Masks are pasted as the network has learned them, whatever loss it is evaluated with.
+    # Masks are pasted as the model was trained, whatever loss it is evaluated with.
     transform: Any = network.transform
     transform.aligned_masks = description.aligned
     return LoadedModel(network.eval(), description, config)
 
 
-def _with_code(
+def _replace_import_paths(
     path: Path, description: ModelDescription, model: str | None, mask_branch: str | None
 ) -> ModelDescription:
-    """Return the description with the code that a user has given again; raise InputError where some is missing."""
+    """Return the description with the import paths that the user gives; raise InputError unless those fit the file."""
     name, branch = description.settings.name, description.mask_branch
     if name in MODEL_NAMES and model is not None:
-        raise InputError(f"{path}: its model is {name}; --model is for models of a user's own code")
+        raise InputError(f"{path}: its model is {name}; omit --model, which is for users' own models")
     if branch is None and mask_branch is not None:
-        raise InputError(f"{path}: has torchvision's mask layers; --mask-branch is for others")
+        raise InputError(f"{path}: its mask layers are torchvision's; omit --mask-branch")
     if name not in MODEL_NAMES and model is None:
         raise InputError(
-            f"{path}: its model is made by a user's code, which is not run unasked: give --model {name}"
+            f"{path}: its model is made by a user's code, which runs only if you name it: give --model {name}"
         )
     if branch is not None and mask_branch is None:
         raise InputError(
-            f"{path}: its mask branch is made by a user's code, which is not run unasked: give --mask-branch {branch}"
+            f"{path}: its mask branch is made by a user's code, which runs only if you name it: give --mask-branch "
+            f"{branch}"
         )
     settings = replace(description.settings, name=model or name)
     return replace(description, settings=settings, mask_branch=mask_branch)
 
 
-def _criterion(description: ModelDescription) -> MaskRCNNLoss:
-    """Make a loss whose masks come about as the model's do; its values mean nothing."""
+def _make_paste_loss(description: ModelDescription) -> MaskRCNNLoss:
+    """Make a loss that only predicts masks as the model was trained; its loss values have no meaning."""
     return MaskRCNNLoss(
         mask=_MASK_TERMS[description.mask_probs](),
         mask_targets=MaskTargets(aligned=description.aligned, binary=False),
     )
 
 
-def _shown(loss: LossConfig | None) -> str:
-    return loss if isinstance(loss, str) else "a mapping of its own code"
+def _describe(loss: LossConfig | None) -> str:
+    return loss if isinstance(loss, str) else "a mapping with a user's code"
 
 
 def model_settings_of(metadata: dict[str, str]) -> dict[str, Any]:
-    """Image mean, std and frozen normalization, where a weights file's metadata has them.
+    """Return the `ModelSettings` fields of the normalization that the metadata of a weights file has.
+
+    A model file has image_mean, image_std, frozen_normalization and normalization_eps. Other files may have any of the
+    first three.
 
     Raises:
-        InputError: it has one that cannot be meant; the message names the key.
+        InputError: a value is invalid; the message names the key.
     """
     found: dict[str, Any] = {}
     if _METADATA_KEY in metadata:
@@ -336,7 +341,7 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Read the tensors and the metadata of a safetensors file.
 
     Raises:
-        InputError: the file is missing, truncated or another.
+        InputError: the file is missing, truncated, or not a safetensors file.
     """
     content = read_bytes(path)
     try:
@@ -349,32 +354,32 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def without_loss_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return a model file's tensors without those of its loss."""
+    """Return the tensors of a model file without those of its loss."""
     return {key: tensor for key, tensor in state.items() if not key.startswith(_LOSS_PREFIX)}
 
 
 def check_finite_tensors(path: Path, state: dict[str, Tensor]) -> None:
-    """Raise InputError, naming file and tensor, unless all numbers are finite."""
+    """Raise InputError that names the file and the tensor, unless all values are finite."""
     for key, tensor in state.items():
         if tensor.is_floating_point() and not tensor.isfinite().all():
             raise InputError(
-                f"{path}: the tensor {key[:100]} holds numbers that are not finite, of a diverged model"
+                f"{path}: the tensor {key[:100]} holds values that are not finite; the model has diverged"
             )
 
 
 def _check_kinds(model: nn.Module, state: dict[str, Tensor]) -> None:
-    """Check that no tensor would be rounded or cut on its way into the model."""
+    """Check that no tensor would be cast between integer and floating-point types when it is loaded."""
     for key, tensor in model.state_dict().items():
-        given = state.get(key)
-        if given is not None and given.is_floating_point() != tensor.is_floating_point():
-            raise ValueError(f"{key} is of {given.dtype}, not of {tensor.dtype}")
+        stored = state.get(key)
+        if stored is not None and stored.is_floating_point() != tensor.is_floating_point():
+            raise ValueError(f"{key} must have dtype {tensor.dtype}, not {stored.dtype}")
 
 
 def _settings_of(content: Any) -> ModelSettings:
     check_field(isinstance(content, dict), "settings", "an object", content)
     known = {field.name for field in fields(ModelSettings)}
     unknown = sorted(map(str, set(content) - known))
-    check_field(not unknown, "settings", f"of {', '.join(sorted(known))}", ", ".join(unknown))
+    check_field(not unknown, "settings", f"fields of {', '.join(sorted(known))}", ", ".join(unknown))
     content = dict(content)
     name, num_classes = content["name"], content["num_classes"]
     good = isinstance(name, str) and (name in MODEL_NAMES or _is_import_path(name))
@@ -382,7 +387,7 @@ def _settings_of(content: Any) -> ModelSettings:
     check_field(
         is_whole(num_classes) and 2 <= num_classes <= 10**6,
         "num_classes",
-        "a whole number from 2 on",
+        "an integer from 2 to 1,000,000",
         num_classes,
     )
     for key in ("image_mean", "image_std"):
@@ -392,7 +397,7 @@ def _settings_of(content: Any) -> ModelSettings:
             and len(values) == 3
             and all(is_number(value) for value in values)
         )
-        # Beyond these float32 images become infinite, or lose what is in them.
+        # Beyond these limits, float32 images overflow or lose their contrast.
         lowest = -1e6 if key == "image_mean" else 1e-6
         good = good and min(values) >= lowest and max(values) <= 1e6
         check_field(good, key, f"three numbers from {lowest:g} to 1e+06", values)
@@ -414,10 +419,10 @@ def _settings_of(content: Any) -> ModelSettings:
     check_field(is_number(eps) and 0 <= eps < 1, "normalization_eps", "a number in [0, 1)", eps)
     layers = content.get("trainable_layers")
     good = layers is None or (is_whole(layers) and 0 <= layers <= 6)
-    check_field(good, "trainable_layers", "a whole number from 0 to 6", layers)
+    check_field(good, "trainable_layers", "an integer from 0 to 6", layers)
     most = content.get("max_detections", 100)
     good = is_whole(most) and 1 <= most <= MOST_DETECTIONS
-    check_field(good, "max_detections", f"a whole number from 1 to {MOST_DETECTIONS:,}", most)
+    check_field(good, "max_detections", f"an integer from 1 to {MOST_DETECTIONS:,}", most)
     return ModelSettings(**content)
 
 
@@ -427,13 +432,13 @@ def _categories_of(content: Any) -> tuple[Category, ...]:
     for item in content:
         good = isinstance(item, dict) and is_whole(item.get("id")) and isinstance(item.get("name"), str)
         check_field(
-            good and abs(item["id"]) < 2**63, "categories", "objects with a whole id and a name", item
+            good and abs(item["id"]) < 2**63, "categories", "objects with an integer id and a name", item
         )
         short = len(item["name"]) <= _LONGEST_NAME
         check_field(short, "categories", f"names of at most {_LONGEST_NAME} letters", item["name"])
         categories.append(Category(item["id"], item["name"]))
     different = len({category.id for category in categories}) == len(categories)
-    check_field(different, "categories", "of different ids", "the same id twice")
+    check_field(different, "categories", "objects with distinct ids", "the same id twice")
     return tuple(categories)
 
 

@@ -1,4 +1,4 @@
-"""The model of a run: one of maskloss's by name, or a user's by its import path, and a mask branch for either."""
+"""The model of a run, by name or by the import path of a user's own, and the mask branch."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from maskloss.training.import_paths import called, imported
 def make_model(settings: ModelSettings) -> nn.Module:
     """Make the model that `settings.name` names, not converted yet.
 
-    A name with a dot is the import path of a builder, `(num_classes, settings) -> model`, whose model is one that
-    `maskloss.convert` takes, with torchvision's own transform. What it makes of `settings.min_size` and the others is
-    its own business; `settings.max_detections` is set on what it returns.
+    A name with a dot is the import path of a builder, `(num_classes, settings) -> model`. Its model must be one that
+    `maskloss.convert` accepts, with torchvision's own transform. The builder decides how to use `settings.min_size` and
+    the other fields; only `settings.max_detections` is set on the model that it returns.
 
     Raises:
-        InputError: there is no such builder, it raises, or returns something else.
+        InputError: the builder does not exist, raises, or returns anything else.
     """
     if settings.name in MODEL_NAMES:
         return build_model(settings)
@@ -44,8 +44,8 @@ def make_model(settings: ModelSettings) -> nn.Module:
     scores = getattr(heads.box_predictor, "cls_score", None)
     if isinstance(scores, nn.Linear) and scores.out_features != settings.num_classes:
         raise InputError(
-            f"{where}: scores {scores.out_features} classes, not {settings.num_classes} with the background, which it "
-            "was called with"
+            f"{where}: its box predictor scores {scores.out_features} classes, but num_classes was "
+            f"{settings.num_classes}, background included"
         )
     heads.detections_per_img = settings.max_detections
     return model
@@ -55,12 +55,12 @@ def make_mask_branch(path: str, model: nn.Module) -> MaskBranch:
     """Make the mask branch that an import path names, from a function or class that takes the model.
 
     Raises:
-        InputError: there is no such path, it raises, or returns something else.
+        InputError: the function or class does not exist, raises, or returns anything but a MaskBranch.
     """
     branch = called(imported(path, "--mask-branch"), f"--mask-branch {path!r}", model)
     if not isinstance(branch, MaskBranch):
         raise InputError(
-            f"--mask-branch {path!r}: must return an object of maskloss.detection.mask_branch.MaskBranch, not of "
+            f"--mask-branch {path!r}: must return a maskloss.detection.mask_branch.MaskBranch, not a "
             f"{full_name(branch)}"
         )
     return branch

@@ -1,4 +1,4 @@
-"""Prediction: masks for images that nobody has annotated."""
+"""Prediction of objects and their masks in images without annotations."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from maskloss.training.model_file import ModelDescription
 
 @dataclass(frozen=True)
 class Prediction:
-    """What was found in one image.
+    """The detections in one image.
 
     Attributes:
-        path: of the image.
-        image: upright, RGB.
-        results: COCO results with boxes in px and RLE masks, by falling score.
+        path: path of the image.
+        image: the image, RGB, rotated upright by its EXIF orientation.
+        results: COCO results with boxes in px and RLE masks, in descending order of score.
     """
 
     path: Path
@@ -42,23 +42,23 @@ def predict(
     device: torch.device,
     score_threshold: float,
 ) -> Iterator[Prediction]:
-    """Predict image by image.
+    """Yield the detections of each image in turn.
 
     Args:
-        model: from `load_model`, on `device`.
-        description: of the model.
-        paths: the images; all are looked for before the first is read.
+        model: a model from `load_model`, on `device`.
+        description: the description of the model.
+        paths: the images. Missing files are reported before the first image is read.
         device: where to run.
-        score_threshold: detections of lower scores are left out.
+        score_threshold: detections with lower scores are dropped.
 
     Raises:
-        InputError: an image is missing or cannot be read.
+        InputError: an image is missing, cannot be read, or its shorter side would be resized to 0 px.
     """
     files = [Path(path) for path in paths]
     for path in files:
         if not path.is_file():
             raise InputError(
-                f"{path}: {'is a folder, name its images' if path.is_dir() else 'the image does not exist'}"
+                f"{path}: {'is a folder; name its images' if path.is_dir() else 'the image does not exist'}"
             )
     for path, image_id in zip(files, image_ids(files), strict=True):
         image = read_image(path)
@@ -75,7 +75,7 @@ def predict(
 
 
 def image_ids(files: Sequence[Path]) -> list[int]:
-    """COCO's own ids where every file is named by a different number, as COCO's are; else 1, 2, 3, ..."""
+    """Return COCO's ids if each file name is a distinct number, as in COCO, else 1, 2, 3, ..."""
     stems = [path.stem for path in files]
     if all(stem.isdecimal() for stem in stems):
         ids = [int(stem) for stem in stems]

@@ -1,4 +1,4 @@
-"""Where a run starts: anew, or from its newest checkpoint if that is the same run's."""
+"""Where a run starts: at step 0, or at its newest checkpoint if that belongs to the same run."""
 
 from __future__ import annotations
 
@@ -22,13 +22,17 @@ _DATA_FIELDS = ("train_images", "train_annotations", "val_images", "val_annotati
 
 
 def check_output(config: TrainConfig) -> None:
-    """Refuse a folder that holds another run; write nothing."""
+    """Check that the output folder holds no run yet, unless the run resumes. Nothing is written.
+
+    Raises:
+        InputError: the folder holds a run, is a file, or cannot be read.
+    """
     folder = config.output_folder
     try:
         if folder.exists() and not folder.is_dir():
             raise InputError(f"{folder}: is a file, not a folder")
         held = [name for name in _RUN_FILES if (folder / name).exists()]
-        # A run that failed in its first step has nothing to resume from. It left an empty history.
+        # A run that failed in its first step leaves an empty history and nothing to resume from.
         if held == ["config.yaml", "history.jsonl"] and (folder / "history.jsonl").stat().st_size == 0:
             held = []
     except (OSError, ValueError) as error:
@@ -40,14 +44,23 @@ def check_output(config: TrainConfig) -> None:
 
 
 def starting_point(config: TrainConfig, identity: dict[str, Any]) -> dict[str, Any] | None:
-    """The newest checkpoint, or None to start anew; refuses a folder that holds another run."""
+    """Return the newest checkpoint to resume from, or None to start at step 0.
+
+    Args:
+        config: the run's config.
+        identity: `Run.identity`, which a checkpoint must agree with.
+
+    Raises:
+        InputError: the folder holds a run and the config does not resume, the checkpoint belongs to another run or is
+            past `max_steps`, or no checkpoint can be read.
+    """
     check_output(config)
     if not config.resume:
         return None
     file, checkpoint = _newest_checkpoint(config.output_folder / "checkpoints")
     if checkpoint is None:
         return None
-    different = _different(config, checkpoint, identity)
+    different = _find_differences(config, checkpoint, identity)
     if different:
         raise InputError(
             f"{file}: the run was started with another {', '.join(different)}; resume with the same command"
@@ -55,7 +68,7 @@ def starting_point(config: TrainConfig, identity: dict[str, Any]) -> dict[str, A
     previous = json.loads(checkpoint["config"])["max_steps"]
     if previous != config.max_steps and config.schedule != "constant":
         logger.warning(
-            "the run was planned for %d steps; from here the learning rate follows %d",
+            "the run was started with --max-steps %d; from here on, the learning rate is scheduled for %d steps",
             previous,
             config.max_steps,
         )
@@ -65,7 +78,7 @@ def starting_point(config: TrainConfig, identity: dict[str, Any]) -> dict[str, A
 
 
 def _newest_checkpoint(folder: Path) -> tuple[Path, dict[str, Any] | None]:
-    """The newest checkpoint that can be read, and its file; None where there is no file."""
+    """Return the newest checkpoint that can be read, with its file; None if there is no file."""
     files = checkpoint_files(folder)
     while files:
         file = files.pop()
@@ -74,21 +87,21 @@ def _newest_checkpoint(folder: Path) -> tuple[Path, dict[str, Any] | None]:
         except InputError as error:
             if not files:
                 raise
-            logger.warning("%s; going on from %s", error, files[-1].name)
+            logger.warning("%s; resuming from %s instead", error, files[-1].name)
     return folder, None
 
 
-def _different(config: TrainConfig, checkpoint: dict[str, Any], identity: dict[str, Any]) -> list[str]:
-    """Name what a checkpoint was made with and is otherwise now."""
+def _find_differences(config: TrainConfig, checkpoint: dict[str, Any], identity: dict[str, Any]) -> list[str]:
+    """Return the names of the settings and data that differ between a checkpoint and the run."""
     before = json.loads(checkpoint["config"])
     different = [name for name in config.differences(before) if name not in _DATA_FIELDS]
     if checkpoint.get("categories", identity["categories"]) != identity["categories"]:
         return [*different, "set of categories in --train-annotations"]
     known = checkpoint.get("data")
     if known is None:
-        # Of an earlier version, which kept the paths alone.
+        # Checkpoints of earlier versions hold only the paths of the data.
         logger.warning(
-            "the checkpoint does not say what data and how many processes it was trained with; they are not checked"
+            "the checkpoint does not record the content of its data or the number of processes; they are not checked"
         )
         return different + [
             name
@@ -98,7 +111,7 @@ def _different(config: TrainConfig, checkpoint: dict[str, Any], identity: dict[s
     for name, part in (("training", "train"), ("validation", "val")):
         if known[name] != identity["data"][name]:
             different.append(
-                f"{name} set (the content of --{part}-annotations, or images of other sizes in bytes)"
+                f"{name} set (--{part}-annotations has other content, or the image files have other sizes)"
             )
     if checkpoint["world_size"] != identity["world_size"]:
         different.append(f"number of processes ({checkpoint['world_size']}, now {identity['world_size']})")
@@ -106,7 +119,7 @@ def _different(config: TrainConfig, checkpoint: dict[str, Any], identity: dict[s
 
 
 def fingerprint(data: CocoData) -> str:
-    """Hash the annotation file and the size of every image file: what stays when the data set moves."""
+    """Return a hash of the annotation file and of the size of every image file, which does not depend on paths."""
     digest = hashlib.sha256()
     with open(data.annotation_file, "rb") as file:
         while part := file.read(2**20):
@@ -115,6 +128,6 @@ def fingerprint(data: CocoData) -> str:
         try:
             size = os.stat(data.image_path(image)).st_size
         except OSError:
-            size = -1  # named when it is read
+            size = -1  # reading the image raises the error that names it
         digest.update(f"\n{size}".encode())
     return digest.hexdigest()

@@ -1,4 +1,4 @@
-"""Make what a run trains with, from its config: device, data, model, loss, optimizer and accelerator."""
+"""Set up a run from its config: device, data, model, loss, optimizer and accelerator."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ from maskloss.training.trackers import make_trackers
 
 logger = logging.getLogger(__name__)
 
-#: What accelerate would take from the environment instead of the config.
+#: Environment variables that accelerate prefers to the config.
 _OVERRIDES = (
     "ACCELERATE_GRADIENT_ACCUMULATION_STEPS",
     "ACCELERATE_MIXED_PRECISION",
@@ -63,10 +63,10 @@ _ENGINES = (
 
 
 def chosen_device(name: str) -> torch.device:
-    """Resolve "cpu", "cuda" or "auto".
+    """Return the device for "cpu", "cuda" or "auto".
 
     Raises:
-        InputError: CUDA was asked for and there is none.
+        InputError: the name is "cuda" and there is no CUDA device, or it is another name.
     """
     if name == "cuda" and not torch.cuda.is_available():
         raise InputError("--device cuda: torch finds no CUDA device on this machine")
@@ -77,15 +77,15 @@ def chosen_device(name: str) -> torch.device:
 
 @dataclass(frozen=True)
 class Run:
-    """A run that is set up and has written nothing yet.
+    """A run that is set up but has not written any file.
 
     Attributes:
-        config: of the run.
-        accelerator: of this process.
-        loss: the criterion, not yet part of the model.
-        model: torchvision's, not yet converted, on the accelerator's device.
-        settings: what the model was built from.
-        branch: the mask branch that replaces torchvision's, if there is one.
+        config: the run's config.
+        accelerator: the accelerator of this process.
+        loss: the criterion, not yet attached to the model.
+        model: the model before its conversion, on the accelerator's device.
+        settings: the settings that the model was built from.
+        branch: the mask branch that replaces torchvision's mask layers, or None.
         training: the training set.
         validation: the validation set, with the training set's categories.
     """
@@ -101,7 +101,7 @@ class Run:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What a checkpoint must agree in besides the config to belong to this run."""
+        """What a checkpoint of this run must match besides the config: categories, data and number of processes."""
         return {
             "categories": [[category.id, category.name] for category in self.training.categories],
             "data": {"training": fingerprint(self.training), "validation": fingerprint(self.validation)},
@@ -110,12 +110,12 @@ class Run:
 
 
 def set_up(config: TrainConfig, device: torch.device) -> Run:
-    """Make everything that a run trains with; write nothing.
+    """Make all parts of a run from its config, and check them. Nothing is written.
 
     Raises:
-        InputError: something in the config is wrong, or the output folder holds another run.
+        InputError: the config or the data are wrong, or the output folder holds another run.
     """
-    # The loss and the model start alike in every process, and in every resumption.
+    # The loss and the model start with the same values in every process, and whenever the run resumes.
     torch.manual_seed(config.seed)
     loss = config.make_loss()
     training, validation = read_data(config)
@@ -132,16 +132,16 @@ def set_up(config: TrainConfig, device: torch.device) -> Run:
     model.to(accelerator.device)
     if branch is not None:
         branch.to(accelerator.device)
-    # A loss that is not finite on the probe's random inputs may be finite on images, so the first step checks that.
+    # A loss that is not finite on random RoIs may be finite on images. The first training step checks that.
     probe_copy(loss, num_classes, model, accelerator.device, require_finite=False)
     return Run(config, accelerator, loss, model, settings, branch, training, validation)
 
 
 def device_of(config: TrainConfig) -> torch.device:
-    """Return the device that a run is to train on, here.
+    """Return the device that a run trains on, and check the precision and the workers on this machine.
 
     Raises:
-        InputError: this machine does not have it, or it does not train in the precision asked for.
+        InputError: the device is missing, does not support the precision, or `workers` far exceeds the CPUs.
     """
     device = chosen_device(config.device)
     if config.mixed_precision == "fp16" and device.type == "cpu":
@@ -159,7 +159,7 @@ def read_data(config: TrainConfig) -> tuple[CocoData, CocoData]:
     """Read the training set, and the validation set with the training set's categories.
 
     Raises:
-        InputError: see `read_coco`; or nothing in the training set can be learned from.
+        InputError: see `read_coco`; or the training set has no usable object.
     """
     training = read_coco(config.train_images, config.train_annotations)
     if training.num_objects == 0:
@@ -171,7 +171,7 @@ def read_data(config: TrainConfig) -> tuple[CocoData, CocoData]:
 
 
 def _model_settings(config: TrainConfig, num_classes: int) -> tuple[ModelSettings, dict[str, Tensor] | None]:
-    """What to build, and the weights to start from: config first, then the file's metadata, then defaults."""
+    """Return the model's settings and initial weights. The config comes before the weights' metadata and defaults."""
     weights: dict[str, Tensor] | None = None
     found: dict[str, Any] = {}
     if config.weights == "DEFAULT":
@@ -189,7 +189,7 @@ def _model_settings(config: TrainConfig, num_classes: int) -> tuple[ModelSetting
     found.setdefault(
         "frozen_normalization", weights is not None and config.model != "maskrcnn_resnet50_fpn_v2"
     )
-    # torchvision's `_validate_trainable_layers`.
+    # The defaults of torchvision's `_validate_trainable_layers`.
     found["trainable_layers"] = None if weights is None else 3
     for key in ("image_mean", "image_std", "frozen_normalization", "trainable_layers"):
         given = getattr(config, key)
@@ -209,13 +209,13 @@ def _model_settings(config: TrainConfig, num_classes: int) -> tuple[ModelSetting
 def initial_model(
     config: TrainConfig, num_classes: int
 ) -> tuple[nn.Module, ModelSettings, LoadedWeights | None]:
-    """Build the model that a run starts from, by torch's random numbers and the weights given.
+    """Build the model that a run starts from, with the config's weights and otherwise random ones.
 
     Returns:
-        The model, what it is made of, and which of the weights were taken, if there were any.
+        The model, its settings, and which weights were loaded, or None without weights.
 
     Raises:
-        InputError: the weights cannot be had, or none of them fits.
+        InputError: the weights cannot be read or downloaded, or none of them fits.
     """
     settings, weights = _model_settings(config, num_classes)
     model = make_model(settings)
@@ -223,19 +223,19 @@ def initial_model(
         return model, settings, None
     loaded = load_weights(model, weights)
     if not loaded.loaded:
-        raise InputError(f"{config.weights}: no tensor in it fits the model {config.model}: {loaded}")
+        raise InputError(f"{config.weights}: none of its tensors fits the model {config.model}: {loaded}")
     return model, settings, loaded
 
 
 def make_optimizer(config: TrainConfig, model: nn.Module) -> torch.optim.Optimizer:
-    """Make the optimizer of the model's parameters, and of the loss's own, which no weight decay pulls towards 0."""
+    """Make the optimizer of the model's parameters and, without weight decay, of the loss's own parameters."""
     parameters: list[dict[str, Any]] = [
         {"params": [parameter for parameter in model.parameters() if parameter.requires_grad]}
     ]
     if own := list(loss_parameters(model)):
         parameters.append({"params": own, "weight_decay": 0.0})
-    # One kernel for all parameters is several times as fast on a CPU too. Under float16 a step may be skipped, which
-    # the plain kind leaves to the scaler.
+    # The fused kernel is several times faster, also on CPUs. Under float16, the gradient scaler must be able to skip
+    # a step, which it does with the plain optimizer.
     fused = config.mixed_precision != "fp16"
     rate, decay = config.learning_rate, config.weight_decay
     if config.optimizer == "adamw":
@@ -246,9 +246,9 @@ def make_optimizer(config: TrainConfig, model: nn.Module) -> torch.optim.Optimiz
 def make_loader(
     config: TrainConfig, training: CocoData, accelerator: Accelerator, start: int
 ) -> DataLoader[Any]:
-    """Make the loader of a process's training batches from the step after `start` on."""
+    """Make the loader of this process's training batches, beginning after step `start`."""
     batches = TrainingBatches(
-        # Upright images beside each other, and wide ones: batches are padded to their largest image.
+        # Batches are padded to their largest image, so portrait and landscape images are kept apart.
         [int(image.width >= image.height) for image in training.images],
         config.batch_size,
         config.max_steps * config.accumulation_steps,
@@ -271,13 +271,13 @@ def make_loader(
 
 @contextlib.contextmanager
 def guest(device: torch.device) -> Iterator[None]:
-    """Leave to the program that calls `train` the random numbers and the accelerate state that it had.
+    """Restore torch's random state and accelerate's state of the calling program on exit.
 
-    A run seeds torch, and makes an `Accelerator` of its own, whose state accelerate keeps for the life of the process.
+    A run seeds torch and creates its own `Accelerator`, whose state accelerate keeps until the process ends.
     """
     states = (AcceleratorState, PartialState, GradientState)
     kept = [dict(state._shared_state) for state in states]
-    # A process group outlives the run: accelerate's state of it is everybody's.
+    # A process group outlives the run, so accelerate's state of it is shared with the caller.
     is_shared = torch.distributed.is_initialized()
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         if not is_shared:
@@ -297,18 +297,18 @@ def make_accelerator(
     """Make the run's accelerator.
 
     Args:
-        config: of the run.
-        device: to train on.
-        trackers: see `maskloss.training.trackers.make_trackers`.
+        config: the run's config.
+        device: the device to train on.
+        trackers: from `maskloss.training.trackers.make_trackers`.
 
     Raises:
-        InputError: the environment asks for an engine that shards or rewrites the model.
+        InputError: an environment variable selects an engine that shards or rewrites the model.
     """
     engines = [name for name in _ENGINES if os.environ.get(name, "").lower() in ("1", "true", "yes", "on")]
     if engines:
         raise InputError(
-            f"the environment variable {engines[0]} asks for an engine that maskloss train does not have; unset it, "
-            "or launch without it"
+            f"the environment variable {engines[0]} asks for an engine that maskloss train does not support; unset it, "
+            "or launch without that engine"
         )
     with _without_overrides():
         return Accelerator(
@@ -322,7 +322,7 @@ def make_accelerator(
 
 @contextlib.contextmanager
 def _without_overrides() -> Iterator[None]:
-    """Hide variables that accelerate prefers to its arguments: a run depends on its config alone."""
+    """Hide environment variables that accelerate prefers to its arguments, so that only the config counts."""
     hidden = {
         name: os.environ.pop(name)
         for name in list(os.environ)

@@ -1,4 +1,4 @@
-"""Naming the term of a loss, and the line of a user's file, where training fails because of it."""
+"""Errors in the terms of a loss, reported with the name of the term and the line in the user's file."""
 
 from __future__ import annotations
 
@@ -19,7 +19,10 @@ from maskloss.losses.terms import TERMS
 
 @contextlib.contextmanager
 def terms_named(loss: MaskRCNNLoss, step: int) -> Iterator[None]:
-    """Turn what a term raises into a RunError that names the term and the line of the user's file."""
+    """Convert errors that a term raises into a RunError that names the term and the line in the user's file.
+
+    Errors from elsewhere pass unchanged, and so do InputError, RunError and torch.OutOfMemoryError.
+    """
     try:
         yield
     except (InputError, RunError, torch.OutOfMemoryError):
@@ -40,7 +43,7 @@ def terms_named(loss: MaskRCNNLoss, step: int) -> Iterator[None]:
 
 
 def _code_of(term: Any) -> set[Any]:
-    """The code that runs where a term is called: of a function, or of a class's methods."""
+    """Return the code objects of a term: those of the function, or of its class's `forward` and `__call__`."""
     functions = [term, *(getattr(type(term), name, None) for name in ("forward", "__call__"))]
     return {
         f.__code__ for f in functions if hasattr(f, "__code__") and "torch/nn" not in f.__code__.co_filename
@@ -48,7 +51,7 @@ def _code_of(term: Any) -> set[Any]:
 
 
 def _is_users(file: str) -> bool:
-    """Whether a source file is neither ours nor of a library."""
+    """Return whether a source file belongs to neither maskloss nor a library."""
     libraries = (
         str(Path(__file__).resolve().parents[1]),
         *(sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")),

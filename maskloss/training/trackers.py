@@ -1,4 +1,4 @@
-"""The trackers of a run, such as TensorBoard or Weights & Biases: accelerate's by name, others by import path."""
+"""The trackers of a run, such as TensorBoard or Weights & Biases: accelerate's by name, a user's by import path."""
 
 from __future__ import annotations
 
@@ -23,26 +23,27 @@ _PROJECT = "maskloss"
 
 
 def make_trackers(names: list[str], folder: Path) -> list[str | GeneralTracker]:
-    """Return what `Accelerator(log_with=...)` takes.
+    """Make the trackers for `Accelerator(log_with=...)`; those of accelerate stay names.
 
     Args:
-        names: of accelerate's trackers, such as "tensorboard", "wandb" or "mlflow"; or import paths of functions or
-            classes (folder) -> `accelerate.tracking.GeneralTracker`.
-        folder: of the run.
+        names: names of accelerate's trackers, such as "tensorboard", "wandb" or "mlflow", or import paths of functions
+            or classes (folder) -> `accelerate.tracking.GeneralTracker`.
+        folder: the run's folder.
 
     Raises:
-        InputError: accelerate has no such tracker, its package is not installed, or what an import path names cannot
-            be made or is no tracker.
+        InputError: accelerate has no tracker of this name, its package is not installed, or a function or class
+            cannot be imported, raises, or does not return a tracker.
     """
-    return [_tracker(name, folder) for name in names]
+    return [_make_tracker(name, folder) for name in names]
 
 
-def _tracker(name: str, folder: Path) -> str | GeneralTracker:
+def _make_tracker(name: str, folder: Path) -> str | GeneralTracker:
     if "." in name:
         tracker = called(imported(name, "--trackers"), f"--trackers {name!r}", folder)
         if not isinstance(tracker, GeneralTracker):
             raise InputError(
-                f"--trackers {name!r}: makes a {type(tracker).__name__}, not an accelerate.tracking.GeneralTracker"
+                f"--trackers {name!r}: must return an accelerate.tracking.GeneralTracker, not a "
+                f"{type(tracker).__name__}"
             )
         return tracker
     if name not in LOGGER_TYPE_TO_CLASS:
@@ -58,15 +59,15 @@ def _tracker(name: str, folder: Path) -> str | GeneralTracker:
 class Trackers:
     """The started trackers of a run, on its main process.
 
-    A tracker that fails during the run is dropped with a warning: `history.jsonl` has every value.
+    A tracker that fails during the run is dropped with a warning, because `history.jsonl` has all values.
 
     Args:
-        accelerator: made with `make_trackers`.
-        folder: of the run.
-        start: the step of the checkpoint that the run resumes from, 0 for a new run. Curves continue there.
+        accelerator: an accelerator with the trackers of `make_trackers`.
+        folder: the run's folder.
+        start: step of the checkpoint that the run resumes from, 0 for a new run. Curves continue from there.
 
     Raises:
-        InputError: a tracker does not start, such as without an account or a network.
+        InputError: a tracker cannot be started, for example without an account or a network.
     """
 
     def __init__(self, accelerator: Accelerator, folder: Path, start: int) -> None:
@@ -80,7 +81,7 @@ class Trackers:
             accelerator.init_trackers(
                 _PROJECT,
                 init_kwargs={
-                    # Events of steps that the interrupted run took after its checkpoint are superseded.
+                    # Discard the events that the interrupted run logged after its checkpoint.
                     "tensorboard": {"purge_step": start + 1},
                     "wandb": {
                         "id": runs["wandb"],
@@ -91,7 +92,7 @@ class Trackers:
                     "mlflow": {"run_id": runs["mlflow"]} if "mlflow" in runs else {"run_name": folder.name},
                 },
             )
-        except (Exception, SystemExit) as error:  # each tracker raises what it likes
+        except (Exception, SystemExit) as error:  # a tracker may raise anything
             names = ", ".join(tracker.name for tracker in self._trackers)
             raise InputError(f"--trackers {names}: cannot be started: {_reason(error)}") from error
         for tracker in self._trackers:
@@ -104,10 +105,10 @@ class Trackers:
         for tracker in list(self._trackers):
             try:
                 tracker.log(values, step=step)
-            except Exception as error:  # each tracker raises what it likes
+            except Exception as error:  # a tracker may raise anything
                 self._trackers.remove(tracker)
                 logger.warning(
-                    "tracker %s failed at step %d and gets no more values: %s",
+                    "tracker %s failed at step %d and is dropped: %s",
                     tracker.name,
                     step,
                     _reason(error),
@@ -118,12 +119,12 @@ class Trackers:
         for tracker in self._trackers:
             try:
                 tracker.finish()
-            except Exception as error:  # each tracker raises what it likes
+            except Exception as error:  # a tracker may raise anything
                 logger.warning("tracker %s cannot be closed: %s", tracker.name, _reason(error))
 
 
 def _read_ids(path: Path) -> dict[str, str]:
-    """Return under which ids the trackers know an interrupted run; none where the file cannot be read."""
+    """Return the ids of an interrupted run by tracker, empty if the file cannot be read."""
     with contextlib.suppress(OSError, ValueError):
         ids: Any = json.loads(path.read_bytes())
         if isinstance(ids, dict):

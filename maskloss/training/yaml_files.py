@@ -1,4 +1,4 @@
-"""Reading the YAML files that users write, strictly: what PyYAML would take in silence is an error."""
+"""A strict reader of users' YAML files, which rejects mistakes that PyYAML silently accepts."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ import yaml
 from maskloss.errors import InputError, one_line
 from maskloss.files import read_bytes
 
-#: A config has some hundred values. Aliases of aliases multiply: a kilobyte can stand for a billion.
+#: A config has a few hundred values. Nested aliases multiply: a kilobyte can expand to a billion values.
 _MOST_VALUES = 100_000
 _DEEPEST = 30
 
 
 class _Loader(yaml.SafeLoader):
-    """PyYAML's, but equal keys are an error, where it takes the last in silence, and 1e-4 is a number, as in 1.2."""
+    """PyYAML's safe loader, but duplicate keys are an error, and 1e-4 is a number, as in YAML 1.2."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        # A merge, <<, brings keys that the mapping's own may replace.
+        # Keys from a merge, <<, may be overridden, so only the mapping's own keys are compared.
         own = [key for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
         keys = [self.construct_object(key, deep=True) for key in own]  # type: ignore[no-untyped-call]
         for key in keys:
             if keys.count(key) > 1:
                 raise yaml.constructor.ConstructorError(
-                    None, None, f"{key!r} is there {keys.count(key)} times", node.start_mark
+                    None, None, f"the key {key!r} occurs {keys.count(key)} times", node.start_mark
                 )
         return super().construct_mapping(node, deep)
 
@@ -38,29 +38,32 @@ _Loader.add_implicit_resolver(
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """Read a YAML file that holds a mapping with names as keys.
+    """Read a YAML file that holds a mapping with strings as keys.
 
     Raises:
-        InputError: it cannot be read, is no YAML or something else, has a key twice, or values without end.
+        InputError: the file cannot be read, is not valid YAML or not such a mapping, has a duplicate key, is nested too
+            deeply, or expands to too many values.
     """
     try:
         loader = _Loader(read_bytes(path).decode("utf-8-sig"))
         node = loader.get_single_node()
         if node is not None and _count_values(node, {}, 0) > _MOST_VALUES:
-            raise InputError(f"{path}: is no config: its aliases stand for more than {_MOST_VALUES:,} values")
+            raise InputError(f"{path}: cannot be a config: it expands to more than {_MOST_VALUES:,} values")
         content = None if node is None else loader.construct_document(node)
     except RecursionError as error:
-        raise InputError(f"{path}: is no config: it is nested too deep, or contains itself") from error
+        raise InputError(
+            f"{path}: cannot be a config: it is nested too deeply, or contains itself"
+        ) from error
     except (yaml.YAMLError, UnicodeDecodeError, ValueError, OverflowError, TypeError) as error:
-        raise InputError(f"{path}: is no YAML: {one_line(error)}") from error
+        raise InputError(f"{path}: is not valid YAML: {one_line(error)}") from error
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
         found = "nothing" if content is None else f"a {type(content).__name__}"
-        raise InputError(f"{path}: expected a mapping with names as keys, got {found}")
+        raise InputError(f"{path}: expected a mapping with strings as keys, got {found}")
     return content
 
 
 def _count_values(node: yaml.Node, known: dict[int, int], depth: int) -> int:
-    """Count the values that a node stands for, with every alias written out."""
+    """Return the number of values that a node expands to, with every alias resolved."""
     if depth > _DEEPEST:
         raise RecursionError
     if id(node) not in known:

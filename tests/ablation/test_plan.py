@@ -148,7 +148,7 @@ def mask(name: str) -> dict[str, Any]:
         (variant({"seed": 3}), "variant mine: seed is set by the sweep"),
         (variant({"output": "x"}), "variant mine: output is set by the sweep"),
         (variant({"loss": "nowhere.loss"}), "variant mine: --loss 'nowhere.loss': cannot be imported"),
-        (variant(mask("A_NUMBER")), "variant mine: --loss mask .* no callable"),
+        (variant(mask("A_NUMBER")), "variant mine: --loss mask .* must be callable, but is a int"),
         (variant(mask("scalar")), "variant mine: the loss fails on random RoIs: the mask term must return"),
         (variant(mask("not_finite")), "variant mine: loss_mask of random RoIs is nan"),
         (variant(mask("exits")), "variant mine: the loss fails on random RoIs: SystemExit: 3"),
@@ -181,7 +181,7 @@ def test_error_names_the_field_and_nothing_is_written(file, content, tmp_path, c
 def test_two_variants_with_the_same_name_are_an_error(file, content, tmp_path):
     text = written(file, content).read_text()
     file.write_text(text.replace("  dice:\n", "  bce:\n"))
-    with pytest.raises(InputError, match="is no YAML: 'bce' is there 2 times"):
+    with pytest.raises(InputError, match="is not valid YAML: the key 'bce' occurs 2 times"):
         read_plan(file, tmp_path / "out")
 
 
@@ -224,7 +224,7 @@ def test_loss_of_a_variant_changes_parts_of_the_bases_loss(file, content, tmp_pa
 
     content["base"]["loss"] = "tests.training.test_loss_config.whole"
     with pytest.raises(
-        InputError, match=r"variant bce: --loss: the base's is .*whole.*a mapping can change no part"
+        InputError, match=r"variant bce: --loss: the base's loss is .*whole.*a mapping cannot change"
     ):
         read_plan(written(file, content), tmp_path)
 

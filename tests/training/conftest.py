@@ -22,13 +22,13 @@ def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_data(tmp_path_factory.mktemp("shapes"))
 
 
-#: Draws sizes and flips, so that a run which draws other numbers shows; logs and saves in steps that differ.
+#: Random sizes and flips reveal a run with other random numbers. Log lines and checkpoints come at different steps.
 UNINTERRUPTED = {"max_steps": 6, "log_every": 4, "checkpoint_every": 3, "min_size": [48, 64], "seed": 7}
 
 
 @pytest.fixture(scope="package")
 def finished(shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Six steps without an interruption; read it, and never write into it."""
+    """A run of six steps without an interruption. Tests must not write into its folder."""
     output = tmp_path_factory.mktemp("finished") / "run"
     train(small_config(shapes, output, **UNINTERRUPTED))
     return output

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 from torch import Tensor, nn
 
@@ -34,7 +35,7 @@ def narrow_models() -> Iterator[None]:
 
 
 def write_data(folder: Path) -> Path:
-    """Four images to train on and two to validate with."""
+    """Write four training images and two validation images."""
     write_shapes(folder / "train", 4, size=64, seed=0)
     write_shapes(folder / "val", 2, size=64, seed=1)
     return folder
@@ -61,12 +62,12 @@ def small_config(data: Path, output: Path, **changes: Any) -> TrainConfig:
 
 
 class Interruption(Exception):
-    """What ends a run in the middle."""
+    """Raised in the middle of a run."""
 
 
 @contextlib.contextmanager
 def interrupted_after(batches: int) -> Iterator[None]:
-    """Give training so many batches and then raise, as where the machine stops in the next step."""
+    """Interrupt a run after a number of batches, as if the machine stopped in the next step."""
 
     def stopping(loader: Any, device: torch.device) -> Iterator[Any]:
         incoming = loop_batches_on(loader, device)
@@ -83,7 +84,7 @@ def interrupted_after(batches: int) -> Iterator[None]:
 
 @contextlib.contextmanager
 def largest_file(size: int) -> Iterator[None]:
-    """Let no file grow beyond so many bytes: what is within is really written, the rest fails."""
+    """Limit the size of files in bytes: up to the limit they are really written, the rest fails."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
     try:
@@ -97,13 +98,29 @@ def lines(path: Path) -> list[dict[str, Any]]:
 
 
 def history(folder: Path) -> list[dict[str, Any]]:
-    """history.jsonl without what differs between two runs of the same numbers."""
+    """Return the lines of history.jsonl without `seconds`, which differs between equal runs."""
     return [{k: v for k, v in line.items() if k != "seconds"} for line in lines(folder / "history.jsonl")]
 
 
 def files(folder: Path) -> dict[str, bytes]:
-    """All files below a folder and their content."""
+    """Return the content of all files below a folder."""
     return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def tensors(folder: Path) -> dict[str, torch.Tensor]:
+    return safetensors.torch.load_file(folder / "model.safetensors")
+
+
+def assert_same_run(first: Path, second: Path) -> None:
+    """Check that two runs have the same history, except for `seconds`, evaluations and bits of the model."""
+    assert history(first) == history(second)
+    assert lines(first / "evaluations.jsonl") == lines(second / "evaluations.jsonl")
+    assert json.loads((first / "metrics.json").read_text()) == json.loads(
+        (second / "metrics.json").read_text()
+    )
+    mine, other = tensors(first), tensors(second)
+    assert list(mine) == list(other)
+    assert [key for key in mine if not torch.equal(mine[key], other[key])] == []
 
 
 class NanMaskLoss:
@@ -129,12 +146,12 @@ def nan_at_once() -> MaskRCNNLoss:
 
 
 def no_loss() -> int:
-    """For --loss: what is no loss."""
+    """For --loss: not a loss."""
     return 3
 
 
 class LearnedScale(nn.Module):
-    """A mask term with a temperature of its own, at exp(0) first; its gradient is not 0."""
+    """A mask term with a learned temperature, exp(0) at first, whose gradient is not 0."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,7 +1,8 @@
-"""maskloss/training/checkpoints.py: files read back exactly, and nothing that could run code."""
+"""maskloss/training/checkpoints.py: files are read back exactly, and none that could run code."""
 
 from __future__ import annotations
 
+import copy
 import os
 import pickle
 from pathlib import Path
@@ -13,14 +14,20 @@ import safetensors.torch
 import torch
 
 from maskloss.errors import InputError, RunError
-from maskloss.training.checkpoints import checkpoint_files, load_checkpoint, read_weights, save_checkpoint
+from maskloss.training.checkpoints import (
+    checkpoint_files,
+    load_checkpoint,
+    read_weights,
+    restore,
+    save_checkpoint,
+)
 from tests.training.small_runs import largest_file
 
 STATE = {"model": {"w": torch.arange(3.0)}, "optimizer": {"lr": 0.1}, "config": "{}", "seconds": 1.5}
 
 
 class RunsCode:
-    """Writes a file when it is unpickled: what a checkpoint from a stranger may hold."""
+    """Writes a file when it is unpickled, as a malicious checkpoint could."""
 
     def __init__(self, path: Path) -> None:
         self.path = str(path)
@@ -56,7 +63,7 @@ def test_weights_of_torchvisions_reference_scripts_are_read(tmp_path: Path) -> N
 @pytest.mark.parametrize("content", [{}, {"a": 3}, [torch.ones(2)], torch.ones(2), 3, {"model": {"a": "b"}}])
 def test_a_file_without_a_state_dict_is_refused(tmp_path: Path, content: Any) -> None:
     torch.save(content, tmp_path / "weights.pt")
-    with pytest.raises(InputError, match=r"weights\.pt: holds no state_dict, a dict of tensors"):
+    with pytest.raises(InputError, match=r"weights\.pt: must hold a state_dict, which is a dict of tensors"):
         read_weights(tmp_path / "weights.pt")
 
 
@@ -127,7 +134,7 @@ def test_only_the_newest_two_checkpoints_are_kept(tmp_path: Path) -> None:
     assert len(list(tmp_path.iterdir())) == 2
 
 
-def test_what_a_killed_process_was_writing_is_cleared_away(tmp_path: Path) -> None:
+def test_leftovers_of_a_killed_process_are_removed(tmp_path: Path) -> None:
     (tmp_path / ".step-00000001.pt.123.tmp").write_bytes(b"half")
     save_checkpoint(tmp_path, 1, STATE)
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000001.pt"]
@@ -175,7 +182,84 @@ def test_a_truncated_checkpoint_is_refused(tmp_path: Path) -> None:
     ],
     ids=str,
 )
-def test_a_file_that_is_no_checkpoint_is_refused(tmp_path: Path, content: Any) -> None:
+def test_a_file_that_is_not_a_checkpoint_is_refused(tmp_path: Path, content: Any) -> None:
     torch.save(content, tmp_path / "step-00000001.pt")
-    with pytest.raises(InputError, match=r"step-00000001\.pt: is no checkpoint of maskloss train"):
+    with pytest.raises(InputError, match=r"step-00000001\.pt: is not a checkpoint of maskloss train"):
         load_checkpoint(tmp_path / "step-00000001.pt")
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        *(("step", value) for value in ("3", None, 1.5, True, -1, 0, [3], torch.ones(2))),
+        *(("seconds", value) for value in ("1", None, float("nan"), -1.0, True, [1.0])),
+        *(("config", value) for value in ("", "{", "[]", "3", None, {"max_steps": 3}, "[" * 100_000)),
+        *(("model", value) for value in (None, 3, [], {"w": 3}, {3: torch.ones(1)})),
+        ("model", {"w": torch.tensor([1.0, torch.nan])}),
+        *(("model", {"w": torch.ones(2, device="meta")}), ("model", {"w": torch.ones(2).to_sparse()})),
+        *(("optimizer", value) for value in (None, 3, [])),
+        *(("loss", value) for value in (3, None, [], {"w": torch.ones(2, device="meta")})),
+        *(("scaler", value) for value in (3, "x")),
+        *(("categories", value) for value in (3, "x", {})),
+    ],
+)  # fmt: skip
+def test_an_odd_checkpoint_is_one_line_that_names_the_field(tmp_path: Path, field: str, value: Any) -> None:
+    state = {
+        "step": 3,
+        "seconds": 1.5,
+        "config": "{}",
+        "model": {"w": torch.ones(2)},
+        "optimizer": {},
+        "loss": {},
+    }
+    path = tmp_path / "step-00000003.pt"
+    torch.save(state, path)
+    assert load_checkpoint(path)["step"] == 3
+    torch.save({**state, field: value}, path)
+    with pytest.raises(
+        InputError, match=rf"step-00000003\.pt: is not a checkpoint of maskloss train: (its )?{field}"
+    ) as caught:
+        load_checkpoint(path)
+    assert len(str(caught.value).splitlines()) == 1
+    assert len(str(caught.value)) < 400
+
+
+@pytest.mark.parametrize(
+    "how",
+    ["shape", "state shape", "meta", "nan", "groups", "text", "rate", "state a number", "missing", "params"],
+)
+def test_an_optimizer_state_that_does_not_fit_is_one_line(how: str) -> None:
+    model = torch.nn.Linear(3, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    model(torch.ones(1, 3)).sum().backward()
+    optimizer.step()
+    checkpoint = {"model": model.state_dict(), "optimizer": copy.deepcopy(optimizer.state_dict())}
+    fresh = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    loss = torch.nn.Module()
+    restore(Path("run"), copy.deepcopy(checkpoint), model, loss, fresh)
+    assert torch.equal(fresh.state[model.weight]["momentum_buffer"], torch.ones(2, 3))
+    state: Any = checkpoint["optimizer"]
+    if how == "shape":
+        checkpoint["model"]["weight"] = torch.ones(4, 4)
+    elif how == "state shape":
+        state["state"][0]["momentum_buffer"] = torch.ones(5)
+    elif how == "meta":
+        state["state"][0]["momentum_buffer"] = torch.ones(2, 3, device="meta")
+    elif how == "nan":
+        state["state"][0]["momentum_buffer"] = torch.full((2, 3), torch.nan)
+    elif how == "groups":
+        state["param_groups"] = state["param_groups"] * 2
+    elif how == "text":
+        state["param_groups"] = "x"
+    elif how == "rate":
+        state["param_groups"][0]["momentum"] = "0.9"
+    elif how == "state a number":
+        state["state"][0] = 3
+    elif how == "missing":
+        del state["state"]
+    else:
+        state["param_groups"][0]["params"] = [0]
+    fresh = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    with pytest.raises(InputError, match="run: the checkpoint belongs to another model: ") as caught:
+        restore(Path("run"), checkpoint, model, loss, fresh)
+    assert len(str(caught.value).splitlines()) == 1

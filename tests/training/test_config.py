@@ -1,4 +1,4 @@
-"""maskloss/training/config.py: impossible values are refused, and the learning rate's course."""
+"""maskloss/training/config.py: impossible values are refused, and the learning-rate schedules."""
 
 from __future__ import annotations
 
@@ -86,13 +86,13 @@ def test_the_cosine_schedule_is_half_in_the_middle_and_nearly_nothing_at_the_end
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_a_presets_name_gives_the_preset(name: str) -> None:
+def test_a_presets_name_makes_the_preset(name: str) -> None:
     made, preset = config(loss=name).make_loss(), MaskRCNNLoss.preset(name)
     assert made.mask_targets == preset.mask_targets
     assert made.weights == preset.weights
 
 
-def test_an_import_path_gives_what_the_function_makes() -> None:
+def test_an_import_path_is_called_for_the_loss() -> None:
     loss = config(loss="tests.training.small_runs.nan_in_step_3").make_loss()
     assert type(loss.mask).__name__ == "NanMaskLoss"
 
@@ -109,13 +109,13 @@ def test_an_import_path_gives_what_the_function_makes() -> None:
             "--loss 'nowhere.to.be_found': cannot be imported: No module named 'nowhere'",
         ),
         ("tests.training.small_runs.missing", "cannot be imported: .*has no attribute 'missing'"),
-        ("tests.training.small_runs.no_loss", "gives a int, not a MaskRCNNLoss"),
-        ("tests.training.small_runs.WIDTH", "gives a int, not a MaskRCNNLoss"),
+        ("tests.training.small_runs.no_loss", "must be or return a MaskRCNNLoss, not a int"),
+        ("tests.training.small_runs.WIDTH", "must be or return a MaskRCNNLoss, not a int"),
         (".leading", "--loss '.leading': "),
         ("trailing.", "--loss 'trailing.': "),
     ],
 )
-def test_a_loss_that_cannot_be_had_is_refused(name: str, message: str) -> None:
+def test_an_invalid_loss_is_refused(name: str, message: str) -> None:
     with pytest.raises(InputError, match=message):
         config(loss=name).make_loss()
 

@@ -1,4 +1,4 @@
-"""model.safetensors: what it says of itself is read back, and odd files are refused in a line."""
+"""maskloss/training/model_file.py: descriptions are read back, and odd files are refused in one line."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def test_a_saved_model_is_loaded_with_the_same_tensors(saved: Path) -> None:
     assert all(torch.equal(state[key], expected[key]) for key in expected)
 
 
-def test_a_loaded_model_normalises_and_resizes_as_it_was_saved(saved: Path) -> None:
+def test_a_loaded_model_normalizes_and_resizes_as_it_was_saved(saved: Path) -> None:
     model = load_model(saved).model
     assert model.transform.image_mean == [0.1, 0.2, 0.3]
     assert model.transform.image_std == [0.4, 0.5, 0.6]
@@ -127,7 +127,7 @@ def test_a_model_with_masks_of_a_users_own_is_refused_with_the_reason(tmp_path: 
         load_model(path)
 
 
-def test_a_description_from_before_there_were_other_masks_is_of_sigmoids() -> None:
+def test_a_description_without_mask_probs_is_of_sigmoids() -> None:
     metadata = DESCRIPTION.to_metadata()
     content = json.loads(metadata["maskloss"])
     del content["mask_probs"]
@@ -145,7 +145,7 @@ def test_a_truncated_model_is_refused(saved: Path, tmp_path: Path, kept: int) ->
 def test_a_checkpoint_is_no_model(tmp_path: Path) -> None:
     (tmp_path / "step-00000001.pt").write_bytes(b"")
     with pytest.raises(
-        InputError, match=r"step-00000001\.pt: is a checkpoint.*name the run's model\.safetensors"
+        InputError, match=r"step-00000001\.pt: is a checkpoint.*give the run's model\.safetensors"
     ):
         load_model(tmp_path / "step-00000001.pt")
 
@@ -166,7 +166,7 @@ def test_a_safetensors_file_without_a_description_is_refused(tmp_path: Path) -> 
     "text",
     ["", "[]", "3", "{}", '{"settings": 3}', '{"settings": {}, "categories": [], "aligned": true}', "null"],
 )
-def test_a_description_of_something_else_is_refused(tmp_path: Path, text: str) -> None:
+def test_a_description_with_other_fields_is_refused(tmp_path: Path, text: str) -> None:
     path = tmp_path / "model.safetensors"
     safetensors.torch.save_file({"w": torch.zeros(2)}, path, metadata={"maskloss": text})
     with pytest.raises(InputError, match=r"model\.safetensors: "):
@@ -188,7 +188,7 @@ def test_tensors_of_another_model_than_described_are_refused(
     safetensors.torch.save_file(tensors, path, metadata={"maskloss": json.dumps(content)})
     with pytest.raises(
         InputError,
-        match=r"model\.safetensors: its (tensors are of another model|\w+ must be)|it has 5 classes",
+        match=r"model\.safetensors: its (tensors do not fit the model|\w+ must be)|it has 5 classes",
     ) as caught:
         load_model(path)
     assert "\n" not in str(caught.value)
@@ -233,13 +233,10 @@ def test_settings_come_from_plain_metadata() -> None:
     assert set(found) == {"image_mean", "frozen_normalization"}
 
 
-@pytest.mark.parametrize("text", ["0.5, 0.5, 0.5", "5", '"grey"', "[0.5]", "[null, 1, 1]"])
+@pytest.mark.parametrize("text", ["0.5, 0.5, 0.5", "5", '"gray"', "[0.5]", "[null, 1, 1]"])
 def test_a_mean_in_the_metadata_that_is_not_three_numbers_is_refused(text: str) -> None:
     with pytest.raises(InputError, match="image_mean"):
         model_settings_of({"image_mean": text})
-
-
-# Checkpoints.
 
 
 # The loss of the run.
@@ -291,7 +288,7 @@ class Scaled(nn.Module):
         (None, False),
     ],
 )
-def test_only_losses_of_our_own_names_are_made_of_a_file(config: Any, contained: bool) -> None:
+def test_only_losses_of_maskloss_are_rebuilt_from_a_file(config: Any, contained: bool) -> None:
     assert is_self_contained(config) is contained
 
 
@@ -315,7 +312,7 @@ def test_the_loss_comes_back_with_its_tensors(tmp_path: Path) -> None:
     assert set(weights) == set(model.state_dict())
 
 
-def test_code_of_a_user_is_imported_only_if_it_is_given_again(tmp_path: Path) -> None:
+def test_a_users_code_is_imported_only_if_it_is_given_again(tmp_path: Path) -> None:
     own = {"mask": "tests.training.test_model_file.Scaled"}
     loss = make_loss(own)
     with torch.no_grad():
@@ -355,7 +352,7 @@ def test_a_file_of_a_later_version_says_so(saved: Path, tmp_path: Path) -> None:
     safetensors.torch.save_file(
         safetensors.torch.load_file(saved), path, metadata={"maskloss": json.dumps(content)}
     )
-    with pytest.raises(InputError, match="its version must be at most 2, a newer maskloss reads more, not 3"):
+    with pytest.raises(InputError, match="its version must be at most 2 for this version of maskloss, not 3"):
         load_model(path)
 
 
@@ -420,15 +417,21 @@ BIAS = "roi_heads.box_predictor.cls_score.bias"
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda t: changed(t, BIAS, lambda v: v * float("nan")), "holds numbers that are not finite"),
-        (lambda t: changed(t, BIAS, lambda v: v + float("inf")), "holds numbers that are not finite"),
+        (lambda t: changed(t, BIAS, lambda v: v * float("nan")), "holds values that are not finite"),
+        (lambda t: changed(t, BIAS, lambda v: v + float("inf")), "holds values that are not finite"),
         (
             lambda t: changed(t, BIAS, lambda v: v.long()),
-            r"cls_score\.bias is of torch\.int64, not of torch\.float32",
+            r"cls_score\.bias must have dtype torch\.float32, not torch\.int64",
         ),
-        (lambda t: changed(t, BIAS, lambda v: v[:-1].clone()), "its tensors are of another model"),
-        (lambda t: {k: v for k, v in t.items() if k != BIAS}, "its tensors are of another model"),
-        (lambda t: {**t, "extra": torch.zeros(2)}, "its tensors are of another model"),
+        (
+            lambda t: changed(t, BIAS, lambda v: v[:-1].clone()),
+            "its tensors do not fit the model that it describes",
+        ),
+        (
+            lambda t: {k: v for k, v in t.items() if k != BIAS},
+            "its tensors do not fit the model that it describes",
+        ),
+        (lambda t: {**t, "extra": torch.zeros(2)}, "its tensors do not fit the model that it describes"),
     ],
     ids=["NaN", "infinite", "integers", "another shape", "missing", "one more"],
 )
@@ -450,7 +453,7 @@ def test_half_precision_tensors_are_read(saved: Path, tmp_path: Path) -> None:
     assert load_model(path).model.state_dict()[BIAS].dtype == torch.float32
 
 
-# torchvision's published weights: its own builder is the oracle, with random weights in the place of a download.
+# torchvision's published weights: its own builder is the oracle, with random weights instead of a download.
 
 
 @pytest.mark.parametrize(

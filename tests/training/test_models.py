@@ -131,7 +131,7 @@ def test_a_users_code_goes_from_train_to_predict(
     assert ended.value.code == 2
     said = capsys.readouterr().err
     key, path = next(iter(CODE[name].items()))
-    assert "is made by a user's code, which is not run unasked: give" in said
+    assert "is made by a user's code, which runs only if you name it: give" in said
     assert f"--{key.replace('_', '-')} {path}" in said
     assert not (tmp_path / "refused").exists()
 
@@ -151,10 +151,10 @@ def test_a_model_without_masks_trains_its_boxes(data: Path, tmp_path: Path) -> N
 def test_code_that_a_file_does_not_name_is_refused(data: Path, tmp_path: Path) -> None:
     train(small_config(data, tmp_path / "run", max_steps=1))
     with pytest.raises(
-        InputError, match=r"its model is resnet18; --model is for models of a user's own code"
+        InputError, match=r"its model is resnet18; omit --model, which is for users' own models"
     ):
         load_model(tmp_path / "run", model=CODE["model"]["model"])
-    with pytest.raises(InputError, match=r"has torchvision's mask layers; --mask-branch is for others"):
+    with pytest.raises(InputError, match=r"its mask layers are torchvision's; omit --mask-branch"):
         load_model(tmp_path / "run", mask_branch=CODE["branch"]["mask_branch"])
 
 
@@ -177,16 +177,16 @@ A_NUMBER = 3
     ("name", "message"),
     [
         ("nothing", "--model .* cannot be imported: .*nothing"),
-        ("A_NUMBER", "--model .*: is a int, no callable"),
+        ("A_NUMBER", "--model .*: must be callable, but is a int"),
         ("raising", "--model .* cannot be made: KeyError: 'nothing there'"),
         (
             "no_detector",
             "--model .* must return a model of torchvision.models.detection, not a torch.nn.*Linear",
         ),
-        ("other_classes", "--model .*: scores 5 classes, not 4 with the background"),
+        ("other_classes", "--model .*: its box predictor scores 5 classes, but num_classes was 4"),
     ],
 )
-def test_what_is_no_model_is_named(name: str, message: str) -> None:
+def test_an_invalid_model_is_named(name: str, message: str) -> None:
     with pytest.raises(InputError, match=message):
         make_model(ModelSettings(f"{HERE}.{name}", 4))
 
@@ -197,12 +197,12 @@ def test_what_is_no_model_is_named(name: str, message: str) -> None:
         ("nothing", "--mask-branch .* cannot be imported"),
         (
             "no_detector",
-            "--mask-branch .* must return an object of maskloss.detection.mask_branch.MaskBranch",
+            "--mask-branch .* must return a maskloss.detection.mask_branch.MaskBranch",
         ),
         ("raising", "--mask-branch .* cannot be made: KeyError"),
     ],
 )
-def test_what_is_no_mask_branch_is_named(name: str, message: str) -> None:
+def test_an_invalid_mask_branch_is_named(name: str, message: str) -> None:
     with pytest.raises(InputError, match=message):
         make_mask_branch(f"{HERE}.{name}", my_model(4, ModelSettings("x.y", 4)))
 
@@ -212,12 +212,10 @@ def test_what_is_no_mask_branch_is_named(name: str, message: str) -> None:
     [
         ({"model": "resnet19"}, "--model must be one of maskrcnn_resnet50_fpn, .* or an import path"),
         ({"mask_branch": "own"}, "--mask-branch must be an import path"),
-        ({"model": "my.model", "weights": "DEFAULT"}, "--weights must be a file or none: nobody publishes"),
+        ({"model": "my.model", "weights": "DEFAULT"}, "--weights must be a file or none, because no weights"),
     ],
 )
-def test_names_that_cannot_be_meant_are_refused(
-    changes: dict[str, Any], message: str, tmp_path: Path
-) -> None:
+def test_invalid_names_are_refused(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=message):
         small_config(tmp_path, tmp_path / "run", **changes)
 

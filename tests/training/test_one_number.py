@@ -1,4 +1,4 @@
-"""The losses and AP of a model are one number each, wherever they are asked: by train, by evaluate, in any batches."""
+"""The losses and AP of a model are the same from train and from evaluate, and for every batch size."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def test_losses_and_ap_do_not_depend_on_batches_or_processes(data, tmp_path):
         assert found.results == expected.results
 
 
-def test_code_of_a_user_is_asked_for_and_then_gives_the_same_losses(data, tmp_path, capsys):
+def test_a_users_loss_is_evaluated_only_if_given_again(data, tmp_path, capsys):
     train(small_config(data, tmp_path / "run", loss=OWN))
     written = json.loads((tmp_path / "run/metrics.json").read_text())
     model = tmp_path / "run/model.safetensors"

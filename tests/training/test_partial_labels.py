@@ -145,7 +145,7 @@ def test_ignored_crowds_are_as_if_nothing_had_been_sampled_there(tmp_path: Path)
 
 
 def many_squares(folder: Path, count: int) -> Path:
-    """Two images of so many squares of 4 px, in a grid of 6 px."""
+    """Write two images with `count` squares of 4 px each, in a grid of 6 px."""
     for part in ("train", "val"):
         write_data(folder) if not folder.exists() else None
         path = folder / part / "annotations.json"
@@ -174,7 +174,7 @@ def test_max_detections_reaches_training_evaluation_and_prediction(
     run = tmp_path / "run"
     train(small_config(data, run, max_detections=25, max_steps=1))
     assert "2 images of" in caplog.text
-    assert "--max-detections 30 would find them" in caplog.text
+    assert "--max-detections 30 allows for all of them" in caplog.text
     metrics = json.loads((run / "metrics.json").read_text())
     # The file remembers.
     assert evaluated(data, run, tmp_path / "again") == metrics
@@ -203,9 +203,7 @@ def test_max_detections_reaches_training_evaluation_and_prediction(
 
 
 @pytest.mark.parametrize("value", ["0", "-3", "1000000"])
-def test_a_limit_that_cannot_be_meant_is_refused(
-    value: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_invalid_limit_is_refused(value: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = write_data(tmp_path / "data")
     train(small_config(data, tmp_path / "run", max_steps=1))
     capsys.readouterr()

@@ -1,19 +1,25 @@
-"""maskloss/training/setup.py: a run is a guest in the program that calls it."""
+"""maskloss/training/setup.py: device, data, weights and accelerator of a run, and the state of its caller."""
 
 from __future__ import annotations
 
+import json
 import logging
+import os
+import shutil
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
+import torchvision
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
 from maskloss.errors import InputError
 from maskloss.training.loop import train
-
-from .small_runs import small_config
+from maskloss.training.model_file import load_model
+from maskloss.training.setup import chosen_device, make_accelerator
+from tests.training.small_runs import small_config, tensors
 
 
 def test_random_numbers_go_on_as_if_nothing_had_been_trained(shapes: Path, tmp_path: Path) -> None:
@@ -52,3 +58,186 @@ def test_nothing_is_printed_and_logging_is_left_alone(
     assert any("mask AP" in message for message in caplog.messages)
     caplog.set_level(before[1], "maskloss")
     assert (list(logger.handlers), logger.level, logger.propagate) == before
+
+
+def test_cuda_without_a_device_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(InputError, match="--device cuda: torch finds no CUDA device"):
+        chosen_device("cuda")
+    assert chosen_device("auto") == chosen_device("cpu") == torch.device("cpu")
+
+
+def test_fp16_on_a_cpu_is_refused(shapes: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="--mixed-precision fp16 needs a GPU"):
+        train(small_config(shapes, tmp_path / "run", mixed_precision="fp16"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_far_too_many_workers_are_refused(shapes: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="--workers 5000 is far more than this machine's"):
+        train(small_config(shapes, tmp_path / "run", workers=5000))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "5"),
+        ("ACCELERATE_MIXED_PRECISION", "bf16"),
+        ("ACCELERATE_USE_CPU", "true"),
+        ("ACCELERATE_TORCH_DEVICE", "meta"),
+        ("ACCELERATE_DYNAMO_BACKEND", "EAGER"),
+    ],
+)
+def test_the_config_wins_over_the_environment(
+    shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    config = small_config(shapes, tmp_path / "run", accumulation_steps=2)
+    monkeypatch.setenv(name, value)
+    made = make_accelerator(config, torch.device("cpu"), [])
+    assert made.gradient_accumulation_steps == 2
+    assert made.mixed_precision == "no"
+    assert made.device == torch.device("cpu")
+    assert str(made.state.dynamo_plugin.backend.value) == "NO"
+    assert os.environ[name] == value
+
+
+@pytest.mark.parametrize("engine", ["DEEPSPEED", "FSDP", "MEGATRON_LM", "PARALLELISM_CONFIG"])
+def test_engines_of_the_environment_are_refused_by_name(
+    shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, engine: str
+) -> None:
+    monkeypatch.setenv(f"ACCELERATE_USE_{engine}", "true")
+    with pytest.raises(InputError, match=f"ACCELERATE_USE_{engine} asks for an engine"):
+        train(small_config(shapes, tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_set_without_a_usable_object_is_refused_before_anything_is_written(
+    shapes: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(shapes, tmp_path / "data")
+    path = tmp_path / "data/train/annotations.json"
+    document = json.loads(path.read_text())
+    document["annotations"] = []
+    path.write_text(json.dumps(document))
+    with pytest.raises(InputError, match=r"annotations\.json: there is no usable object in it"):
+        train(small_config(tmp_path / "data", tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_validation_categories_that_training_lacks_are_refused(shapes: Path, tmp_path: Path) -> None:
+    shutil.copytree(shapes, tmp_path / "data")
+    path = tmp_path / "data/val/annotations.json"
+    document = json.loads(path.read_text())
+    document["categories"].append({"id": 9, "name": "hexagon"})
+    path.write_text(json.dumps(document))
+    with pytest.raises(InputError, match=r"val/annotations\.json: category 9: 'hexagon' is not among"):
+        train(small_config(tmp_path / "data", tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
+#: A learning rate at which a step does not move any weight measurably.
+STANDING = {"learning_rate": 1e-12, "weight_decay": 0.0, "max_steps": 1, "batch_size": 1}
+
+
+def test_the_weights_of_a_whole_model_are_loaded(
+    finished: Path, shapes: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "maskloss")
+    path = finished / "model.safetensors"
+    train(small_config(shapes, tmp_path / "run", weights=str(path), **STANDING))
+    said = caplog.messages[0]
+    expected = tensors(finished)
+    assert said.startswith(f"{path}: loaded {len(expected)} tensors; 0 of the model keep random values; 0 of")
+    state = tensors(tmp_path / "run")
+    for key in expected:
+        if "running" not in key and "num_batches" not in key:
+            torch.testing.assert_close(state[key], expected[key], rtol=1e-6, atol=1e-7)
+
+
+def test_the_weights_of_a_backbone_are_loaded_and_its_norms_frozen(
+    shapes: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "maskloss")
+    torch.manual_seed(5)
+    backbone = torchvision.models.resnet18(weights=None).state_dict()
+    backbone["bn1.running_mean"] += 0.5
+    torch.save(backbone, tmp_path / "resnet18.pt")
+    train(small_config(shapes, tmp_path / "run", weights=str(tmp_path / "resnet18.pt"), **STANDING))
+    said = caplog.messages[0]
+    # 20 convolutions, and four tensors of each of the 20 norms.
+    assert said.startswith(f"{tmp_path / 'resnet18.pt'}: loaded 100 tensors; ")
+    assert "rpn.head" in said or "backbone.fpn" in said
+    assert "2 of the file are not used (fc)" in said
+    state = tensors(tmp_path / "run")
+    for key, value in backbone.items():
+        if not key.startswith("fc.") and "num_batches" not in key:
+            torch.testing.assert_close(state[f"backbone.body.{key}"], value, rtol=1e-6, atol=1e-7)
+    description = load_model(tmp_path / "run/model.safetensors").description
+    assert description.settings.frozen_normalization is True
+
+
+def test_mean_std_and_norms_come_from_the_weights_metadata(shapes: Path, tmp_path: Path) -> None:
+    state = {k: v.clone() for k, v in torchvision.models.resnet18(weights=None).state_dict().items()}
+    metadata = {
+        "image_mean": "[0.5, 0.4, 0.3]",
+        "image_std": "[0.2, 0.2, 0.2]",
+        "frozen_normalization": "false",
+    }
+    safetensors.torch.save_file(state, tmp_path / "w.safetensors", metadata=metadata)
+    config = small_config(
+        shapes,
+        tmp_path / "run",
+        weights=str(tmp_path / "w.safetensors"),
+        # What the config says comes first.
+        image_std=[0.25, 0.25, 0.25],
+        **STANDING,
+    )
+    train(config)
+    description = load_model(tmp_path / "run/model.safetensors").description
+    assert description.settings.image_mean == (0.5, 0.4, 0.3)
+    assert description.settings.image_std == (0.25, 0.25, 0.25)
+    assert description.settings.frozen_normalization is False
+
+
+@pytest.mark.slow
+def test_the_shared_mobilenet_weights_are_loaded(
+    shared: Path, shapes: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "maskloss")
+    path = shared / "weights" / "mobilenet_v2_imagenet.safetensors"
+    half = [0.5, 0.5, 0.5]
+    train(
+        small_config(
+            shapes,
+            tmp_path / "run",
+            model="mobilenet_v2",
+            weights=str(path),
+            image_mean=half,
+            image_std=half,
+            **STANDING,
+        )
+    )
+    said = caplog.messages[0]
+    # 52 convolutions and four tensors of each norm; the classifier has no place.
+    assert said.startswith(f"{path}: loaded 260 tensors; ")
+    assert "2 of the file are not used (classifier.1)" in said
+    expected = safetensors.torch.load_file(path)
+    state = tensors(tmp_path / "run")
+    for key, value in expected.items():
+        if key.startswith("features.") and "num_batches" not in key:
+            name = f"backbone.body.{key.removeprefix('features.')}"
+            torch.testing.assert_close(state[name], value.float(), rtol=1e-6, atol=1e-7)
+    description = load_model(tmp_path / "run/model.safetensors").description
+    assert description.settings.image_mean == (0.5, 0.5, 0.5)
+    assert description.settings.frozen_normalization is True
+
+
+def test_weights_without_a_fitting_tensor_are_refused(shapes: Path, tmp_path: Path) -> None:
+    torch.save({"encoder.weight": torch.ones(3)}, tmp_path / "other.pt")
+    with pytest.raises(InputError, match=r"other\.pt: "):
+        train(small_config(shapes, tmp_path / "run", weights=str(tmp_path / "other.pt"), max_steps=1))
+
+
+def test_missing_weights_are_refused(shapes: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"nowhere\.pt: cannot be read"):
+        train(small_config(shapes, tmp_path / "run", weights=str(tmp_path / "nowhere.pt")))

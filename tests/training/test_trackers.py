@@ -1,4 +1,4 @@
-"""Trackers: TensorBoard's files, a tracker of a user's own, and those that other packages bring."""
+"""maskloss/training/trackers.py: TensorBoard, a user's own tracker, and trackers of other packages."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def own(name: str) -> str:
 
 
 def curve(folder: Path, key: str) -> dict[int, float]:
-    """The curve that TensorBoard itself shows of a folder; it raises for one point that is there twice."""
+    """Return a curve as TensorBoard itself reads it, after checking that no step occurs twice."""
     events = EventAccumulator(str(folder / "tensorboard/maskloss"))
     events.Reload()
     points = events.Scalars(key)
@@ -100,7 +100,7 @@ def test_the_curves_of_a_resumed_run_are_those_of_an_uninterrupted_one(shapes: P
     assert curve(tmp_path / "run", key) == curve(tmp_path / "whole", key)
 
 
-def test_a_tracker_of_ones_own_gets_what_the_history_has(shapes: Path, tmp_path: Path) -> None:
+def test_a_users_tracker_gets_the_values_of_the_history(shapes: Path, tmp_path: Path) -> None:
     train(
         small_config(
             shapes, tmp_path / "run", max_steps=2, log_every=1, trackers=["tensorboard", own("ListTracker")]
@@ -133,7 +133,7 @@ def test_a_tracker_that_fails_is_dropped_and_the_run_goes_on(
     assert [call[0] for call in good.calls[1:-1]] == [1, 2, 3, 3]
     assert [line["step"] for line in history(tmp_path / "run")] == [1, 2, 3]
     (warning,) = [record.getMessage() for record in caplog.records if "tracker" in record.getMessage()]
-    assert warning == ("tracker list failed at step 2 and gets no more values: the server is gone")
+    assert warning == ("tracker list failed at step 2 and is dropped: the server is gone")
 
 
 def test_a_tracker_that_does_not_start_stops_the_run_before_its_first_step(
@@ -147,7 +147,7 @@ def test_a_tracker_that_does_not_start_stops_the_run_before_its_first_step(
     train(small_config(shapes, tmp_path / "run", max_steps=1, trackers="none"))
 
 
-def test_a_full_disk_under_tensorboard_is_said_and_the_run_goes_on(
+def test_a_full_disk_under_tensorboard_is_warned_of_and_the_run_continues(
     shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def full(*_: Any, **__: Any) -> None:
@@ -156,7 +156,7 @@ def test_a_full_disk_under_tensorboard_is_said_and_the_run_goes_on(
     monkeypatch.setattr("torch.utils.tensorboard.SummaryWriter.add_scalar", full)
     with caplog.at_level(logging.WARNING):
         train(small_config(shapes, tmp_path / "run", max_steps=1))
-    assert "tracker tensorboard failed at step 1 and gets no more values: No space left" in caplog.text
+    assert "tracker tensorboard failed at step 1 and is dropped: No space left" in caplog.text
     assert [line["step"] for line in history(tmp_path / "run")] == [1]
 
 
@@ -168,13 +168,13 @@ def test_a_full_disk_under_tensorboard_is_said_and_the_run_goes_on(
             "no_such_module.Tracker",
             "--trackers 'no_such_module.Tracker': cannot be imported: No module named",
         ),
-        (own("TERMS"), "--trackers .*: is a tuple, no callable"),
+        (own("TERMS"), "--trackers .*: must be callable, but is a tuple"),
         (own("history"), "--trackers .*: cannot be made: FileNotFoundError"),
         ("collections.Counter", "--trackers 'collections.Counter': .*TypeError"),
-        ("pathlib.Path", "--trackers 'pathlib.Path': makes a PosixPath, not an accelerate.tracking"),
+        ("pathlib.Path", "--trackers 'pathlib.Path': must return an accelerate.tracking.*, not a PosixPath"),
     ],
 )
-def test_what_is_no_tracker_is_refused(tmp_path: Path, name: str, message: str) -> None:
+def test_an_invalid_tracker_is_refused(tmp_path: Path, name: str, message: str) -> None:
     with pytest.raises(InputError, match=message):
         make_trackers([name], tmp_path)
 

@@ -1,4 +1,4 @@
-"""YAML of users: what is read, and what is one error."""
+"""maskloss/training/yaml_files.py: users' YAML files, and the one error of an invalid one."""
 
 from __future__ import annotations
 
@@ -17,21 +17,19 @@ BOMB = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "expected a mapping with names as keys, got nothing"),
+        (b"", "expected a mapping with strings as keys, got nothing"),
         (b"- 1\n", "got a list"),
-        (b"1: 2\n", "expected a mapping with names as keys"),
-        (b"seed: 1\nseed: 2\n", "'seed' is there 2 times"),
-        (b"model: caf\xe9\n", "is no YAML: 'utf-8' codec"),
-        (b"seed:\t1\n\tmodel: x\n", "is no YAML"),
-        (b"a: " + b"[" * 5000, "nested too deep"),
-        (b"a: &a [*a]\n", "nested too deep, or contains itself"),
+        (b"1: 2\n", "expected a mapping with strings as keys"),
+        (b"seed: 1\nseed: 2\n", "the key 'seed' occurs 2 times"),
+        (b"model: caf\xe9\n", "is not valid YAML: 'utf-8' codec"),
+        (b"seed:\t1\n\tmodel: x\n", "is not valid YAML"),
+        (b"a: " + b"[" * 5000, "nested too deeply"),
+        (b"a: &a [*a]\n", "nested too deeply, or contains itself"),
         (b"loss: !!python/object/apply:os.system [ls]\n", "could not determine a constructor"),
-        (BOMB.encode(), "its aliases stand for more than 100,000 values"),
+        (BOMB.encode(), "it expands to more than 100,000 values"),
     ],
 )
-def test_what_is_no_config_is_one_error_that_names_the_file(
-    tmp_path: Path, content: bytes, message: str
-) -> None:
+def test_an_invalid_file_is_one_error_that_names_it(tmp_path: Path, content: bytes, message: str) -> None:
     path = tmp_path / "c.yaml"
     path.write_bytes(content)
     with pytest.raises(InputError, match=message) as caught:
