@@ -15,7 +15,7 @@ import json
 import math
 import statistics
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -217,7 +217,7 @@ def counts_of(cache: Cache, rows: Tensor) -> BatchCounts:
     return BatchCounts(num_images=images, sampled=len(rows), positives=len(rows), batch_size_per_image=0)
 
 
-def _batches(rows: Tensor, size: int, generator: torch.Generator) -> Iterable[Tensor]:
+def _batches(rows: Tensor, size: int, generator: torch.Generator) -> Iterator[Tensor]:
     """Yield batches of rows without end, each row once before any comes again."""
     left = rows[:0]
     while True:
@@ -524,13 +524,15 @@ def _tenths(losses: list[float]) -> list[float]:
 
 
 def _line(run: Mapping[str, Any]) -> str:
+    """Describe a run in one line."""
     values = run["metrics"] if "metrics" in run else {"IoU": run["IoU"]}
+    about = run["kind"]
+    if "variant" in run:
+        about += f" {run['variant']}, seed {run['seed']}, {run['steps']} steps at {run['learning_rate']:g}"
     shown = "  ".join(
-        f"{name} {_percent(values[name])}" for name in ("AP", "boundary AP", "IoU") if name in values
+        f"{name} {_percent(values[name])}" for name in (*COLUMNS.values(), "AP50") if name in values
     )
-    name = run.get("variant", run["kind"])
-    about = f", seed {run['seed']}, learning rate {run['learning_rate']:g}" if "seed" in run else ""
-    return f"{run['kind']} {name}{about}: {shown}, {run['seconds']:.0f} s"
+    return f"{about}: {shown}, {run['seconds']:.0f} s"
 
 
 def _percent(value: float | None) -> str:
@@ -639,11 +641,10 @@ def main() -> None:
     )
     if arguments.published:
         aligned = maskloss.MaskRCNNLoss.preset("aligned")
-        run = runs.of(
+        runs.of(
             {"kind": "published", "size": arguments.size, "cache": cache.fingerprint},
             lambda: {"metrics": evaluate(cache, published_branch(cache, arguments.size), aligned)},
         )
-        print("published: " + "  ".join(f"{name} {value}" for name, value in run["metrics"].items()))
     variants = read_variants(arguments.variants, arguments.names)
     found = compare(cache, runs, variants, arguments.seeds, arguments.learning_rates, setting)
     print("\n" + table(found, next(iter(variants))), end="")
