@@ -1,6 +1,6 @@
 """Effect of the paste on the AP of a published network on photographs.
 
-    python benchmarks/real_network.py --network maskrcnn2go.py --images photos --annotations instances.json
+    python -m benchmarks.real_network.paste --network maskrcnn2go.py --images photos --annotations instances.json
 
 `--network` is a Python file with `build()`, which returns a torchvision Mask R-CNN, and `CATEGORY_IDS`, the category id
 of each label from 1 on. The raw masks are pasted in four ways; everything else is the same. Also counts the images for
@@ -10,12 +10,10 @@ which the converted network's detections are not bit-equal to the stock network'
 from __future__ import annotations
 
 import argparse
-import importlib.util
 from typing import Any
 
 import numpy as np
 import torch
-from measuring import write_results
 from pycocotools import mask as coco_mask
 from torch import Tensor
 from torchvision.models.detection.roi_heads import paste_masks_in_image
@@ -23,6 +21,8 @@ from torchvision.transforms.v2.functional import pil_to_tensor, to_dtype
 from tqdm import tqdm
 
 import maskloss
+from benchmarks.measuring import write_results
+from benchmarks.real_network.network import read_network
 from maskloss.data.coco import read_coco
 from maskloss.data.images import read_image
 from maskloss.masks.results import image_results
@@ -47,11 +47,7 @@ def main() -> None:
     for name in ("network", "images", "annotations"):
         parser.add_argument(f"--{name}", required=True)
     arguments = parser.parse_args()
-    spec = importlib.util.spec_from_file_location("network", arguments.network)
-    assert spec is not None
-    assert spec.loader is not None
-    network = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(network)
+    network = read_network(arguments.network)
     stock = network.build()
     model = maskloss.convert(network.build(), paste=None)
     data = read_coco(arguments.images, arguments.annotations)

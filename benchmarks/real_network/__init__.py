@@ -1,0 +1,1 @@
+"""Measure pastes and mask losses on a network that others trained."""

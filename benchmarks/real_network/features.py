@@ -1,0 +1,406 @@
+"""Cache what the mask branch of a trained network sees: its RoI features, once, with everything before it frozen.
+
+    python -m benchmarks.real_network.features --network maskrcnn2go.py --images photos --train train.json \
+        --val val.json --cache cache.pt
+
+For training images, the positive RoIs as `maskloss.convert` samples them in training; for validation images, the
+network's own detections. The file holds tensors and plain values only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchvision.models.detection import MaskRCNN
+from torchvision.models.detection._utils import BalancedPositiveNegativeSampler
+from torchvision.models.detection.transform import resize_boxes
+from torchvision.ops import roi_align
+from tqdm import tqdm
+
+import maskloss
+from benchmarks.real_network.network import read_network
+from maskloss.data.coco import CocoData, read_coco
+from maskloss.data.dataset import CocoDataset
+from maskloss.detection.mask_branch import DetectedBoxes, MaskBranch, Positives
+from maskloss.masks.encoded import EncodedMasks
+from maskloss.masks.paste import unaligned_offset
+
+VERSION = 1
+DTYPES = {"float16": torch.float16, "float32": torch.float32}
+
+
+@dataclass(frozen=True)
+class RoIs:
+    """The R RoIs of N images, with the features that the mask head gets.
+
+    Attributes:
+        features: (R, C, S, S), in the cache's dtype.
+        boxes: (R, 4) float32, xyxy in px of the resized image.
+        labels: (R,) int64, the network's.
+        image_index: (R,) int64 in [0, N), ascending.
+        image_ids: (N,) int64, of the annotation file.
+        sizes: (N, 2) int64, (H, W) of the images in px.
+        network_sizes: (N, 2) int64, (H, W) of the resized images in px, without padding.
+    """
+
+    features: Tensor
+    boxes: Tensor
+    labels: Tensor
+    image_index: Tensor
+    image_ids: Tensor
+    sizes: Tensor
+    network_sizes: Tensor
+
+    def rows_of(self, image: int) -> Tensor:
+        """Return the rows of an image's RoIs, (R_i,) int64."""
+        return torch.where(self.image_index == image)[0]
+
+    def size_of(self, image: int) -> tuple[int, int]:
+        """Return an image's (H, W) in px."""
+        height, width = self.sizes[image].tolist()
+        return height, width
+
+    def network_size_of(self, image: int) -> tuple[int, int]:
+        """Return a resized image's (H, W) in px."""
+        height, width = self.network_sizes[image].tolist()
+        return height, width
+
+    def boxes_in_image(self, image: int, rows: Tensor) -> Tensor:
+        """Return the boxes (R_i, 4) of some of an image's RoIs in px of the image before it was resized."""
+        return resize_boxes(self.boxes[rows], list(self.network_size_of(image)), list(self.size_of(image)))
+
+
+@dataclass(frozen=True)
+class PositiveRoIs(RoIs):
+    """The positives of the training images.
+
+    Attributes:
+        matched_idxs: (R,) int64, the object of the image that each RoI is matched to; crowds are not counted.
+        object_boxes: (R, 4) float32, the box of that object, xyxy in px of the resized image.
+        pixels: N resized images, (3, H, W) uint8.
+    """
+
+    matched_idxs: Tensor
+    object_boxes: Tensor
+    pixels: list[Tensor]
+
+    def crops(self, rows: Tensor, size: int) -> Tensor:
+        """Crop the resized images to RoIs.
+
+        Args:
+            rows: (P,) int64.
+            size: M, cells a side.
+
+        Returns:
+            (P, 3, M, M) float32 in [0, 1], cell by cell what the mask targets of aligned losses cover.
+        """
+        crops = torch.empty((len(rows), 3, size, size))
+        for image in self.image_index[rows].unique().tolist():
+            here = torch.where(self.image_index[rows] == image)[0]
+            pixels = self.pixels[image][None].float() / 255
+            crops[here] = roi_align(pixels, [self.boxes[rows[here]]], size, aligned=True)
+        return crops
+
+
+@dataclass(frozen=True)
+class DetectedRoIs(RoIs):
+    """The detections of the validation images.
+
+    Attributes:
+        scores: (R,) float32, falling within each image.
+    """
+
+    scores: Tensor
+
+
+@dataclass
+class Cache:
+    """The cached RoIs, and what the training and evaluation of a mask branch need besides.
+
+    Attributes:
+        train: positives of the training images.
+        val: detections of the validation images.
+        train_data: annotations of the training images.
+        val_data: annotations of the validation images.
+        network: the published network.
+        category_ids: the category of each label from 1 on.
+        fingerprint: says whether two caches hold the same RoIs.
+    """
+
+    train: PositiveRoIs
+    val: DetectedRoIs
+    train_data: CocoData
+    val_data: CocoData
+    network: MaskRCNN
+    category_ids: list[int]
+    fingerprint: str
+    _targets: dict[tuple[int, maskloss.MaskTargets], Tensor] = field(default_factory=dict)
+
+    def mask_targets(self, size: int, settings: maskloss.MaskTargets) -> Tensor:
+        """Return the mask targets (P, size, size) of all positives, computed once for equal settings."""
+        key = (size, settings)
+        if key not in self._targets:
+            train = self.train
+            targets = [train.boxes.new_zeros((0, size, size))]
+            for image, record in enumerate(self.train_data.images):
+                rows = train.rows_of(image)
+                masks = resized_masks(
+                    record.object_masks(), train.network_size_of(image), aligned=settings.aligned
+                )
+                targets.append(
+                    maskloss.mask_targets(
+                        masks,
+                        train.boxes[rows],
+                        train.matched_idxs[rows],
+                        size,
+                        aligned=settings.aligned,
+                        binary=settings.binary,
+                    )
+                )
+            self._targets[key] = torch.cat(targets)
+        return self._targets[key]
+
+
+def resized_masks(masks: EncodedMasks, size: tuple[int, int], *, aligned: bool) -> EncodedMasks:
+    """Resize masks as a converted network's transform does, which moves those of unaligned targets."""
+    own_size = (masks.height, masks.width)
+    masks = masks.resize(*size)
+    if aligned:
+        return masks
+    y, x = unaligned_offset(own_size, size)
+    return masks.translate(0.5 - y * size[0] / own_size[0], 0.5 - x * size[1] / own_size[1])
+
+
+class _Recorder(MaskBranch):
+    """A mask branch that keeps the features, boxes and labels that it is given.
+
+    Args:
+        pool: the network's pooling for masks.
+        dtype: of the features that are kept.
+    """
+
+    def __init__(self, pool: nn.Module, dtype: torch.dtype) -> None:
+        super().__init__()
+        # Past nn.Module.__setattr__, since the pooling is a submodule of the network already.
+        self.__dict__["pool"] = pool
+        self.dtype = dtype
+        self.recorded: dict[str, Tensor] = {}
+
+    def losses(
+        self, features: dict[str, Tensor], positives: Positives, targets: list[dict[str, Any]]
+    ) -> dict[str, Tensor]:
+        """Record the positives of one image."""
+        self._record(features, positives)
+        (matched_idxs,), (target,) = positives.matched_idxs, targets
+        self.recorded["matched_idxs"] = matched_idxs
+        self.recorded["object_boxes"] = target["boxes"][matched_idxs].float()
+        return {}
+
+    def predict(
+        self, features: dict[str, Tensor], detections: DetectedBoxes
+    ) -> tuple[list[Tensor], list[Tensor] | None]:
+        """Record the detections of one image, whose masks stay empty."""
+        self._record(features, detections)
+        (self.recorded["scores"],) = detections.scores
+        return [boxes.new_zeros((len(boxes), 1, 1, 1)) for boxes in detections.boxes], None
+
+    def _record(self, features: dict[str, Tensor], rois: Positives | DetectedBoxes) -> None:
+        pooled = self.__dict__["pool"](features, rois.boxes, rois.image_sizes)
+        (boxes,), (labels,) = rois.boxes, rois.labels
+        self.recorded = {
+            "features": pooled.to(self.dtype),
+            "boxes": boxes,
+            "labels": labels,
+            "network_size": torch.tensor(rois.image_sizes[0]),
+        }
+
+
+@contextmanager
+def _sampling_positives(model: MaskRCNN, most: int) -> Iterator[None]:
+    """Let a network in evaluation mode sample RoIs as in training, of the positives at most so many of an image."""
+    parts = [model, model.transform, model.rpn, model.roi_heads]
+    sampler = model.roi_heads.fg_bg_sampler
+    # Negatives would only cost time: the mask branch never sees them.
+    model.roi_heads.fg_bg_sampler = BalancedPositiveNegativeSampler(most, 1.0)
+    for part in parts:
+        part.training = True  # not of its layers, which stay as in evaluation
+    try:
+        yield
+    finally:
+        model.roi_heads.fg_bg_sampler = sampler
+        for part in parts:
+            part.training = False
+
+
+def make_cache(
+    build: Any,
+    category_ids: list[int],
+    train_data: CocoData,
+    val_data: CocoData,
+    *,
+    positives: int = 64,
+    seed: int = 0,
+    dtype: str = "float16",
+) -> dict[str, Any]:
+    """Run a network over training and validation images, and return what its mask branch gets.
+
+    Args:
+        build: makes the network.
+        category_ids: the category of each label from 1 on.
+        train_data: training images; proposals and objects are matched as the network's own RoI heads do it.
+        val_data: validation images.
+        positives: sample at most so many of each training image.
+        seed: of the sampling; that of one image does not depend on the others.
+        dtype: of the features, a key of `DTYPES`.
+    """
+    model = build().eval()
+    recorder = _Recorder(model.roi_heads.mask_roi_pool, DTYPES[dtype])
+    maskloss.convert(model, "aligned", paste=None, mask_branch=recorder)
+    seen: list[Tensor] = []
+    handle = model.backbone.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    of_sets: dict[str, dict[str, Any]] = {}
+    for name, data in (("train", train_data), ("val", val_data)):
+        labels = _network_labels(data, category_ids)
+        records: list[dict[str, Tensor]] = []
+        pixels = []
+        for index, (image, target) in enumerate(tqdm(_samples(data), total=len(data.images), desc=name)):
+            seen.clear()
+            with torch.no_grad(), torch.random.fork_rng(devices=[]):
+                if name == "train":
+                    torch.manual_seed(1_000_003 * seed + index)
+                    with _sampling_positives(model, positives):
+                        model([image], [{**target, "labels": labels[target["labels"]]}])
+                    pixels.append(_as_bytes(model, seen[0], recorder.recorded["network_size"].tolist()))
+                else:
+                    model([image])
+            size = torch.tensor(image.shape[-2:])
+            index_of = torch.full_like(recorder.recorded["labels"], index)
+            records.append({**recorder.recorded, "image_index": index_of, "size": size})
+        of_sets[name] = _joined(records) | {"image_ids": torch.tensor([image.id for image in data.images])}
+        if name == "train":
+            of_sets[name]["pixels"] = pixels
+    handle.remove()
+    return {"version": VERSION, "positives": positives, "seed": seed, "dtype": dtype, **of_sets}
+
+
+def open_cache(path: Path, network: Any, train_data: CocoData, val_data: CocoData) -> Cache:
+    """Load the file of a cache.
+
+    Args:
+        path: file that `make_cache` filled.
+        network: the module of `read_network`.
+        train_data: the training images that the cache was made of.
+        val_data: the validation images that it was made of.
+
+    Raises:
+        ValueError: the cache was made of other images, or by another version of this script.
+    """
+    content = torch.load(path, weights_only=True)
+    if content["version"] != VERSION:
+        raise ValueError(f"{path}: has version {content['version']}, not {VERSION}; make it again")
+    for name, data in (("train", train_data), ("val", val_data)):
+        if content[name]["image_ids"].tolist() != [image.id for image in data.images]:
+            raise ValueError(f"{path}: its {name} images are not those of {data.annotation_file}")
+    digest = hashlib.sha256()
+    for name in ("train", "val"):
+        for key in ("boxes", "features"):
+            digest.update(content[name][key].numpy().tobytes())
+    return Cache(
+        PositiveRoIs(**{f.name: content["train"][f.name] for f in fields(PositiveRoIs)}),
+        DetectedRoIs(**{f.name: content["val"][f.name] for f in fields(DetectedRoIs)}),
+        train_data,
+        val_data,
+        network.build().eval(),
+        list(network.CATEGORY_IDS),
+        digest.hexdigest()[:12],
+    )
+
+
+def _samples(data: CocoData) -> Iterator[tuple[Tensor, dict[str, Any]]]:
+    dataset = CocoDataset(data)
+    for index in range(len(dataset)):
+        sample = dataset[index]
+        if isinstance(sample, Exception):
+            raise sample
+        yield sample
+
+
+def _network_labels(data: CocoData, category_ids: list[int]) -> Tensor:
+    """Return the network's label of each of the file's labels, background included."""
+    return torch.tensor([0, *(category_ids.index(category.id) + 1 for category in data.categories)])
+
+
+def _as_bytes(model: MaskRCNN, images: Tensor, size: list[int]) -> Tensor:
+    """Undo normalization and padding of the one image of a batch: (3, H, W) uint8."""
+    mean, std = (
+        torch.tensor(values)[:, None, None]
+        for values in (model.transform.image_mean, model.transform.image_std)
+    )
+    image = images[0, :, : size[0], : size[1]] * std + mean
+    return (image * 255).round().clamp(0, 255).to(torch.uint8)
+
+
+def _joined(records: list[dict[str, Tensor]]) -> dict[str, Any]:
+    """Join what was recorded of each image."""
+    of_images = {"size": "sizes", "network_size": "network_sizes"}
+    return {
+        of_images.get(key, key): (torch.stack if key in of_images else torch.cat)([r[key] for r in records])
+        for key in records[0]
+    }
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments that say where network, photographs and cache are."""
+    parser.add_argument(
+        "--network",
+        type=Path,
+        required=True,
+        help="Python file with build(), a torchvision Mask R-CNN, and CATEGORY_IDS, of the labels from 1 on",
+    )
+    parser.add_argument("--images", type=Path, required=True, help="folder of the photographs")
+    parser.add_argument("--train", type=Path, required=True, help="annotations of the training images")
+    parser.add_argument("--val", type=Path, required=True, help="annotations of the validation images")
+    parser.add_argument("--cache", type=Path, required=True, help="file of the cached features")
+
+
+def main() -> None:
+    """Make a cache and print what it holds."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add_arguments(parser)
+    parser.add_argument("--positives", type=int, default=64, help="at most so many of each training image")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--dtype", choices=list(DTYPES), default="float16", help="of the features")
+    arguments = parser.parse_args()
+    network = read_network(arguments.network)
+    began = time.perf_counter()
+    content = make_cache(
+        network.build,
+        list(network.CATEGORY_IDS),
+        read_coco(arguments.images, arguments.train),
+        read_coco(arguments.images, arguments.val),
+        positives=arguments.positives,
+        seed=arguments.seed,
+        dtype=arguments.dtype,
+    )
+    arguments.cache.parent.mkdir(parents=True, exist_ok=True)
+    torch.save(content, arguments.cache)
+    for name in ("train", "val"):
+        of_set = content[name]
+        shape = " x ".join(map(str, of_set["features"].shape))
+        print(f"{name}: {len(of_set['sizes'])} images, features {shape} {arguments.dtype}")
+    print(f"{time.perf_counter() - began:.0f} s, {arguments.cache.stat().st_size / 2**20:.0f} MiB")
+
+
+if __name__ == "__main__":
+    main()
