@@ -99,7 +99,7 @@ BOX_CONVENTION = Kind("box_convention", "annotation", True, "", _FROM_MASKS)
 FRACTIONS = Kind(
     "fractions", "annotation", True, "", "`maskloss repair` multiplies them by the images' width and height"
 )
-BOX_ONLY = Kind("box_only", "annotation", False, "objects have a box and no mask; they train only the boxes")
+BOX_ONLY = Kind("box_only", "annotation", False, "objects have a box and no mask")
 ODD_AREA = Kind(
     "odd_area",
     "annotation",
@@ -201,11 +201,11 @@ def check_annotations(
     without = rows[(table.form[rows] == NO_MASK) & ~table.crowds[rows]]
     without = without[[row not in columns.points for row in without.tolist()]]
     if len(without) and len(without) == (~table.crowds[rows]).sum():
-        text = f"none of the {len(without)} objects has a mask: only the boxes are trained"
+        text = f"none of the {len(without)} objects has a mask: only the boxes are trained, unless the loss is `weak`"
         table.findings.add(BOX_ONLY, -1, "", text)
         without = without[:0]
     for row in without:
-        table.report(BOX_ONLY, int(row), "has a box and no mask; it trains only the boxes")
+        table.report(BOX_ONLY, int(row), "has a box and no mask")
     rows = rows[np.argsort(table.image[rows], kind="stable")]
     counts = np.bincount(table.image[rows], minlength=len(images.ids))
     is_rle = table.form[rows] == RLE

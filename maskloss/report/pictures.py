@@ -17,6 +17,7 @@ from maskloss.data.coco import ImageRecord
 
 Color = tuple[int, int, int]
 
+_CROWD_COLOR = (150, 150, 150)
 _GOLDEN_RATIO = 0.618034
 
 
@@ -29,18 +30,22 @@ class DrawnObject:
         box: x1, y1, x2, y2 in px.
         text: text to write beside the box.
         color: RGB, each in 0 to 255.
+        points: labeled points, x and y in px and 1 inside the object or 0 outside.
     """
 
     mask: npt.NDArray[np.uint8]
     box: tuple[float, float, float, float]
     text: str
     color: Color
+    points: tuple[tuple[float, float, float], ...] = ()
 
     def enlarged(self, factor: int) -> DrawnObject:
         """Return the same object for an image that is larger by an integer factor."""
         x1, y1, x2, y2 = self.box
         mask = self.mask.repeat(factor, axis=0).repeat(factor, axis=1)
-        return DrawnObject(mask, (x1 * factor, y1 * factor, x2 * factor, y2 * factor), self.text, self.color)
+        box = (x1 * factor, y1 * factor, x2 * factor, y2 * factor)
+        points = tuple((x * factor, y * factor, label) for x, y, label in self.points)
+        return DrawnObject(mask, box, self.text, self.color, points)
 
 
 def category_color(category_id: int) -> Color:
@@ -53,13 +58,24 @@ def category_color(category_id: int) -> Color:
 def draw_truth(
     image: Image.Image, record: ImageRecord, names: dict[int, str], *, enlarge: int = 1
 ) -> Image.Image:
-    """Draw the annotations of an image over it, except crowds, which training leaves out too."""
+    """Draw the annotations of an image over it: masks, boxes and labeled points, and in gray the boxes of crowds.
+
+    Evaluation ignores crowds. Training leaves them out or ignores them, see `CocoDataset`.
+    """
     masks = record.object_masks().bitmaps()
+    blank = np.zeros((record.height, record.width), dtype=np.uint8)
+    crowds = [DrawnObject(blank, a.box, "crowd", _CROWD_COLOR) for a in record.annotations if a.crowd]
     objects = [
-        DrawnObject(mask, a.box, shortened(names[a.category_id]), category_color(a.category_id))
+        DrawnObject(
+            mask,
+            a.box,
+            shortened(names[a.category_id]),
+            category_color(a.category_id),
+            tuple((x, y, label) for x, y, label in record.records.points_of(a.row).tolist() if label >= 0),
+        )
         for a, mask in zip(record.objects, masks.numpy(), strict=True)
     ]
-    return draw_objects(image, objects, enlarge=enlarge)
+    return draw_objects(image, [*crowds, *objects], enlarge=enlarge)
 
 
 def draw_results(
@@ -83,7 +99,7 @@ def draw_results(
 
 
 def draw_objects(image: Image.Image, objects: Sequence[DrawnObject], *, enlarge: int = 1) -> Image.Image:
-    """Draw each object's tinted mask, its outline, its box and its text.
+    """Draw each object's tinted mask, its outline, its box, its text and its points, filled if they are inside it.
 
     Args:
         image: RGB image.
@@ -105,6 +121,11 @@ def draw_objects(image: Image.Image, objects: Sequence[DrawnObject], *, enlarge:
     for drawn in objects:
         canvas.rectangle(drawn.box, outline=drawn.color, width=max(1, size // 10))
         _write(canvas, drawn, font, picture.size)
+    radius = max(2, size // 4)
+    for drawn in objects:
+        for x, y, label in drawn.points:
+            fill, outline = (drawn.color, "black") if label else ("white", drawn.color)
+            canvas.ellipse((x - radius, y - radius, x + radius, y + radius), fill=fill, outline=outline)
     return picture
 
 

@@ -12,7 +12,7 @@ from maskloss.errors import InputError
 from maskloss.losses.boxes import BoxRegression
 from maskloss.losses.criterion import MaskRCNNLoss
 from maskloss.losses.normalizers import BatchCounts
-from maskloss.losses.terms import TERMS, KeypointBatch, MaskBatch, RoIBatch, RPNBatch
+from maskloss.losses.terms import TERMS, KeypointBatch, MaskBatch, MaskLabels, RoIBatch, RPNBatch
 from maskloss.training.import_paths import described
 
 
@@ -94,7 +94,19 @@ def probe(
     rpn = RPNBatch(objectness, positives.float(), boxes(count), counts)
     rois = RoIBatch(class_logits, labels, boxes(count), counts)
     targets = torch.rand(count, 7, 7, generator=generator).to(device)
-    masks = MaskBatch(mask_logits, targets, labels[positives], counts)
+    kinds = sorted(loss.mask_supervision)
+    # A few positives of each kind of label that the mask term learns from.
+    rows = {kind: torch.arange(index, count, len(kinds), device=device) for index, kind in enumerate(kinds)}
+    points = torch.rand(count, 4, 2, generator=generator).to(device)
+    mask_labels = MaskLabels(
+        targets,
+        rows,
+        gt_box_grids=torch.ones_like(targets),
+        point_coords=points,
+        point_labels=(points[..., 0] > 0.5).float(),
+        image_crops=torch.zeros(count, 3, 7, 7, device=device),
+    )
+    masks = MaskBatch(mask_logits, targets, labels[positives], counts, mask_labels=mask_labels)
     keypoint_logits = random(12, 49)
     cells = torch.randint(0, 49, (12,), generator=generator).to(device)
     keypoints = KeypointBatch(keypoint_logits, cells, counts)

@@ -32,6 +32,7 @@ from maskloss.detection.conversion import loss_parameters
 from maskloss.detection.mask_branch import MaskBranch
 from maskloss.errors import InputError
 from maskloss.losses.criterion import MaskRCNNLoss
+from maskloss.losses.terms import Supervision
 from maskloss.training.checkpoints import read_weights
 from maskloss.training.config import TrainConfig
 from maskloss.training.evaluation import check_sizes
@@ -119,6 +120,7 @@ def set_up(config: TrainConfig, device: torch.device) -> Run:
     torch.manual_seed(config.seed)
     loss = config.make_loss()
     training, validation = read_data(config)
+    check_mask_labels(config, loss, training)
     check_output(config)
     accelerator = make_accelerator(config, device, make_trackers(config.tracker_names, config.output_folder))
     torch.manual_seed(config.seed)
@@ -135,6 +137,25 @@ def set_up(config: TrainConfig, device: torch.device) -> Run:
     # A loss that is not finite on random RoIs may be finite on images. The first training step checks that.
     probe_copy(loss, num_classes, model, accelerator.device, require_finite=False)
     return Run(config, accelerator, loss, model, settings, branch, training, validation)
+
+
+def check_mask_labels(config: TrainConfig, loss: MaskRCNNLoss, training: CocoData) -> None:
+    """Raise InputError if a mask loss is asked for by name and the training set has no labels that it learns from.
+
+    A preset trains the boxes of such a set alone, and `read_coco` warns.
+    """
+    if not isinstance(config.loss, dict) or config.loss.get("mask") is None or loss.weights.mask == 0:
+        return
+    usable = {
+        Supervision.MASK: training.num_masks,
+        Supervision.POINTS: training.num_points,
+        Supervision.BOX: training.num_objects,
+    }
+    if not any(usable[kind] for kind in loss.mask_supervision):
+        raise InputError(
+            f"{config.train_annotations}: no object has labels for --loss mask; use MaskBySupervision with "
+            "MaskPointLoss for labeled points, or with MaskProjectionLoss or MaskBoxLoss for boxes, as --loss weak does"
+        )
 
 
 def device_of(config: TrainConfig) -> torch.device:

@@ -12,10 +12,11 @@ import pytest
 import torch
 
 from maskloss.cli import main
+from maskloss.errors import InputError
 from maskloss.training.checkpoints import checkpoint_files, load_checkpoint
 from maskloss.training.loop import train
 
-from .small_runs import TERMS, narrow_models, small_config, write_data
+from .small_runs import TERMS, interrupted_after, narrow_models, small_config, write_data
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -214,3 +215,76 @@ def test_an_invalid_limit_is_refused(value: str, tmp_path: Path, capsys: pytest.
         )  # fmt: skip
     assert exit_.value.code == 2
     assert "--max-detections must be" in capsys.readouterr().err
+
+
+# Weak labels: masks, points, boxes and weights in one file.
+
+
+def weak_labels(annotation: dict[str, Any], place: int) -> None:
+    """Every third object keeps its mask, every third has points, and the others a box; every second counts half."""
+    x, y, width, height = annotation["bbox"]
+    if place % 3 == 1:
+        annotation["point_coords"] = [[x + width / 2, y + height / 2], [x, y], [x + width, y + height]]
+        annotation["point_labels"] = [1, 0, 0]
+    if place % 3:
+        del annotation["segmentation"]
+    if place % 2:
+        annotation["weight"] = 0.5
+
+
+def test_weak_labels_train_from_file_to_evaluation_and_resume(tmp_path: Path) -> None:
+    data = changed_data(tmp_path / "data", weak_labels)
+    settings: dict[str, Any] = {"loss": "weak", "checkpoint_every": 1, "horizontal_flip": 0.5}
+    train(small_config(data, tmp_path / "whole", max_steps=4, **settings))
+    lines = history(tmp_path / "whole")
+    assert all(math.isfinite(line[key]) and line[key] > 0 for line in lines for key in TERMS)
+    metrics = json.loads((tmp_path / "whole/metrics.json").read_text())
+    assert metrics["segm"]["AP"] is not None
+    assert evaluated(data, tmp_path / "whole", tmp_path / "again") == metrics
+    # The warm-up of the pairwise loss is part of a checkpoint.
+    with interrupted_after(2):
+        train(small_config(data, tmp_path / "run", max_steps=4, **settings))
+    state = load_checkpoint(checkpoint_files(tmp_path / "run/checkpoints")[-1])["loss"]
+    assert [int(value) for key, value in state.items() if key.endswith("steps")] == [2]
+    train(small_config(data, tmp_path / "run", max_steps=4, resume=True, **settings))
+    resumed = history(tmp_path / "run")
+    for line in (*lines, *resumed):
+        del line["seconds"]
+    assert resumed == lines
+
+
+def test_weights_reach_the_losses_of_training_and_evaluation(tmp_path: Path) -> None:
+    values = {}
+    for weight in (1.0, 3.0):
+
+        def weighted(annotation: dict[str, Any], _: int, weight: float = weight) -> None:
+            annotation["weight"] = weight
+
+        data = changed_data(tmp_path / f"data {weight}", weighted)
+        run = tmp_path / f"run {weight}"
+        train(small_config(data, run, max_steps=1))
+        values[weight] = history(run)[0]
+    # The divisors stay, so the terms of positives alone are three times as large.
+    for key in ("loss_rpn_box_reg", "loss_box_reg", "loss_mask"):
+        assert values[3.0][key] == pytest.approx(3 * values[1.0][key], rel=1e-5)
+
+
+MASK_LOSS = {"mask": "maskloss.losses.MaskDiceLoss"}
+POINTS_ONLY = {"mask": "maskloss.losses.MaskBySupervision"}
+
+
+@pytest.mark.parametrize("loss", [MASK_LOSS, POINTS_ONLY], ids=["masks", "points"])
+def test_a_mask_loss_without_any_label_for_it_is_refused(loss: dict[str, Any], tmp_path: Path) -> None:
+    data = changed_data(tmp_path / "data", without_mask)
+    with pytest.raises(
+        InputError, match="no object has labels for --loss mask; use MaskBySupervision with"
+    ) as e:
+        train(small_config(data, tmp_path / "run", loss=loss))
+    for name in ("MaskPointLoss", "MaskProjectionLoss", "MaskBoxLoss", "annotations.json"):
+        assert name in str(e.value)
+    assert not (tmp_path / "run").exists()
+    # With boxes for labels, or without the term, the same set trains.
+    for number, other in enumerate(("weak", {**loss, "weights": {"mask": 0.0}})):
+        train(small_config(data, tmp_path / f"run{number}", loss=other, max_steps=1))
+    assert history(tmp_path / "run0")[0]["loss_mask"] > 0
+    assert history(tmp_path / "run1")[0]["loss_mask"] == 0
