@@ -1,0 +1,51 @@
+"""Train masks from boxes and a few masks, in a training loop of your own.
+
+    python examples/weak_labels.py --images photos --annotations train.json --steps 1000
+
+The annotation file is COCO's format. An object may have a segmentation, or point_coords and point_labels, or only a
+bbox, and a weight.
+"""
+
+import argparse
+
+import torch
+import torchvision
+
+import maskloss
+from maskloss.data.coco import read_coco
+from maskloss.data.dataset import CocoDataset, collate
+
+
+def main() -> None:
+    """Fine-tune torchvision's Mask R-CNN, and print the losses."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--images", required=True)
+    parser.add_argument("--annotations", required=True)
+    parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--weights", default="DEFAULT", help="torchvision's, or none")
+    arguments = parser.parse_args()
+
+    data = read_coco(arguments.images, arguments.annotations)
+    loader = torch.utils.data.DataLoader(CocoDataset(data), batch_size=2, shuffle=True, collate_fn=collate)
+    weights = None if arguments.weights == "none" else arguments.weights
+    model = torchvision.models.detection.maskrcnn_resnet50_fpn(weights=weights, weights_backbone=None)
+    maskloss.convert(model, "weak")  # the only line that differs from training with masks
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.SGD(parameters, lr=0.0025, momentum=0.9, weight_decay=1e-4)
+
+    model.train()
+    step = 0
+    while step < arguments.steps:
+        for images, targets in loader:
+            losses = model(images, targets)
+            optimizer.zero_grad()
+            sum(losses.values()).backward()
+            optimizer.step()
+            step += 1
+            print(step, {key: round(value.item(), 3) for key, value in losses.items()})
+            if step == arguments.steps:
+                break
+
+
+if __name__ == "__main__":
+    main()
