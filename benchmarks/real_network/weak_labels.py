@@ -32,6 +32,7 @@ from maskloss import MaskRCNNLoss, MaskTargets
 from maskloss.detection.mask_branch import box_grids_of
 from maskloss.losses import MaskBoxLoss, MaskBySupervision, MaskLabels, MaskProjectionLoss, Supervision
 from maskloss.losses.terms import MaskBatch
+from maskloss.masks.points import points_in_boxes
 
 #: Labeled points of an object, as in PointSup.
 POINTS = 10
@@ -193,8 +194,7 @@ def train_case(
         targets = torch.where((kind == Supervision.MASK)[:, None, None], targets, 0.0)
         boxes = train.boxes[rows]
         points = labels.points[objects[rows]]
-        coords = (points[..., :2] - boxes[:, None, :2]) / (boxes[:, None, 2:] - boxes[:, None, :2])
-        inside = ((coords >= 0) & (coords <= 1)).all(dim=-1)
+        coords, point_labels = points_in_boxes(points[..., :2], points[..., 2], boxes)
         if loss.uses_image and size not in crops:
             crops[size] = train.crops(torch.arange(len(objects)), size)
         mask_labels = MaskLabels(
@@ -202,7 +202,7 @@ def train_case(
             rows={k: torch.where(kind == k)[0] for k in sorted(loss.mask_supervision)},
             gt_box_grids=box_grids_of(train.object_boxes[rows], boxes, size),
             point_coords=coords,
-            point_labels=torch.where(inside, points[..., 2], -1.0),
+            point_labels=point_labels,
             image_crops=crops[size][rows] if loss.uses_image else None,
         )
         return replace(

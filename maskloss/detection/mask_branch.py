@@ -23,6 +23,7 @@ from maskloss.losses.criterion import zero_of
 from maskloss.losses.mask_classes import select_class_masks
 from maskloss.losses.normalizers import BatchCounts
 from maskloss.losses.terms import TERMS, MaskBatch, MaskLabels, Supervision
+from maskloss.masks.points import points_in_boxes
 from maskloss.masks.targets import mask_targets, targets_of_host_boxes
 
 Features = dict[str, Tensor]
@@ -322,10 +323,9 @@ def mask_labels_of(
             points = boxes.new_zeros((len(target["boxes"]), 0, 3))
         points = send(points, device)[idxs].to(boxes)  # (P_i, K_i, 3)
         points = F.pad(points, (0, 0, 0, most - points.shape[1]), value=-1.0)
-        coords = (points[..., :2] - shift - boxes[:, None, :2]) / (boxes[:, None, 2:] - boxes[:, None, :2])
-        inside = ((coords >= 0) & (coords <= 1)).all(dim=-1)
+        coords, labels = points_in_boxes(points[..., :2] - shift, points[..., 2], boxes)
         point_coords.append(coords)
-        point_labels.append(torch.where(inside, points[..., 2], -1.0))
+        point_labels.append(labels)
         if "resized_image" in target:
             image = at_least_float32(target["resized_image"])[None]
             crops.append(roi_align(image, [boxes], size, sampling_ratio=2, aligned=aligned))
