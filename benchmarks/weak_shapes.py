@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 from measuring import write_results
+from PIL import Image
 from pycocotools import mask as coco_mask
 
 from maskloss.ablation.analysis import summarized
@@ -32,10 +33,17 @@ PROJECTION = {"class_path": "maskloss.losses.MaskProjectionLoss"}
 Annotations = list[dict[str, Any]]
 
 
+def bitmap_of(segmentation: Any) -> Any:
+    """Return a mask as (H, W) uint8."""
+    if isinstance(segmentation, dict) and isinstance(segmentation["counts"], str):
+        return coco_mask.decode(segmentation)
+    rles = coco_mask.frPyObjects(segmentation, SIZE, SIZE)
+    return coco_mask.decode(coco_mask.merge(rles) if isinstance(rles, list) else rles)
+
+
 def add_points(annotation: dict[str, Any], draw: random.Random) -> None:
     """Replace a mask by ten labeled points that are uniform in the box."""
-    rles = coco_mask.frPyObjects(annotation.pop("segmentation"), SIZE, SIZE)
-    bitmap = coco_mask.decode(coco_mask.merge(rles))
+    bitmap = bitmap_of(annotation.pop("segmentation"))
     x, y, width, height = annotation["bbox"]
     points = [[x + draw.random() * width, y + draw.random() * height] for _ in range(POINTS)]
     pixels = np.clip(np.array(points).astype(int), 0, SIZE - 1)
@@ -59,15 +67,22 @@ def weaken(
 def replace_masks(annotations: Annotations, draw: random.Random, *, weight: float) -> None:
     """Give a share of the objects the mask of another one, moved and scaled into their box."""
     wrong = draw.sample(annotations, round(REPLACED * len(annotations)))
-    shapes = [(annotation["segmentation"], annotation["bbox"]) for annotation in wrong]
-    for annotation, (polygons, (x, y, width, height)) in zip(wrong, shapes[1:] + shapes[:1], strict=True):
-        left, top, own_width, own_height = annotation["bbox"]
-        moved = [np.reshape(polygon, (-1, 2)) for polygon in polygons]
-        moved = [
-            (points - (x, y)) / (width, height) * (own_width, own_height) + (left, top) for points in moved
-        ]
-        annotation["segmentation"] = [points.reshape(-1).tolist() for points in moved]
+    shapes = [(Image.fromarray(bitmap_of(a["segmentation"])), a["bbox"]) for a in wrong]
+    for annotation, (shape, (x, y, width, height)) in zip(wrong, shapes[1:] + shapes[:1], strict=True):
+        left, top, right, bottom = (round(v) for v in corners(annotation["bbox"]))
+        size = (max(right - left, 1), max(bottom - top, 1))
+        moved = shape.resize(size, Image.Resampling.NEAREST, box=(x, y, x + width, y + height))
+        canvas = Image.new("L", (SIZE, SIZE))
+        canvas.paste(moved, (left, top))
+        rle = coco_mask.encode(np.asfortranarray(np.asarray(canvas)))
+        annotation["segmentation"] = {"size": [SIZE, SIZE], "counts": rle["counts"].decode()}
         annotation["weight"] = weight
+
+
+def corners(box: list[float]) -> tuple[float, float, float, float]:
+    """Return x1, y1, x2, y2 of a box x, y, width, height."""
+    x, y, width, height = box
+    return x, y, x + width, y + height
 
 
 def with_boxes(term: dict[str, Any]) -> dict[str, Any]:
