@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -32,7 +32,9 @@ from maskloss.detection.compatibility import (
 )
 from maskloss.detection.loss_holder import ImageRandomStates, move_to
 from maskloss.detection.mask_branch import MaskBranch
+from maskloss.detection.mask_iou import MaskIoUBranch
 from maskloss.detection.mask_predictor import ClassSelectedMaskPredictor
+from maskloss.detection.point_rend import PointRendBranch
 from maskloss.detection.pooling import MultiScaleRoIAlign
 from maskloss.detection.roi_heads import RoIHeads
 from maskloss.detection.rpn import RegionProposalNetwork
@@ -45,13 +47,22 @@ from maskloss.masks.encoded import EncodedMasks
 Model = TypeVar("Model", bound=nn.Module)
 
 
+#: The names of mask branches.
+MaskBranchName = Literal["point_rend", "mask_iou"]
+
+MASK_BRANCHES: dict[str, Callable[[nn.Module], MaskBranch]] = {
+    "point_rend": PointRendBranch.of,
+    "mask_iou": MaskIoUBranch.of,
+}
+
+
 def convert(
     model: Model,
     loss: MaskRCNNLoss | PresetName | None = None,
     *,
     paste: Paste = "torchvision",
     sync_free: bool = False,
-    mask_branch: MaskBranch | None = None,
+    mask_branch: MaskBranchName | MaskBranch | None = None,
 ) -> Model:
     """Replace the losses, mask targets and heads of a torchvision model by maskloss's, in place.
 
@@ -80,7 +91,9 @@ def convert(
             torchvision's but contain other members, so losses agree in expectation, not number by number. Between the
             transform and the losses, the host then synchronizes only for NMS, once per image, and for the sizes of the
             RoI sample, after it has launched the box branch.
-        mask_branch: predicts masks and computes their losses; None for torchvision's layers. Its parameters become the
+        mask_branch: predicts masks and computes their losses; None for torchvision's layers. "point_rend" refines masks
+            at uncertain points (`PointRendBranch.of(model)`), "mask_iou" scores torchvision's masks by their predicted
+            quality (`MaskIoUBranch.of(model)`). Its parameters become the
             model's. Every model needs its own.
 
     Returns:
@@ -113,7 +126,9 @@ def convert(
             "a term of the loss holds the model itself, which would make the model a part of its own loss; let the "
             "term hold only the layers that it needs, or refer to the model in a function"
         )
-    if mask_branch is not None and not isinstance(mask_branch, MaskBranch):
+    if isinstance(mask_branch, str) and mask_branch not in MASK_BRANCHES:
+        raise ValueError(f"no mask branch is named {mask_branch!r}; there are {', '.join(MASK_BRANCHES)}")
+    if mask_branch is not None and not isinstance(mask_branch, str | MaskBranch):
         what = mask_branch.__name__ if isinstance(mask_branch, type) else full_name(mask_branch)
         raise TypeError(f"mask_branch must be an instance of a MaskBranch, not {what}")
     check_parts(model)
@@ -132,6 +147,11 @@ def convert(
         check_postprocess(model.transform, paste)
     if sync_free:
         check_sync_free(model)
+
+    if isinstance(mask_branch, str):
+        mask_branch = MASK_BRANCHES[mask_branch](model)
+    if mask_branch is not None:
+        mask_branch.hold(loss)  # a branch may refuse the loss, before anything is changed
 
     # The instances change their class instead of being rebuilt, to keep everything that a user has set on them,
     # including hooks and custom submodules.

@@ -19,7 +19,7 @@ from maskloss.detection.loss_holder import LossHolder
 from maskloss.detection.mask_predictor import ClassSelectedMaskPredictor
 from maskloss.detection.transfer import send
 from maskloss.losses.arithmetic import at_least_float32
-from maskloss.losses.criterion import zero_of
+from maskloss.losses.criterion import MaskRCNNLoss, zero_of
 from maskloss.losses.mask_classes import select_class_masks
 from maskloss.losses.normalizers import BatchCounts
 from maskloss.losses.terms import TERMS, MaskBatch, MaskLabels, Supervision
@@ -113,6 +113,8 @@ class MaskBranch(LossHolder, nn.Module):
     weights still load.
 
     Attributes:
+        uses_stock_layers: whether the branch calls torchvision's mask layers. If not, `convert` excludes these from
+            training, because DistributedDataParallel would wait for their gradients.
         loss: the model's `MaskRCNNLoss`, set by `convert`. `loss.mask_losses` evaluates its mask term, with weight and
             divisor; `loss.mask_targets` has the options for making mask targets.
 
@@ -128,6 +130,8 @@ class MaskBranch(LossHolder, nn.Module):
         >>> model = maskloss.convert(model, mask_branch=Whole())
     """
 
+    uses_stock_layers: bool = False
+
     def losses(self, features: Features, positives: Positives, targets: list[Target]) -> dict[str, Tensor]:
         """Compute the mask losses of a batch.
 
@@ -141,6 +145,18 @@ class MaskBranch(LossHolder, nn.Module):
             without positives.
         """
         raise NotImplementedError(f"{type(self).__name__} has no losses")
+
+    def losses_and_probs(
+        self, features: Features, positives: Positives, targets: list[Target]
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """Compute `losses` and also return the masks of the positives; only `MaskIoUBranch` needs it.
+
+        Returns:
+            The losses, and the probabilities (P, 1, M, M) of each RoI's own class, without a gradient.
+        """
+        raise NotImplementedError(
+            f"{type(self).__name__} has no losses_and_probs, so its masks cannot be scored"
+        )
 
     def predict(
         self, features: Features, detections: DetectedBoxes
@@ -174,6 +190,8 @@ class TorchvisionMaskBranch(MaskBranch):
         []
     """
 
+    uses_stock_layers = True
+
     def __init__(self, heads: nn.Module) -> None:
         super().__init__()
         # nn.Module.__setattr__ would register the heads as a submodule of their own branch.
@@ -190,27 +208,17 @@ class TorchvisionMaskBranch(MaskBranch):
                     [*heads.mask_head.parameters(), *heads.mask_predictor.parameters()]
                 )
             }
+        return self.losses_and_probs(features, positives, targets)[0]
+
+    def losses_and_probs(
+        self, features: Features, positives: Positives, targets: list[Target]
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """Compute `loss_mask`, and return the masks of the positives."""
         labels = torch.cat(positives.labels)
         channels = self.loss.mask_channels(labels)
         mask_logits = self._logits(features, positives.boxes, positives.image_sizes, channels)
-        size, settings = mask_logits.shape[-1], self.loss.mask_targets
-        mask_labels = None
-        if self.loss.uses_mask_labels or self.loss.uses_image:
-            mask_labels = mask_labels_of(
-                positives,
-                targets,
-                size,
-                kinds=self.loss.mask_supervision,
-                aligned=settings.aligned,
-                binary=settings.binary,
-            )
-            grids = mask_labels.mask_targets
-        else:
-            grids = grids_of(positives, targets, size, aligned=settings.aligned, binary=settings.binary)
-        weights = None if positives.weights is None else torch.cat(positives.weights)
-        return self.loss.mask_losses(
-            MaskBatch(mask_logits, grids, labels, positives.counts, weights, mask_labels)
-        )
+        losses = self.loss.mask_losses(mask_batch_of(self.loss, mask_logits, positives, targets))
+        return losses, self._probs(mask_logits.detach(), labels)
 
     def predict(
         self, features: Features, detections: DetectedBoxes
@@ -220,11 +228,15 @@ class TorchvisionMaskBranch(MaskBranch):
         own_probs = self.loss.own_mask_probs
         channels = labels if own_probs is None else self.loss.mask_channels(labels)
         logits = self._logits(features, detections.boxes, detections.image_sizes, channels)
-        if own_probs is None:
-            probs = at_least_float32(select_class_masks(logits, labels)).sigmoid()[:, None]
-        else:
-            probs = own_probs(logits, labels)[:, None]
+        probs = self._probs(logits, labels)
         return list(probs.split([len(boxes) for boxes in detections.boxes])), None
+
+    def _probs(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Return the probabilities (P, 1, M, M) of each label's class."""
+        own_probs = self.loss.own_mask_probs
+        if own_probs is not None:
+            return own_probs(logits, labels)[:, None]
+        return at_least_float32(select_class_masks(logits, labels)).sigmoid()[:, None]
 
     def _logits(
         self,
@@ -240,6 +252,35 @@ class TorchvisionMaskBranch(MaskBranch):
             return heads.mask_predictor(hidden, channels)
         logits: Tensor = heads.mask_predictor(hidden)
         return logits
+
+
+def mask_batch_of(
+    loss: MaskRCNNLoss, mask_logits: Tensor, positives: Positives, targets: list[Target]
+) -> MaskBatch:
+    """Return the batch for `loss.mask_losses`, with the targets and labels that the mask term needs.
+
+    Args:
+        loss: the model's loss.
+        mask_logits: (P, 1, M, M), the channel of each RoI's own class; or (P, C, M, M).
+        positives: the positives of all images.
+        targets: per image, the target after the transform.
+    """
+    size, settings = mask_logits.shape[-1], loss.mask_targets
+    mask_labels = None
+    if loss.uses_mask_labels or loss.uses_image:
+        mask_labels = mask_labels_of(
+            positives,
+            targets,
+            size,
+            kinds=loss.mask_supervision,
+            aligned=settings.aligned,
+            binary=settings.binary,
+        )
+        grids = mask_labels.mask_targets
+    else:
+        grids = grids_of(positives, targets, size, aligned=settings.aligned, binary=settings.binary)
+    weights = None if positives.weights is None else torch.cat(positives.weights)
+    return MaskBatch(mask_logits, grids, torch.cat(positives.labels), positives.counts, weights, mask_labels)
 
 
 def grids_of(

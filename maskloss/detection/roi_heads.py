@@ -57,6 +57,17 @@ class RoIHeads(LossHolder, TorchvisionRoIHeads):
         """Set the mask branch; None for torchvision's layers, if the model has any."""
         self._modules.pop("mask_branch", None)
         self.__dict__.pop("mask_branch", None)
+        # Stock mask layers that no branch calls get no gradients, for which DistributedDataParallel would wait.
+        for parameter in self.__dict__.pop("_excluded", ()):
+            parameter.requires_grad_(True)
+        if branch is not None and not branch.uses_stock_layers:
+            own = {id(parameter) for parameter in branch.parameters()}
+            stock = [layer for layer in (self.mask_head, self.mask_predictor) if layer is not None]
+            parameters = [parameter for layer in stock for parameter in layer.parameters()]
+            unused = [p for p in parameters if p.requires_grad and id(p) not in own]
+            for parameter in unused:
+                parameter.requires_grad_(False)
+            self.__dict__["_excluded"] = unused
         if branch is not None:
             self.mask_branch = branch
         else:

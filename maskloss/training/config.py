@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args, get_type_hints
 
 from maskloss.data.dataset import Crowds
 from maskloss.detection.builders import MODEL_NAMES, MOST_DETECTIONS
+from maskloss.detection.conversion import MASK_BRANCHES
 from maskloss.errors import InputError, one_line
 from maskloss.losses.criterion import MaskRCNNLoss
 from maskloss.training.file_fields import is_number
@@ -60,8 +61,8 @@ class TrainConfig:
         model: "maskrcnn_resnet50_fpn" or "maskrcnn_resnet50_fpn_v2", both from torchvision; "resnet18" or
             "mobilenet_v2", small models for CPUs; or the import path "package.module.name" of a function or class
             (num_classes, settings) -> model.
-        mask_branch: import path of a function or class that takes the model and returns a
-            `maskloss.detection.mask_branch.MaskBranch`. If omitted, the model keeps torchvision's mask layers.
+        mask_branch: "point_rend", "mask_iou", or the import path of a function or class that takes the model and
+            returns a `maskloss.detection.mask_branch.MaskBranch`. If omitted, the model keeps torchvision's mask layers.
         weights: a .safetensors or .pt file with the weights of a whole model or of a backbone, "DEFAULT" to download
             torchvision's pretrained weights, or "none" to start from random weights.
         loss: a preset (torchvision, detectron2, matterport, paper or aligned), or the import path
@@ -197,7 +198,12 @@ class TrainConfig:
             self.model,
         )
         branch = self.mask_branch
-        _check(branch is None or "." in branch, "mask_branch", "an import path package.module.name", branch)
+        _check(
+            branch is None or branch in MASK_BRANCHES or "." in branch,
+            "mask_branch",
+            f"{', '.join(MASK_BRANCHES)}, or an import path package.module.name",
+            branch,
+        )
         _check(
             known or self.weights != "DEFAULT",
             "weights",

@@ -19,7 +19,7 @@ from maskloss import losses as public_losses
 from maskloss.data.coco import Category
 from maskloss.data.dataset import Crowds
 from maskloss.detection.builders import MODEL_NAMES, MOST_DETECTIONS, ModelSettings
-from maskloss.detection.conversion import convert
+from maskloss.detection.conversion import MASK_BRANCHES, convert
 from maskloss.errors import InputError, one_line
 from maskloss.files import read_bytes, write_bytes
 from maskloss.losses.criterion import MaskRCNNLoss
@@ -53,7 +53,7 @@ class ModelDescription:
             over the classes, "class_agnostic" for the sigmoid of channel 0, or "custom" for a user's mask term.
         loss: `TrainConfig.loss` of the training; None in files of maskloss 0.1.0.
         crowds: `TrainConfig.crowds` of the training.
-        mask_branch: import path of the mask branch; None for torchvision's mask layers.
+        mask_branch: name or import path of the mask branch; None for torchvision's mask layers.
     """
 
     settings: ModelSettings
@@ -94,7 +94,8 @@ class ModelDescription:
         crowds = content.get("crowds", "leave_out")
         check_field(crowds in get_args(Crowds), "crowds", f"one of {', '.join(get_args(Crowds))}", crowds)
         branch = content.get("mask_branch")
-        check_field(branch is None or _is_import_path(branch), "mask_branch", "an import path", branch)
+        good = branch is None or branch in MASK_BRANCHES or _is_import_path(branch)
+        check_field(good, "mask_branch", f"{', '.join(MASK_BRANCHES)} or an import path", branch)
         categories = _categories_of(content["categories"])
         settings = _settings_of(content["settings"])
         if settings.num_classes != len(categories) + 1:
@@ -269,19 +270,21 @@ def _replace_import_paths(
     name, branch = description.settings.name, description.mask_branch
     if name in MODEL_NAMES and model is not None:
         raise InputError(f"{path}: its model is {name}; omit --model, which is for users' own models")
+    if branch in MASK_BRANCHES and mask_branch not in (None, branch):
+        raise InputError(f"{path}: its mask branch is {branch}; omit --mask-branch")
     if branch is None and mask_branch is not None:
         raise InputError(f"{path}: its mask layers are torchvision's; omit --mask-branch")
     if name not in MODEL_NAMES and model is None:
         raise InputError(
             f"{path}: its model is made by a user's code, which runs only if you name it: give --model {name}"
         )
-    if branch is not None and mask_branch is None:
+    if branch is not None and branch not in MASK_BRANCHES and mask_branch is None:
         raise InputError(
             f"{path}: its mask branch is made by a user's code, which runs only if you name it: give --mask-branch "
             f"{branch}"
         )
     settings = replace(description.settings, name=model or name)
-    return replace(description, settings=settings, mask_branch=mask_branch)
+    return replace(description, settings=settings, mask_branch=mask_branch or branch)
 
 
 def _make_paste_loss(description: ModelDescription) -> MaskRCNNLoss:

@@ -8,6 +8,7 @@ from torch import nn
 
 from maskloss.detection.builders import MODEL_NAMES, ModelSettings, build_model
 from maskloss.detection.compatibility import check_parts, full_name, has_replaceable_transform
+from maskloss.detection.conversion import MASK_BRANCHES
 from maskloss.detection.mask_branch import MaskBranch
 from maskloss.errors import InputError
 from maskloss.training.import_paths import called, imported
@@ -57,6 +58,8 @@ def make_mask_branch(path: str, model: nn.Module) -> MaskBranch:
     Raises:
         InputError: the function or class does not exist, raises, or returns anything but a MaskBranch.
     """
+    if path in MASK_BRANCHES:
+        return called(MASK_BRANCHES[path], f"--mask-branch {path}", model)
     branch = called(imported(path, "--mask-branch"), f"--mask-branch {path!r}", model)
     if not isinstance(branch, MaskBranch):
         raise InputError(
