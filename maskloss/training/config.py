@@ -62,7 +62,7 @@ class TrainConfig:
             "mobilenet_v2", small models for CPUs; or the import path "package.module.name" of a function or class
             (num_classes, settings) -> model.
         mask_branch: "point_rend", "mask_iou", or the import path of a function or class that takes the model and
-            returns a `maskloss.detection.mask_branch.MaskBranch`. If omitted, the model keeps torchvision's mask layers.
+            returns a `maskloss.detection.mask_branch.MaskBranch`. If omitted, the mask layers are torchvision's.
         weights: a .safetensors or .pt file with the weights of a whole model or of a backbone, "DEFAULT" to download
             torchvision's pretrained weights, or "none" to start from random weights.
         loss: a preset (torchvision, detectron2, matterport, paper or aligned), or the import path

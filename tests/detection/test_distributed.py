@@ -16,7 +16,13 @@ from torch.nn.parallel import DistributedDataParallel
 
 import maskloss
 from maskloss import LossWeights, MaskRCNNLoss
-from maskloss.losses import EqualizationLossV2, MatterportL2Loss, SeesawLoss
+from maskloss.losses import (
+    EqualizationLossV2,
+    MaskBoxLoss,
+    MaskBySupervision,
+    MatterportL2Loss,
+    SeesawLoss,
+)
 from tests.processes import run_ranks
 
 from .small_models import batch, tiny_mask_rcnn, training_pass, without_objects
@@ -28,6 +34,11 @@ CASES: dict[str, dict[str, Any]] = {
     "mask weight 0": {"weights": LossWeights(mask=0.0)},
     "every weight 0 but one": {"weights": LossWeights(objectness=0.0, rpn_box=0.0, box=0.0, mask=0.0)},
     "with a penalty": {"regularization": MatterportL2Loss(1e-2)},
+    "weak labels": {"mask": MaskBySupervision(boxes=MaskBoxLoss(warmup_steps=2))},
+    "point_rend": {},
+    "point_rend, mask weight 0": {"weights": LossWeights(mask=0.0)},
+    "mask_iou": {},
+    "mask_iou, mask weight 0": {"weights": LossWeights(mask=0.0)},
 }
 
 # The processes return {case: {"keys": per step, "gradients": per step, "parameters": at the end}}.
@@ -35,13 +46,16 @@ Record = dict[str, dict[str, Any]]
 
 
 def build(case: str) -> nn.Module:
-    return maskloss.convert(tiny_mask_rcnn(), MaskRCNNLoss(**CASES[case]))
+    branch: Any = case.split(",")[0] if case.startswith(("point_rend", "mask_iou")) else None
+    return maskloss.convert(tiny_mask_rcnn(), MaskRCNNLoss(**CASES[case]), mask_branch=branch)
 
 
 def rank_batch(rank: int) -> tuple[list[Tensor], list[dict[str, Tensor]]]:
     """Rank 0's images have objects, rank 1's have none."""
     images, targets = batch(seed=rank)
-    return images, targets if rank == 0 else without_objects(images)
+    # An object with a mask, one with only a box; half and full weight.
+    labels = {"has_mask": torch.tensor([True, False]), "weights": torch.tensor([0.5, 1.0])}
+    return images, [{**target, **labels} for target in targets] if rank == 0 else without_objects(images)
 
 
 def rois(rank: int) -> tuple[Tensor, Tensor]:
