@@ -159,6 +159,7 @@ def train_branch(
     batch_size: int = 64,
     schedule: Schedule = "cosine",
     weight_decay: float = 0.01,
+    warm_up: int = 0,
     losses: list[float] | None = None,
 ) -> MaskLayers:
     """Train a fresh mask branch on the cached positives with AdamW.
@@ -169,13 +170,14 @@ def train_branch(
             are trained, too.
         seed: of weights and batches; equal seeds give all losses the same ones.
         steps: how many.
-        learning_rate: of the first step.
+        learning_rate: the highest.
         supervision: changes the batch that the loss gets; the loss gets mask targets and labels where not given.
         rows: (P,) int64, the positives to train on; all where not given.
         size: side of mask logits and targets, in cells; the predictor's own where not given.
         batch_size: RoIs of a step.
         schedule: "cosine" falls to 0, "constant" stays.
         weight_decay: of AdamW.
+        warm_up: steps in which the learning rate rises from near 0.
         losses: list that each step's loss is appended to.
 
     Returns:
@@ -201,9 +203,11 @@ def train_branch(
             value = sum(loss.mask_losses(batch).values())
             optimizer.zero_grad()
             value.backward()
+            factor = min((step + 1) / max(warm_up, 1), 1.0)
             if schedule == "cosine":
-                for group in optimizer.param_groups:
-                    group["lr"] = learning_rate * (1 + math.cos(math.pi * step / steps)) / 2
+                factor *= (1 + math.cos(math.pi * step / steps)) / 2
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate * factor
             optimizer.step()
             if losses is not None:
                 losses.append(value.item())
@@ -377,6 +381,7 @@ class Setting:
         batch_size: RoIs of a step.
         schedule: of the learning rate.
         weight_decay: of AdamW.
+        warm_up: steps in which the learning rate rises.
     """
 
     steps: int
@@ -384,6 +389,7 @@ class Setting:
     batch_size: int = 64
     schedule: Schedule = "cosine"
     weight_decay: float = 0.01
+    warm_up: int = 0
 
 
 class RunFile:
@@ -630,6 +636,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--schedule", choices=["cosine", "constant"], default="cosine")
     parser.add_argument("--weight-decay", type=float, default=0.01)
+    parser.add_argument("--warm-up", type=int, default=0, help="steps in which the learning rate rises")
     parser.add_argument(
         "--published", action="store_true", help="evaluate the network's own mask branch, too"
     )
@@ -637,7 +644,12 @@ def main() -> None:
     cache = read_cache(arguments)
     runs = RunFile(arguments.results)
     setting = Setting(
-        arguments.steps, arguments.size, arguments.batch_size, arguments.schedule, arguments.weight_decay
+        arguments.steps,
+        arguments.size,
+        arguments.batch_size,
+        arguments.schedule,
+        arguments.weight_decay,
+        arguments.warm_up,
     )
     if arguments.published:
         aligned = maskloss.MaskRCNNLoss.preset("aligned")
