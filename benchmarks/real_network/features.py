@@ -1,4 +1,4 @@
-"""Cache what the mask branch of a trained network sees: its RoI features, once, with everything before it frozen.
+r"""Cache what the mask branch of a trained network sees: its RoI features, once, with everything before it frozen.
 
     python -m benchmarks.real_network.features --network maskrcnn2go.py --images photos --train train.json \
         --val val.json --cache cache.pt

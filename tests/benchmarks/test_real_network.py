@@ -183,8 +183,10 @@ def test_the_published_branch_gives_the_converted_networks_masks(cache):
 def test_training_lowers_every_loss(cache, variant):
     loss = make_loss(read_variants(VARIANTS)[variant])
     losses: list[float] = []
-    branch = train_branch(cache, loss, seed=0, steps=40, learning_rate=0.01, losses=losses, batch_size=8)
-    assert sum(losses[-5:]) < 0.95 * sum(losses[:5])
+    branch = train_branch(
+        cache, loss, seed=0, steps=20, learning_rate=0.01, warm_up=5, losses=losses, batch_size=8
+    )
+    assert sum(losses[-3:]) < 0.97 * sum(losses[:3])
     assert not branch.training
     assert not branch.predictor[3].weight.requires_grad  # the interpolation is no weight to learn
     assert torch.equal(branch.predictor[3].weight, cache.network.roi_heads.mask_predictor[3].weight)
@@ -194,7 +196,7 @@ def test_training_lowers_every_loss(cache, variant):
 
 def test_an_easy_mask_is_learned(cache):
     loss = maskloss.MaskRCNNLoss.preset("aligned")
-    branch = train_branch(cache, loss, seed=0, steps=150, learning_rate=0.01, batch_size=8)
+    branch = train_branch(cache, loss, seed=0, steps=100, learning_rate=0.01, batch_size=8)
     rows = torch.arange(len(cache.train.boxes))
     assert positives_iou(cache, branch, loss, rows) > 0.75
     assert evaluate(cache, branch, loss).keys() >= {"AP", "APs", "APm", "APl", "boundary AP", "IoU"}
