@@ -14,8 +14,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from maskloss.detection.point_rend import fine_features, most_uncertain_cells
 from maskloss.losses import mask_point_loss, mask_projection_loss
 from maskloss.losses.mask_weak import color_similarity, pairwise_disagreement, sample_at_points
+from maskloss.masks.point_targets import bitmaps_at_points
 from maskloss.masks.points import points_in_boxes
 
 
@@ -72,6 +74,30 @@ def test_point_logits_loss_and_gradient(scene):
 def test_bitmaps_at_points(scene):
     sampled = sample_at_points(scene["coarse_logits"], scene["grid_points"])
     assert_close(sampled, scene["d2_coarse_at_points"])
+
+
+def test_bitmap_labels_of_points(scene):
+    low, sides = scene["boxes"][:, None, :2], (scene["boxes"][:, 2:] - scene["boxes"][:, :2])[:, None]
+    in_px = low + scene["grid_points"] * sides
+    found = bitmaps_at_points(scene["masks"], in_px, torch.arange(len(in_px)))
+    torch.testing.assert_close(found, scene["d2_bitmap_point_labels"], rtol=1e-5, atol=1e-4)
+
+
+def test_fine_features(scene):
+    maps = {"0": scene["fine_features_stride4"], "1": scene["fine_features_stride8"]}
+    size = (int(scene["height"]), int(scene["width"]))
+    found = fine_features(maps, ["0", "1"], [scene["boxes"]], scene["grid_points"], [size])
+    assert_close(found, scene["d2_fine_features"])
+
+
+def test_uncertain_cells(scene):
+    indices, coords = most_uncertain_cells(scene["coarse_logits"], scene["d2_uncertain_indices"].shape[1])
+    assert torch.equal(indices.sort(dim=1).values, scene["d2_uncertain_indices"].sort(dim=1).values)
+    order, expected = indices.argsort(dim=1), scene["d2_uncertain_indices"].argsort(dim=1)
+    assert_close(
+        coords.gather(1, order[..., None].expand(-1, -1, 2)),
+        scene["d2_uncertain_coords"].gather(1, expected[..., None].expand(-1, -1, 2)),
+    )
 
 
 def test_projection_loss_and_gradient(scene):

@@ -23,7 +23,7 @@ from maskloss.training.loop import train
 from maskloss.training.model_file import load_model
 from maskloss.training.models import make_mask_branch, make_model
 
-from .small_runs import narrow_models, small_config, write_data
+from .small_runs import interrupted_after, narrow_models, small_config, write_data
 
 HERE = "tests.training.test_models"
 
@@ -136,6 +136,34 @@ def test_a_users_code_goes_from_train_to_predict(
     assert not (tmp_path / "refused").exists()
 
 
+@pytest.mark.parametrize("name", ["point_rend", "mask_iou"])
+def test_a_named_branch_goes_from_train_to_predict(
+    name: str, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    settings: dict[str, Any] = {"mask_branch": name, "checkpoint_every": 1, "schedule": "constant"}
+    train(small_config(data, run, max_steps=2, **settings))
+    metrics = json.loads((run / "metrics.json").read_text())
+    key = {"point_rend": "loss_mask_point", "mask_iou": "loss_mask_iou"}[name]
+    assert key in metrics["loss"]
+    # The file knows its branch.
+    command("evaluate", data, run, tmp_path / "evaluated")
+    assert json.loads((tmp_path / "evaluated/metrics.json").read_text()) == metrics
+    command("predict", data, run, tmp_path / "predicted", "--mask-branch", name)
+    results = json.loads((tmp_path / "predicted/results.json").read_text())
+    assert results
+    assert all(("mask_score" in result) == (name == "mask_iou") for result in results)
+    # Resumed, it ends as an uninterrupted run.
+    with interrupted_after(1):
+        train(small_config(data, tmp_path / "again", max_steps=2, **settings))
+    train(small_config(data, tmp_path / "again", max_steps=2, resume=True, **settings))
+    assert json.loads((tmp_path / "again/metrics.json").read_text()) == metrics
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        command("evaluate", data, run, tmp_path / "refused", "--mask-branch", f"{HERE}.Linear")
+    assert f"its mask branch is {name}; omit --mask-branch" in capsys.readouterr().err
+
+
 def test_a_model_without_masks_trains_its_boxes(data: Path, tmp_path: Path) -> None:
     path = f"{HERE}.boxes_alone"
     train(small_config(data, tmp_path / "run", model=path))
@@ -211,7 +239,7 @@ def test_an_invalid_mask_branch_is_named(name: str, message: str) -> None:
     ("changes", "message"),
     [
         ({"model": "resnet19"}, "--model must be one of maskrcnn_resnet50_fpn, .* or an import path"),
-        ({"mask_branch": "own"}, "--mask-branch must be an import path"),
+        ({"mask_branch": "own"}, "--mask-branch must be point_rend, mask_iou, or an import path"),
         ({"model": "my.model", "weights": "DEFAULT"}, "--weights must be a file or none, because no weights"),
     ],
 )
