@@ -118,6 +118,25 @@ def test_no_arrow_is_reversed(part):
     assert wrong == []
 
 
+def test_no_files_import_each_other_in_a_circle():
+    """Of any length, imports inside of functions and for types alone included."""
+    files = {file for file in PACKAGE.rglob("*.py") if file.stem != "__init__"}
+    names = {".".join(["maskloss", *file.relative_to(PACKAGE).with_suffix("").parts]): file for file in files}
+    imported = {
+        name: {
+            module
+            for one in imports_of(file)
+            for module in (one.name, one.name.rpartition(".")[0])
+            if module in names
+        }
+        for name, file in names.items()
+    }
+    free: set[str] = set()
+    while ready := {name for name, to in imported.items() if name not in free and to <= free}:
+        free |= ready
+    assert set(names) - free == set()
+
+
 def test_the_arrows_themselves_have_no_circle():
     order: list[str] = []
     remaining = {part: set(to) for part, to in ARROWS.items()}

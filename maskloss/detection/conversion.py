@@ -40,8 +40,7 @@ from maskloss.detection.roi_heads import RoIHeads
 from maskloss.detection.rpn import RegionProposalNetwork
 from maskloss.detection.target_checks import ModelInputs, check_inputs, in_plain_form
 from maskloss.detection.transform import Paste, RCNNTransform
-from maskloss.losses.criterion import MaskRCNNLoss
-from maskloss.losses.presets import PresetName
+from maskloss.losses.criterion import MaskRCNNLoss, PresetName
 from maskloss.masks.encoded import EncodedMasks
 
 Model = TypeVar("Model", bound=nn.Module)

@@ -20,6 +20,7 @@ Shapes in the docstrings of this package use these letters:
     H, W: height and width in pixels.
 """
 
+from maskloss.losses import presets
 from maskloss.losses.boxes import (
     BoxBalancedL1Loss,
     BoxCIoULoss,
@@ -210,6 +211,7 @@ __all__ = [
     "per_positive_coordinate",
     "per_sampled",
     "per_weight_sum",
+    "presets",
     "quality_focal_loss",
     "seesaw_loss",
     "select_class_masks",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -39,7 +39,9 @@ from maskloss.masks.targets import MaskTargets
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-    from maskloss.losses.presets import PresetName
+
+#: The names of the presets, which `maskloss.losses.presets` makes.
+PresetName = Literal["torchvision", "detectron2", "matterport", "paper", "aligned", "weak"]
 
 
 class MaskRCNNLoss(nn.Module):
@@ -96,6 +98,9 @@ class MaskRCNNLoss(nn.Module):
     Source: He et al., Mask R-CNN, 2017, arXiv:1703.06870; the defaults are torchvision 0.29.2's
     `fastrcnn_loss`, `maskrcnn_loss`, `keypointrcnn_loss` and `RegionProposalNetwork.compute_loss`.
     """
+
+    #: Makes a preset by its name. `presets`, which builds presets from this class, sets it.
+    _make_preset: ClassVar[Callable[[str, Tensor | None], MaskRCNNLoss]]
 
     objectness: ObjectnessTerm
     rpn_box: BoxTerm
@@ -187,10 +192,7 @@ class MaskRCNNLoss(nn.Module):
             >>> MaskRCNNLoss.preset("paper").weights.rpn_box
             10.0
         """
-        # Imported here because `presets` imports this class.
-        from maskloss.losses.presets import make_preset
-
-        return cls(**make_preset(name, active_classes).settings())
+        return cls(**cls._make_preset(name, active_classes).settings())
 
     def settings(self) -> dict[str, Any]:
         """Return the arguments that make this loss, so that a copy can change some of them.

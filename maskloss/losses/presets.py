@@ -8,7 +8,6 @@ Shapes: see `maskloss.losses`.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
 
 from torch import Tensor
 
@@ -95,9 +94,7 @@ def weak() -> MaskRCNNLoss:
     )
 
 
-#: The names of the presets.
-PresetName = Literal["torchvision", "detectron2", "matterport", "paper", "aligned", "weak"]
-
+#: The presets by their names, which are those of `criterion.PresetName`.
 PRESETS: dict[str, Callable[[], MaskRCNNLoss]] = {
     "torchvision": torchvision,
     "detectron2": detectron2,
@@ -129,3 +126,6 @@ def make_preset(name: str, active_classes: Tensor | None = None) -> MaskRCNNLoss
     if name != "matterport":
         raise ValueError(f"active_classes belongs to the preset 'matterport', not to {name!r}")
     return matterport(active_classes)
+
+
+MaskRCNNLoss._make_preset = staticmethod(make_preset)

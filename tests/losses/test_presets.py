@@ -4,12 +4,14 @@ The libraries' own numbers are in `tests/test_golden.py`.
 """
 
 import math
+from typing import get_args
 
 import pytest
 import torch
 
 from maskloss import BoxRegression, LossWeights, MaskRCNNLoss, MaskTargets
 from maskloss.losses import ActiveClassCrossEntropyLoss, BatchCounts
+from maskloss.losses.criterion import PresetName
 from maskloss.losses.presets import PRESETS
 from maskloss.losses.terms import MaskBatch, RoIBatch, RPNBatch
 from tests.reference import module_of
@@ -75,6 +77,7 @@ def losses_of(loss: MaskRCNNLoss) -> dict[str, float]:
 
 def test_every_preset_is_worked_out_here():
     assert set(PRESETS) == set(EXPECTED)
+    assert set(PRESETS) == set(get_args(PresetName))
 
 
 @pytest.mark.parametrize("name", EXPECTED)
