@@ -22,7 +22,7 @@ from maskloss.detection.mask_branch import (
     mask_batch_of,
 )
 from maskloss.losses.arithmetic import at_least_float32
-from maskloss.losses.criterion import MaskRCNNLoss, zero_of
+from maskloss.losses.criterion import MaskRCNNLoss, divisor_of, zero_of
 from maskloss.losses.mask_weak import sample_at_points
 from maskloss.losses.terms import TERMS, Supervision
 from maskloss.masks.encoded import EncodedMasks
@@ -277,7 +277,8 @@ class PointRendBranch(MaskBranch):
             values = values.mean(dim=1) if values.dim() == 2 else values
             if positives.weights is not None:
                 values = values * torch.cat(positives.weights).to(values.dtype)
-            loss = values.sum() / max(len(values), 1)
+            counts = self.loss.synchronize(positives.counts, values.device)
+            loss = values.sum() / divisor_of(counts.positives)
         losses[POINT_KEY] = self.loss.weights.mask * self.point_weight * loss
         return losses, all_coarse_logits
 

@@ -75,6 +75,9 @@ class MaskRCNNLoss(nn.Module):
             A divisor of 0 counts as 1.
         mask_targets: how mask targets are computed from the ground truth; default: torchvision's, which are soft
             and shifted by half a pixel.
+        synchronized: in distributed training, divide by the counts of the global batch instead of each process's own.
+            DistributedDataParallel averages gradients, so the counts are averaged too. With False, as in the libraries,
+            the loss of a global batch depends on how it is split over the processes.
 
     `torch.nn` losses with `reduction="none"` are valid terms where their signature fits. Parameters of a term become
     parameters of the loss, even if the term is an object that is not a module; `maskloss.loss_parameters` returns
@@ -82,8 +85,8 @@ class MaskRCNNLoss(nn.Module):
     precision; float64 stays float64.
 
     Raises:
-        TypeError: a term is a class, a name or a mapping, or takes other arguments; `weights`, `mask_targets` or a
-            normalizer has the wrong type.
+        TypeError: a term is a class, a name or a mapping, or takes other arguments; `weights`, `mask_targets`,
+            `synchronized` or a normalizer has the wrong type.
         ValueError: a term reduces its values, `normalizers` has an unknown name, or a term of the detector, which has
             no anchor locations, is given `per_location`.
 
@@ -123,8 +126,12 @@ class MaskRCNNLoss(nn.Module):
         weights: LossWeights | None = None,
         normalizers: Mapping[str, Normalizer] | None = None,
         mask_targets: MaskTargets | None = None,
+        synchronized: bool = False,
     ) -> None:
         super().__init__()
+        if not isinstance(synchronized, bool):
+            raise TypeError(f"synchronized must be True or False, not {type(synchronized).__name__}")
+        self.synchronized = synchronized
         terms: dict[str, Any] = {
             "objectness": objectness,
             "rpn_box": rpn_box,
@@ -204,7 +211,7 @@ class MaskRCNNLoss(nn.Module):
             >>> doubled.mask_targets.binary
             True
         """
-        names = (*TERMS, "weights", "mask_targets")
+        names = (*TERMS, "weights", "mask_targets", "synchronized")
         return {**{name: getattr(self, name) for name in names}, "normalizers": dict(self.normalizers)}
 
     @property
@@ -318,6 +325,28 @@ class MaskRCNNLoss(nn.Module):
             raise ValueError(f"the regularization term must return a scalar tensor, not {_describe(value)}")
         return {TERMS["regularization"].key: self.weights.regularization * value}
 
+    def synchronize(self, counts: BatchCounts, device: torch.device) -> BatchCounts:
+        """Return the mean of the counts over all processes if the loss is `synchronized` and in training mode.
+
+        Args:
+            counts: the process's own counts.
+            device: the device of the process group's tensors.
+
+        Returns:
+            Counts whose numbers are tensors on the device, so that the host need not wait for them; or `counts`.
+        """
+        distributed = torch.distributed
+        if not (self.synchronized and self.training and distributed.is_available()):
+            return counts
+        if not distributed.is_initialized():
+            return counts
+        names = ("num_images", "sampled", "positives", "weight_sum", "locations")
+        values = torch.stack(
+            [torch.as_tensor(getattr(counts, name), dtype=torch.float32, device=device) for name in names]
+        )
+        distributed.all_reduce(values.detach_())
+        return replace(counts, **dict(zip(names, values / distributed.get_world_size(), strict=True)))
+
     def _box_term(self, name: str, box: BoxRegression, counts: BatchCounts, weights: Tensor | None) -> Tensor:
         term: BoxTerm = getattr(self, name)
 
@@ -354,14 +383,22 @@ class MaskRCNNLoss(nn.Module):
             if weights is not None:
                 # The divisor stays the same, so that the weight of one object does not change the others.
                 values = values * weights.to(values.dtype)
-            divisor = self.normalizers[name](replace(counts, weight_sum=weight_sum))
-            # With a divisor of 0 there are no values to sum, and the loss is 0 instead of 0 / 0.
-            if isinstance(divisor, Tensor):
-                divisor = torch.where(divisor == 0, torch.ones_like(divisor), divisor)
-            else:
-                divisor = divisor or 1
+            counts = self.synchronize(replace(counts, weight_sum=weight_sum), predictions.device)
+            divisor = divisor_of(self.normalizers[name](counts))
             loss: Tensor = weight * (values.sum() / divisor)
             return loss
+
+
+def divisor_of(count: float | Tensor) -> float | Tensor:
+    """Return a count, or 1 for a count of 0: then there are no values to sum, and the loss is 0 instead of 0 / 0.
+
+    Example:
+        >>> divisor_of(0), divisor_of(2.5)
+        (1, 2.5)
+    """
+    if isinstance(count, Tensor):
+        return torch.where(count == 0, torch.ones_like(count), count)
+    return count or 1
 
 
 def zero_of(tensors: Any) -> Tensor:

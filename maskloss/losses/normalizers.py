@@ -12,6 +12,8 @@ from torch import Tensor
 class BatchCounts:
     """The counts of a batch, from which a normalizer computes a divisor.
 
+    With `MaskRCNNLoss(synchronized=True)` and several processes, they are means over the processes, and tensors.
+
     Attributes:
         num_images: N, images in the batch.
         sampled: sampled anchors (RPN, S) or RoIs (detector, R) of all images.
