@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 from pycocotools import mask as coco_mask
 
+from maskloss.data.annotations import box_readings, suspected_convention
 from maskloss.data.check import check_data
 from maskloss.data.coco import read_coco
 from tests.data.coco_files import (
@@ -326,3 +327,88 @@ def test_a_polygon_far_outside_its_image_is_named(tmp_path: Path, polygon: list[
     text = refusal(tmp_path, in_annotation(segmentation=[polygon]))
     assert f"annotation 101: segmentation: a polygon reaches outside {reason}" in text
     assert "(image 10, a.png)" in text
+
+
+def test_a_polygon_with_almost_no_area_inside_its_image_is_refused(tmp_path: Path) -> None:
+    # 1 of 40 columns is inside: 2.5 percent. With 4 of 40, 10 percent, the polygon is clipped.
+    text = refusal(tmp_path, in_annotation(segmentation=[[7, 1, 47, 1, 47, 3, 7, 3]], bbox=None))
+    assert "annotation 101: segmentation: a polygon reaches outside the image of 8 x 5" in text
+    data = read_coco(
+        *write_coco(tmp_path, in_annotation(segmentation=[[4, 1, 44, 1, 44, 3, 4, 3]], bbox=None))
+    )
+    assert data.images[0].annotations[0].box == (4, 1, 8, 3)
+    assert any("annotation 101: segmentation: reaches 36.0 px beyond the border" in w for w in data.warnings)
+
+
+def test_annotations_without_masks_whose_boxes_are_corners_are_refused(tmp_path: Path) -> None:
+    def change(document: dict[str, Any]) -> None:
+        for annotation, box in zip(
+            document["annotations"], ([4, 1, 7, 4], [3, 2, 8, 5], [1, 1, 3, 2]), strict=True
+        ):
+            annotation.update(segmentation=[], bbox=box, iscrowd=0)
+
+    text = refusal(tmp_path, change)
+    assert (
+        "the boxes look like x1, y1, x2, y2 instead of x, y, width, height: otherwise most reach beyond"
+        in text
+    )
+
+
+def test_boxes_that_are_nowhere_near_their_masks_are_refused(tmp_path: Path) -> None:
+    def change(document: dict[str, Any]) -> None:
+        del document["annotations"][2]
+        for annotation in document["annotations"]:
+            annotation["bbox"] = [6, 3, 2, 2]
+
+    text = refusal(tmp_path, change)
+    assert "2 of 2 boxes are nowhere near their masks; `maskloss repair --boxes from-masks`" in text
+
+
+def test_the_new_ids_follow_the_highest_one(tmp_path: Path) -> None:
+    def change(document: dict[str, Any]) -> None:
+        document["annotations"][0]["id"] = 500
+        del document["annotations"][1]["id"], document["annotations"][2]["id"]
+
+    data = read_coco(*write_coco(tmp_path, change))
+    assert [annotation.id for annotation in data.images[0].annotations] == [500, 501, 502]
+
+
+# Conventions of boxes. A box from (10, 20) to (40, 60) in an image of 100 x 200 px.
+
+SIZES = np.array([[100.0, 200.0]])
+CONVENTIONS = {
+    "x1, y1, x2, y2": [10, 20, 40, 60],
+    "center x, center y, width, height": [25, 40, 30, 40],
+    "y1, x1, y2, x2": [20, 10, 60, 40],
+    "y, x, height, width": [20, 10, 40, 30],
+    "fractions x, y, width, height": [0.1, 0.1, 0.3, 0.2],
+    "fractions x1, y1, x2, y2": [0.1, 0.1, 0.4, 0.3],
+    "fractions of center x, center y, width, height": [0.25, 0.2, 0.3, 0.2],
+}
+
+
+def test_every_convention_is_read() -> None:
+    assert box_readings(np.zeros((1, 4)), SIZES).keys() == CONVENTIONS.keys()
+
+
+@pytest.mark.parametrize("name", CONVENTIONS)
+def test_a_box_of_another_convention_is_converted_and_recognized_by_its_mask(name: str) -> None:
+    boxes, extents = np.array([CONVENTIONS[name]], dtype=float), np.array([[10.0, 20, 40, 60]])
+    np.testing.assert_allclose(np.stack(box_readings(boxes, SIZES)[name], axis=1), extents)
+    assert suspected_convention(boxes, extents, SIZES) == (name, 1)
+
+
+def test_boxes_of_coco_or_none_follow_no_other_convention() -> None:
+    boxes, extents = np.array([[10.0, 20, 30, 40]]), np.array([[10.0, 20, 40, 60]])
+    assert suspected_convention(boxes, extents, SIZES) is None
+    assert suspected_convention(boxes[:0], extents[:0], SIZES[:0]) is None
+    # The mask's part inside the image counts as a fit, too.
+    assert (
+        suspected_convention(np.array([[90.0, 20, 10, 40]]), np.array([[90.0, 20, 130, 60]]), SIZES) is None
+    )
+
+
+def test_one_box_far_from_its_mask_proves_nothing_and_two_do() -> None:
+    boxes, extents = np.array([[70.0, 150, 20, 20]] * 2), np.array([[10.0, 20, 40, 60]] * 2)
+    assert suspected_convention(boxes[:1], extents[:1], SIZES) is None
+    assert suspected_convention(boxes, extents, SIZES.repeat(2, axis=0)) == ("", 2)

@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
 from PIL import Image
 
 from maskloss.data.check import check_data
+from maskloss.errors import InputError
 from tests.data.coco_files import (
     in_annotation,
     write_coco,
@@ -88,3 +90,52 @@ def test_check_warns_about_a_category_without_objects(tmp_path: Path) -> None:
         *write_coco(tmp_path, lambda document: document["categories"].append({"id": 8, "name": "cow"}))
     )
     assert any("no object of the categories cow" in p.text and not p.error for p in problems)
+
+
+@pytest.mark.parametrize(("width", "warned"), [(5, False), (5.5, True)])
+def test_check_allows_boxes_3_px_from_their_masks(tmp_path: Path, width: float, warned: bool) -> None:
+    # The mask's right side is at 4, and the box's at 7 or 7.5.
+    _, problems = check_data(*write_coco(tmp_path, in_annotation(bbox=[2, 1, width, 2])))
+    assert any("bbox is up to 3.5 px from" in problem.text for problem in problems) is warned
+    assert any("bbox" in problem.text for problem in problems) is warned
+
+
+U_SHAPE = [0, 0, 8, 0, 8, 5, 6, 5, 6, 2, 2, 2, 2, 5, 0, 5]
+
+
+@pytest.mark.parametrize(
+    ("inner", "filled"), [([3, 3, 5, 3, 5, 4, 3, 4], False), ([3, 0.5, 5, 0.5, 5, 1.5, 3, 1.5], True)]
+)
+def test_check_warns_about_a_polygon_inside_another_but_not_in_its_notch(
+    tmp_path: Path, inner: list[float], filled: bool
+) -> None:
+    change = in_annotation(segmentation=[U_SHAPE, inner], bbox=[0, 0, 8, 5])
+    _, problems = check_data(*write_coco(tmp_path, change))
+    text = "annotation 101: segmentation: a polygon inside another one is filled (image 10, a.png)"
+    assert any(text in problem.text and not problem.error for problem in problems) is filled
+
+
+def test_check_lists_the_first_ten_categories_without_objects(tmp_path: Path) -> None:
+    def change(document: dict[str, Any]) -> None:
+        document["categories"] += [{"id": 10 + i, "name": f"c{i}"} for i in range(12)]
+
+    _, problems = check_data(*write_coco(tmp_path, change))
+    [text] = [problem.text for problem in problems if problem.kind == "unused_category"]
+    assert text.endswith("no object of the categories c0, c1, c2, c3, c4, c5, c6, c7, c8, c9 and 2 more")
+
+
+def test_check_returns_no_data_for_a_file_that_cannot_be_decoded(tmp_path: Path) -> None:
+    images, annotations = write_coco(tmp_path)
+    annotations.write_text("{")
+    data, [problem] = check_data(images, annotations)
+    assert data is None
+    assert problem.error
+    assert "not valid JSON" in problem.text
+
+
+def test_check_of_a_missing_folder_or_file_raises(tmp_path: Path) -> None:
+    images, annotations = write_coco(tmp_path)
+    with pytest.raises(InputError, match="nowhere: the folder of images does not exist"):
+        check_data(tmp_path / "nowhere", annotations)
+    with pytest.raises(InputError, match=r"nowhere\.json: cannot be read"):
+        check_data(images, tmp_path / "nowhere.json")
