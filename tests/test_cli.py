@@ -919,27 +919,6 @@ def test_signal_during_a_command_prints_one_line(
 
 
 @pytest.mark.parametrize(
-    "arguments", [["shapes", "--output", "/dev/null/shapes", "--images", "1"], ["train", "--help"]]
-)
-def test_interruption_during_the_imports_prints_one_line(arguments: list[str]) -> None:
-    # The handler is installed before torch is imported, so it handles a signal at the first line of torch.
-    program = (
-        "import sys, signal\n"
-        "sys.orig_argv = ['python', '-m', 'maskloss']\n"
-        "class Interrupting:\n"
-        "    def find_spec(self, name, *_):\n"
-        "        if name == 'torch': signal.raise_signal(signal.SIGINT)\n"
-        "sys.meta_path.insert(0, Interrupting())\n"
-        "from maskloss.cli import main\n"
-        f"main({arguments})\n"
-    )
-    ended = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, cwd=Path(__file__).parents[1]
-    )
-    assert (ended.returncode, ended.stderr) == (130, "maskloss: error: interrupted\n")
-
-
-@pytest.mark.parametrize(
     "arguments", [["--help"], ["--version"], ["check", "--help"], ["repair", "--help"], ["subset"]]
 )
 def test_help_and_version_do_not_import_torch(arguments: list[str]) -> None:
