@@ -402,10 +402,12 @@ def test_boxes_of_coco_or_none_follow_no_other_convention() -> None:
     boxes, extents = np.array([[10.0, 20, 30, 40]]), np.array([[10.0, 20, 40, 60]])
     assert suspected_convention(boxes, extents, SIZES) is None
     assert suspected_convention(boxes[:0], extents[:0], SIZES[:0]) is None
-    # The mask's part inside the image counts as a fit, too.
-    assert (
-        suspected_convention(np.array([[90.0, 20, 10, 40]]), np.array([[90.0, 20, 130, 60]]), SIZES) is None
-    )
+
+
+def test_boxes_may_fit_the_part_of_their_mask_inside_the_image() -> None:
+    boxes, extents = np.array([[50.0, 20, 100, 60]]), np.array([[50.0, 20, 130, 60]])
+    assert suspected_convention(boxes, extents, SIZES) == ("x1, y1, x2, y2", 1)
+    assert suspected_convention(np.array([[50.0, 20, 50, 40]]), extents, SIZES) is None
 
 
 def test_one_box_far_from_its_mask_proves_nothing_and_two_do() -> None:

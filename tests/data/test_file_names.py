@@ -139,6 +139,16 @@ def test_the_only_file_that_matches_the_end_of_a_name_is_found(
     assert folder.elsewhere(name) == found
 
 
+def test_names_that_differ_only_in_case_are_not_confused(tmp_path: Path) -> None:
+    (tmp_path / "a.PNG").touch()
+    if (tmp_path / "A.png").exists():
+        pytest.skip("the file system takes both for one name")
+    assert ImageFolder(tmp_path).elsewhere("A.png") == "a.PNG"
+    (tmp_path / "A.PNG").touch()
+    assert ImageFolder(tmp_path).elsewhere("a.png") is None
+    assert ImageFolder(tmp_path).elsewhere("x/A.PNG") == "A.PNG"
+
+
 def test_a_folder_above_or_below_that_has_the_name_is_found(folder: ImageFolder) -> None:
     (folder.path.parent / "above.png").touch()
     assert folder.other_folder("above.png") == folder.path.parent

@@ -294,7 +294,7 @@ def test_regions_move_as_boxes_and_no_transform_takes_them_for_the_objects() -> 
         lambda masks: functional.crop(masks, 5, 8, 40, 50),
         lambda masks: functional.center_crop(masks, 61),
         lambda masks: functional.center_crop(masks, [30]),
-        lambda masks: functional.center_crop(masks, [120, 77]),
+        lambda masks: functional.center_crop(masks, [121, 77]),
         lambda masks: functional.pad(masks, 3),
         lambda masks: functional.pad(masks, [3]),
         lambda masks: functional.pad(masks, [1, 2]),
