@@ -183,7 +183,7 @@ def test_every_field_has_one_entry_per_object_whatever_the_transform_drops() -> 
     assert {1, 2} <= counts
 
 
-# The image's fill, and the formats and types of v2, must not reach the objects' fields.
+# The formats and types of v2 must not reach the objects' fields.
 
 
 def test_has_mask_marks_the_objects_without_a_mask_among_bitmaps() -> None:
