@@ -1,4 +1,4 @@
-"""The arrows between the packages, read from the imports; and what `import maskloss` may load."""
+"""The arrows between the packages, read from the imports; the tests' twins; and what `import maskloss` may load."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import NamedTuple
 import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "maskloss"
+TESTS = Path(__file__).resolve().parent
 
 #: Which parts of maskloss each part may import, itself aside. `errors` and `files` are leaves that the
 #: command line's side shares.
@@ -181,6 +182,24 @@ def test_only_detection_touches_torchvisions_detection_code():
         if any(isinstance(node, ast.Attribute) and ast.unparse(node) == namespace for node in ast.walk(tree)):
             touching.add(part_of(file))
     assert touching == {"detection"}
+
+
+def test_every_module_has_a_twin_with_its_tests():
+    # The twin of maskloss/data/coco.py is tests/data/test_coco.py.
+    modules = [file.relative_to(PACKAGE) for file in PACKAGE.rglob("*.py") if not file.stem.startswith("__")]
+    assert modules
+    twins = {module: TESTS / module.with_name(f"test_{module.name}") for module in modules}
+    without = [
+        f"{module}: no tests in {twin.relative_to(TESTS.parent)}"
+        for module, twin in sorted(twins.items())
+        if not (twin.is_file() and has_tests(twin))
+    ]
+    assert without == []
+
+
+def has_tests(file: Path) -> bool:
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    return any(isinstance(node, ast.FunctionDef) and node.name.startswith("test_") for node in tree.body)
 
 
 def test_importing_maskloss_loads_no_training_code_and_no_drawing():

@@ -12,7 +12,6 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -295,80 +294,6 @@ def test_resume_accepts_the_same_command_again(data: Path, tmp_path: Path) -> No
     before = history(tmp_path / "run")
     run(*command, "--resume")
     assert history(tmp_path / "run") == before
-
-
-# The report.
-
-
-class References(HTMLParser):
-    """Parser that collects what a page would load, and its text."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.references: list[str] = []
-        self.tags: list[str] = []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-        self.references += [
-            value or "" for name, value in attrs if name in ("src", "href", "xlink:href", "srcset", "data")
-        ]
-
-
-@pytest.fixture(scope="module")
-def page(trained: Path) -> str:
-    return (trained / "report.html").read_text()
-
-
-def test_the_report_loads_nothing_from_elsewhere(page: str) -> None:
-    parser = References()
-    parser.feed(page)
-    assert parser.references
-    assert [r for r in parser.references if not r.startswith(("data:image/", "#"))] == []
-    assert not {"script", "link", "iframe", "object", "embed"} & set(parser.tags)
-    assert not re.search(r"@import|url\((?!['\"]?(#|data:))", page)
-
-
-def test_the_report_shows_truth_and_prediction_of_every_validation_image(page: str) -> None:
-    parser = References()
-    parser.feed(page)
-    # Two images, each with ground truth and prediction.
-    assert sum(reference.startswith("data:image/jpeg;base64,") for reference in parser.references) == 4
-    assert page.count('alt="ground truth of 00000') == page.count('alt="prediction for 00000') == 2
-
-
-def test_the_report_has_a_curve_for_every_term(page: str) -> None:
-    assert "<svg" in page
-    for term in TERMS:
-        # Once in the table and once as the title of a panel.
-        assert f"<td>{term}</td>" in page
-        assert page.count(term) >= 2
-
-
-def test_the_report_shows_the_metrics_in_percent(page: str, trained: Path) -> None:
-    metrics = json.loads((trained / "metrics.json").read_text())
-    dash = "\N{EN DASH}"
-    for kind, label in (("bbox", "box"), ("segm", "mask"), ("boundary", "boundary")):
-        row = "".join(
-            f"<td>{dash if value is None else f'{100 * value:.1f}'}</td>" for value in metrics[kind].values()
-        )
-        assert f"<td>{label}</td>{row}" in re.sub(r"\s+", "", page)
-
-
-def test_the_report_escapes_text_from_files(data: Path, tmp_path: Path) -> None:
-    shutil.copytree(data, tmp_path / "data")
-    path = tmp_path / "data/val/annotations.json"
-    document = json.loads(path.read_text())
-    name = "<script>alert(1)<b>.png"
-    image = tmp_path / "data/val/images" / document["images"][0]["file_name"]
-    # A slash would be a folder: "</b>" cannot be in a file's name.
-    image.rename(image.with_name(name))
-    document["images"][0]["file_name"] = name
-    path.write_text(json.dumps(document))
-    run(*train_options(tmp_path / "data", tmp_path / "run"), "--max-steps", 1, "--batch-size", 1)
-    page = (tmp_path / "run/report.html").read_text()
-    assert "<script" not in page
-    assert "&lt;script&gt;alert(1)" in page
 
 
 # evaluate
@@ -818,28 +743,6 @@ def test_image_that_is_resized_to_zero_pixels_is_refused_before_the_first_step(
     assert "leaves nothing of the shorter side" in text
 
 
-def test_report_is_written_without_a_missing_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from maskloss.errors import InputError
-    from maskloss.report import page
-
-    def gone(*_: Any) -> Image.Image:
-        raise InputError("a.png: the image does not exist")
-
-    odd_data(tmp_path / "data", "a.png")
-    monkeypatch.setattr(page, "read_image", gone)
-    run(*trained_on(tmp_path / "data", tmp_path / "run"))
-    assert (tmp_path / "run/report.html").is_file()
-
-
-def test_names_and_ids_of_any_length_are_drawn() -> None:
-    from maskloss.report.pictures import category_color, shortened
-
-    assert category_color(10**400)
-    assert category_color(3) == category_color(3 + 2**31)
-    assert len(shortened("W" * 2_000_000)) == 40
-    assert shortened("caf\udce9") == "caf\\udce9"
-
-
 # Unusual values and unforeseen errors.
 
 
@@ -916,27 +819,6 @@ def test_signal_during_a_command_prints_one_line(
 
     monkeypatch.setattr("maskloss.data.shapes.write_shapes", killed)
     assert failed(capsys, "shapes", "--output", tmp_path / "out", "--images", 1) == (code, line)
-
-
-@pytest.mark.parametrize(
-    "arguments", [["shapes", "--output", "/dev/null/shapes", "--images", "1"], ["train", "--help"]]
-)
-def test_interruption_during_the_imports_prints_one_line(arguments: list[str]) -> None:
-    # The handler is installed before torch is imported, so it handles a signal at the first line of torch.
-    program = (
-        "import sys, signal\n"
-        "sys.orig_argv = ['python', '-m', 'maskloss']\n"
-        "class Interrupting:\n"
-        "    def find_spec(self, name, *_):\n"
-        "        if name == 'torch': signal.raise_signal(signal.SIGINT)\n"
-        "sys.meta_path.insert(0, Interrupting())\n"
-        "from maskloss.cli import main\n"
-        f"main({arguments})\n"
-    )
-    ended = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, cwd=Path(__file__).parents[1]
-    )
-    assert (ended.returncode, ended.stderr) == (130, "maskloss: error: interrupted\n")
 
 
 @pytest.mark.parametrize(

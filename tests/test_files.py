@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from maskloss.errors import InputError, RunError, one_line
+from maskloss.errors import InputError, RunError
 from maskloss.files import (
     append_line,
     expect_unused,
@@ -98,11 +98,3 @@ def test_lock_refuses_a_second_process_and_is_released_when_its_process_is_kille
         os.killpg(holder.pid, 9)
         holder.stdout.close()
         holder.wait()
-
-
-def test_one_line_is_short_and_printable_and_keeps_both_ends() -> None:
-    line = one_line("a.json: " + "W" * 2_000_000 + "\n\x1b[31m\udce9 rename it")
-    assert len(line) <= 300
-    assert line.startswith("a.json: W")
-    assert line.endswith("\\x1b[31m\\udce9 rename it")
-    assert one_line("short\n  text") == "short text"

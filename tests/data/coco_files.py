@@ -1,4 +1,4 @@
-"""A small, valid COCO-format data set on disk, which tests change."""
+"""A small, valid COCO-format data set on disk, which tests change, and the messages about a changed one."""
 
 from __future__ import annotations
 
@@ -8,7 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from PIL import Image
+from pycocotools import mask as coco_mask
+
+from maskloss.data.coco import read_coco
+from maskloss.errors import InputError
+
+Change = Callable[[dict[str, Any]], object]
 
 WIDTH, HEIGHT = 8, 5
 
@@ -58,7 +65,7 @@ def good_document() -> dict[str, Any]:
 
 
 def write_coco(
-    folder: Path, change: Callable[[dict[str, Any]], object] | None = None, name: str = "annotations.json"
+    folder: Path, change: Change | None = None, name: str = "annotations.json"
 ) -> tuple[Path, Path]:
     """Write the images and the annotations, changed in place by `change`, and return the paths of both."""
     document = good_document()
@@ -71,3 +78,37 @@ def write_coco(
         Image.fromarray(pixels).save(images / file_name)
     (folder / name).write_text(json.dumps(document))
     return images, folder / name
+
+
+def refusal(folder: Path, change: Change) -> str:
+    """Return the error message for a changed data set: one line that starts with the file."""
+    images, annotations = write_coco(folder, change)
+    with pytest.raises(InputError) as caught:
+        read_coco(images, annotations)
+    text = str(caught.value)
+    assert text.startswith(f"{annotations}: ")
+    assert "\n" not in text
+    return text
+
+
+def left_out(folder: Path, change: Change) -> str:
+    """Return the warning that annotation 101 of a changed data set is left out."""
+    data = read_coco(*write_coco(folder, change))
+    assert [annotation.id for annotation in data.images[0].annotations] == [102, 103]
+    return data.warnings[0]
+
+
+def in_annotation(**fields: Any) -> Change:
+    """Set fields of annotation 101."""
+    return lambda document: document["annotations"][0].update(fields)
+
+
+def in_image(**fields: Any) -> Change:
+    """Set fields of image 10."""
+    return lambda document: document["images"][0].update(fields)
+
+
+def compressed(counts: list[int], size: tuple[int, int] = (HEIGHT, WIDTH)) -> str:
+    """Compress the counts of an RLE."""
+    rle = coco_mask.frPyObjects({"size": list(size), "counts": counts}, *size)
+    return rle["counts"].decode()

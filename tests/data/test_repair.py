@@ -247,21 +247,6 @@ def test_boxes_of_another_convention_are_reported_and_taken_from_the_masks(
     assert np.allclose(boxes, expected)
 
 
-def test_loose_boxes_are_not_mistaken_for_another_convention(tmp_path: Path) -> None:
-    # Boxes of whole objects whose masks cover only their visible parts.
-    def change(document: dict[str, Any]) -> None:
-        document["images"][0].update(width=80, height=50)
-        document["annotations"] = [
-            {**document["annotations"][0], "id": i, "bbox": [x - 8, y - 4, 30, 20],
-             "segmentation": [[x, y, x + 9, y, x + 9, y + 5, x, y + 5]]}
-            for i, (x, y) in enumerate([(10, 5), (40, 10), (50, 30), (25, 20)])
-        ]  # fmt: skip
-
-    images, annotations = write_coco(tmp_path, change)
-    Image.new("RGB", (80, 50)).save(images / "a.png")
-    assert read_coco(images, annotations).num_objects == 4
-
-
 def test_coordinates_that_are_fractions_are_reported_and_multiplied(tmp_path: Path) -> None:
     def change(document: dict[str, Any]) -> None:
         for annotation in document["annotations"]:

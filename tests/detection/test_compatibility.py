@@ -241,14 +241,6 @@ def test_subclasses_of_our_parts_keep_their_class():
     assert model.roi_heads.passes == 1
 
 
-def test_our_parts_in_an_unconverted_model_raise_with_the_way_out():
-    model = tiny_mask_rcnn().train()
-    model.roi_heads.__class__ = RoIHeads
-    assert "no loss yet" in repr(model)
-    with pytest.raises(RuntimeError, match=r"has no loss yet: call maskloss\.convert\(model\) first"):
-        model(*batch())
-
-
 def test_the_model_shows_its_loss():
     model = maskloss.convert(tiny_mask_rcnn(), MaskRCNNLoss(regularization=MatterportL2Loss(0.25)))
     assert "MatterportL2Loss(weight_decay=0.25)" in repr(model)
@@ -296,19 +288,6 @@ def test_the_error_for_a_stock_model_says_to_convert():
 
 
 # torch's tools.
-
-
-@pytest.mark.filterwarnings("ignore:.torch.jit")
-@pytest.mark.filterwarnings("ignore:RCNN always returns")
-def test_scripting_raises_and_the_suggested_way_out_works():
-    model = maskloss.convert(tiny_mask_rcnn()).eval()
-    with pytest.raises(RuntimeError, match=r"^torch\.jit\.script does not support .*load its state_dict"):
-        torch.jit.script(model)
-    stock = tiny_mask_rcnn(seed=1).eval()
-    stock.load_state_dict(model.state_dict(), strict=True)
-    images = batch()[0]
-    _, detections = torch.jit.script(stock)(images)
-    assert torch.equal(detections[0]["boxes"], model(images)[0]["boxes"])
 
 
 def test_symbolic_tracing_of_the_mask_predictor_equals_torchvisions():

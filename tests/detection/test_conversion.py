@@ -36,6 +36,7 @@ from .small_models import (
     MyMaskRCNN,
     TinyBackbone,
     batch,
+    class_weighted,
     tiny_faster_rcnn,
     tiny_keypoint_rcnn,
     tiny_mask_rcnn,
@@ -50,11 +51,6 @@ BUILDERS = {
     "a subclass": lambda: tiny_mask_rcnn(kind=MyMaskRCNN),
 }
 ALWAYS = {"loss_objectness", "loss_rpn_box_reg", "loss_classifier", "loss_box_reg"}
-CLASS_WEIGHTS = torch.tensor([0.5, 1.0, 2.0, 3.0])
-
-
-def class_weighted() -> MaskRCNNLoss:
-    return MaskRCNNLoss(classification=nn.CrossEntropyLoss(weight=CLASS_WEIGHTS.clone(), reduction="none"))
 
 
 def same_losses(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
@@ -433,49 +429,7 @@ def test_matched_paste_uses_the_offset_of_the_losss_targets(preset, own_size):
         assert torch.equal(detection["masks"][:, 0], expected)
 
 
-# The state of a loss.
-
-
-def test_class_weights_take_effect_and_are_not_in_the_state_dict():
-    stock = tiny_mask_rcnn()
-    keys = list(stock.state_dict())
-    model = maskloss.convert(tiny_mask_rcnn(), class_weighted())
-    assert list(model.state_dict()) == keys
-    assert [name for name, _ in model.named_buffers()] == [name for name, _ in stock.named_buffers()]
-    weighted, _ = training_pass(model, *batch())
-    plain, _ = training_pass(stock, *batch())
-    assert weighted["loss_classifier"] != plain["loss_classifier"]
-
-
-def test_the_loss_moves_with_the_model_to_another_device():
-    model = maskloss.convert(tiny_mask_rcnn(), class_weighted())
-    assert model.roi_heads.loss.classification.weight.device.type == "cpu"
-    model.to("meta")
-    assert model.roi_heads.loss.classification.weight.device.type == "meta"
-    assert model.rpn.loss.classification.weight.device.type == "meta"
-
-
-def test_the_loss_moves_to_the_models_device():
-    model = tiny_mask_rcnn().to("meta")
-    loss = class_weighted()
-    maskloss.convert(model, loss)
-    assert loss.classification.weight.device.type == "meta"
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_a_half_precision_model_keeps_class_weights_in_float32(dtype):
-    model = maskloss.convert(tiny_mask_rcnn(), class_weighted()).to(dtype)
-    assert model.roi_heads.box_predictor.cls_score.weight.dtype == dtype
-    weight = model.roi_heads.loss.classification.weight
-    assert weight.dtype == torch.float32
-    assert torch.equal(weight, CLASS_WEIGHTS)
-
-
-def test_a_double_precision_model_trains_with_class_weights():
-    model = maskloss.convert(tiny_mask_rcnn(), class_weighted()).double()
-    images, targets = batch()
-    losses, _ = training_pass(model, [image.double() for image in images], targets)
-    assert losses["loss_classifier"].isfinite()
+# Copies of a model.
 
 
 def copied(model: nn.Module) -> nn.Module:
@@ -513,14 +467,6 @@ def test_a_copied_model_penalizes_its_own_parameters(duplicate):
     )
     assert all(gradient is not None for gradient in gradients.values())
     assert all(gradient is not None for gradient in twin_gradients.values())
-
-
-def test_a_copy_has_its_own_loss():
-    model = maskloss.convert(tiny_mask_rcnn(), class_weighted())
-    twin = copy.deepcopy(model)
-    twin.to("meta")
-    assert model.roi_heads.loss.classification.weight.device.type == "cpu"
-    assert twin.roi_heads.loss is twin.rpn.loss
 
 
 # Converting twice.
@@ -1010,13 +956,6 @@ def test_a_replaced_loss_function_of_torchvision_raises(monkeypatch):
     ):
         maskloss.convert(tiny_mask_rcnn())
     maskloss.convert(tiny_mask_rcnn(), "torchvision")
-
-
-def test_a_model_converted_in_float64_trains_with_class_weights():
-    model = maskloss.convert(tiny_mask_rcnn().double(), class_weighted())
-    images, targets = batch()
-    losses, _ = training_pass(model, [image.double() for image in images], targets)
-    assert losses["loss_classifier"].dtype == torch.float64
 
 
 def test_the_mask_offset_does_not_depend_on_the_models_mode():

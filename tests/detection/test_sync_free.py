@@ -1,4 +1,4 @@
-"""Training with sync_free=True: samples with torchvision's sizes and distribution, without synchronization."""
+"""Training with sync_free=True: the losses of the parity mode, without synchronization."""
 
 from __future__ import annotations
 
@@ -10,15 +10,12 @@ from unittest.mock import patch
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import (
     DataDependentOutputException,
     DynamicOutputShapeException,
     FakeTensorMode,
 )
-from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.models.detection import MaskRCNN, maskrcnn_resnet50_fpn_v2
 from torchvision.models.detection._utils import BalancedPositiveNegativeSampler
 from torchvision.models.detection.image_list import ImageList
@@ -28,58 +25,11 @@ from torchvision.ops import MultiScaleRoIAlign, batched_nms
 from maskloss import EncodedMasks, convert, losses_and_detections
 from maskloss.detection import mask_branch, roi_heads, rpn
 from maskloss.detection.pooling import pooled_from_every_level
-from maskloss.detection.sampling import SampleCounts, sample_slots
+from maskloss.detection.sampling import SampleCounts
 from maskloss.detection.transfer import AsyncHostCopy
 
+from .copies import BlockingCopies
 from .small_models import batch, tiny_keypoint_rcnn, tiny_mask_rcnn, training_pass, without_objects
-
-# Sampling
-
-
-@settings(deadline=None, max_examples=200, derandomize=True)
-@given(
-    labels=st.lists(st.lists(st.sampled_from([-1, 0, 0, 1, 7]), max_size=25), min_size=1, max_size=3),
-    size=st.integers(1, 12),
-    fraction=st.sampled_from([0.0, 0.25, 0.5, 1.0]),
-)
-def test_samples_have_torchvisions_sizes_and_no_duplicates(
-    labels: list[list[int]], size: int, fraction: float
-) -> None:
-    by_image = [torch.tensor(image, dtype=torch.int64) for image in labels]
-    sampler = BalancedPositiveNegativeSampler(size, fraction)
-    slots = sample_slots(by_image, sampler)
-    expected_positives, expected_negatives = sampler(by_image)
-    known = SampleCounts.of(slots.num_positives, slots.num_sampled)
-    assert known.num_positives == [int(mask.sum()) for mask in expected_positives]
-    of_images = zip(
-        by_image,
-        known.positives(slots.indices),
-        known.negatives(slots.indices),
-        expected_negatives,
-        strict=True,
-    )
-    for image, positives, negatives, expected in of_images:
-        assert len(negatives) == int(expected.sum())
-        assert (image[positives] >= 1).all()
-        assert (image[negatives] == 0).all()
-        assert len(set(positives.tolist())) == len(positives)
-        assert len(set(negatives.tolist())) == len(negatives)
-
-
-def test_sampling_is_uniform() -> None:
-    torch.manual_seed(0)
-    labels = torch.tensor([1] * 6 + [0] * 10 + [-1] * 4)
-    sampler = BalancedPositiveNegativeSampler(8, 0.25)
-    drawn = torch.zeros(len(labels))
-    times = 4000
-    for _ in range(times):
-        slots = sample_slots([labels], sampler)
-        drawn[slots.indices[0, : int(slots.num_sampled[0])]] += 1
-    # Two of six positives and six of ten negatives are sampled; the tolerance is five standard deviations.
-    share = torch.tensor([2 / 6] * 6 + [6 / 10] * 10 + [0.0] * 4)
-    deviation = (share * (1 - share) / times).sqrt()
-    assert ((drawn / times - share).abs() <= 5 * deviation).all()
-
 
 # Losses. A sampler that takes all candidates is not random, so both modes must agree.
 
@@ -268,21 +218,6 @@ def test_small_or_low_scoring_boxes_are_not_proposed(min_size, score_thresh):
 
 
 # Synchronization. Fake tensors have no values, so every operation that would synchronize raises.
-
-
-class BlockingCopies(TorchDispatchMode):
-    """Records copies between devices for which the host would wait."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.found: list[str] = []
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        copied = func is torch.ops.aten._to_copy.default and args[0].device != result.device
-        if copied and not (kwargs or {}).get("non_blocking"):
-            self.found.append(f"{args[0].device} to {result.device}, shape {tuple(args[0].shape)}")
-        return result
 
 
 class HostNumbers(list[int]):

@@ -12,7 +12,6 @@ from torch import Tensor
 from maskloss import losses
 from maskloss.losses import mask_pairwise_loss, mask_point_loss, mask_projection_loss
 from maskloss.losses.mask_weak import color_similarity, neighbors, pairwise_disagreement, rgb_to_lab
-from maskloss.masks.points import points_in_boxes
 
 P, K, M = 3, 5, 6
 
@@ -65,14 +64,6 @@ def test_points_without_a_label_have_no_gradient(generator):
     (gradient,) = torch.autograd.grad(mask_point_loss(logits, coords, labels).sum(), logits)
     assert gradient[1].abs().max() == 0
     assert gradient[0].abs().max() > 0
-
-
-def test_points_in_boxes_by_hand():
-    points = torch.tensor([[[15.0, 30.0], [10.0, 20.0], [30.0, 40.0], [9.9, 30.0], [20.0, 41.0]]])
-    labels = torch.tensor([[1, 0, 1, 1, 0]])
-    coords, inside = points_in_boxes(points, labels, torch.tensor([[10.0, 20.0, 30.0, 40.0]]))
-    assert inside.tolist() == [[1, 0, 1, -1, -1]]
-    torch.testing.assert_close(coords[0, :3], torch.tensor([[0.25, 0.5], [0.0, 0.0], [1.0, 1.0]]))
 
 
 def test_the_projection_loss_is_that_of_maxima(generator):

@@ -1,7 +1,6 @@
 """`mask_targets`: the ground truth on the grid of a RoI, from bitmaps, RLEs and polygons."""
 
 import math
-from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -10,29 +9,25 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
 from torchvision.models.detection.roi_heads import project_masks_on_boxes
-from torchvision.ops import roi_align
 
 from maskloss import EncodedMasks, MaskTargets, mask_targets
 from maskloss.masks import roi_align as roi_align_of_masks
 from maskloss.masks.encoded import polygon_area
 from tests import reference
-
-both_alignments = pytest.mark.parametrize("aligned", [True, False])
-EXACT = {"rtol": 0, "atol": 2e-6}
-
-
-def random_masks(count: int, height: int, width: int, generator: torch.Generator) -> torch.Tensor:
-    return torch.rand(count, height, width, generator=generator) > 0.5
-
-
-def roi_aligned(masks, boxes, matched_idxs, size, aligned):
-    """torchvision's own RoIAlign of each box on its own mask."""
-    rois = torch.cat([matched_idxs[:, None].to(boxes), boxes], dim=1)
-    return roi_align(masks[:, None].float(), rois, (size, size), 1.0, -1, aligned=aligned)[:, 0]
-
-
-def encode(bitmap: torch.Tensor) -> dict:
-    return coco_mask.encode(np.asfortranarray(bitmap.numpy().astype(np.uint8)))
+from tests.masks.scenes import (
+    BOXES,
+    EXACT,
+    GOOD_BOX,
+    both_alignments,
+    boxes_on_a_grid,
+    encode,
+    masks_of,
+    masks_of_kind,
+    random_masks,
+    roi_aligned,
+    scenes,
+    targets_of,
+)
 
 
 def star(
@@ -48,55 +43,7 @@ def of_polygons(polygons: list[np.ndarray], height: int = 40, width: int = 50) -
     return EncodedMasks([[polygon.reshape(-1).tolist() for polygon in polygons]], height, width)
 
 
-def targets_of(masks, box, size, **settings_):
-    return mask_targets(masks, torch.tensor([box]), torch.tensor([0]), size, **settings_)[0]
-
-
 # Bitmaps
-
-BOXES = {
-    "inside": [3.3, 2.1, 20.7, 17.9],
-    "whole pixels": [4.0, 3.0, 18.0, 17.0],
-    "half pixels": [4.5, 3.5, 18.5, 17.5],
-    "partly left and above": [-6.2, -3.9, 9.4, 8.8],
-    "partly right and below": [15.1, 12.2, 37.7, 29.3],
-    "around the image": [-30.5, -20.5, 55.0, 60.2],
-    "the image": [0.0, 0.0, 24.0, 20.0],
-    "outside": [30.0, 25.0, 40.0, 35.0],
-    "just outside": [24.5, 3.0, 30.0, 9.0],
-    "tiny": [7.31, 8.27, 7.36, 8.31],
-    "less than a pixel": [7.3, 8.2, 8.0, 8.9],
-    "one pixel": [7.0, 8.0, 8.0, 9.0],
-    "long": [2.2, 9.1, 21.9, 9.7],
-    "huge": [-900.0, -1100.0, 1000.0, 900.0],
-}
-
-
-@pytest.mark.parametrize("name", BOXES)
-@pytest.mark.parametrize("size", [1, 5, 28])
-@both_alignments
-def test_targets_of_bitmaps_equal_torchvisions_roi_align(generator, name, size, aligned):
-    masks = random_masks(1, 20, 24, generator)
-    boxes, matched_idxs = torch.tensor([BOXES[name]]), torch.tensor([0])
-    targets = mask_targets(masks, boxes, matched_idxs, size, aligned=aligned)
-    torch.testing.assert_close(targets, roi_aligned(masks, boxes, matched_idxs, size, aligned), **EXACT)
-
-
-@both_alignments
-def test_boxes_of_every_size_in_one_call_are_independent(generator, aligned):
-    masks = random_masks(3, 20, 24, generator)
-    boxes = torch.tensor(list(BOXES.values()))
-    matched_idxs = torch.arange(len(boxes)) % 3
-    targets = mask_targets(masks, boxes, matched_idxs, 7, aligned=aligned)
-    torch.testing.assert_close(targets, roi_aligned(masks, boxes, matched_idxs, 7, aligned), **EXACT)
-
-
-def test_each_box_uses_its_matched_mask():
-    masks = torch.zeros(3, 4, 4, dtype=torch.bool)
-    masks[2] = True
-    boxes = torch.tensor([[0.0, 0.0, 4.0, 4.0]]).expand(3, 4)
-    targets = mask_targets(masks, boxes, torch.tensor([2, 0, 2]), 2)
-    assert targets.tolist() == [[[1, 1], [1, 1]], [[0, 0], [0, 0]], [[1, 1], [1, 1]]]
 
 
 def test_unaligned_targets_equal_torchvisions_training_targets(generator):
@@ -147,99 +94,6 @@ def test_a_cell_that_is_half_covered_counts_as_covered():
     assert targets_of(masks, [0.0, 0.0, 2.0, 2.0], 1, binary=True).item() == 1
 
 
-boxes_on_a_grid = st.tuples(
-    # Multiples of 1/8 are exact, so adding and subtracting half a pixel is exact too, and rounding cannot change
-    # RoIAlign's number of samples per cell, which is a ceiling.
-    st.integers(-40, 110),
-    st.integers(-40, 110),
-    st.integers(8, 160),
-    st.integers(8, 160),
-).map(lambda box: [box[0] / 8, box[1] / 8, (box[0] + box[2]) / 8, (box[1] + box[3]) / 8])
-scenes = st.fixed_dictionaries(
-    {
-        "height": st.integers(1, 12),
-        "width": st.integers(1, 12),
-        "seed": st.integers(0, 10_000),
-        "boxes": st.lists(boxes_on_a_grid, min_size=1, max_size=4),
-        "size": st.integers(1, 6),
-        "aligned": st.booleans(),
-    }
-)
-
-
-def masks_of(scene) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    generator = torch.Generator().manual_seed(scene["seed"])
-    masks = random_masks(2, scene["height"], scene["width"], generator)
-    boxes = torch.tensor(scene["boxes"])
-    return masks, boxes, torch.randint(0, 2, (len(boxes),), generator=generator)
-
-
-@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8])
-@both_alignments
-def test_crops_sampled_together_equal_crops_sampled_one_by_one(monkeypatch, generator, dtype, aligned):
-    # Run the code for GPUs on a CPU, with a pixel limit so low that there is more than one group.
-    masks = random_masks(3, 20, 24, generator).to(dtype)
-    boxes = torch.tensor(list(BOXES.values()))
-    matched_idxs = torch.randint(0, 3, (len(boxes),), generator=generator)
-    expected = mask_targets(masks, boxes, matched_idxs, 7, aligned=aligned)
-    monkeypatch.setattr(roi_align_of_masks, "_one_by_one", roi_align_of_masks._in_groups)
-    for pixels in (2**24, 300, 1):
-        monkeypatch.setattr(roi_align_of_masks, "_PIXELS_AT_ONCE", pixels)
-        targets = mask_targets(masks, boxes, matched_idxs, 7, aligned=aligned)
-        torch.testing.assert_close(targets, expected, **EXACT)
-    if dtype == torch.uint8:
-        masks[0, 5, 5] = 2
-        with pytest.raises(ValueError, match="masks must hold 0 and 1 only"):
-            mask_targets(masks, boxes, torch.zeros_like(matched_idxs), 7, aligned=aligned)
-
-
-def test_groups_hold_every_crop_once_and_little_padding(generator):
-    heights, widths = torch.randint(1, 300, (2, 200), generator=generator).sort().values.tolist()
-    sizes = [[height, width] for height, width in zip(heights, widths, strict=True)]
-    ends = list(roi_align_of_masks._group_ends(sizes))
-    assert ends[0] == 0
-    assert ends[-1] == 200
-    assert ends == sorted(set(ends))
-    for first, last in pairwise(ends):
-        group = sizes[first:last]
-        padded = len(group) * max(height for height, _ in group) * max(width for _, width in group)
-        assert padded <= 2 * sum(height * width for height, width in group)
-    assert len(ends) < 20
-
-
-def test_more_boxes_than_one_chunk_all_get_targets(generator):
-    masks = random_masks(2, 20, 24, generator)
-    boxes = torch.rand(150, 4, generator=generator) * 10
-    boxes[:, 2:] += boxes[:, :2] + 1
-    matched_idxs = torch.randint(0, 2, (150,), generator=generator)
-    expected = roi_aligned(masks, boxes, matched_idxs, 5, True)
-    torch.testing.assert_close(mask_targets(masks, boxes, matched_idxs, 5), expected, **EXACT)
-    rles = EncodedMasks([encode(mask) for mask in masks], 20, 24)
-    torch.testing.assert_close(mask_targets(rles, boxes, matched_idxs, 5), expected, **EXACT)
-
-
-@settings(deadline=None, max_examples=100, derandomize=True)
-@given(scene=scenes)
-def test_targets_of_any_bitmap_and_box_equal_roi_align(scene):
-    masks, boxes, matched_idxs = masks_of(scene)
-    size, aligned = scene["size"], scene["aligned"]
-    targets = mask_targets(masks, boxes, matched_idxs, size, aligned=aligned)
-    torch.testing.assert_close(targets, roi_aligned(masks, boxes, matched_idxs, size, aligned), **EXACT)
-
-
-@settings(deadline=None, max_examples=60, derandomize=True)
-@given(scene=scenes, binary=st.booleans())
-def test_targets_of_any_rle_equal_those_of_its_bitmap(scene, binary):
-    masks, boxes, matched_idxs = masks_of(scene)
-    rles = EncodedMasks([encode(mask) for mask in masks], scene["height"], scene["width"])
-    settings_ = {"aligned": scene["aligned"], "binary": binary}
-    torch.testing.assert_close(
-        mask_targets(rles, boxes, matched_idxs, scene["size"], **settings_),
-        mask_targets(masks, boxes, matched_idxs, scene["size"], **settings_),
-        **EXACT,
-    )
-
-
 @pytest.mark.parametrize("dtype", [torch.bool, torch.uint8])
 @pytest.mark.parametrize("box_dtype", [torch.float32, torch.float64])
 def test_targets_are_float32_whatever_the_inputs(generator, dtype, box_dtype):
@@ -283,27 +137,6 @@ def test_no_boxes_give_no_targets(count, kind, aligned, binary):
 # Errors, and values that are not checked
 
 
-@both_alignments
-def test_masks_of_0_and_255_raise(aligned):
-    masks = torch.full((1, 6, 6), 255, dtype=torch.uint8)
-    with pytest.raises(ValueError, match="masks must hold 0 and 1 only"):
-        targets_of(masks, [1.0, 1.0, 4.0, 4.0], 2, aligned=aligned)
-
-
-def test_a_single_pixel_of_2_inside_a_box_raises():
-    masks = torch.zeros(1, 6, 6, dtype=torch.uint8)
-    masks[0, 3, 3] = 2
-    with pytest.raises(ValueError, match="masks must hold 0 and 1 only"):
-        targets_of(masks, [1.0, 1.0, 5.0, 5.0], 4)
-
-
-def test_only_pixels_that_are_read_are_checked():
-    masks = torch.zeros(2, 6, 6, dtype=torch.uint8)
-    masks[0, 5, 5] = 255  # far from the box
-    masks[1] = 255  # not matched
-    assert targets_of(masks, [0.0, 0.0, 3.0, 3.0], 3).count_nonzero() == 0
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.int64])
 def test_masks_of_another_dtype_raise(dtype):
     with pytest.raises(TypeError, match=f"bool or uint8 tensors of 0 and 1, not {dtype}"):
@@ -314,18 +147,6 @@ def test_masks_of_another_dtype_raise(dtype):
 def test_masks_of_another_number_of_axes_raise(shape):
     with pytest.raises(ValueError, match=r"masks must have shape \(G, H, W\), not"):
         targets_of(torch.zeros(shape, dtype=torch.bool), [0.0, 0.0, 3.0, 3.0], 3)
-
-
-GOOD_BOX = [1.0, 2.0, 5.0, 6.0]
-
-
-@pytest.mark.parametrize("kind", ["bitmaps", "rle", "polygons"])
-@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-def test_a_box_that_is_not_finite_raises_and_is_named(kind, value):
-    masks = masks_of_kind(kind, torch.ones(1, 8, 8, dtype=torch.bool))
-    boxes = torch.tensor([GOOD_BOX, [1.0, value, 5.0, 6.0]])
-    with pytest.raises(ValueError, match=r"boxes must be finite, box 1 is \[1.0, .*, 5.0, 6.0\]"):
-        mask_targets(masks, boxes, torch.tensor([0, 0]), 4)
 
 
 @pytest.mark.parametrize("kind", ["bitmaps", "rle", "polygons"])
@@ -344,16 +165,6 @@ def test_a_grid_without_cells_raises():
 def test_masks_without_pixels_raise():
     with pytest.raises(ValueError, match=r"masks must have shape \(G, H, W\), not \(1, 0, 8\)"):
         targets_of(torch.ones(1, 0, 8, dtype=torch.bool), GOOD_BOX, 4)
-
-
-def masks_of_kind(kind: str, bitmaps: torch.Tensor):
-    """The same masks as bitmaps and as RLEs; as polygons, the whole image."""
-    height, width = bitmaps.shape[1:]
-    if kind == "bitmaps":
-        return bitmaps
-    if kind == "rle":
-        return EncodedMasks([encode(bitmap) for bitmap in bitmaps], height, width)
-    return EncodedMasks([[[0, 0, width, 0, width, height, 0, height]]] * len(bitmaps), height, width)
 
 
 KINDS = pytest.mark.parametrize("kind", ["bitmaps", "rle", "polygons"])

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from maskloss.data.coco import CocoData, read_coco
-from maskloss.report.pictures import category_color, draw_truth
+from maskloss.report.pictures import category_color, draw_truth, shortened
 from tests.data.coco_files import write_coco
 
 GRAY = (150, 150, 150)
@@ -55,3 +55,10 @@ def test_masks_are_tinted_and_boxes_outlined(tmp_path: Path) -> None:
     tint = 0.55 * tint + 0.45 * np.array(category_color(3))
     np.testing.assert_allclose(picture[50, 62], tint, atol=1.5)
     assert color_at(picture, 6 * 20, 4 * 20) == (0, 0, 0)
+
+
+def test_names_and_ids_of_any_length_are_drawn() -> None:
+    assert category_color(10**400)
+    assert category_color(3) == category_color(3 + 2**31)
+    assert len(shortened("W" * 2_000_000)) == 40
+    assert shortened("caf\udce9") == "caf\\udce9"

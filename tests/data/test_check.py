@@ -1,0 +1,141 @@
+"""maskloss/data/check.py: every image is decoded, and data that may be a mistake are warned of."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from maskloss.data.check import check_data
+from maskloss.errors import InputError
+from tests.data.coco_files import (
+    in_annotation,
+    write_coco,
+)
+
+
+def test_check_finds_only_oddities_in_a_valid_file(tmp_path: Path) -> None:
+    data, problems = check_data(*write_coco(tmp_path))
+    assert data is not None
+    assert [str(problem) for problem in problems] == [
+        f"warning: {tmp_path / 'annotations.json'}: 1 images have no annotation; they train as background",
+        f"warning: {tmp_path / 'annotations.json'}: 1 of 3 annotations is a crowd (iscrowd 1): crowds are never "
+        "positives, and are ignored in evaluation; some annotation tools write brush masks as crowds: if each is one "
+        "object, `maskloss repair --crowds objects` makes them objects",
+    ]
+
+
+def test_check_finds_an_unreadable_image(tmp_path: Path) -> None:
+    images, annotations = write_coco(tmp_path)
+    (images / "a.png").write_bytes(b"no image")
+    _, problems = check_data(images, annotations)
+    errors = [problem.text for problem in problems if problem.error]
+    assert len(errors) == 1
+    assert errors[0].startswith(f"{annotations}: image 10: a.png: not a readable image")
+
+
+def test_check_names_a_git_lfs_pointer(tmp_path: Path) -> None:
+    images, annotations = write_coco(tmp_path)
+    (images / "a.png").write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 12345\n")
+    _, problems = check_data(images, annotations)
+    [error] = [problem.text for problem in problems if problem.error]
+    assert error.endswith("a Git LFS pointer: run `git lfs pull`")
+
+
+def test_check_finds_an_image_of_another_size(tmp_path: Path) -> None:
+    images, annotations = write_coco(tmp_path)
+    Image.new("RGB", (9, 5)).save(images / "a.png")
+    _, problems = check_data(images, annotations)
+    errors = [problem.text for problem in problems if problem.error]
+    assert len(errors) == 1
+    assert "a.png: the file is 9 x 5, but 8 x 5 (width x height) is recorded for it" in errors[0]
+
+
+def test_check_finds_that_there_is_no_usable_object(tmp_path: Path) -> None:
+    def change(document: dict[str, Any]) -> None:
+        document["annotations"] = document["annotations"][2:]
+
+    _, problems = check_data(*write_coco(tmp_path, change))
+    [error] = [p.text for p in problems if p.error]
+    assert error.startswith(f"{tmp_path / 'annotations.json'}: all 1 annotations are crowds (iscrowd 1)")
+    assert "`maskloss repair --crowds objects`" in error
+
+    _, problems = check_data(*write_coco(tmp_path, lambda document: document.update(annotations=[])))
+    assert [p.text for p in problems if p.error] == [
+        f"{tmp_path / 'annotations.json'}: there is no usable object in it"
+    ]
+
+
+def test_check_warns_about_a_box_that_does_not_fit_its_mask(tmp_path: Path) -> None:
+    # The mask's extent is 2, 1, 4, 3; the box's right side is 4 px further.
+    _, problems = check_data(*write_coco(tmp_path, in_annotation(bbox=[2, 1, 6, 2])))
+    assert [p.text for p in problems if not p.error and "bbox" in p.text] == [
+        f"{tmp_path / 'annotations.json'}: annotation 101: bbox is up to 4.0 px from the segmentation's extent "
+        "(image 10, a.png)"
+    ]
+
+
+def test_check_warns_about_a_file_that_is_listed_twice(tmp_path: Path) -> None:
+    def change(document: dict[str, Any]) -> None:
+        document["images"][1]["file_name"] = "a.png"
+
+    _, problems = check_data(*write_coco(tmp_path, change))
+    assert any("2 images have the file_name 'a.png'" in p.text and not p.error for p in problems)
+
+
+def test_check_warns_about_a_category_without_objects(tmp_path: Path) -> None:
+    _, problems = check_data(
+        *write_coco(tmp_path, lambda document: document["categories"].append({"id": 8, "name": "cow"}))
+    )
+    assert any("no object of the categories cow" in p.text and not p.error for p in problems)
+
+
+@pytest.mark.parametrize(("width", "warned"), [(5, False), (5.5, True)])
+def test_check_allows_boxes_3_px_from_their_masks(tmp_path: Path, width: float, warned: bool) -> None:
+    # The mask's right side is at 4, and the box's at 7 or 7.5.
+    _, problems = check_data(*write_coco(tmp_path, in_annotation(bbox=[2, 1, width, 2])))
+    assert any("bbox is up to 3.5 px from" in problem.text for problem in problems) is warned
+    assert any("bbox" in problem.text for problem in problems) is warned
+
+
+U_SHAPE = [0, 0, 8, 0, 8, 5, 6, 5, 6, 2, 2, 2, 2, 5, 0, 5]
+
+
+@pytest.mark.parametrize(
+    ("inner", "filled"), [([3, 3, 5, 3, 5, 4, 3, 4], False), ([3, 0.5, 5, 0.5, 5, 1.5, 3, 1.5], True)]
+)
+def test_check_warns_about_a_polygon_inside_another_but_not_in_its_notch(
+    tmp_path: Path, inner: list[float], filled: bool
+) -> None:
+    change = in_annotation(segmentation=[U_SHAPE, inner], bbox=[0, 0, 8, 5])
+    _, problems = check_data(*write_coco(tmp_path, change))
+    text = "annotation 101: segmentation: a polygon inside another one is filled (image 10, a.png)"
+    assert any(text in problem.text and not problem.error for problem in problems) is filled
+
+
+def test_check_lists_the_first_ten_categories_without_objects(tmp_path: Path) -> None:
+    def change(document: dict[str, Any]) -> None:
+        document["categories"] += [{"id": 10 + i, "name": f"c{i}"} for i in range(12)]
+
+    _, problems = check_data(*write_coco(tmp_path, change))
+    [text] = [problem.text for problem in problems if problem.kind == "unused_category"]
+    assert text.endswith("no object of the categories c0, c1, c2, c3, c4, c5, c6, c7, c8, c9 and 2 more")
+
+
+def test_check_returns_no_data_for_a_file_that_cannot_be_decoded(tmp_path: Path) -> None:
+    images, annotations = write_coco(tmp_path)
+    annotations.write_text("{")
+    data, [problem] = check_data(images, annotations)
+    assert data is None
+    assert problem.error
+    assert "not valid JSON" in problem.text
+
+
+def test_check_of_a_missing_folder_or_file_raises(tmp_path: Path) -> None:
+    images, annotations = write_coco(tmp_path)
+    with pytest.raises(InputError, match="nowhere: the folder of images does not exist"):
+        check_data(tmp_path / "nowhere", annotations)
+    with pytest.raises(InputError, match=r"nowhere\.json: cannot be read"):
+        check_data(images, tmp_path / "nowhere.json")

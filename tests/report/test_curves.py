@@ -1,0 +1,126 @@
+"""maskloss/report/curves.py: which curves are drawn, by the coordinates in the SVG."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import numpy as np
+import pytest
+
+from maskloss.report.curves import compared_curves, loss_curves
+
+BLUE, RED = "#2563eb", "#dc2626"
+TRAINING = [
+    {"step": 10, "loss": 4.0, "loss_mask": 2.0, "learning_rate": 0.1, "seconds": 1.0},
+    {"step": 20, "loss": 3.0, "loss_mask": 1.5, "learning_rate": 0.1, "seconds": 2.0},
+    {"step": 40, "loss": 1.0, "loss_mask": 0.5, "learning_rate": 0.1, "seconds": 3.0},
+]
+EVALUATIONS = [{"step": 20, "loss": {"loss": 3.5, "loss_mask": 1.0}}, {"step": 40, "loss": {"loss": 1.5}}]
+
+
+def panels(svg: str) -> dict[str, str]:
+    """Split an SVG into its panels, by their titles."""
+    parts = re.split(r'<g id="axes_\d+">', svg)[1:]
+    titles = [re.findall(r"<!-- (.*?) -->", part) for part in parts]
+    return {
+        next(title for title in found if title.startswith("loss")): part
+        for found, part in zip(titles, parts, strict=True)
+        if any(title.startswith("loss") for title in found)
+    }
+
+
+def lines(svg: str, color: str | None = None) -> list[Any]:
+    """Return the coordinates of the plotted lines of a panel, (V, 2) each."""
+    found = []
+    for path, style in re.findall(r'<path d="(M [^"]+)" clip-path="[^"]+" style="([^"]+)"', svg):
+        # The grid's lines are gray, and have the same clip path.
+        if "stroke: #b0b0b0" not in style and (color is None or f"stroke: {color}" in style):
+            found.append(np.array(re.findall(r"[ML] (\S+) (\S+)", path), dtype=float))
+    return found
+
+
+def assert_proportional(places: Any, values: Any) -> None:
+    """Check that places on the page are a linear function of values."""
+    places, values = np.asarray(places), np.asarray(values, dtype=float)
+    scale = (places[-1] - places[0]) / (values[-1] - values[0])
+    np.testing.assert_allclose(places - places[0], scale * (values - values[0]), atol=0.01)
+
+
+def test_every_term_has_a_panel_with_its_curve() -> None:
+    svg = loss_curves(TRAINING, [])
+    assert svg.startswith("<svg")
+    assert list(panels(svg)) == ["loss", "loss_mask"]
+    for key, panel in panels(svg).items():
+        (curve,) = lines(panel, BLUE)
+        assert_proportional(curve[:, 0], [10, 20, 40])
+        assert_proportional(curve[:, 1], [line[key] for line in TRAINING])
+        # y points down in an SVG, and the loss falls.
+        assert curve[0, 1] < curve[-1, 1]
+        assert lines(panel, RED) == []
+
+
+def test_validation_losses_are_red_and_on_the_scale_of_the_training_losses() -> None:
+    panel = panels(loss_curves(TRAINING, EVALUATIONS))["loss"]
+    (training,), (validation,) = lines(panel, BLUE), lines(panel, RED)
+    assert_proportional([*training[:, 0], *validation[:, 0]], [10, 20, 40, 20, 40])
+    assert_proportional([*training[:, 1], *validation[:, 1]], [4, 3, 1, 3.5, 1.5])
+
+
+def test_a_term_is_validated_where_it_was_evaluated() -> None:
+    panel = panels(loss_curves(TRAINING, EVALUATIONS))["loss_mask"]
+    # A line of one point is a path of one point; its marker is drawn beside it.
+    assert [len(curve) for curve in lines(panel, RED)] == [1]
+
+
+def test_a_single_step_is_drawn_as_a_marker() -> None:
+    def markers(svg: str) -> int:
+        return len(re.findall(rf'<use [^>]*style="fill: {BLUE}', svg))
+
+    assert markers(panels(loss_curves(TRAINING[:1], []))["loss"]) == 1
+    assert markers(panels(loss_curves(TRAINING, []))["loss"]) == 0
+
+
+@pytest.mark.parametrize(("lowest", "from_zero"), [(0.5, True), (-0.5, False)])
+def test_the_axis_starts_at_zero_unless_a_loss_is_negative(lowest: float, from_zero: bool) -> None:
+    history = [{"step": 1, "loss": 1.0}, {"step": 2, "loss": lowest}]
+    (panel,) = panels(loss_curves(history, [])).values()
+    labels = re.findall(r"<!-- (\S*\d) -->", panel.split('id="matplotlib.axis_2"')[1])
+    assert (labels[0] in ("0.0", "0.00")) == from_zero
+
+
+def test_the_same_run_gives_the_same_curves_on_any_day() -> None:
+    assert "<dc:date>" not in loss_curves(TRAINING, EVALUATIONS)
+
+
+# Of several variants.
+
+
+def constant(value: float, steps: tuple[int, ...] = (1, 2)) -> list[dict[str, Any]]:
+    return [{"step": step, "loss": value * step, "seconds": 1.0} for step in steps]
+
+
+def test_a_variants_curve_is_the_mean_of_its_seeds_at_each_step() -> None:
+    # At step 3, only the second seed of "b" has a loss.
+    histories = {"a": [constant(1.0), constant(3.0)], "b": [constant(5.0), constant(7.0, (1, 2, 3))]}
+    (panel,) = panels(compared_curves(histories)).values()
+    first, second = lines(panel)
+    assert_proportional([*first[:, 0], *second[:, 0]], [1, 2, 1, 2, 3])
+    assert_proportional([*first[:, 1], *second[:, 1]], [2, 4, 6, 12, 21])
+
+
+def test_terms_of_only_some_variants_have_a_panel_and_the_legend_names_all_variants() -> None:
+    extra = [{**line, "loss_extra": 1.0} for line in constant(1.0)]
+    svg = compared_curves({"plain": [constant(1.0)], "with extra": [extra]})
+    assert list(panels(svg)) == ["loss", "loss_extra"]
+    legend = svg[svg.index('id="legend_1"') :]
+    assert re.findall(r"<!-- (.*?) -->", legend) == ["plain", "with extra"]
+
+
+def test_more_variants_than_colors_have_other_line_styles() -> None:
+    (panel,) = panels(compared_curves({f"v{i}": [constant(1.0 + i)] for i in range(12)})).values()
+    styles = re.findall(r'clip-path="[^"]+" style="(fill: none; [^"]+)"', panel)
+    drawn = [style for style in styles if "stroke: #b0b0b0" not in style]
+    assert len(drawn) == 12
+    assert ["stroke-dasharray" in style for style in drawn] == [False] * 10 + [True] * 2
+    assert len(set(drawn)) == 12
