@@ -397,7 +397,7 @@ class _Fixes:
         return highest
 
     def _references(self, key: str) -> dict[Any, list[Any]]:
-        """Group the annotations by their image_id or category_id, exactly as the file has it."""
+        """Group the annotations by image_id or category_id, as written in the file: 1 and "1" are different."""
         if key not in self._referring:
             referring: dict[Any, list[Any]] = {}
             self._referring[key] = referring
