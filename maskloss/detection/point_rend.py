@@ -148,8 +148,8 @@ class PointRendBranch(MaskBranch):
     """Mask branch of PointRend that predicts only the channel of each object's own class.
 
     In training, `loss_mask` is the model's mask term on the coarse 7 x 7 mask, and `loss_mask_point` is the point
-    loss, mostly at points whose coarse logits are close to 0. In inference, the mask is enlarged to 224 x 224 in steps: double
-    its side, then let the point head predict the cells whose logits are closest to 0.
+    loss, mostly at points whose coarse logits are close to 0. In inference, the mask is enlarged to 224 x 224 in steps:
+    double its side, then let the point head predict the cells whose logits are closest to 0.
 
     Args:
         in_channels: number of channels of each feature map that is read.
