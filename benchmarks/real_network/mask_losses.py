@@ -103,7 +103,7 @@ class MaskLayers(nn.Module):
 
 
 def is_interpolation(layer: nn.Module) -> bool:
-    """Return whether a layer is a fixed upsampling: a transposed convolution with one filter for all channels."""
+    """Return whether a layer is a fixed upsampling, with one filter for all channels, which is not trained."""
     return (
         isinstance(layer, nn.ConvTranspose2d)
         and layer.groups == layer.in_channels == layer.out_channels
@@ -256,8 +256,8 @@ def evaluate(cache: Cache, branch: MaskLayers, loss: maskloss.MaskRCNNLoss) -> d
     """Paste the masks of the validation detections, and compute their metrics.
 
     Returns:
-        AP, AP50, AP75, APs, APm, APl and AR of masks, "boundary AP", and "IoU", the mean mask IoU of true positives, all in
-        [0, 1]; and "true positives", their number.
+        AP, AP50, AP75, APs, APm, APl and AR of masks, "boundary AP", and "IoU", the mean mask IoU of true positives,
+        all in [0, 1]; and "true positives", their number.
     """
     found: Results = []
     ious: list[float] = []

@@ -5,7 +5,8 @@
 
 Uses the cache made by `features.py`. Each case weakens the labels of the training objects: it removes the masks of most
 objects at random, replaces all masks by ten labeled points each, keeps only the boxes, or gives random objects the mask
-of another object. With the same seed, cases that are compared choose the same objects. The validation set keeps its masks.
+of another object. With the same seed, cases that are compared choose the same objects. The validation set keeps its
+masks.
 """
 
 from __future__ import annotations
