@@ -124,7 +124,7 @@ def published_branch(cache: Cache, size: int | None = None) -> MaskLayers:
 def fresh_branch(cache: Cache, seed: int, size: int | None = None) -> MaskLayers:
     """Return the network's mask layers with random weights and biases of 0.
 
-    Weights have He's initialization for ReLU, by the fan-in. Those of the last layer have a standard deviation of 0.001,
+    Weights have He's initialization for ReLU (fan-in). Those of the last layer have a standard deviation of 0.001,
     as in Detectron, so that all probabilities start near 0.5.
     """
     branch = published_branch(cache, size)
