@@ -655,7 +655,7 @@ class _Fixes:
         self._find(kind, finding, "category_id")
 
     def _find(self, kind: Kind, finding: Finding, key: str) -> None:
-        """Replace an id written as text by the id that it spells, or by that of the category that it names."""
+        """Replace an id written as text by the number in the text, or by the id of the category with this name."""
         _, item = self._find_entry(kind, finding)
         text = item.get(key)
         if isinstance(text, str) and re.fullmatch(r"\s*\d{1,15}(\.0+)?\s*", text):

@@ -178,7 +178,7 @@ class MaskRCNNLoss(nn.Module):
         for name in self.normalizers.keys() - {"objectness", "rpn_box"}:
             if self.normalizers[name] is per_location:
                 raise ValueError(
-                    f"only the RPN has anchor locations, {name} cannot be divided by per_location"
+                    f"only the RPN has anchor locations, so {name} cannot be divided by per_location"
                 )
 
     @classmethod

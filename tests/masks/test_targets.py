@@ -324,7 +324,7 @@ GOOD_BOX = [1.0, 2.0, 5.0, 6.0]
 def test_a_box_that_is_not_finite_raises_and_is_named(kind, value):
     masks = masks_of_kind(kind, torch.ones(1, 8, 8, dtype=torch.bool))
     boxes = torch.tensor([GOOD_BOX, [1.0, value, 5.0, 6.0]])
-    with pytest.raises(ValueError, match=r"boxes must be finite, box 1 is \[1.0, .*, 5.0, 6.0\]"):
+    with pytest.raises(ValueError, match=r"boxes must be finite, but box 1 is \[1.0, .*, 5.0, 6.0\]"):
         mask_targets(masks, boxes, torch.tensor([0, 0]), 4)
 
 
