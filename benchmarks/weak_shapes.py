@@ -1,9 +1,9 @@
-"""Train a whole small network from scratch on synthetic shapes with weak labels, and compare it with full supervision.
+"""Train a small network from scratch on synthetic shapes with weak labels, and compare it with full supervision.
 
     python benchmarks/weak_shapes.py --output runs/weak_shapes --seeds 0 1 2
 
-Every case changes the training annotations of the same images; the validation set keeps its masks. A run that has
-finished is not repeated.
+Each case changes the annotations of the same training images. The validation set keeps its masks. Finished runs are
+not repeated.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def bitmap_of(segmentation: Any) -> Any:
 
 
 def add_points(annotation: dict[str, Any], draw: random.Random) -> None:
-    """Replace a mask by ten labeled points that are uniform in the box."""
+    """Replace a mask by `POINTS` labeled points, distributed uniformly in the box."""
     bitmap = bitmap_of(annotation.pop("segmentation"))
     x, y, width, height = annotation["bbox"]
     points = [[x + draw.random() * width, y + draw.random() * height] for _ in range(POINTS)]
@@ -59,13 +59,13 @@ def remove_mask(annotation: dict[str, Any], _: random.Random) -> None:
 def weaken(
     annotations: Annotations, draw: random.Random, change: Callable[[Any, random.Random], None], share: float
 ) -> None:
-    """Change a share of the annotations, chosen at random."""
+    """Apply a change to a random fraction of the annotations."""
     for annotation in draw.sample(annotations, round(share * len(annotations))):
         change(annotation, draw)
 
 
 def replace_masks(annotations: Annotations, draw: random.Random, *, weight: float) -> None:
-    """Give a share of the objects the mask of another one, moved and scaled into their box."""
+    """Replace the masks of some objects by another object's, moved and scaled to their boxes."""
     wrong = draw.sample(annotations, round(REPLACED * len(annotations)))
     shapes = [(Image.fromarray(bitmap_of(a["segmentation"])), a["bbox"]) for a in wrong]
     for annotation, (shape, (x, y, width, height)) in zip(wrong, shapes[1:] + shapes[:1], strict=True):
@@ -92,7 +92,7 @@ def with_boxes(term: dict[str, Any]) -> dict[str, Any]:
 
 
 def cases() -> dict[str, tuple[Callable[[Annotations, random.Random], None], Any]]:
-    """Return, for each case, the change of the training annotations and the loss."""
+    """Return the cases by name: the change to the training annotations, and the loss."""
     few = 1 - KEPT
     plain = {"preset": "weak", "mask": "maskloss.losses.MaskBySupervision"}
     both = with_boxes(WARM_UP)
@@ -150,7 +150,7 @@ def run(folder: Path, data: Path, name: str, seed: int, steps: int) -> dict[str,
 
 
 def main() -> None:
-    """Run all cases, and print and write the table."""
+    """Run the cases, and print and write the table."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -1,9 +1,9 @@
-"""Train masks from boxes and a few masks, in a training loop of your own.
+"""Train masks from any mix of masks, labeled points and boxes, in your own training loop.
 
     python examples/weak_labels.py --images photos --annotations train.json --steps 1000
 
-The annotation file is COCO's format. An object may have a segmentation, or point_coords and point_labels, or only a
-bbox, and a weight.
+The annotation file is in COCO format. Besides its bbox, an object may have a segmentation, or point_coords and
+point_labels, and a weight.
 """
 
 import argparse
@@ -22,7 +22,7 @@ def main() -> None:
     parser.add_argument("--images", required=True)
     parser.add_argument("--annotations", required=True)
     parser.add_argument("--steps", type=int, default=1000)
-    parser.add_argument("--weights", default="DEFAULT", help="torchvision's, or none")
+    parser.add_argument("--weights", default="DEFAULT", help="name of torchvision's weights, or none")
     arguments = parser.parse_args()
 
     data = read_coco(arguments.images, arguments.annotations)

@@ -586,7 +586,7 @@ if hasattr(os, "register_at_fork"):
 
 
 def _is_command() -> bool:
-    """Return whether this process runs the command, which installs `_terminate` for SIGTERM."""
+    """Return whether this process runs the `maskloss` command, which handles SIGTERM with `_terminate`."""
     return signal.getsignal(signal.SIGTERM) is _terminate
 
 

@@ -28,7 +28,7 @@ def one_line(text: object, limit: int = LINE_LENGTH) -> str:
     """
     text = str(text)
     if len(text) > 4 * limit:
-        # Shorten first: a name from a file may have megabytes.
+        # Shorten first: a name from a file may be megabytes long.
         text = f"{text[: 3 * limit]} ... {text[-limit:]}"
     line = " ".join(text.split())
     line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)

@@ -199,7 +199,7 @@ def existing_folder(path: str | os.PathLike[str], what: str) -> Path:
     """Return the path of a folder after checking that it exists.
 
     Args:
-        path: of the folder.
+        path: path of the folder.
         what: what the folder contains, for the message.
 
     Raises:

@@ -110,12 +110,12 @@ def test_a_loss_takes_a_term_each_weights_normalizers_and_mask_targets():
             "normalizers",
             "mask_targets",
         ]
-    )
+    ) | {"synchronized": False}
 
 
 def test_presets_are_got_by_name():
     assert parameters(maskloss.MaskRCNNLoss.preset) == (["name"], {"active_classes": None})
-    for name in ("torchvision", "detectron2", "matterport", "paper", "aligned"):
+    for name in ("torchvision", "detectron2", "matterport", "paper", "aligned", "weak"):
         assert isinstance(maskloss.MaskRCNNLoss.preset(name), maskloss.MaskRCNNLoss)
 
 

@@ -444,7 +444,7 @@ def test_invalid_arguments_print_one_line_that_names_them(
 @pytest.mark.parametrize(
     ("options", "part"),
     [
-        (["--loss", "focal"], "--loss 'focal': no such preset; there are torchvision, detectron2"),
+        (["--loss", "focal"], "--loss 'focal': no such preset; available: torchvision, detectron2"),
         (["--learning-rate", "-1"], "--learning-rate must be a finite number > 0, got -1.0"),
         (["--max-steps", "0"], "--max-steps must be at least 1, got 0"),
         (["--batch-size", "0"], "--batch-size must be at least 1, got 0"),

@@ -1,10 +1,10 @@
-r"""Cache what the mask branch of a trained network sees: its RoI features, once, with everything before it frozen.
+r"""Cache the RoI features that the mask branch of a trained network receives, with all layers before it frozen.
 
     python -m benchmarks.real_network.features --network maskrcnn2go.py --images photos --train train.json \
         --val val.json --cache cache.pt
 
-For training images, the positive RoIs as `maskloss.convert` samples them in training; for validation images, the
-network's own detections. The file holds tensors and plain values only.
+The RoIs are, for training images, the positives that a converted network samples in training, and for validation
+images, the network's own detections. The file contains only tensors and plain values.
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ DTYPES = {"float16": torch.float16, "float32": torch.float32}
 
 @dataclass(frozen=True)
 class RoIs:
-    """The R RoIs of N images, with the features that the mask head gets.
+    """The R RoIs of N images, with the features that the mask head receives.
 
     Attributes:
         features: (R, C, S, S), in the cache's dtype.
         boxes: (R, 4) float32, xyxy in px of the resized image.
-        labels: (R,) int64, the network's.
+        labels: (R,) int64, the network's labels.
         image_index: (R,) int64 in [0, N), ascending.
-        image_ids: (N,) int64, of the annotation file.
+        image_ids: (N,) int64, the ids in the annotation file.
         sizes: (N, 2) int64, (H, W) of the images in px.
         network_sizes: (N, 2) int64, (H, W) of the resized images in px, without padding.
     """
@@ -75,7 +75,7 @@ class RoIs:
         return height, width
 
     def boxes_in_image(self, image: int, rows: Tensor) -> Tensor:
-        """Return the boxes (R_i, 4) of some of an image's RoIs in px of the image before it was resized."""
+        """Return the boxes (R_i, 4) of some of an image's RoIs, in px of the original image."""
         return resize_boxes(self.boxes[rows], list(self.network_size_of(image)), list(self.size_of(image)))
 
 
@@ -84,7 +84,7 @@ class PositiveRoIs(RoIs):
     """The positives of the training images.
 
     Attributes:
-        matched_idxs: (R,) int64, the object of the image that each RoI is matched to; crowds are not counted.
+        matched_idxs: (R,) int64, index of the object in the image that each RoI is matched to, without crowds.
         object_boxes: (R, 4) float32, the box of that object, xyxy in px of the resized image.
         pixels: N resized images, (3, H, W) uint8.
     """
@@ -97,11 +97,11 @@ class PositiveRoIs(RoIs):
         """Crop the resized images to RoIs.
 
         Args:
-            rows: (P,) int64.
-            size: M, cells a side.
+            rows: (P,) int64, the RoIs to crop.
+            size: M, side of the grid in cells.
 
         Returns:
-            (P, 3, M, M) float32 in [0, 1], cell by cell what the mask targets of aligned losses cover.
+            (P, 3, M, M) float32 in [0, 1]; each cell covers the same area as in aligned mask targets.
         """
         crops = torch.empty((len(rows), 3, size, size))
         for image in self.image_index[rows].unique().tolist():
@@ -116,7 +116,7 @@ class DetectedRoIs(RoIs):
     """The detections of the validation images.
 
     Attributes:
-        scores: (R,) float32, falling within each image.
+        scores: (R,) float32, in descending order within each image.
     """
 
     scores: Tensor
@@ -124,7 +124,7 @@ class DetectedRoIs(RoIs):
 
 @dataclass
 class Cache:
-    """The cached RoIs, and what the training and evaluation of a mask branch need besides.
+    """The cached RoIs, and everything else that training and evaluating a mask branch needs.
 
     Attributes:
         train: positives of the training images.
@@ -133,7 +133,7 @@ class Cache:
         val_data: annotations of the validation images.
         network: the published network.
         category_ids: the category of each label from 1 on.
-        fingerprint: says whether two caches hold the same RoIs.
+        fingerprint: hash of the RoIs; equal in caches with the same RoIs.
     """
 
     train: PositiveRoIs
@@ -146,7 +146,7 @@ class Cache:
     _targets: dict[tuple[int, maskloss.MaskTargets], Tensor] = field(default_factory=dict)
 
     def mask_targets(self, size: int, settings: maskloss.MaskTargets) -> Tensor:
-        """Return the mask targets (P, size, size) of all positives, computed once for equal settings."""
+        """Return the mask targets (P, size, size) of all positives, computed once per size and settings."""
         key = (size, settings)
         if key not in self._targets:
             train = self.train
@@ -171,7 +171,7 @@ class Cache:
 
 
 def resized_masks(masks: EncodedMasks, size: tuple[int, int], *, aligned: bool) -> EncodedMasks:
-    """Resize masks as a converted network's transform does, which moves those of unaligned targets."""
+    """Resize masks as a converted network's transform does, including its shift for unaligned targets."""
     own_size = (masks.height, masks.width)
     masks = masks.resize(*size)
     if aligned:
@@ -181,16 +181,16 @@ def resized_masks(masks: EncodedMasks, size: tuple[int, int], *, aligned: bool) 
 
 
 class _Recorder(MaskBranch):
-    """A mask branch that keeps the features, boxes and labels that it is given.
+    """Mask branch that records the features, boxes and labels that it receives.
 
     Args:
         pool: the network's pooling for masks.
-        dtype: of the features that are kept.
+        dtype: dtype of the recorded features.
     """
 
     def __init__(self, pool: nn.Module, dtype: torch.dtype) -> None:
         super().__init__()
-        # Past nn.Module.__setattr__, since the pooling is a submodule of the network already.
+        # Bypass nn.Module.__setattr__: the pooling is already a submodule of the network.
         self.__dict__["pool"] = pool
         self.dtype = dtype
         self.recorded: dict[str, Tensor] = {}
@@ -198,7 +198,7 @@ class _Recorder(MaskBranch):
     def losses(
         self, features: dict[str, Tensor], positives: Positives, targets: list[dict[str, Any]]
     ) -> dict[str, Tensor]:
-        """Record the positives of one image."""
+        """Record the positives of one image, and return no losses."""
         self._record(features, positives)
         (matched_idxs,), (target,) = positives.matched_idxs, targets
         self.recorded["matched_idxs"] = matched_idxs
@@ -208,7 +208,7 @@ class _Recorder(MaskBranch):
     def predict(
         self, features: dict[str, Tensor], detections: DetectedBoxes
     ) -> tuple[list[Tensor], list[Tensor] | None]:
-        """Record the detections of one image, whose masks stay empty."""
+        """Record the detections of one image, and return empty masks."""
         self._record(features, detections)
         (self.recorded["scores"],) = detections.scores
         return [boxes.new_zeros((len(boxes), 1, 1, 1)) for boxes in detections.boxes], None
@@ -226,13 +226,13 @@ class _Recorder(MaskBranch):
 
 @contextmanager
 def _sampling_positives(model: MaskRCNN, most: int) -> Iterator[None]:
-    """Let a network in evaluation mode sample RoIs as in training, of the positives at most so many of an image."""
+    """Make a network in evaluation mode sample RoIs as in training, but only up to `most` positives per image."""
     parts = [model, model.transform, model.rpn, model.roi_heads]
     sampler = model.roi_heads.fg_bg_sampler
-    # Negatives would only cost time: the mask branch never sees them.
+    # Negatives would only cost time: the mask branch never receives them.
     model.roi_heads.fg_bg_sampler = BalancedPositiveNegativeSampler(most, 1.0)
     for part in parts:
-        part.training = True  # not of its layers, which stay as in evaluation
+        part.training = True  # only the part itself; its layers stay in evaluation mode
     try:
         yield
     finally:
@@ -251,16 +251,16 @@ def make_cache(
     seed: int = 0,
     dtype: str = "float16",
 ) -> dict[str, Any]:
-    """Run a network over training and validation images, and return what its mask branch gets.
+    """Run a network over training and validation images, and return the inputs of its mask branch.
 
     Args:
-        build: makes the network.
+        build: function that returns the network.
         category_ids: the category of each label from 1 on.
-        train_data: training images; proposals and objects are matched as the network's own RoI heads do it.
+        train_data: training images; the network's own RoI heads match proposals and objects.
         val_data: validation images.
-        positives: sample at most so many of each training image.
-        seed: of the sampling; that of one image does not depend on the others.
-        dtype: of the features, a key of `DTYPES`.
+        positives: maximum number of positives sampled per training image.
+        seed: random seed of the sampling; the samples of an image do not depend on the other images.
+        dtype: dtype of the features, a key of `DTYPES`.
     """
     model = build().eval()
     recorder = _Recorder(model.roi_heads.mask_roi_pool, DTYPES[dtype])
@@ -293,20 +293,20 @@ def make_cache(
 
 
 def open_cache(path: Path, network: Any, train_data: CocoData, val_data: CocoData) -> Cache:
-    """Load the file of a cache.
+    """Load a cache from its file.
 
     Args:
-        path: file that `make_cache` filled.
-        network: the module of `read_network`.
-        train_data: the training images that the cache was made of.
-        val_data: the validation images that it was made of.
+        path: file with the result of `make_cache`.
+        network: the module that `read_network` returned.
+        train_data: the training images that the cache was made from.
+        val_data: the validation images that it was made from.
 
     Raises:
-        ValueError: the cache was made of other images, or by another version of this script.
+        ValueError: the cache was made from other images, or by another version of this script.
     """
     content = torch.load(path, weights_only=True)
     if content["version"] != VERSION:
-        raise ValueError(f"{path}: has version {content['version']}, not {VERSION}; make it again")
+        raise ValueError(f"{path}: has version {content['version']}, not {VERSION}; make the cache again")
     for name, data in (("train", train_data), ("val", val_data)):
         if content[name]["image_ids"].tolist() != [image.id for image in data.images]:
             raise ValueError(f"{path}: its {name} images are not those of {data.annotation_file}")
@@ -335,12 +335,12 @@ def _samples(data: CocoData) -> Iterator[tuple[Tensor, dict[str, Any]]]:
 
 
 def _network_labels(data: CocoData, category_ids: list[int]) -> Tensor:
-    """Return the network's label of each of the file's labels, background included."""
+    """Return the network's label for each label of the annotation file, background included."""
     return torch.tensor([0, *(category_ids.index(category.id) + 1 for category in data.categories)])
 
 
 def _as_bytes(model: MaskRCNN, images: Tensor, size: list[int]) -> Tensor:
-    """Undo normalization and padding of the one image of a batch: (3, H, W) uint8."""
+    """Undo the normalization and padding of a batch of one image, and return it as (3, H, W) uint8."""
     mean, std = (
         torch.tensor(values)[:, None, None]
         for values in (model.transform.image_mean, model.transform.image_std)
@@ -350,7 +350,7 @@ def _as_bytes(model: MaskRCNN, images: Tensor, size: list[int]) -> Tensor:
 
 
 def _joined(records: list[dict[str, Tensor]]) -> dict[str, Any]:
-    """Join what was recorded of each image."""
+    """Join the records of all images."""
     of_images = {"size": "sizes", "network_size": "network_sizes"}
     return {
         of_images.get(key, key): (torch.stack if key in of_images else torch.cat)([r[key] for r in records])
@@ -359,12 +359,12 @@ def _joined(records: list[dict[str, Tensor]]) -> dict[str, Any]:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments that say where network, photographs and cache are."""
+    """Add the arguments that locate the network, the photographs and the cache."""
     parser.add_argument(
         "--network",
         type=Path,
         required=True,
-        help="Python file with build(), a torchvision Mask R-CNN, and CATEGORY_IDS, of the labels from 1 on",
+        help="Python file with build(), which returns a torchvision Mask R-CNN, and CATEGORY_IDS, per label from 1 on",
     )
     parser.add_argument("--images", type=Path, required=True, help="folder of the photographs")
     parser.add_argument("--train", type=Path, required=True, help="annotations of the training images")
@@ -373,14 +373,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main() -> None:
-    """Make a cache and print what it holds."""
+    """Make a cache and print its contents."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add_arguments(parser)
-    parser.add_argument("--positives", type=int, default=64, help="at most so many of each training image")
+    parser.add_argument("--positives", type=int, default=64, help="maximum number per training image")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--dtype", choices=list(DTYPES), default="float16", help="of the features")
+    parser.add_argument("--dtype", choices=list(DTYPES), default="float16", help="dtype of the features")
     arguments = parser.parse_args()
     network = read_network(arguments.network)
     began = time.perf_counter()

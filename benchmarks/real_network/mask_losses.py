@@ -1,10 +1,10 @@
-r"""Train the mask branch of a trained network from scratch with each of several mask losses, and compare them.
+r"""Train the mask branch of a trained network from scratch with several mask losses, and compare the losses.
 
     python -m benchmarks.real_network.mask_losses --network maskrcnn2go.py --images photos --train train.json \
         --val val.json --cache cache.pt --results runs.jsonl --seeds 0 1 2 --steps 400 --learning-rates 1e-3 3e-3 1e-2
 
-Works on the cache of `features.py`. Writes one JSON line per run; a run that is in the file already is not repeated.
-Prints a Markdown table with paired differences to the baseline.
+Uses the cache made by `features.py`. Writes one JSON line per run, and does not repeat runs that are already in the
+file. Prints a Markdown table with paired differences to the baseline.
 """
 
 from __future__ import annotations
@@ -40,23 +40,23 @@ from maskloss.training.metrics import average_precision
 from maskloss.training.yaml_files import read_yaml
 
 VARIANTS = Path(__file__).with_name("variants.yaml")
-#: RoIs whose masks are predicted at once.
+#: Number of RoIs whose masks are predicted at once.
 _ROIS_AT_ONCE = 256
 
 Schedule = Literal["cosine", "constant"]
-#: Function (cache, rows (P,), batch) that returns the batch that the loss gets for these positives, in the place of one
-#: with mask targets and labels alone.
+#: Function (cache, rows (P,), batch) that returns the batch for the loss of these positives. The batch that it receives
+#: has only mask targets and labels.
 Supervision = Callable[[Cache, Tensor, MaskBatch], MaskBatch]
 Results = list[dict[str, Any]]
 
 
 class MaskLayers(nn.Module):
-    """A network's mask head and predictor, whose logits may be resized.
+    """A network's mask head and predictor, optionally with resized logits.
 
     Args:
-        head: (P, C, S, S) features to hidden ones.
-        predictor: hidden features to logits of all classes.
-        size: side that logits are resized to, bilinearly; None keeps the predictor's own.
+        head: maps features (P, C, S, S) to hidden features.
+        predictor: maps hidden features to the logits of all classes.
+        size: side to which the logits are resized bilinearly; None keeps the predictor's side.
     """
 
     def __init__(self, head: nn.Module, predictor: nn.Module, size: int | None = None) -> None:
@@ -72,7 +72,7 @@ class MaskLayers(nn.Module):
 
         Args:
             features: (P, C, S, S).
-            channels: (P,) int64, the one channel to compute of each RoI; None for all.
+            channels: (P,) int64, the channel to compute for each RoI; None for all channels.
 
         Returns:
             (P, 1, M, M) logits of these channels, or (P, classes, M, M).
@@ -103,7 +103,7 @@ class MaskLayers(nn.Module):
 
 
 def is_interpolation(layer: nn.Module) -> bool:
-    """Return whether a layer upsamples each channel alone, all by the same filter: it is not learned."""
+    """Return whether a layer is a fixed upsampling, with one filter for all channels, which is not trained."""
     return (
         isinstance(layer, nn.ConvTranspose2d)
         and layer.groups == layer.in_channels == layer.out_channels
@@ -116,7 +116,7 @@ def is_interpolation(layer: nn.Module) -> bool:
 
 
 def published_branch(cache: Cache, size: int | None = None) -> MaskLayers:
-    """Return the mask layers that the network came with, in evaluation mode."""
+    """Return the network's own trained mask layers, in evaluation mode."""
     heads = copy.deepcopy(cache.network.roi_heads)
     return MaskLayers(heads.mask_head, heads.mask_predictor, size).eval()
 
@@ -124,8 +124,8 @@ def published_branch(cache: Cache, size: int | None = None) -> MaskLayers:
 def fresh_branch(cache: Cache, seed: int, size: int | None = None) -> MaskLayers:
     """Return the network's mask layers with random weights and biases of 0.
 
-    Weights are He's for ReLU, by the fan-in; those of the last layer have a standard deviation of 0.001, as Detectron's
-    have, so that every mask starts undecided.
+    Weights have He's initialization for ReLU (fan-in). Those of the last layer have a standard deviation of 0.001,
+    as in Detectron, so that all probabilities start near 0.5.
     """
     branch = published_branch(cache, size)
     generator = torch.Generator().manual_seed(seed)
@@ -137,7 +137,7 @@ def fresh_branch(cache: Cache, seed: int, size: int | None = None) -> MaskLayers
     for layer in layers:
         inputs = layer.weight[0].numel()
         if isinstance(layer, nn.ConvTranspose2d):
-            # Cells of the filter that meet in one output cell, over all inputs.
+            # Number of products that are summed in one output cell.
             inputs = layer.weight[:, 0].numel() // math.prod(layer.stride)
         std = 0.001 if layer is layers[-1] else math.sqrt(2 / inputs)
         nn.init.normal_(layer.weight, std=std, generator=generator)
@@ -165,20 +165,21 @@ def train_branch(
     """Train a fresh mask branch on the cached positives with AdamW.
 
     Args:
-        cache: of `open_cache`.
-        loss: only its mask term, with weight, normalizer and settings of the mask targets, is used. Its own parameters
-            are trained, too.
-        seed: of weights and batches; equal seeds give all losses the same ones.
-        steps: how many.
-        learning_rate: the highest.
-        supervision: changes the batch that the loss gets; the loss gets mask targets and labels where not given.
-        rows: (P,) int64, the positives to train on; all where not given.
-        size: side of mask logits and targets, in cells; the predictor's own where not given.
-        batch_size: RoIs of a step.
-        schedule: "cosine" falls to 0, "constant" stays.
-        weight_decay: of AdamW.
-        warm_up: steps in which the learning rate rises from near 0.
-        losses: list that each step's loss is appended to.
+        cache: the cache from `open_cache`.
+        loss: the loss; only its mask term is used, with its weight, normalizer and mask target settings. Parameters of
+            the loss are trained as well.
+        seed: random seed of the weights and batches; with equal seeds they are the same for all losses.
+        steps: number of training steps.
+        learning_rate: maximum learning rate.
+        supervision: function that changes the batch before it reaches the loss; by default, the batch has mask targets
+            and labels.
+        rows: (P,) int64, the positives to train on; all by default.
+        size: side of mask logits and targets in cells; the predictor's own by default.
+        batch_size: number of RoIs per step.
+        schedule: "cosine" lowers the learning rate to 0, "constant" keeps it.
+        weight_decay: weight decay of AdamW.
+        warm_up: number of steps in which the learning rate rises linearly from near 0.
+        losses: list to which each step's loss is appended.
 
     Returns:
         The trained branch, in evaluation mode.
@@ -189,7 +190,7 @@ def train_branch(
     optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=weight_decay)
     rows = torch.arange(len(cache.train.boxes)) if rows is None else rows
     batches = _batches(rows, batch_size, torch.Generator().manual_seed(seed))
-    # Terms may draw random numbers.
+    # Loss terms may use random numbers.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         for step in range(steps):
@@ -216,13 +217,13 @@ def train_branch(
 
 
 def counts_of(cache: Cache, rows: Tensor) -> BatchCounts:
-    """Return the counts that a mask term may be divided by; of sampled RoIs there are only positives here."""
+    """Return the counts that normalizers read. All sampled RoIs are positives here."""
     images = len(cache.train.image_index[rows].unique())
     return BatchCounts(num_images=images, sampled=len(rows), positives=len(rows), batch_size_per_image=0)
 
 
 def _batches(rows: Tensor, size: int, generator: torch.Generator) -> Iterator[Tensor]:
-    """Yield batches of rows without end, each row once before any comes again."""
+    """Yield batches of rows endlessly, in epochs that contain each row once."""
     left = rows[:0]
     while True:
         while len(left) < size:
@@ -236,7 +237,7 @@ def predict(branch: MaskLayers, loss: maskloss.MaskRCNNLoss, features: Tensor, l
 
     Args:
         branch: the mask layers.
-        loss: its mask term may have its own way from logits to probabilities.
+        loss: the loss, whose mask term may define how logits become probabilities.
         features: (R, C, S, S).
         labels: (R,) int64.
     """
@@ -252,11 +253,11 @@ def predict(branch: MaskLayers, loss: maskloss.MaskRCNNLoss, features: Tensor, l
 
 
 def evaluate(cache: Cache, branch: MaskLayers, loss: maskloss.MaskRCNNLoss) -> dict[str, float | int | None]:
-    """Paste the masks of the validation detections and measure them.
+    """Paste the masks of the validation detections, and compute their metrics.
 
     Returns:
-        AP, AP50, AP75, APs, APm, APl and AR of masks, boundary AP; "IoU", the mean mask IoU of true positives, and
-        their number: fractions of 1.
+        AP, AP50, AP75, APs, APm, APl and AR of masks, "boundary AP", and "IoU", the mean mask IoU of true positives,
+        all in [0, 1]; and "true positives", their number.
     """
     found: Results = []
     ious: list[float] = []
@@ -287,7 +288,7 @@ def evaluate(cache: Cache, branch: MaskLayers, loss: maskloss.MaskRCNNLoss) -> d
 
 
 def positives_iou(cache: Cache, branch: MaskLayers, loss: maskloss.MaskRCNNLoss, rows: Tensor) -> float:
-    """Return the mean IoU of pasted masks with their objects over some positives of the training images."""
+    """Return the mean IoU of some training positives' pasted masks with their objects."""
     train = cache.train
     probs = predict(branch, loss, train.features[rows], train.labels[rows])
     ious: list[float] = []
@@ -308,17 +309,17 @@ def positives_iou(cache: Cache, branch: MaskLayers, loss: maskloss.MaskRCNNLoss,
 def match_greedily(
     boxes: Tensor, labels: Tensor, object_boxes: Tensor, object_labels: Tensor, least_iou: float = 0.5
 ) -> Tensor:
-    """Match detections by falling score to the free object of their class with the best box IoU.
+    """Match each detection, by descending score, to the unmatched object of its class with the best box IoU.
 
     Args:
-        boxes: (D, 4), by falling score.
+        boxes: (D, 4), sorted by descending score.
         labels: (D,).
         object_boxes: (G, 4).
         object_labels: (G,).
-        least_iou: of the boxes.
+        least_iou: minimum box IoU of a match.
 
     Returns:
-        (D,) int64, the object of each detection or -1.
+        (D,) int64, index of the object matched to each detection, or -1.
     """
     matched = torch.full((len(boxes),), -1)
     if len(object_boxes) == 0:
@@ -342,7 +343,7 @@ def _pasted(
     record: ImageRecord,
     scores: Tensor,
 ) -> Results:
-    """Return COCO results of some RoIs of an image, with masks pasted on the grid that the loss's targets are on."""
+    """Return COCO results of some RoIs of an image, with masks pasted at the offset of the loss's targets."""
     size = rois.size_of(image)
     detection = {
         "boxes": rois.boxes_in_image(image, rows),
@@ -356,7 +357,7 @@ def _pasted(
 
 
 def _ious(masks: list[Any], segmentations: list[Any], matched: list[int], record: ImageRecord) -> list[float]:
-    """Return the IoU of each RLE with the object that it is matched to."""
+    """Return the IoU of each RLE with its matched object."""
     if not masks:
         return []
     used = sorted(set(matched))
@@ -373,15 +374,15 @@ def _rle(segmentation: Any, record: ImageRecord) -> Any:
 
 @dataclass(frozen=True)
 class Setting:
-    """What the runs of one table share.
+    """Training settings that all runs of a table share.
 
     Attributes:
-        steps: of training.
-        size: side of mask logits and targets in cells; None is the predictor's own.
-        batch_size: RoIs of a step.
-        schedule: of the learning rate.
-        weight_decay: of AdamW.
-        warm_up: steps in which the learning rate rises.
+        steps: number of training steps.
+        size: side of mask logits and targets in cells; None for the predictor's own.
+        batch_size: number of RoIs per step.
+        schedule: schedule of the learning rate.
+        weight_decay: weight decay of AdamW.
+        warm_up: number of steps in which the learning rate rises.
     """
 
     steps: int
@@ -396,20 +397,20 @@ class RunFile:
     """A file of JSON lines, one per run.
 
     Args:
-        path: of the file, which need not be there.
+        path: path of the file, which need not exist.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         text = path.read_text() if path.exists() else ""
-        # A process that was killed while it wrote leaves a part of a line.
+        # A process that is killed while writing leaves an incomplete line.
         whole = text[: text.rfind("\n") + 1]
         if whole != text:
             path.write_text(whole)
         self.runs: Results = [json.loads(line) for line in whole.splitlines()]
 
     def of(self, key: Mapping[str, Any], compute: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
-        """Return the run with these values; compute and append it where there is none."""
+        """Return the run with these values, or compute and append it if there is none."""
         for run in self.runs:
             if all(name in run and run[name] == value for name, value in key.items()):
                 return run
@@ -426,7 +427,7 @@ class RunFile:
 def train_and_evaluate(
     cache: Cache, config: LossConfig, *, seed: int, learning_rate: float, setting: Setting
 ) -> dict[str, Any]:
-    """Train on all positives; return the metrics, and the mean loss of each tenth of the steps."""
+    """Train on all positives, and return the metrics and the mean loss of each tenth of the steps."""
     loss = make_loss(config)
     losses: list[float] = []
     branch = train_branch(
@@ -447,7 +448,7 @@ def tune(
 ) -> float:
     """Return the learning rate with the best mean IoU on a held-out fifth of the training images.
 
-    Every variant gets the same learning rates, steps and seed. One learning rate is returned untried.
+    All variants are tuned with the same learning rates, steps and seed. A single learning rate is returned untried.
     """
     if len(learning_rates) == 1:
         return learning_rates[0]
@@ -524,7 +525,7 @@ def _key(
 
 
 def _tenths(losses: list[float]) -> list[float]:
-    """Return the mean of each tenth of a list of at least one number."""
+    """Return the mean of each tenth of a non-empty list."""
     step = max(len(losses) // 10, 1)
     return [round(statistics.fmean(losses[i : i + step]), 4) for i in range(0, len(losses), step)]
 
@@ -545,7 +546,7 @@ def _percent(value: float | None) -> str:
     return "" if value is None else f"{100 * value:.1f}"
 
 
-#: The columns of the table: what each metric is called in a run.
+#: Columns of the table, and the key of each in a run's metrics.
 COLUMNS = {
     "mask AP": "AP",
     "AP75": "AP75",
@@ -555,12 +556,12 @@ COLUMNS = {
     "boundary AP": "boundary AP",
     "IoU of true positives": "IoU",
 }
-#: Metrics whose difference to the baseline is shown.
+#: Metrics whose differences to the baseline are shown.
 COMPARED = ("AP", "boundary AP", "IoU")
 
 
 def table(found: Mapping[str, Mapping[int, Mapping[str, Any]]], baseline: str) -> str:
-    """Return the Markdown table of runs: means over seeds, and paired differences with Student's 95 % interval."""
+    """Return a Markdown table of means over the seeds, and of paired differences with Student's 95 % intervals."""
     names = {metric: column for column, metric in COLUMNS.items()}
     heads = [
         "loss",
@@ -600,16 +601,16 @@ def read_variants(path: Path, names: Sequence[str] | None = None) -> dict[str, L
     """Read the losses to compare.
 
     Args:
-        path: YAML mapping of names to losses as in a config: a preset, an import path of a `MaskRCNNLoss` or of a
-            function that makes one, or a mapping; one without `preset` changes the preset "aligned".
-        names: those to take, all where not given.
+        path: YAML file that maps names to losses as in a config: a preset, an import path of a `MaskRCNNLoss` or of a
+            function that makes one, or a mapping. A mapping without `preset` changes the preset "aligned".
+        names: names of the losses to return; all by default.
     """
     variants = {name: changed_loss("aligned", config) for name, config in read_yaml(path).items()}
     return variants if names is None else {name: variants[name] for name in names}
 
 
 def read_cache(arguments: argparse.Namespace) -> Cache:
-    """Open the cache that the arguments of `add_arguments` name."""
+    """Open the cache that is given by the arguments of `add_arguments`."""
 
     def read(annotations: Path) -> CocoData:
         return read_coco(arguments.images, annotations)
@@ -619,26 +620,28 @@ def read_cache(arguments: argparse.Namespace) -> Cache:
 
 
 def main() -> None:
-    """Run what is not in the results yet, and print the table."""
+    """Run the variants that are not yet in the results, and print the table."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add_arguments(parser)
     parser.add_argument("--results", type=Path, required=True, help="file of JSON lines to add to")
     parser.add_argument("--variants", type=Path, default=VARIANTS, help="YAML file of losses by name")
-    parser.add_argument(
-        "--names", nargs="+", help="the variants to run, the baseline first; all where not given"
-    )
+    parser.add_argument("--names", nargs="+", help="variants to run, the baseline first; all by default")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--learning-rates", type=float, nargs="+", default=[1e-3], help="more than one: tune")
+    parser.add_argument(
+        "--learning-rates", type=float, nargs="+", default=[1e-3], help="tuned if more than one"
+    )
     parser.add_argument("--steps", type=int, default=400)
-    parser.add_argument("--size", type=int, help="side of masks in cells, such as 14, 28 or 56")
+    parser.add_argument("--size", type=int, help="side of the masks in cells, such as 14, 28 or 56")
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--schedule", choices=["cosine", "constant"], default="cosine")
     parser.add_argument("--weight-decay", type=float, default=0.01)
-    parser.add_argument("--warm-up", type=int, default=0, help="steps in which the learning rate rises")
     parser.add_argument(
-        "--published", action="store_true", help="evaluate the network's own mask branch, too"
+        "--warm-up", type=int, default=0, help="number of steps in which the learning rate rises"
+    )
+    parser.add_argument(
+        "--published", action="store_true", help="also evaluate the network's own mask branch"
     )
     arguments = parser.parse_args()
     cache = read_cache(arguments)

@@ -11,7 +11,7 @@ def read_network(path: str | os.PathLike[str]) -> ModuleType:
     """Import a Python file that defines a network.
 
     Args:
-        path: File with `build()`, which returns a torchvision Mask R-CNN in evaluation mode, and `CATEGORY_IDS`, the
+        path: file with `build()`, which returns a torchvision Mask R-CNN in evaluation mode, and `CATEGORY_IDS`, the
             category of each label from 1 on.
     """
     spec = importlib.util.spec_from_file_location("network", path)

@@ -3,8 +3,8 @@
     python -m benchmarks.real_network.paste --network maskrcnn2go.py --images photos --annotations instances.json
 
 `--network` is a Python file with `build()`, which returns a torchvision Mask R-CNN, and `CATEGORY_IDS`, the category id
-of each label from 1 on. The raw masks are pasted in four ways; everything else is the same. Also counts the images for
-which the converted network's detections are not bit-equal to the stock network's.
+of each label from 1 on. The masks are pasted in four ways, and everything else is the same. The script also counts the
+images on which the converted network's boxes, scores or labels are not bit-equal to the original network's.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def by_torchvision(detection: dict[str, Tensor], results: Results, size: tuple[i
 
 
 def main() -> None:
-    """Print and write the metrics of each paste."""
+    """Measure each paste, and print and write the metrics."""
     parser = argparse.ArgumentParser(description=__doc__)
     for name in ("network", "images", "annotations"):
         parser.add_argument(f"--{name}", required=True)
@@ -80,7 +80,9 @@ def main() -> None:
         rows.append({"paste": name, "box AP": metrics["bbox"]["AP"], **metrics["segm"]})
         values = {key: value for key, value in rows[-1].items() if key != "paste"}
         print(f"{name:18s} " + "  ".join(f"{key} {100 * value:.2f}" for key, value in values.items()))
-    print(f"{len(data.images)} images, of which {different} have other boxes, scores or labels than stock's")
+    print(
+        f"{len(data.images)} images; boxes, scores or labels differ from the original network's in {different}"
+    )
     write_results("real_network", "cpu", {"images": len(data.images), "different": different, "pastes": rows})
 
 

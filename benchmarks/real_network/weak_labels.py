@@ -3,9 +3,10 @@
     python -m benchmarks.real_network.weak_labels --network maskrcnn2go.py --images photos --train train.json \
         --val val.json --cache cache.pt --results weak.jsonl --seeds 0 1 2 3 4
 
-Works on the cache of `features.py`. Each case removes labels of the training objects at random, with the same choice in
-cases that are compared: all but some objects' masks, all masks but ten labeled points each, all masks but the boxes; or
-it replaces masks by those of other objects. The validation set keeps its masks.
+Uses the cache made by `features.py`. Each case weakens the labels of the training objects: it removes the masks of most
+objects at random, replaces all masks by ten labeled points each, keeps only the boxes, or gives random objects the mask
+of another object. With the same seed, cases that are compared choose the same objects. The validation set keeps its
+masks.
 """
 
 from __future__ import annotations
@@ -34,9 +35,9 @@ from maskloss.losses import MaskBoxLoss, MaskBySupervision, MaskLabels, MaskProj
 from maskloss.losses.terms import MaskBatch
 from maskloss.masks.points import points_in_boxes
 
-#: Labeled points of an object, as in PointSup.
+#: Number of labeled points per object, as in PointSup.
 POINTS = 10
-#: Share of the objects that keep their mask, and share of the masks that are replaced.
+#: Fraction of the objects that keep their mask, and fraction of the masks that are replaced.
 KEPT, REPLACED = 0.2, 0.3
 
 
@@ -46,9 +47,9 @@ class Labels:
 
     Attributes:
         has_mask: (O,) bool.
-        points: (O, K, 3), x and y in px of the resized image, and the label.
+        points: (O, K, 3), x and y in px of the resized image, and the label: 1 inside the object, 0 outside.
         weights: (O,).
-        mask_of: (O,) int64, the object whose mask an object has: its own, unless it was replaced.
+        mask_of: (O,) int64, index of the object whose mask each object has: itself, unless its mask was replaced.
     """
 
     has_mask: Tensor
@@ -58,14 +59,14 @@ class Labels:
 
 
 def objects_of(cache: Cache) -> Tensor:
-    """Return the object of each positive, (R,) int64, numbered over all images."""
+    """Return the index of each positive's object, (R,) int64, counted over all images."""
     counts = torch.tensor([len(image.objects) for image in cache.train_data.images])
     first = counts.cumsum(0) - counts
     return first[cache.train.image_index] + cache.train.matched_idxs
 
 
 def full_labels(cache: Cache) -> Labels:
-    """Return the labels of fully supervised objects, which have no points."""
+    """Return the labels for full supervision: all masks, no points, weights of 1."""
     count = sum(len(image.objects) for image in cache.train_data.images)
     return Labels(
         torch.ones(count, dtype=torch.bool),
@@ -92,7 +93,7 @@ def random_points(cache: Cache, generator: torch.Generator) -> Tensor:
 
 
 def chosen(cache: Cache, share: float, generator: torch.Generator) -> Tensor:
-    """Choose a share of the objects, (O,) bool."""
+    """Choose a fraction of the objects at random, and return which, (O,) bool."""
     count = len(full_labels(cache).weights)
     is_chosen = torch.zeros(count, dtype=torch.bool)
     is_chosen[torch.randperm(count, generator=generator)[: round(share * count)]] = True
@@ -100,23 +101,23 @@ def chosen(cache: Cache, share: float, generator: torch.Generator) -> Tensor:
 
 
 def replaced(cache: Cache, generator: torch.Generator) -> Labels:
-    """Give a share of the objects the mask of another object."""
+    """Return full labels in which some objects have the mask of another object."""
     labels = full_labels(cache)
     wrong = torch.where(chosen(cache, REPLACED, generator))[0]
     mask_of = labels.mask_of.clone()
-    mask_of[wrong] = wrong.roll(1)  # each one that of another object among them, which are in random images
+    mask_of[wrong] = wrong.roll(1)  # the masks rotate among these objects, which are in random order
     return replace(labels, mask_of=mask_of)
 
 
 def weak_loss(boxes: Any = None) -> MaskRCNNLoss:
-    """Make a loss that uses masks, points and, with a term for them, boxes; the targets are aligned and soft."""
+    """Make a loss with aligned soft targets for masks, points and, if `boxes` is a term for them, boxes."""
     return MaskRCNNLoss(
         mask=MaskBySupervision(boxes=boxes), mask_targets=MaskTargets(aligned=True, binary=False)
     )
 
 
 def projection_and_pairwise() -> MaskBoxLoss:
-    """Make BoxInst's loss for boxes, with a warm-up of a quarter of the default number of steps."""
+    """Make BoxInst's loss for boxes, whose warm-up takes a quarter of the default number of steps."""
     return MaskBoxLoss(warmup_steps=100)
 
 
@@ -175,7 +176,7 @@ def train_case(
     labels, loss = case.labels(cache, torch.Generator().manual_seed(seed)), case.loss()
     objects, train = objects_of(cache), cache.train
     generator = torch.Generator().manual_seed(seed)
-    # For a positive with another object's mask, the targets of some positive of that object.
+    # A positive whose object has another one's mask gets the targets of a random positive of that other object.
     target_rows = torch.arange(len(objects))
     for row in torch.where(labels.mask_of[objects] != objects)[0].tolist():
         others = torch.where(objects == labels.mask_of[objects[row]])[0]
@@ -224,7 +225,7 @@ def train_case(
 
 
 def main() -> None:
-    """Run what is not in the results yet, and print the table."""
+    """Run the cases that are not yet in the results, and print the table."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

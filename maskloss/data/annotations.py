@@ -451,7 +451,7 @@ def _beyond(corners: FloatArray, sizes: FloatArray) -> FloatArray:
 
 
 def _check_sizes(table: _Table, different_sizes: Callable[[Iterable[int]], set[int]]) -> None:
-    """Report and remove images of another size than recorded, a likely cause of annotations that reach beyond them."""
+    """Report and remove images whose size differs from the recorded one, a likely cause of annotations outside them."""
     sizes = _sizes(table)
     beyond = (_beyond(table.extents, sizes) > BORDER_TOLERANCE) | (
         _beyond(_corners(table.boxes), sizes) > BORDER_TOLERANCE

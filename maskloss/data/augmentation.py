@@ -250,8 +250,8 @@ def _select_remaining(changed: Target, given: Target) -> tuple[Target, Tensor]:
         if _is_per_object(key, value, count) and (value is before or len(rows) < count):
             result[key] = _select_rows(value, rows)
         elif not _is_per_object(key, value, left) and key not in _OUTSIDE:
-            # Some of the transforms selected from it and others did not. Its values did not change, so select from
-            # the given ones.
+            # Some of the transforms selected rows of this field and others did not. Its values did not change, so
+            # select the rows from the given field.
             result[key] = _select_rows(before, rows)
     for key, before in given.items():
         if _is_per_object(key, before, count) and not _is_per_object(key, result.get(key), left):

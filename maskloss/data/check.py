@@ -119,7 +119,7 @@ def _report_unreadable(image: ImageRecord, path: Path, error: InputError, findin
 def _find_oddities(data: CocoData, findings: Findings) -> None:
     records = data.records
     if data.num_objects == 0 and not findings.any_error:
-        findings.add(NO_USABLE_OBJECT, -1, "", "there is no usable object in it")
+        findings.add(NO_USABLE_OBJECT, -1, "", "contains no usable object")
     names: dict[str, list[int]] = {}
     for index, image in enumerate(data.images):
         names.setdefault(image.file_name, []).append(index)

@@ -469,7 +469,7 @@ def _find_file(
     findings: Findings,
     missing: list[tuple[int, str, str, str]],
 ) -> str | None:
-    """Return the name of the file that a `file_name` means, or None; report any name that is not exactly the file's."""
+    """Return the name of the file that a `file_name` refers to, or None; report a `file_name` that is not exact."""
     if not isinstance(file_name, str) or not file_name or "\0" in file_name:
         text = (
             f"file_name must be the name of a file, not {shown(file_name)}" if given else "missing file_name"

@@ -74,7 +74,7 @@ class Records:
         category_ids: (A,) int64.
         boxes: (A, 4) float64, xyxy in px, inside the image.
         crowds: (A,) bool.
-        areas: (A,) float64, px²; NaN if the file has no usable value, which stands for the mask's area.
+        areas: (A,) float64, px²; NaN if the file has no usable value, so that the mask's area is used.
         form: (A,) uint8, `NO_MASK`, `POLYGONS` or `RLE`.
         part_first: (A,) int64, index of the first polygon, or of the RLE.
         part_count: (A,) int64, number of polygons, or 1 for an RLE.
@@ -191,7 +191,7 @@ class Records:
 
 
 def polygons_of(coordinates: FloatArray, first: IntArray, count: IntArray) -> list[FloatArray]:
-    """Return polygons, each (V, 2) xy, from their first coordinates' offsets and their numbers of coordinates."""
+    """Return polygons, each (V, 2) xy, given the offset of its first coordinate and its number of coordinates."""
     return [
         coordinates[begin : begin + length].reshape(-1, 2)
         for begin, length in zip(first.tolist(), count.tolist(), strict=True)

@@ -397,7 +397,7 @@ class _Fixes:
         return highest
 
     def _references(self, key: str) -> dict[Any, list[Any]]:
-        """Group the annotations by their image_id or category_id, exactly as the file has it."""
+        """Group the annotations by image_id or category_id, as written in the file: 1 and "1" are different."""
         if key not in self._referring:
             referring: dict[Any, list[Any]] = {}
             self._referring[key] = referring
@@ -655,7 +655,7 @@ class _Fixes:
         self._find(kind, finding, "category_id")
 
     def _find(self, kind: Kind, finding: Finding, key: str) -> None:
-        """Replace an id written as text by the id that it spells, or by that of the category that it names."""
+        """Replace an id written as text by the number in the text, or by the id of the category with this name."""
         _, item = self._find_entry(kind, finding)
         text = item.get(key)
         if isinstance(text, str) and re.fullmatch(r"\s*\d{1,15}(\.0+)?\s*", text):

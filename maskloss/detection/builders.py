@@ -83,7 +83,7 @@ def build_model(settings: ModelSettings) -> MaskRCNN:
         "image_mean": list(settings.image_mean),
         "image_std": list(settings.image_std),
         "min_size": min_size,
-        # With the default's longest side, a shorter side above the default would be reduced again.
+        # Scale the default maximum with the shorter side, which it would otherwise limit.
         "max_size": settings.max_size or max(longer, round(max(min_size) * longer / shorter)),
         "box_detections_per_img": settings.max_detections,
         **_proposals(settings.max_detections, *((500, 300) if small else (1000, 1000))),

@@ -126,7 +126,7 @@ def convert(
             "term hold only the layers that it needs, or refer to the model in a function"
         )
     if isinstance(mask_branch, str) and mask_branch not in MASK_BRANCHES:
-        raise ValueError(f"no mask branch is named {mask_branch!r}; there are {', '.join(MASK_BRANCHES)}")
+        raise ValueError(f"no mask branch is named {mask_branch!r}; available: {', '.join(MASK_BRANCHES)}")
     if mask_branch is not None and not isinstance(mask_branch, str | MaskBranch):
         what = mask_branch.__name__ if isinstance(mask_branch, type) else full_name(mask_branch)
         raise TypeError(f"mask_branch must be an instance of a MaskBranch, not {what}")

@@ -1,6 +1,6 @@
-"""Mask branches: objects that predict masks inside boxes and compute their losses.
+"""Mask branches: modules that predict masks inside boxes and compute the mask losses.
 
-`RoIHeads` samples, matches and detects, and leaves masks entirely to its mask branch. `TorchvisionMaskBranch` uses
+`RoIHeads` samples, matches and detects. It delegates masks entirely to its mask branch. `TorchvisionMaskBranch` uses
 torchvision's own layers.
 """
 
@@ -175,7 +175,7 @@ class MaskBranch(LossHolder, nn.Module):
 
 
 class TorchvisionMaskBranch(MaskBranch):
-    """Mask branch of torchvision's layers: `mask_roi_pool`, `mask_head` and `mask_predictor` of the RoI heads.
+    """Mask branch that calls torchvision's layers: `mask_roi_pool`, `mask_head` and `mask_predictor` of the RoI heads.
 
     The RoI heads own the layers, so that `state_dict` keeps its keys. This object looks them up at each call, so that
     users may replace a layer at any time.
@@ -213,7 +213,7 @@ class TorchvisionMaskBranch(MaskBranch):
     def losses_and_probs(
         self, features: Features, positives: Positives, targets: list[Target]
     ) -> tuple[dict[str, Tensor], Tensor]:
-        """Compute `loss_mask`, and return the masks of the positives."""
+        """Compute `loss_mask` and the masks of the positives."""
         labels = torch.cat(positives.labels)
         channels = self.loss.mask_channels(labels)
         mask_logits = self._logits(features, positives.boxes, positives.image_sizes, channels)
@@ -328,15 +328,15 @@ def mask_labels_of(
     aligned: bool,
     binary: bool,
 ) -> MaskLabels:
-    """Compute everything that is known about the masks of the positives of all images, in the grids of their RoIs.
+    """Collect all labels for the masks of the positives of all images, in the grids of their RoIs.
 
     Args:
-        positives: the positives.
+        positives: the positives of all images.
         targets: per image, boxes (G, 4), masks, and optionally points (G, K, 3) and resized_image (3, H, W), RGB in
             [0, 1], all at the resized image's scale.
         size: M, side of the grid in cells.
         kinds: the kinds of labels that the mask term learns from.
-        aligned: see `maskloss.MaskTargets`; points, boxes and images are sampled with the offset of the mask targets.
+        aligned: see `maskloss.MaskTargets`; points, boxes and images get the same offset as the mask targets.
         binary: see `maskloss.MaskTargets`.
     """
     device = positives.boxes[0].device
@@ -410,7 +410,7 @@ def box_grids_of(gt_boxes: Tensor, boxes: Tensor, size: int) -> Tensor:
 
 
 def _as_bits(masks: Any) -> Any:
-    """Convert masks of any other dtype to uint8; a custom transform may return such masks.
+    """Convert masks that are neither bool nor uint8, as a custom transform may return them, to uint8.
 
     Raises:
         ValueError: the masks hold values other than 0 and 1.
@@ -420,6 +420,6 @@ def _as_bits(masks: Any) -> Any:
     as_bytes = masks.to(torch.uint8)
     if not torch.equal(as_bytes.to(masks.dtype), masks):
         raise ValueError(
-            f"masks of {masks.dtype} must hold 0 and 1 only when the transform returns them; use `masks >= 0.5`"
+            f"the transform returned masks of {masks.dtype} with values other than 0 and 1; return `masks >= 0.5`"
         )
     return as_bytes

@@ -1,4 +1,4 @@
-"""Mask Scoring R-CNN: a mask branch that also predicts the IoU of each mask, so that detections rank by mask quality.
+"""Mask Scoring R-CNN: a mask branch that also predicts the IoU of each mask, so that masks are ranked by their quality.
 
 Shapes: see `maskloss.losses`.
 """
@@ -28,12 +28,12 @@ from maskloss.losses.terms import Supervision
 from maskloss.masks.coverage import union_area
 from maskloss.masks.encoded import EncodedMasks
 
-#: The key of the loss of the predicted IoU.
+#: Key of the loss of the predicted IoU.
 IOU_KEY = "loss_mask_iou"
 
 
 class MaskIoUHead(nn.Module):
-    """Predict the IoU of masks with their objects, from the pooled features and the predicted mask.
+    """Head that predicts the IoU of each mask with its object, from the pooled features and the predicted mask.
 
     Args:
         in_channels: number of channels of the features.
@@ -76,7 +76,7 @@ class MaskIoUHead(nn.Module):
         nn.init.zeros_(self.prediction.bias)
 
     def forward(self, features: Tensor, mask_probs: Tensor, labels: Tensor) -> Tensor:
-        """Compute the IoU of each RoI's own class, (P,), about in [0, 1].
+        """Predict the IoU of each RoI's mask of its own class, (P,), about in [0, 1].
 
         Args:
             features: (P, channels, S, S).
@@ -93,21 +93,21 @@ class MaskIoUHead(nn.Module):
 
 
 class MaskIoUBranch(MaskBranch):
-    """The mask branch of Mask Scoring R-CNN, around another mask branch that predicts the masks.
+    """Mask branch of Mask Scoring R-CNN. It wraps another mask branch, which predicts the masks.
 
-    `loss_mask_iou` compares the predicted IoU of each positive with that of its mask, thresholded at 0.5, and its
-    object. In inference, the score of a mask is the class score times the predicted IoU. Boxes keep the class score.
+    `loss_mask_iou` compares the predicted IoU of each positive with the IoU of its object and its mask, thresholded at
+    0.5. In inference, the score of a mask is the class score times the predicted IoU. Boxes keep the class score.
 
     Args:
-        inner: the branch that predicts the masks, torchvision's or `PointRendBranch`; any with `losses_and_probs`.
-        pool: pools the features of RoIs to S x S cells.
+        inner: the branch that predicts the masks: torchvision's, or another one with `losses_and_probs`.
+        pool: module that pools the features of RoIs to S x S cells.
         in_channels: number of channels of the features.
         num_classes: C, background included.
         iou_loss: the term, (predicted (P,), IoU (P,)) -> (P,).
-        iou_weight: factor of `loss_mask_iou`, besides the loss's weight of the mask term.
+        iou_weight: factor of `loss_mask_iou`, in addition to the loss's weight of the mask term.
 
     Source: Huang et al., Mask Scoring R-CNN, 2019, arXiv:1903.00241; layers as in mmdetection 3.3.0's `MaskIoUHead`.
-    That estimates the area of an object outside of the RoI from the covered fraction; here areas are exact.
+    mmdetection estimates an object's area outside the RoI from the fraction inside it; here areas are exact.
     """
 
     def __init__(
@@ -136,12 +136,12 @@ class MaskIoUBranch(MaskBranch):
         """Make the branch for a torchvision model.
 
         Args:
-            model: a `MaskRCNN`; or a `FasterRCNN`, for an inner branch with layers of its own.
+            model: a `MaskRCNN`; or a `FasterRCNN`, if the inner branch has its own layers.
             inner: the branch that predicts the masks; None for torchvision's layers.
-            options: see the class.
+            options: keyword arguments of the class.
 
         Raises:
-            TypeError: there is no inner branch, and the model has no mask layers.
+            TypeError: `inner` is None, and the model has no mask layers.
 
         Example:
             >>> import torchvision
@@ -164,7 +164,7 @@ class MaskIoUBranch(MaskBranch):
         return cls(inner, pool, parts.backbone.out_channels, num_classes, **options)
 
     def hold(self, loss: MaskRCNNLoss) -> None:
-        """Set the loss, also of the inner branch."""
+        """Set the loss of this branch and of the inner branch."""
         super().hold(loss)
         self.inner.hold(loss)
 
@@ -182,7 +182,7 @@ class MaskIoUBranch(MaskBranch):
         predicted = self._predicted_iou(features, positives, probs)
         with torch.no_grad():
             wanted = self._mask_iou(positives, targets, probs)
-            # As in the source: a mask beside its object teaches nothing about quality.
+            # As in the source, masks that do not overlap their objects are excluded.
             is_counted = (wanted > 0).to(wanted.dtype)
         with torch.autocast(predicted.device.type, enabled=False):
             values = self.iou_loss(at_least_float32(predicted), wanted) * is_counted
@@ -208,7 +208,7 @@ class MaskIoUBranch(MaskBranch):
         return self.iou_head(pooled, _resized(probs, 2 * self.side), torch.cat(rois.labels))
 
     def _mask_iou(self, positives: Positives, targets: list[Target], probs: Tensor) -> Tensor:
-        """Return the IoU of the thresholded masks with their objects, (P,), including what lies outside the RoIs."""
+        """Return the IoU of each thresholded mask with its object, (P,), counting the object's area outside the RoI."""
         side = probs.shape[-1]
         settings = self.loss.mask_targets
         grids = grids_of(positives, targets, side, aligned=settings.aligned, binary=False)
@@ -218,20 +218,20 @@ class MaskIoUBranch(MaskBranch):
         for target, boxes, idxs in zip(targets, positives.boxes, positives.matched_idxs, strict=True):
             cells = at_least_float32(boxes[:, 2:] - boxes[:, :2]).clamp(min=1e-6).prod(dim=1) / side**2
             areas.append(mask_areas(target["masks"], idxs).to(cells) / cells)
-        # Of an object that reaches out of the RoI, the grid has a part; rounding may give it more than all.
+        # The grid contains only the object's part inside the RoI. By rounding, its area may exceed the whole.
         whole = torch.maximum(torch.cat(areas), grids.sum(dim=(1, 2)))
         return overlap / (predicted + whole - overlap).clamp(min=1e-6)
 
 
 def mask_areas(masks: Tensor | EncodedMasks, matched_idxs: Tensor) -> Tensor:
-    """Return the areas in px² of the objects that RoIs are matched to.
+    """Return the area in px² of the object that each RoI is matched to.
 
     Args:
         masks: one image's masks (G, H, W), or `EncodedMasks`.
-        matched_idxs: (P,) int64.
+        matched_idxs: (P,) int64, index of the object matched to each RoI.
 
     Returns:
-        (P,) float32: of polygons the exact area of their union, of bitmaps and RLEs the number of pixels.
+        (P,) float32: for polygons the exact area of their union, for bitmaps and RLEs the number of pixels.
 
     Example:
         >>> masks = EncodedMasks([[[1.0, 1.0, 3.0, 1.0, 3.0, 3.5, 1.0, 3.5]]], height=4, width=4)

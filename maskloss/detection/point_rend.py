@@ -1,6 +1,6 @@
-"""PointRend: a mask branch that predicts a coarse mask, and refines it at the points where it is uncertain.
+"""PointRend: a mask branch that predicts a coarse mask and refines it at uncertain points.
 
-Shapes: see `maskloss.losses`; K is the number of points of a RoI here.
+Shapes: see `maskloss.losses`; K is the number of points per RoI.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ from maskloss.losses.terms import TERMS, Supervision
 from maskloss.masks.encoded import EncodedMasks
 from maskloss.masks.point_targets import point_targets
 
-#: The key of the point loss.
+#: Key of the point loss.
 POINT_KEY = "loss_mask_point"
-#: Side of the grid of features that the coarse head reads, and side of the mask that it predicts.
+#: Side of the coarse head's input grid, and of the mask that it predicts, in cells.
 _COARSE_INPUT, _COARSE_OUTPUT = 14, 7
-#: Detections that are refined at once. Each holds a grid of 224 x 224 in float32, 0.2 MB, and its points' features.
+#: Number of detections refined at once. Each needs a float32 grid of 224 x 224, 0.2 MB, and the features of its points.
 _DETECTIONS_AT_ONCE = 64
 
 
 class CoarseMaskHead(nn.Module):
-    """Predict a mask of 7 x 7 from a grid of 14 x 14 features, by two fully connected layers.
+    """Head that predicts a 7 x 7 mask from a 14 x 14 grid of features, with two fully connected layers.
 
     Args:
         in_channels: number of channels of the features.
@@ -65,8 +65,11 @@ class CoarseMaskHead(nn.Module):
         self.prediction = nn.Linear(hidden_features, num_classes * cells)
         layers: list[Any] = [part for part in self.modules() if isinstance(part, nn.Conv2d | nn.Linear)]
         for layer in layers:
-            # As Detectron2: He's for convolutions, Caffe2's "Xavier" for fully connected layers.
-            nn.init.kaiming_uniform_(layer.weight, a=1 if isinstance(layer, nn.Linear) else 0)
+            # As in Detectron2: MSRAFill for convolutions, Caffe2's XavierFill for fully connected layers.
+            if isinstance(layer, nn.Conv2d):
+                nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+            else:
+                nn.init.kaiming_uniform_(layer.weight, a=1)
             nn.init.zeros_(layer.bias)
         nn.init.normal_(self.prediction.weight, std=0.001)
 
@@ -80,13 +83,13 @@ class CoarseMaskHead(nn.Module):
 
 
 class PointHead(nn.Module):
-    """Predict the logits of points from fine features and the coarse logit, by a small shared network per point.
+    """Head that predicts the logit of each point from its fine features and coarse logit; all points share the layers.
 
     Args:
         in_channels: number of channels of the fine features.
         num_classes: C, background included.
         hidden_channels: number of channels of the layers.
-        num_layers: number of layers before the prediction. Each also gets the coarse logit.
+        num_layers: number of layers before the prediction. Each layer also receives the coarse logit.
 
     Example:
         >>> head = PointHead(8, 3)
@@ -127,7 +130,7 @@ def _own_class(layer: Any, hidden: Tensor, labels: Tensor, per_class: int) -> Te
     """Return the outputs of a linear layer for each RoI's own class only.
 
     Args:
-        layer: with `per_class` outputs for each class.
+        layer: linear or 1 x 1 convolutional layer with `per_class` outputs per class.
         hidden: (P, channels, K).
         labels: (P,) int64.
         per_class: number of outputs per class.
@@ -145,29 +148,29 @@ def _own_class(layer: Any, hidden: Tensor, labels: Tensor, per_class: int) -> Te
 
 
 class PointRendBranch(MaskBranch):
-    """The mask branch of PointRend, for the channel of each object's own class.
+    """Mask branch of PointRend that predicts only the channel of each object's own class.
 
-    In training, a coarse mask of 7 x 7 gives `loss_mask`, by the model's mask term, and points of uncertain logits give
-    `loss_mask_point`. In inference, the coarse mask is enlarged step by step to 224 x 224; at each step the points with
-    the smallest absolute logits are predicted anew.
+    In training, `loss_mask` is the model's mask term on the coarse 7 x 7 mask, and `loss_mask_point` is the point
+    loss, mostly at points whose coarse logits are close to 0. In inference, the mask is enlarged to 224 x 224 in steps:
+    double its side, then let the point head predict the cells whose logits are closest to 0.
 
     Args:
         in_channels: number of channels of each feature map that is read.
         num_classes: C, background included.
-        levels: names of the feature maps that are read, the finest first.
+        levels: names of the feature maps to read, the finest first.
         point_loss: the term for points, (logits (P, K), targets (P, K)) -> (P, K) or (P,), averaged over the points.
-        point_weight: factor of `loss_mask_point`, besides the loss's weight of the mask term.
-        num_points: K in training.
-        oversample: number of random points, in multiples of K, from which the most uncertain are chosen.
+        point_weight: factor of `loss_mask_point`, in addition to the loss's weight of the mask term.
+        num_points: K in training, the number of points per RoI.
+        oversample: number of random candidates, in multiples of K, from which the most uncertain points are chosen.
         importance: share of the K points that are chosen by their uncertainty; the others are random.
-        steps: number of times that a mask's side is doubled in inference.
-        points_per_step: largest number of points of a mask that are predicted anew in a step.
+        steps: number of times that the mask's side is doubled in inference.
+        points_per_step: maximum number of cells that the point head predicts per mask and step.
 
     Raises:
         ValueError: a number is out of its range.
 
     Source: Kirillov et al., PointRend, 2019, arXiv:1912.08193. The constants are Detectron2's. Its point head reads the
-    coarse logits of all classes; this one reads those of the own class.
+    coarse logits of all classes; this one reads only that of the RoI's own class.
     """
 
     def __init__(
@@ -200,11 +203,11 @@ class PointRendBranch(MaskBranch):
 
     @classmethod
     def of(cls, model: nn.Module, **options: Any) -> PointRendBranch:
-        """Make the branch for a torchvision model, on the finest feature map that its RoI heads read.
+        """Make the branch for a torchvision model. It reads the finest feature map of the RoI heads.
 
         Args:
             model: a `FasterRCNN` or `MaskRCNN`.
-            options: see the class.
+            options: keyword arguments of the class.
 
         Example:
             >>> import torchvision
@@ -222,7 +225,7 @@ class PointRendBranch(MaskBranch):
         """Set the loss.
 
         Raises:
-            TypeError: its mask term reads the logits of all classes.
+            TypeError: the loss's mask term reads the logits of all classes.
         """
         if loss.needs_all_mask_classes:
             raise TypeError(
@@ -232,13 +235,13 @@ class PointRendBranch(MaskBranch):
         super().hold(loss)
 
     def losses(self, features: Features, positives: Positives, targets: list[Target]) -> dict[str, Tensor]:
-        """Compute `loss_mask` of the coarse masks and `loss_mask_point`."""
+        """Compute `loss_mask`, from the coarse masks, and `loss_mask_point`."""
         return self._losses(features, positives, targets)[0]
 
     def losses_and_probs(
         self, features: Features, positives: Positives, targets: list[Target]
     ) -> tuple[dict[str, Tensor], Tensor]:
-        """Compute the losses, and return the masks of the positives at 28 x 28, every cell predicted as a point."""
+        """Compute the losses, and the masks of the positives at 28 x 28, with the point head applied to every cell."""
         losses, coarse_logits = self._losses(features, positives, targets)
         with torch.no_grad():
             logits = F.interpolate(
@@ -253,7 +256,7 @@ class PointRendBranch(MaskBranch):
     def _losses(
         self, features: Features, positives: Positives, targets: list[Target]
     ) -> tuple[dict[str, Tensor], Tensor]:
-        """Compute the losses, and return the coarse logits (P, 1, 7, 7) of all positives, without a gradient."""
+        """Compute the losses and the coarse logits (P, 1, 7, 7) of all positives, the latter without a gradient."""
         if self.loss.weights.mask == 0:
             zero = zero_of(self.parameters())
             return {TERMS["mask"].key: zero, POINT_KEY: zero.clone()}, zero
@@ -261,7 +264,7 @@ class PointRendBranch(MaskBranch):
         coarse_logits = self._coarse_logits(features, positives)
         losses = self.loss.mask_losses(mask_batch_of(self.loss, coarse_logits, positives, targets))
         all_coarse_logits = coarse_logits.detach()
-        # Points need masks: the other positives only train the coarse mask.
+        # Point targets are sampled from masks, so positives without a mask only train the coarse mask.
         if positives.supervision is not None:
             with_mask = [torch.where(kinds == Supervision.MASK)[0] for kinds in positives.supervision]
             is_kept = torch.cat([kinds == Supervision.MASK for kinds in positives.supervision])
@@ -309,7 +312,7 @@ class PointRendBranch(MaskBranch):
         for step in range(self.steps):
             logits = F.interpolate(logits, scale_factor=2.0, mode="bilinear", align_corners=False)
             cells = logits.shape[-1] ** 2
-            # As Detectron2: the first steps would predict every point anew, which the following step does again.
+            # As in Detectron2, skip the point head if the next step predicts all cells and discards these.
             if self.points_per_step >= 4 * cells and step < self.steps - 1:
                 continue
             indices, coords = most_uncertain_cells(logits, self.points_per_step)
@@ -343,7 +346,7 @@ class PointRendBranch(MaskBranch):
         return self.point_head(fine, coarse.to(fine.dtype), labels)
 
     def _training_points(self, coarse_logits: Tensor) -> Tensor:
-        """Choose the K training points of each RoI, (P, K, 2) in [0, 1]: most where the coarse mask is uncertain."""
+        """Choose the K training points of each RoI, (P, K, 2) in [0, 1], most where the coarse mask is uncertain."""
         count, device = len(coarse_logits), coarse_logits.device
         num_uncertain = int(self.importance * self.num_points)
         candidates = torch.rand(count, int(self.oversample * self.num_points), 2, device=device)
@@ -428,10 +431,10 @@ def most_uncertain_cells(logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
 
     Args:
         logits: (P, 1, H, W).
-        count: number of cells; at most all.
+        count: K, number of cells per mask; limited to H W.
 
     Returns:
-        Indices (P, K) int64 among the H W cells, row by row, and their centers (P, K, 2), x and y in [0, 1].
+        Indices (P, K) int64 of the cells, counted row by row, and the cells' centers (P, K, 2), x and y in [0, 1].
 
     Example:
         >>> most_uncertain_cells(torch.tensor([[[[3.0, -0.5], [2.0, -4.0]]]]), 1)

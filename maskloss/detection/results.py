@@ -75,7 +75,7 @@ def coco_results(
     if not len(detections) == len(image_sizes) == len(image_ids):
         raise ValueError(
             f"got {len(detections)} detections, {len(image_sizes)} image_sizes and {len(image_ids)} image_ids, "
-            "these numbers must be equal"
+            "but these numbers must be equal"
         )
     transform = _transform_of(model, "coco_results")
     results: list[dict[str, Any]] = []

@@ -178,7 +178,7 @@ class MaskRCNNLoss(nn.Module):
         for name in self.normalizers.keys() - {"objectness", "rpn_box"}:
             if self.normalizers[name] is per_location:
                 raise ValueError(
-                    f"only the RPN has anchor locations, {name} cannot be divided by per_location"
+                    f"only the RPN has anchor locations, so {name} cannot be divided by per_location"
                 )
 
     @classmethod
@@ -186,8 +186,9 @@ class MaskRCNNLoss(nn.Module):
         """Return the loss with the conventions of a library or of the paper.
 
         Args:
-            name: "torchvision", "detectron2", "matterport", "paper" or "aligned" (torchvision's terms with
-                aligned soft mask targets). They are defined in `maskloss.losses.presets`.
+            name: "torchvision", "detectron2", "matterport", "paper", "aligned" (torchvision's terms with aligned
+                soft mask targets) or "weak" ("aligned" with a mask term for weak labels). They are defined in
+                `maskloss.losses.presets`.
             active_classes: for "matterport" only: (C,) bool, the classes that are annotated (including the
                 background), or None for all.
 

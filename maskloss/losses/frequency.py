@@ -55,7 +55,7 @@ def inverse_frequency_weights(
     unseen = torch.where(pixels == 0)[0].tolist()
     if unseen:
         raise ValueError(
-            f"class {unseen[0]} has no pixel in the {len(sample)} sampled masks of {len(masks)}; "
+            f"class {unseen[0]} has no pixel in the {len(sample)} masks sampled from {len(masks)}; "
             "raise num_samples or leave the class out"
         )
     return (len(sample) / pixels).float()

@@ -218,7 +218,7 @@ class EqualizationLossV2(nn.Module):
 
     @property
     def gradient_ratio(self) -> Tensor:
-        """(C,) ratios of positive to negative gradients; 100, for which all weights are 1, before any negative one."""
+        """(C,) ratios of positive to negative gradients; 100, so that all weights are 1, before any negative one."""
         ratio = self.positive_gradients / self.negative_gradients.clamp(min=1e-10)
         return torch.where(self.negative_gradients > 0, ratio, torch.full_like(ratio, 100.0))
 

@@ -76,7 +76,9 @@ def mask_softmax_loss(
     check_same_shape(mask_logits_of_a_class=mask_logits[:, 0], mask_targets=mask_targets)
     check_same_shape(mask_targets_of_a_pixel=mask_targets[:, 0, 0], labels=labels)
     if mask_logits.shape[1] < 2:
-        raise ValueError("a softmax over classes needs a mask head with a channel per class, this one has 1")
+        raise ValueError(
+            "a softmax over classes needs a mask head with a channel per class, but this one has 1"
+        )
     log_q = F.log_softmax(at_least_float32(mask_logits), dim=1)  # (P, C, M, M)
     targets = mask_targets.to(log_q.dtype)
     per_pixel = -(targets * select_class_masks(log_q, labels) + (1 - targets) * log_q[:, 0])

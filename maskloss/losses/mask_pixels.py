@@ -121,7 +121,7 @@ def mask_focal_loss(
     gamma: float = 2.0,
     reduction: Reduction = "none",
 ) -> Tensor:
-    r"""Compute the mean focal loss over each RoI's mask, in which pixels that are already right count less.
+    r"""Compute the mean focal loss over each RoI's mask, which gives well-classified pixels less weight.
 
     With p = sigmoid(mask_logits), t = mask_targets, p_t = p t + (1 - p)(1 - t) and α_t = α t + (1 - α)(1 - t), the
     loss of a pixel is α_t (1 - p_t)^γ BCE(p, t).

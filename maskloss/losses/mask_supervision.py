@@ -17,8 +17,8 @@ from maskloss.losses.terms import MaskLabels, MaskTerm, Supervision
 
 #: A loss of mask logits (P, M, M), point coordinates (P, K, 2) and point labels (P, K), such as `MaskPointLoss`.
 PointTerm = Callable[[Tensor, Tensor, Tensor], Tensor]
-#: A loss of mask logits (P, M, M) and box grids (P, M, M), such as `MaskProjectionLoss`; with `uses_image = True` of
-#: mask logits, image crops (P, 3, M, M) and box grids, such as `MaskBoxLoss`.
+#: A loss of mask logits (P, M, M) and box grids (P, M, M), such as `MaskProjectionLoss`; or, with `uses_image = True`,
+#: of mask logits, image crops (P, 3, M, M) and box grids, such as `MaskBoxLoss`.
 BoxMaskTerm = Callable[..., Tensor]
 
 _MASK_LOSS, _POINT_LOSS = MaskBCELoss(), MaskPointLoss()
@@ -27,17 +27,19 @@ _MASK_LOSS, _POINT_LOSS = MaskBCELoss(), MaskPointLoss()
 class MaskBySupervision(nn.Module):
     """A mask term that computes, for each positive, the loss for the best label that its object has.
 
-    A mask is better than points, and points are better than a box. All values have one divisor, the number of positives
-    in the term, so that a batch of any mix of labels has the same scale.
+    A mask is better than points, and points are better than a box. All values are divided by the number of positives in
+    the term, so that the scale of the loss does not depend on the mix of labels in a batch.
 
     Args:
         mask: the term for objects with a mask, (mask_logits (P, M, M), mask_targets (P, M, M)) -> (P,) or (P, M, M).
         points: the term for objects with labeled points, (mask_logits (P, M, M), point_coords (P, K, 2),
             point_labels (P, K)) -> (P,).
         boxes: the term for objects with a box only, (mask_logits (P, M, M), gt_box_grids (P, M, M)) -> (P,); a term
-            with the attribute `uses_image = True`, such as `MaskBoxLoss`, gets image_crops (P, 3, M, M) between them.
+            with the attribute `uses_image = True`, such as `MaskBoxLoss`, takes image_crops (P, 3, M, M) as an
+            additional second argument.
 
-    A kind of labels whose term is None is ignored: an object is then supervised by its next best label, or left out.
+    If a term is None, the labels for it are ignored: objects that have them are supervised by their next best label, or
+    excluded if they have no other.
 
     Raises:
         TypeError: a term is a class or not callable, or `mask` takes other arguments.
@@ -89,7 +91,7 @@ class MaskBySupervision(nn.Module):
 
         Args:
             mask_logits: (P, M, M), pre-sigmoid, the channel of the positive's own class.
-            labels: the labels of the positives' objects, with rows for the kinds in `supervision` only.
+            labels: the labels of the positives' objects; `labels.rows` may contain only the kinds in `supervision`.
 
         Returns:
             (P,).

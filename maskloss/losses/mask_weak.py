@@ -1,6 +1,6 @@
 """Mask losses for weak labels: a few labeled points, or only a box.
 
-One training run can combine them with the losses of whole masks, so that each object is supervised by the labels that
+`MaskBySupervision` combines them with a loss for whole masks, so that each object is supervised by the best label that
 it has. Shapes: see `maskloss.losses`.
 """
 
@@ -26,7 +26,7 @@ def sample_at_points(values: Tensor, point_coords: Tensor) -> Tensor:
         point_coords: (P, K, 2), x and y in [0, 1], relative to the outer edges of the map.
 
     Returns:
-        (P, C, K) in the dtype of `values`. Closer than half a cell to an edge, values fade towards 0.
+        (P, C, K) in the dtype of `values`. Within half a cell of an edge, values fade toward 0.
 
     Example:
         >>> import torch
@@ -52,7 +52,7 @@ def mask_point_loss(
     Args:
         mask_logits: (P, M, M), pre-sigmoid.
         point_coords: (P, K, 2), x and y in [0, 1], relative to the RoI.
-        point_labels: (P, K): 1 inside the object, 0 outside, -1 for no label, such as for points outside of the RoI.
+        point_labels: (P, K): 1 inside the object, 0 outside, -1 for no label, for example outside the RoI.
         reduction: "none" returns (P,); "sum" and "mean" return a scalar.
 
     Returns:
@@ -99,11 +99,11 @@ class MaskPointLoss(LossModule):
 def mask_projection_loss(
     mask_logits: Tensor, gt_box_grids: Tensor, *, reduction: Reduction = "none"
 ) -> Tensor:
-    r"""Compute the Dice losses between the projections of each RoI's mask and of its box onto both axes.
+    r"""Compute the Dice loss between the projections of each RoI's mask and box, summed over the x and the y axis.
 
     With p = sigmoid(mask_logits), m_x and m_y the maxima of p over the rows and over the columns, b_x and b_y those of
-    the box, and D(m, b) = 1 - 2 Σ m b / (Σ m² + Σ b² + ε), loss = D(m_x, b_x) + D(m_y, b_y). A mask of any shape that
-    touches all four sides of the box and does not leave it has the lowest loss.
+    the box, and D(m, b) = 1 - 2 Σ m b / (Σ m² + Σ b² + ε), loss = D(m_x, b_x) + D(m_y, b_y). A mask has the
+    lowest loss if it lies inside the box and occupies part of each of the box's rows and columns, whatever its shape.
 
     Args:
         mask_logits: (P, M, M), or (..., H, W), pre-sigmoid.
@@ -190,7 +190,7 @@ def mask_pairwise_loss(
         tensor([0.6931])
 
     Source: Tian et al., BoxInst, 2020, arXiv:2012.02310, equations 5 to 7; τ = 0.3 and dilation 2 are its defaults.
-    BoxInst divides by the number of edges of all objects of the batch; here each object is divided by its own number.
+    BoxInst divides by the number of edges in the whole batch; here each object is divided by its own edges.
     """
     check_same_shape(mask_logits=mask_logits, gt_box_grids=gt_box_grids)
     check_same_shape(mask_logits=mask_logits, a_channel_of_image_crops=image_crops[:, 0])
@@ -276,11 +276,11 @@ def mask_box_loss(
 class MaskBoxLoss(LossModule):
     """`mask_box_loss` with its knobs, and a warm-up of the pairwise weight.
 
-    At first, all pixels of a mask are about equally uncertain, and the pairwise loss would only keep them so.
+    At first, all pixels of a mask are about equally uncertain, and the pairwise loss would only keep them that way.
 
     Args:
         pairwise_weight: λ of `mask_box_loss` after the warm-up.
-        warmup_steps: number of training steps in which the weight rises linearly from 0. BoxInst has 10,000.
+        warmup_steps: number of training steps in which the weight rises linearly from 0; 10,000 in BoxInst.
         color_threshold: see `mask_pairwise_loss`.
         dilation: see `mask_pairwise_loss`.
         reduction: see `mask_box_loss`.
@@ -327,7 +327,7 @@ class MaskBoxLoss(LossModule):
         knobs = self.knobs
         weight, reduction = knobs.pop("pairwise_weight"), knobs.pop("reduction")
         pairwise = mask_pairwise_loss(mask_logits, image_crops, gt_box_grids, **knobs)
-        # Stays on the device: reading the number of steps would synchronize.
+        # Computed on the device, because reading the number of steps would synchronize.
         ramp = (self.steps / max(self.warmup_steps, 1)).clamp(max=1.0) if self.warmup_steps else 1.0
         if self.training and torch.is_grad_enabled():
             self.steps += 1

@@ -84,7 +84,7 @@ def aligned() -> MaskRCNNLoss:
 
 
 def weak() -> MaskRCNNLoss:
-    """Make torchvision's loss for weak labels: each object's mask is supervised by its mask, points or box.
+    """Return torchvision's loss for weak labels: each object's mask is supervised by its mask, points or box.
 
     The targets are aligned and soft. The pairwise loss of boxes warms up in 1,000 steps.
     """
@@ -106,7 +106,7 @@ PRESETS: dict[str, Callable[[], MaskRCNNLoss]] = {
 
 
 def make_preset(name: str, active_classes: Tensor | None = None) -> MaskRCNNLoss:
-    """Make the preset of a name.
+    """Make the preset with the given name.
 
     Args:
         name: a key of `PRESETS`.
@@ -120,7 +120,7 @@ def make_preset(name: str, active_classes: Tensor | None = None) -> MaskRCNNLoss
         10.0
     """
     if not isinstance(name, str) or name not in PRESETS:
-        raise ValueError(f"no preset is named {name!r}; there are {', '.join(PRESETS)}")
+        raise ValueError(f"no preset is named {name!r}; available: {', '.join(PRESETS)}")
     if active_classes is None:
         return PRESETS[name]()
     if name != "matterport":

@@ -54,7 +54,7 @@ class RegularizationLoss(LossModule):
 def matterport_l2_loss(model: nn.Module, *, weight_decay: float = 1e-4) -> Tensor:
     r"""Compute matterport's L2 term: the mean square of each parameter tensor, summed over the tensors.
 
-    loss = λ Σ_w Σ_i w_i² / size(w). A tensor counts the same for any number of weights, so this differs from the
+    loss = λ Σ_w Σ_i w_i² / size(w). The number of weights in a tensor does not matter, so this differs from the
     weight decay of an optimizer, whose penalty is (λ/2) Σ_w Σ_i w_i².
 
     Args:

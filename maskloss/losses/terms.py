@@ -71,15 +71,15 @@ class Supervision(IntEnum):
 
 @dataclass(frozen=True)
 class MaskLabels:
-    """Everything that is known about the masks of P positives, in the grids of their RoIs.
+    """All labels for the masks of P positives, in the grids of their RoIs.
 
     Attributes:
         mask_targets: (P, M, M) in [0, 1]; 0 for objects without a mask.
-        rows: for each kind of supervision, the indices of the positives whose best label it is, (P_k,) int64. Together
-            they are all P.
+        rows: for each kind of supervision, the indices (P_k,) int64 of the positives whose best label is of this
+            kind. Each positive belongs to exactly one kind.
         gt_box_grids: (P, M, M) in [0, 1], the share of each cell inside the object's box.
-        point_coords: labeled points (P, K, 2), x and y in [0, 1] of the RoI.
-        point_labels: (P, K), 1 inside the object, 0 outside, -1 for points that are outside the RoI or do not exist.
+        point_coords: labeled points (P, K, 2), x and y relative to the RoI, in [0, 1] inside it.
+        point_labels: (P, K), 1 inside the object, 0 outside, -1 for points outside the RoI and for padding.
         image_crops: (P, 3, M, M), RGB in [0, 1], the image under the RoI; None unless the term has `uses_image`.
     """
 
@@ -92,7 +92,7 @@ class MaskLabels:
 
     @classmethod
     def of_masks(cls, mask_targets: Tensor) -> MaskLabels:
-        """Return the labels of positives whose objects all have a mask, and nothing else."""
+        """Return the labels of positives that all have a mask, but no points, box or image."""
         every = torch.arange(mask_targets.shape[0], device=mask_targets.device)
         no_points = mask_targets.new_zeros((mask_targets.shape[0], 0, 2))
         return cls(
@@ -105,7 +105,7 @@ class MaskLabels:
 
 
 class ImageMaskTerm(Protocol):
-    """A loss of mask logits and targets that also sees the image and the object's box under each RoI.
+    """A loss of mask logits, mask targets, and the image and the object's box in the grid of each RoI.
 
     Attributes:
         uses_image: True; it distinguishes the term from a `MaskTerm`.
@@ -116,11 +116,11 @@ class ImageMaskTerm(Protocol):
     def __call__(
         self, mask_logits: Tensor, mask_targets: Tensor, image_crops: Tensor, gt_box_grids: Tensor, /
     ) -> Tensor:
-        """Return one value per positive, (P,), or one per cell, (P, M, M), of crops (P, 3, M, M) in [0, 1]."""
+        """Return one value per positive, (P,), or one per cell, (P, M, M); image_crops is (P, 3, M, M) in [0, 1]."""
 
 
 class LabeledMaskTerm(Protocol):
-    """A loss of mask logits (P, M, M) and whatever labels their objects have, such as `MaskBySupervision`.
+    """A loss of mask logits (P, M, M) and the labels that their objects have, such as `MaskBySupervision`.
 
     Attributes:
         uses_mask_labels: True; it distinguishes the term from a `MaskTerm`.
@@ -192,7 +192,7 @@ TERMS: dict[str, Term] = {
         lambda: nn.CrossEntropyLoss(reduction="none"),
         per_weight_sum,
     ),
-    # Divided by all sampled RoIs. Divided by the positives, a single positive would weigh as much as a hundred.
+    # The divisor is all sampled RoIs. With the positives, a single positive would weigh as much as a hundred together.
     "box": Term(
         "loss_box_reg", ("a BoxRegression",), "positive", lambda: BoxSmoothL1Loss(beta=1 / 9), per_sampled
     ),

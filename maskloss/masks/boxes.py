@@ -12,9 +12,9 @@ def check_finite(boxes: Tensor) -> None:
         >>> import torch
         >>> check_finite(torch.tensor([[0.0, 0.0, torch.inf, 1.0]]))
         Traceback (most recent call last):
-        ValueError: boxes must be finite, box 0 is [0.0, 0.0, inf, 1.0]
+        ValueError: boxes must be finite, but box 0 is [0.0, 0.0, inf, 1.0]
     """
     finite = boxes.isfinite().all(dim=1)
     if not finite.all():
         box = int(finite.long().argmin())
-        raise ValueError(f"boxes must be finite, box {box} is {boxes[box].tolist()}")
+        raise ValueError(f"boxes must be finite, but box {box} is {boxes[box].tolist()}")

@@ -395,7 +395,7 @@ def _add_areas(
         x_start, x_end, height = x_from[chunk, None], x_to[chunk, None], (y_to - y_from)[chunk, None]
         from_left = np.maximum(lines - x_start, 0)  # (pieces, M + 1)
         to_left = np.maximum(lines - x_end, 0)
-        # The mean of max(k - x, 0) along the piece: the mean of its two ends, times the fraction left of the line.
+        # Mean of max(k - x, 0) along the piece: the mean over its part left of the line, times that part's share.
         width = x_start - x_end
         steep = np.abs(width) < 1e-9
         share = np.where(steep, 1.0, (to_left - from_left) / np.where(steep, 1.0, width))

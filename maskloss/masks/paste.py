@@ -238,7 +238,7 @@ def _interpolation(low: Tensor, high: Tensor, start: Tensor, count: int, size: i
         start: (D,) first pixel of each detection.
         count: number of pixels from `start` on.
         size: M.
-        offset: of the predicted masks along this axis, in px.
+        offset: shift of the predicted masks along this axis, in px.
     """
     pixel = start[:, None] + torch.arange(count, device=low.device) + (0.5 - offset)
     # Cell m of the grid has its center at m + 0.5; the padding shifts its index by one.

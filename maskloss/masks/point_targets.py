@@ -11,7 +11,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from maskloss.masks.encoded import EncodedMasks, FloatArray
 
-#: Chunk size: pairs of a point and an edge that are compared at once.
+#: Chunk size: number of pairs of a point and an edge compared at once.
 _PAIRS_AT_ONCE = 2**22
 
 
@@ -21,11 +21,11 @@ def point_targets(gt_masks: Tensor | EncodedMasks, points: Tensor, matched_idxs:
     Args:
         gt_masks: one image's masks: (G, H, W) bool or uint8 of 0 and 1, or `EncodedMasks`.
         points: (P, K, 2), x and y in px of the image, 0 at its left and upper border.
-        matched_idxs: (P,) int64, the mask of each row of points.
+        matched_idxs: (P,) int64, index of the mask that each row of points is matched to.
 
     Returns:
-        (P, K) float32 on the points' device: exactly 0 or 1 for polygons, which are filled by the even-odd rule; for
-        bitmaps and RLEs the bilinear interpolation of the pixel centers, 0 outside the image.
+        (P, K) float32 on the points' device: for polygons exactly 0 or 1, by the even-odd rule; for bitmaps and RLEs
+        interpolated bilinearly between pixel centers, with 0 outside the image.
 
     Raises:
         ValueError: an object has no mask.
@@ -90,11 +90,11 @@ def bitmaps_at_points(masks: Tensor, points: Tensor, matched_idxs: Tensor) -> Te
 
 
 def _inside(instances: Sequence[Sequence[FloatArray]], points: Tensor) -> Tensor:
-    """Return which points lie inside the union of each instance's polygons, (P, K) bool, P being the instances."""
+    """Return which points lie inside the union of each instance's polygons, (P, K) bool, for P instances."""
     owner = [row for row, polygons in enumerate(instances) for _ in polygons]
     if not owner:
         raise ValueError("an object has no mask, so its points have no targets")
-    # A polygon's points, the first one again, and copies of it: edges of no length cross no line.
+    # Close each polygon with its first vertex, and pad with copies of it: edges of length 0 cross no line.
     closed = [
         torch.from_numpy(np.concatenate([polygon, polygon[:1]])).to(points.dtype)
         for polygons in instances

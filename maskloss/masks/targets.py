@@ -48,7 +48,7 @@ class MaskTargets:
             value = getattr(self, name)
             if not isinstance(value, bool):
                 raise TypeError(
-                    f"MaskTargets({name}=...) is True or False, not {type(value).__name__} {value!r}"
+                    f"MaskTargets({name}=...) must be True or False, not {type(value).__name__} {value!r}"
                 )
 
 

@@ -229,7 +229,7 @@ class TrainConfig:
             )
 
     def make_loss(self) -> MaskRCNNLoss:
-        """Make the loss that `loss` names.
+        """Make the loss described by the field `loss`.
 
         Raises:
             InputError: see `training.loss_config.make_loss`.

@@ -156,7 +156,7 @@ def check_sizes(data: CocoData, model: nn.Module) -> None:
     """Check that the model's transform resizes no image's shorter side to 0 px, as it does for extreme aspect ratios.
 
     Raises:
-        InputError: it does; the message names the image.
+        InputError: a side would be 0 px; the message names the image.
     """
     for image in data.images:
         if (fault := resized_to_nothing(model, image.width, image.height)) is not None:

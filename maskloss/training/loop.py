@@ -1,4 +1,4 @@
-"""The training loop: from a config to a folder with a trained model, its metrics and its history."""
+"""The training loop: train from a config, and write the model, its metrics and its history to a folder."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def train(config: TrainConfig) -> TrainingResult:
     device = device_of(config)
     with guest(device), contextlib.ExitStack() as stack:
         run = set_up(config, device)
-        # All checks that need no training step have passed. Only now is the output folder written.
+        # Write to the output folder only after all checks that need no training step have passed.
         if run.accelerator.is_main_process:
             make_folder(config.output_folder)
             stack.enter_context(locked(config.output_folder))
@@ -123,7 +123,7 @@ def _train_in_locked_folder(run: Run) -> TrainingResult:
 
 def _evaluate(run: Run) -> Evaluation:
     if run.accelerator.num_processes > 1:
-        # Running statistics differ between processes. All evaluate with those of the main process, which saves them.
+        # Running statistics differ between processes. All processes use those of the main process, which are saved.
         for buffer in (*run.model.buffers(), *run.loss.buffers()):
             torch.distributed.broadcast(buffer, src=0)
     return evaluate(

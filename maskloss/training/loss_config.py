@@ -49,7 +49,7 @@ def make_loss(config: LossConfig) -> MaskRCNNLoss:
         return PRESETS[config]()
     if "." not in config:
         raise InputError(
-            f"--loss {config!r}: no such preset; there are {', '.join(PRESETS)}, or give an import path "
+            f"--loss {config!r}: no such preset; available: {', '.join(PRESETS)}, or give an import path "
             "package.module.name"
         )
     found = imported(config, "--loss")
@@ -90,11 +90,11 @@ def _compose(config: dict[str, Any]) -> MaskRCNNLoss:
     unknown = set(config) - set(_KEYS)
     if unknown:
         raise InputError(
-            f"--loss: no key is named {', '.join(sorted(map(str, unknown)))}; there are {', '.join(_KEYS)}"
+            f"--loss: no key is named {', '.join(sorted(map(str, unknown)))}; available: {', '.join(_KEYS)}"
         )
     preset = config.get("preset", "torchvision")
     if preset not in PRESETS:
-        raise InputError(f"--loss preset {preset!r}: no such preset; there are {', '.join(PRESETS)}")
+        raise InputError(f"--loss preset {preset!r}: no such preset; available: {', '.join(PRESETS)}")
     settings = PRESETS[preset]().settings()
     for term in TERMS:
         if term in config:

@@ -44,7 +44,7 @@ from maskloss.training.trackers import make_trackers
 
 logger = logging.getLogger(__name__)
 
-#: Environment variables that accelerate prefers to the config.
+#: Environment variables that override the config in accelerate.
 _OVERRIDES = (
     "ACCELERATE_GRADIENT_ACCUMULATION_STEPS",
     "ACCELERATE_MIXED_PRECISION",
@@ -67,7 +67,7 @@ def chosen_device(name: str) -> torch.device:
     """Return the device for "cpu", "cuda" or "auto".
 
     Raises:
-        InputError: the name is "cuda" and there is no CUDA device, or it is another name.
+        InputError: the name is "cuda" and torch finds no CUDA device, or the name is not one of these.
     """
     if name == "cuda" and not torch.cuda.is_available():
         raise InputError("--device cuda: torch finds no CUDA device on this machine")
@@ -102,7 +102,7 @@ class Run:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What a checkpoint of this run must match besides the config: categories, data and number of processes."""
+        """Values that must match a checkpoint's to resume from it, besides the config: categories, data, world size."""
         return {
             "categories": [[category.id, category.name] for category in self.training.categories],
             "data": {"training": fingerprint(self.training), "validation": fingerprint(self.validation)},
@@ -140,9 +140,12 @@ def set_up(config: TrainConfig, device: torch.device) -> Run:
 
 
 def check_mask_labels(config: TrainConfig, loss: MaskRCNNLoss, training: CocoData) -> None:
-    """Raise InputError if a mask loss is asked for by name and the training set has no labels that it learns from.
+    """Check that the training set has labels for the mask loss, if the config sets one.
 
-    A preset trains the boxes of such a set alone, and `read_coco` warns.
+    With a preset, a training set without such labels trains only the boxes, and `read_coco` warns.
+
+    Raises:
+        InputError: no object has labels that the mask loss learns from.
     """
     if not isinstance(config.loss, dict) or config.loss.get("mask") is None or loss.weights.mask == 0:
         return
@@ -185,14 +188,14 @@ def read_data(config: TrainConfig) -> tuple[CocoData, CocoData]:
     training = read_coco(config.train_images, config.train_annotations)
     if training.num_objects == 0:
         raise InputError(
-            f"{config.train_annotations}: there is no usable object in it, only crowds or nothing"
+            f"{config.train_annotations}: contains no usable object; it is empty or has only crowds"
         )
     validation = read_coco(config.val_images, config.val_annotations, categories=training.categories)
     return training, validation
 
 
 def _model_settings(config: TrainConfig, num_classes: int) -> tuple[ModelSettings, dict[str, Tensor] | None]:
-    """Return the model's settings and initial weights. The config comes before the weights' metadata and defaults."""
+    """Return the model's settings and initial weights. The config overrides the weights' metadata and the defaults."""
     weights: dict[str, Tensor] | None = None
     found: dict[str, Any] = {}
     if config.weights == "DEFAULT":
@@ -230,7 +233,7 @@ def _model_settings(config: TrainConfig, num_classes: int) -> tuple[ModelSetting
 def initial_model(
     config: TrainConfig, num_classes: int
 ) -> tuple[nn.Module, ModelSettings, LoadedWeights | None]:
-    """Build the model that a run starts from, with the config's weights and otherwise random ones.
+    """Build the model that a run starts from, with the config's weights where they fit, and random ones elsewhere.
 
     Returns:
         The model, its settings, and which weights were loaded, or None without weights.
@@ -249,14 +252,14 @@ def initial_model(
 
 
 def make_optimizer(config: TrainConfig, model: nn.Module) -> torch.optim.Optimizer:
-    """Make the optimizer of the model's parameters and, without weight decay, of the loss's own parameters."""
+    """Make the optimizer for the model's parameters and, without weight decay, for the loss's own parameters."""
     parameters: list[dict[str, Any]] = [
         {"params": [parameter for parameter in model.parameters() if parameter.requires_grad]}
     ]
     if own := list(loss_parameters(model)):
         parameters.append({"params": own, "weight_decay": 0.0})
-    # The fused kernel is several times faster, also on CPUs. Under float16, the gradient scaler must be able to skip
-    # a step, which it does with the plain optimizer.
+    # The fused kernel is several times faster, also on CPUs. Under float16, the optimizer is not fused, so that the
+    # gradient scaler can skip a step.
     fused = config.mixed_precision != "fp16"
     rate, decay = config.learning_rate, config.weight_decay
     if config.optimizer == "adamw":
@@ -343,7 +346,7 @@ def make_accelerator(
 
 @contextlib.contextmanager
 def _without_overrides() -> Iterator[None]:
-    """Hide environment variables that accelerate prefers to its arguments, so that only the config counts."""
+    """Hide environment variables that override accelerate's arguments, so that only the config counts."""
     hidden = {
         name: os.environ.pop(name)
         for name in list(os.environ)

@@ -1,4 +1,4 @@
-"""The trackers of a run, such as TensorBoard or Weights & Biases: accelerate's by name, a user's by import path."""
+"""Trackers of a run: accelerate's, such as TensorBoard, by name, and a user's own by import path."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from maskloss.training.import_paths import called, described, imported
 
 logger = logging.getLogger(__name__)
 
-#: The name of the project or experiment under which trackers file a run.
+#: Name of the project or experiment to which trackers add a run.
 _PROJECT = "maskloss"
 
 
 def make_trackers(names: list[str], folder: Path) -> list[str | GeneralTracker]:
-    """Make the trackers for `Accelerator(log_with=...)`; those of accelerate stay names.
+    """Make the trackers for `Accelerator(log_with=...)`. accelerate's own trackers are passed on by name.
 
     Args:
         names: names of accelerate's trackers, such as "tensorboard", "wandb" or "mlflow", or import paths of functions
@@ -48,7 +48,7 @@ def _make_tracker(name: str, folder: Path) -> str | GeneralTracker:
         return tracker
     if name not in LOGGER_TYPE_TO_CLASS:
         raise InputError(
-            f"--trackers {one_line(name, 80)!r}: no such tracker; there are {', '.join(LOGGER_TYPE_TO_CLASS)}, or "
+            f"--trackers {one_line(name, 80)!r}: no such tracker; available: {', '.join(LOGGER_TYPE_TO_CLASS)}, or "
             "give an import path package.module.name"
         )
     if name not in [str(available) for available in get_available_trackers()]:
@@ -124,7 +124,7 @@ class Trackers:
 
 
 def _read_ids(path: Path) -> dict[str, str]:
-    """Return the ids of an interrupted run by tracker, empty if the file cannot be read."""
+    """Return the ids of an interrupted run by tracker, or an empty dict if the file cannot be read."""
     with contextlib.suppress(OSError, ValueError):
         ids: Any = json.loads(path.read_bytes())
         if isinstance(ids, dict):

@@ -64,7 +64,7 @@ def test_check_finds_that_there_is_no_usable_object(tmp_path: Path) -> None:
 
     _, problems = check_data(*write_coco(tmp_path, lambda document: document.update(annotations=[])))
     assert [p.text for p in problems if p.error] == [
-        f"{tmp_path / 'annotations.json'}: there is no usable object in it"
+        f"{tmp_path / 'annotations.json'}: contains no usable object"
     ]
 
 

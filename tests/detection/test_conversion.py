@@ -254,7 +254,7 @@ def test_after_an_error_the_model_is_unchanged(build, arguments):
 
 
 def test_an_unknown_preset_raises():
-    with pytest.raises(ValueError, match=r"no preset is named 'torchvison'; there are torchvision, "):
+    with pytest.raises(ValueError, match=r"no preset is named 'torchvison'; available: torchvision, "):
         maskloss.convert(tiny_mask_rcnn(), "torchvison")
 
 

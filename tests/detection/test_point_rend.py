@@ -327,7 +327,7 @@ def test_a_term_of_all_classes_is_refused_before_anything_changes():
 
 def test_an_unknown_name_is_refused():
     with pytest.raises(
-        ValueError, match="no mask branch is named 'pointrend'; there are point_rend, mask_iou"
+        ValueError, match="no mask branch is named 'pointrend'; available: point_rend, mask_iou"
     ):
         maskloss.convert(tiny_mask_rcnn(), mask_branch="pointrend")
 

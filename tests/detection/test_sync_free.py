@@ -182,7 +182,7 @@ def test_float_masks_from_a_custom_transform_are_converted(sync_free):
     model = built()
     model.transform.factor = 0.5
     with pytest.raises(
-        ValueError, match=r"masks of torch\.float32 must hold 0 and 1 only when the transform returns"
+        ValueError, match=r"the transform returned masks of torch\.float32 with values other than 0 and 1"
     ):
         training_pass(convert(model, sync_free=sync_free), *batch())
 

@@ -92,7 +92,7 @@ def test_class_maps_of_floats_raise():
     [
         ([], {"num_classes": 2}, "no masks"),
         (class_maps(3), {"num_classes": 2}, "mask .: classes 0 to 2"),
-        (class_maps(3), {"num_classes": 4}, "class 3 has no pixel in the 3 sampled masks of 3"),
+        (class_maps(3), {"num_classes": 4}, "class 3 has no pixel in the 3 masks sampled from 3"),
         (class_maps(3), {"num_classes": 3, "num_samples": 0}, "num_samples"),
         (
             [(None, {"labels": torch.tensor([3]), "masks": torch.ones(1, 2, 2)})],

@@ -94,7 +94,7 @@ def test_softmax_with_two_classes_is_a_sigmoid_of_their_difference(generator):
 
 
 def test_a_softmax_needs_classes_and_a_label_for_each_roi():
-    with pytest.raises(ValueError, match="channel per class, this one has 1"):
+    with pytest.raises(ValueError, match="channel per class, but this one has 1"):
         mask_softmax_loss(torch.zeros(3, 1, 2, 2), torch.zeros(3, 2, 2), torch.ones(3, dtype=torch.int64))
     with pytest.raises(ValueError, match=r"labels \(1,\)"):
         mask_softmax_loss(torch.zeros(3, 4, 2, 2), torch.zeros(3, 2, 2), torch.tensor([1]))

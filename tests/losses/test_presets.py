@@ -150,12 +150,12 @@ def test_active_classes_for_another_preset_raise(name):
 
 
 def test_an_unknown_preset_raises_with_the_names():
-    with pytest.raises(ValueError, match="no preset is named 'mmdet'; there are torchvision, detectron2"):
+    with pytest.raises(ValueError, match="no preset is named 'mmdet'; available: torchvision, detectron2"):
         MaskRCNNLoss.preset("mmdet")
 
 
 def test_a_preset_of_another_type_raises_with_the_names():
-    with pytest.raises(ValueError, match=r"no preset is named \['paper'\]; there are torchvision"):
+    with pytest.raises(ValueError, match=r"no preset is named \['paper'\]; available: torchvision"):
         MaskRCNNLoss.preset(["paper"])
 
 

@@ -38,7 +38,7 @@ def test_numpy_weights_become_floats():
 @pytest.mark.parametrize("value", ["no", 0, None])
 def test_settings_of_mask_targets_must_be_bools(field, value):
     # A string "no" would count as True.
-    with pytest.raises(TypeError, match=rf"MaskTargets\({field}=\.\.\.\) is True or False, not"):
+    with pytest.raises(TypeError, match=rf"MaskTargets\({field}=\.\.\.\) must be True or False, not"):
         maskloss.MaskTargets(**{field: value})
 
 

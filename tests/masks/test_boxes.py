@@ -17,13 +17,13 @@ from tests.masks.scenes import GOOD_BOX, masks_of_kind
 def test_a_box_that_is_not_finite_raises_and_is_named(kind, value):
     masks = masks_of_kind(kind, torch.ones(1, 8, 8, dtype=torch.bool))
     boxes = torch.tensor([GOOD_BOX, [1.0, value, 5.0, 6.0]])
-    with pytest.raises(ValueError, match=r"boxes must be finite, box 1 is \[1.0, .*, 5.0, 6.0\]"):
+    with pytest.raises(ValueError, match=r"boxes must be finite, but box 1 is \[1.0, .*, 5.0, 6.0\]"):
         mask_targets(masks, boxes, torch.tensor([0, 0]), 4)
 
 
 def test_the_first_box_that_is_not_finite_is_named() -> None:
     boxes = torch.tensor([[0.0, 0, 1, 1], [0, 0, 1, math.nan], [math.inf, 0, 1, 1]])
-    with pytest.raises(ValueError, match=r"^boxes must be finite, box 1 is \[0\.0, 0\.0, 1\.0, nan\]$"):
+    with pytest.raises(ValueError, match=r"^boxes must be finite, but box 1 is \[0\.0, 0\.0, 1\.0, nan\]$"):
         check_finite(boxes)
 
 

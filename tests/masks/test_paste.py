@@ -318,7 +318,7 @@ def test_boxes_of_another_shape_raise(shape):
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_a_box_that_is_not_finite_raises_and_is_named(output, value):
     boxes = torch.tensor([BOXES["inside"], [1.0, 2.0, value, 6.0]])
-    with pytest.raises(ValueError, match=r"boxes must be finite, box 1 is \[1.0, 2.0, .*, 6.0\]"):
+    with pytest.raises(ValueError, match=r"boxes must be finite, but box 1 is \[1.0, 2.0, .*, 6.0\]"):
         paste_masks(torch.ones(2, 3, 3), boxes, (HEIGHT, WIDTH), output=output)
 
 

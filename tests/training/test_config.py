@@ -102,7 +102,7 @@ def test_an_import_path_is_called_for_the_loss() -> None:
     [
         (
             "focal",
-            "--loss 'focal': no such preset; there are torchvision, detectron2, matterport, paper, aligned",
+            "--loss 'focal': no such preset; available: torchvision, detectron2, matterport, paper, aligned",
         ),
         (
             "nowhere.to.be_found",

@@ -140,7 +140,7 @@ def test_arguments_may_be_made_the_same_way():
             {"box": {"class_path": "maskloss.losses.BoxSmoothL1Loss", "init_args": {"beta": -1}}},
             "--loss box: cannot be made: beta must be >= 0",
         ),
-        ({"masks": f"{HERE}.my_mask_loss"}, "--loss: no key is named masks; there are preset, objectness"),
+        ({"masks": f"{HERE}.my_mask_loss"}, "--loss: no key is named masks; available: preset, objectness"),
         ({"preset": "caffe"}, "--loss preset 'caffe': no such preset"),
         ({"weights": {"mask": -1}}, "--loss: the weight of mask must be"),
         ({"weights": {"msk": 1}}, "--loss: .*msk"),

@@ -119,7 +119,7 @@ def test_a_set_without_a_usable_object_is_refused_before_anything_is_written(
     document = json.loads(path.read_text())
     document["annotations"] = []
     path.write_text(json.dumps(document))
-    with pytest.raises(InputError, match=r"annotations\.json: there is no usable object in it"):
+    with pytest.raises(InputError, match=r"annotations\.json: contains no usable object"):
         train(small_config(tmp_path / "data", tmp_path / "run"))
     assert not (tmp_path / "run").exists()
 

@@ -163,7 +163,7 @@ def test_a_full_disk_under_tensorboard_is_warned_of_and_the_run_continues(
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("tensorbord", "--trackers 'tensorbord': no such tracker; there are .*tensorboard.*import path"),
+        ("tensorbord", "--trackers 'tensorbord': no such tracker; available: .*tensorboard.*import path"),
         (
             "no_such_module.Tracker",
             "--trackers 'no_such_module.Tracker': cannot be imported: No module named",
