@@ -436,6 +436,12 @@ def _optional_findings(
     if expected.has_masks and "has_mask" in target and "masks" not in target and len(target["boxes"]):
         message = f"{name}: the target has no masks, but has_mask says that an object has one"
         found.append(_Finding(target["has_mask"], message, index))
+    masks = target.get("masks")
+    if expected.has_masks and "has_mask" in target and isinstance(masks, EncodedMasks) and len(masks):
+        is_none = torch.tensor([not masks.has_mask(index) for index in range(len(masks))])
+        message = f"{name}, has_mask: is True for an object whose mask is None"
+        has_mask = target["has_mask"]
+        found.append(_Finding(has_mask & is_none.to(has_mask.device), message, index))
     if "weights" in target and len(target["boxes"]):
         weights = target["weights"]
         message = f"{name}, weights: a weight is negative or not finite"

@@ -12,7 +12,7 @@ from torchvision.models.detection.roi_heads import RoIHeads as StockRoIHeads
 from torchvision.ops import roi_align
 
 import maskloss
-from maskloss import LossWeights, MaskRCNNLoss, MaskTargets
+from maskloss import EncodedMasks, LossWeights, MaskRCNNLoss, MaskTargets
 from maskloss.detection.mask_branch import box_grids_of
 from maskloss.losses import MaskBoxLoss, MaskBySupervision, MaskLabels, Supervision, mask_bce_loss
 from maskloss.losses.terms import TERMS
@@ -377,6 +377,21 @@ def test_bad_weights_and_points_raise_with_image_and_field(name):
     model = maskloss.convert(tiny_mask_rcnn()).train()
     with pytest.raises(error, match=rf"image 1 of the batch \(image_id 77\), {message}"):
         model(images, targets)
+
+
+def test_a_mask_that_is_none_cannot_be_one():
+    images, targets = batch()
+    target = targets[1]
+    x1, y1, x2, y2 = target["boxes"][0].tolist()
+    masks = EncodedMasks([[[x1, y1, x2, y1, x2, y2]], None], *target["masks"].shape[1:])
+    model = maskloss.convert(tiny_mask_rcnn()).train()
+    good = {**target, "masks": masks, "has_mask": torch.tensor([True, False])}
+    model(images, [targets[0], good])
+    bad = {**target, "masks": masks, "has_mask": torch.tensor([True, True])}
+    with pytest.raises(
+        ValueError, match=r"image 1 of the batch, has_mask: is True for .* None \(instance 1: box"
+    ):
+        model(images, [targets[0], bad])
 
 
 def test_unlabeled_points_may_be_anywhere():
