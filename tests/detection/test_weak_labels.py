@@ -389,7 +389,7 @@ def test_a_mask_that_is_none_cannot_be_one():
     model(images, [targets[0], good])
     bad = {**target, "masks": masks, "has_mask": torch.tensor([True, True])}
     with pytest.raises(
-        ValueError, match=r"image 1 of the batch, has_mask: is True for .* None \(instance 1: box"
+        ValueError, match=r"image 1 of the batch .*, has_mask: is True for .* None \(instance 1: box"
     ):
         model(images, [targets[0], bad])
 
