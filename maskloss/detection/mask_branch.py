@@ -283,6 +283,27 @@ def mask_batch_of(
     return MaskBatch(mask_logits, grids, torch.cat(positives.labels), positives.counts, weights, mask_labels)
 
 
+def num_classes_of(model: Any) -> int:
+    """Return the number of classes of a torchvision model, background included.
+
+    Raises:
+        TypeError: its box predictor is a custom one without a linear layer `cls_score`.
+
+    Example:
+        >>> import torchvision
+        >>> model = torchvision.models.detection.maskrcnn_resnet50_fpn(weights=None, weights_backbone=None)
+        >>> num_classes_of(model)
+        91
+    """
+    scores = getattr(model.roi_heads.box_predictor, "cls_score", None)
+    if not isinstance(scores, nn.Linear):
+        raise TypeError(
+            "the model's box predictor has no linear layer cls_score, so its number of classes is unknown; make the "
+            "mask branch with in_channels and num_classes instead of by its name"
+        )
+    return scores.out_features
+
+
 def grids_of(
     positives: Positives, targets: list[Target], size: int, *, aligned: bool, binary: bool
 ) -> Tensor:

@@ -21,6 +21,7 @@ from maskloss.detection.mask_branch import (
     Target,
     TorchvisionMaskBranch,
     grids_of,
+    num_classes_of,
 )
 from maskloss.losses.arithmetic import at_least_float32
 from maskloss.losses.criterion import MaskRCNNLoss, zero_of
@@ -160,7 +161,7 @@ class MaskIoUBranch(MaskBranch):
         pool = heads.mask_roi_pool
         if pool is None:
             pool = MultiScaleRoIAlign(heads.box_roi_pool.featmap_names, output_size=14, sampling_ratio=2)
-        num_classes = heads.box_predictor.cls_score.out_features
+        num_classes = num_classes_of(model)
         return cls(inner, pool, parts.backbone.out_channels, num_classes, **options)
 
     def hold(self, loss: MaskRCNNLoss) -> None:

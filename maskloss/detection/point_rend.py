@@ -20,6 +20,7 @@ from maskloss.detection.mask_branch import (
     Positives,
     Target,
     mask_batch_of,
+    num_classes_of,
 )
 from maskloss.losses.arithmetic import at_least_float32
 from maskloss.losses.criterion import MaskRCNNLoss, divisor_of, zero_of
@@ -218,7 +219,7 @@ class PointRendBranch(MaskBranch):
         parts: Any = model
         pooler = parts.roi_heads.mask_roi_pool or parts.roi_heads.box_roi_pool
         levels = getattr(pooler, "featmap_names", ["0"])[:1]
-        num_classes = parts.roi_heads.box_predictor.cls_score.out_features
+        num_classes = num_classes_of(model)
         return cls(parts.backbone.out_channels, num_classes, **{"levels": levels, **options})
 
     def hold(self, loss: MaskRCNNLoss) -> None:

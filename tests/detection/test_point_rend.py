@@ -325,6 +325,14 @@ def test_a_term_of_all_classes_is_refused_before_anything_changes():
     assert type(model.roi_heads) is before
 
 
+@pytest.mark.parametrize("name", ["point_rend", "mask_iou"])
+def test_a_model_whose_number_of_classes_is_unknown_is_refused(name):
+    model = tiny_mask_rcnn()
+    model.roi_heads.box_predictor = nn.Identity()
+    with pytest.raises(TypeError, match="the model's box predictor has no linear layer cls_score"):
+        maskloss.convert(model, mask_branch=name)
+
+
 def test_an_unknown_name_is_refused():
     with pytest.raises(
         ValueError, match="no mask branch is named 'pointrend'; available: point_rend, mask_iou"
