@@ -44,7 +44,7 @@ def test_settings_of_mask_targets_must_be_bools(field, value):
 
 def test_the_loss_and_its_weights_have_every_term_of_the_table() -> None:
     arguments = set(inspect.signature(MaskRCNNLoss).parameters)
-    assert set(TERMS) == arguments - {"weights", "normalizers", "mask_targets"}
+    assert set(TERMS) == arguments - {"weights", "normalizers", "mask_targets", "synchronized"}
     assert list(TERMS) == [field.name for field in dataclasses.fields(LossWeights)]
     loss = MaskRCNNLoss()
     assert set(loss.normalizers) == set(TERMS) - {"regularization"}
