@@ -2,8 +2,9 @@
 
     python benchmarks/mask_branches.py
 
-A whole converted Mask R-CNN with ResNet-50 and FPN, 91 classes, on a scene of 20 objects resized to 320 px: one training
-step (forward and backward) of two images, and inference of one image with 50 detections, masks as probabilities.
+A whole converted Mask R-CNN with ResNet-50 and FPN, 91 classes, on a scene of 20 objects resized to 320 px: one
+training step (forward and backward) of two images, and inference of one image with 50 detections, masks as
+probabilities.
 """
 
 from __future__ import annotations
