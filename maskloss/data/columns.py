@@ -240,8 +240,7 @@ class Columns:
 
     def _take_supervision(self, position: int, row: int, item: dict[str, Any]) -> None:
         """Add the weight and the labeled points of the annotation in a row."""
-        given, image_id = item.get("id"), item.get("image_id")
-        name = f"annotation number {position}" if is_absent(given) else f"annotation {shown(given)}"
+        name, image_id = _name_of(position, item), item.get("image_id")
         try:
             if "weight" in item:
                 self.weights[row] = read_weight(item["weight"])
@@ -254,16 +253,13 @@ class Columns:
             self.faults.append(Fault(error.kind, position, name, str(error), image_id))
 
     def _take_any(self, position: int, item: Any) -> None:
-        name = f"annotation number {position}"
         if not isinstance(item, dict):
-            kind = type(item).__name__
+            name, kind = f"annotation number {position}", type(item).__name__
             self.faults.append(Fault(NO_OBJECT, position, name, f"expected an object, got {kind}", None))
             return
         given = item.get("id")
         identity = whole_number(given)
-        if not is_absent(given):
-            name = f"annotation {shown(given)}"
-        image_id = item.get("image_id")
+        name, image_id = _name_of(position, item), item.get("image_id")
 
         def fault(kind: Kind, detail: str) -> None:
             self.faults.append(Fault(kind, position, name, detail, image_id))
@@ -341,6 +337,11 @@ class Columns:
         )  # fmt: skip
         self.has_id.append(identity is not None)
         self.area_states.append(AREA_GIVEN if usable else AREA_MISSING if area is None else AREA_ODD)
+
+
+def _name_of(position: int, item: dict[str, Any]) -> str:
+    given = item.get("id")
+    return f"annotation number {position}" if is_absent(given) else f"annotation {shown(given)}"
 
 
 def _fits(number: int) -> bool:

@@ -58,6 +58,8 @@ class CocoDataset(Dataset[Sample | InputError]):
         self.transforms = transforms
         self.crowds = crowds
         self._labels = data.labels
+        # K of all images, so that a point weighs the same in each of them.
+        self._most_points = int(np.diff(data.records.first_point).max(initial=0))
         self._is_frozen = False
 
     def __len__(self) -> int:
@@ -110,9 +112,7 @@ class CocoDataset(Dataset[Sample | InputError]):
         return target
 
     def _points(self, records: Records, rows: IntArray) -> Tensor:
-        # K is the data set's, not the image's, so that a point weighs the same in every image.
-        most = int(np.diff(records.first_point).max())
-        points = np.zeros((len(rows), most, 3), dtype=np.float32)
+        points = np.zeros((len(rows), self._most_points, 3), dtype=np.float32)
         points[..., 2] = -1
         for index, row in enumerate(rows.tolist()):
             own = records.points_of(row)

@@ -83,6 +83,15 @@ class Positives:
         counts = replace(self.counts, positives=sum(len(of_image) for of_image in boxes))
         return Positives(boxes, labels, matched_idxs, self.image_sizes, counts, on_host, weights, supervision)
 
+    def with_masks(self) -> tuple[Positives, Tensor]:
+        """Return the RoIs that are supervised by masks, and their rows among all RoIs, (P',) int64 on the device."""
+        device = self.boxes[0].device
+        if self.supervision is None:
+            return self, torch.arange(self.counts.positives, device=device)
+        is_masked = [kinds == Supervision.MASK for kinds in self.supervision]
+        rows = torch.where(torch.cat(is_masked))[0]
+        return self.select([torch.where(of_image)[0] for of_image in is_masked]), send(rows, device)
+
 
 @dataclass(frozen=True)
 class DetectedBoxes:
@@ -208,17 +217,22 @@ class TorchvisionMaskBranch(MaskBranch):
                     [*heads.mask_head.parameters(), *heads.mask_predictor.parameters()]
                 )
             }
-        return self.losses_and_probs(features, positives, targets)[0]
+        return self._losses(features, positives, targets)[0]
 
     def losses_and_probs(
         self, features: Features, positives: Positives, targets: list[Target]
     ) -> tuple[dict[str, Tensor], Tensor]:
         """Compute `loss_mask` and the masks of the positives."""
-        labels = torch.cat(positives.labels)
-        channels = self.loss.mask_channels(labels)
+        losses, mask_logits = self._losses(features, positives, targets)
+        return losses, self._probs(mask_logits.detach(), torch.cat(positives.labels))
+
+    def _losses(
+        self, features: Features, positives: Positives, targets: list[Target]
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """Compute `loss_mask` and the mask logits of the positives."""
+        channels = self.loss.mask_channels(torch.cat(positives.labels))
         mask_logits = self._logits(features, positives.boxes, positives.image_sizes, channels)
-        losses = self.loss.mask_losses(mask_batch_of(self.loss, mask_logits, positives, targets))
-        return losses, self._probs(mask_logits.detach(), labels)
+        return self.loss.mask_losses(mask_batch_of(self.loss, mask_logits, positives, targets)), mask_logits
 
     def predict(
         self, features: Features, detections: DetectedBoxes
@@ -367,12 +381,9 @@ def mask_labels_of(
     else:
         supervision = torch.cat(positives.supervision)
     rows = {kind: send(torch.where(supervision == kind)[0], device) for kind in sorted(kinds, reverse=True)}
-    with_mask = supervision.split([len(boxes) for boxes in positives.boxes])
-    masked = positives.select([torch.where(kind == Supervision.MASK)[0] for kind in with_mask])
+    masked, mask_rows = positives.with_masks()
     grids = grids_of(masked, targets, size, aligned=aligned, binary=binary)
-    mask_targets = grids.new_zeros((count, size, size))
-    if Supervision.MASK in rows:
-        mask_targets = mask_targets.index_copy(0, rows[Supervision.MASK], grids)
+    mask_targets = grids.new_zeros((count, size, size)).index_copy(0, mask_rows, grids)
     # Unaligned mask targets are sampled half a pixel down and to the right, so all other labels are too.
     shift = 0.0 if aligned else 0.5
     most = max((target["points"].shape[1] for target in targets if "points" in target), default=0)

@@ -25,7 +25,6 @@ from maskloss.detection.mask_branch import (
 )
 from maskloss.losses.arithmetic import at_least_float32
 from maskloss.losses.criterion import MaskRCNNLoss, zero_of
-from maskloss.losses.terms import Supervision
 from maskloss.masks.coverage import union_area
 from maskloss.masks.encoded import EncodedMasks
 
@@ -176,10 +175,8 @@ class MaskIoUBranch(MaskBranch):
             return {**self.inner.losses(features, positives, targets), IOU_KEY: zero}
         losses, probs = self.inner.losses_and_probs(features, positives, targets)
         if positives.supervision is not None:
-            is_kept = torch.cat([kinds == Supervision.MASK for kinds in positives.supervision])
-            with_mask = [torch.where(kinds == Supervision.MASK)[0] for kinds in positives.supervision]
-            positives = positives.select(with_mask)
-            probs = probs[torch.where(is_kept)[0].to(probs.device)]
+            positives, rows = positives.with_masks()
+            probs = probs[rows]
         predicted = self._predicted_iou(features, positives, probs)
         with torch.no_grad():
             wanted = self._mask_iou(positives, targets, probs)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 from torchvision.models.detection._utils import Matcher
+
+from maskloss.detection.transfer import send
 
 #: Chunk size: pairs of an object and a box. Small enough for a CPU's cache; on a GPU large enough that only crowded
 #: images need more than one chunk.
@@ -79,6 +82,20 @@ def match(
         if len(held):
             chunk_is_best |= (similarity(gt_boxes[held], chunk) == highest[held, None]).any(dim=0)
     return _apply_thresholds(values, objects, is_best, matcher)
+
+
+def object_weights(targets: Sequence[dict[str, Any]], device: torch.device) -> list[Tensor] | None:
+    """Return, per image, the objects' weights (G,) float32 on a device; None if no target has any.
+
+    Example:
+        >>> boxes = torch.zeros(2, 4)
+        >>> object_weights([{"boxes": boxes}, {"boxes": boxes, "weights": torch.tensor([0.5, 2.0])}], boxes.device)
+        [tensor([1., 1.]), tensor([0.5000, 2.0000])]
+    """
+    if not any("weights" in target for target in targets):
+        return None
+    weights = [target.get("weights", torch.ones(len(target["boxes"]))) for target in targets]
+    return [send(of_image.float(), device) for of_image in weights]
 
 
 def mostly_inside(boxes: Tensor, regions: Tensor) -> Tensor:

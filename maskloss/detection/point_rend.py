@@ -25,7 +25,7 @@ from maskloss.detection.mask_branch import (
 from maskloss.losses.arithmetic import at_least_float32
 from maskloss.losses.criterion import MaskRCNNLoss, divisor_of, zero_of
 from maskloss.losses.mask_weak import sample_at_points
-from maskloss.losses.terms import TERMS, Supervision
+from maskloss.losses.terms import TERMS
 from maskloss.masks.encoded import EncodedMasks
 from maskloss.masks.point_targets import point_targets
 
@@ -248,11 +248,8 @@ class PointRendBranch(MaskBranch):
             logits = F.interpolate(
                 at_least_float32(coarse_logits), size=(28, 28), mode="bilinear", align_corners=False
             )
-            labels = torch.cat(positives.labels)
-            indices, coords = most_uncertain_cells(logits, 28 * 28)
-            refined = self._point_logits(features, positives, coords, coarse_logits, labels)
-            flat = logits.flatten(2).scatter(2, indices[:, None], at_least_float32(refined))
-        return losses, flat.view_as(logits).sigmoid()
+            logits = self._predict_points(features, positives, logits, coarse_logits, 28 * 28)
+        return losses, logits.sigmoid()
 
     def _losses(
         self, features: Features, positives: Positives, targets: list[Target]
@@ -261,19 +258,15 @@ class PointRendBranch(MaskBranch):
         if self.loss.weights.mask == 0:
             zero = zero_of(self.parameters())
             return {TERMS["mask"].key: zero, POINT_KEY: zero.clone()}, zero
-        labels = torch.cat(positives.labels)
         coarse_logits = self._coarse_logits(features, positives)
         losses = self.loss.mask_losses(mask_batch_of(self.loss, coarse_logits, positives, targets))
         all_coarse_logits = coarse_logits.detach()
         # Point targets are sampled from masks, so positives without a mask only train the coarse mask.
         if positives.supervision is not None:
-            with_mask = [torch.where(kinds == Supervision.MASK)[0] for kinds in positives.supervision]
-            is_kept = torch.cat([kinds == Supervision.MASK for kinds in positives.supervision])
-            positives = positives.select(with_mask)
-            kept = torch.where(is_kept)[0].to(coarse_logits.device)
-            coarse_logits, labels = coarse_logits[kept], labels[kept]
+            positives, rows = positives.with_masks()
+            coarse_logits = coarse_logits[rows]
         coords = self._training_points(coarse_logits.detach())
-        logits = self._point_logits(features, positives, coords, coarse_logits, labels)[:, 0]  # (P, K)
+        logits = self._point_logits(features, positives, coords, coarse_logits)[:, 0]  # (P, K)
         with torch.no_grad():
             wanted = self._point_targets(positives, targets, coords)
         with torch.autocast(logits.device.type, enabled=False):
@@ -291,23 +284,19 @@ class PointRendBranch(MaskBranch):
     ) -> tuple[list[Tensor], list[Tensor] | None]:
         """Return the probabilities (D_i, 1, 224, 224) of each detection's own class."""
         probs = []
-        for image, (boxes, labels) in enumerate(zip(detections.boxes, detections.labels, strict=True)):
+        of_images = zip(detections.boxes, detections.labels, detections.scores, strict=True)
+        for image, of_image in enumerate(of_images):
             own = {level: features[level][image : image + 1] for level in self.levels}
+            chunks = zip(*(values.split(_DETECTIONS_AT_ONCE) for values in of_image), strict=True)
             parts = [
-                self._refined(own, some, of, detections.image_sizes)
-                for some, of in zip(
-                    boxes.split(_DETECTIONS_AT_ONCE), labels.split(_DETECTIONS_AT_ONCE), strict=True
-                )
+                self._refined(own, DetectedBoxes([boxes], [labels], [scores], detections.image_sizes))
+                for boxes, labels, scores in chunks
             ]
             probs.append(torch.cat(parts))
         return probs, None
 
-    def _refined(
-        self, features: Features, boxes: Tensor, labels: Tensor, image_sizes: list[tuple[int, int]]
-    ) -> Tensor:
-        """Predict the masks of one image's boxes by subdivision."""
-        counts: Any = None
-        rois = Positives([boxes], [labels], [labels], image_sizes, counts)
+    def _refined(self, features: Features, rois: DetectedBoxes) -> Tensor:
+        """Predict the masks of some detections of one image by subdivision."""
         coarse_logits = self._coarse_logits(features, rois)
         logits = at_least_float32(coarse_logits)
         for step in range(self.steps):
@@ -316,11 +305,21 @@ class PointRendBranch(MaskBranch):
             # As in Detectron2, skip the point head if the next step predicts all cells and discards these.
             if self.points_per_step >= 4 * cells and step < self.steps - 1:
                 continue
-            indices, coords = most_uncertain_cells(logits, self.points_per_step)
-            refined = self._point_logits(features, rois, coords, coarse_logits, labels)
-            flat = logits.flatten(2).scatter(2, indices[:, None], at_least_float32(refined))
-            logits = flat.view_as(logits)
+            logits = self._predict_points(features, rois, logits, coarse_logits, self.points_per_step)
         return logits.sigmoid()
+
+    def _predict_points(
+        self,
+        features: Features,
+        rois: Positives | DetectedBoxes,
+        logits: Tensor,
+        coarse_logits: Tensor,
+        count: int,
+    ) -> Tensor:
+        """Replace the `count` logits (P, 1, H, W) of each mask that are closest to 0 by those of the point head."""
+        indices, coords = most_uncertain_cells(logits, count)
+        predicted = at_least_float32(self._point_logits(features, rois, coords, coarse_logits))
+        return logits.flatten(2).scatter(2, indices[:, None], predicted).view_as(logits)
 
     def _coarse_logits(self, features: Features, rois: Positives | DetectedBoxes) -> Tensor:
         """Compute the coarse logits (P, 1, 7, 7) of each RoI's own class."""
@@ -339,12 +338,11 @@ class PointRendBranch(MaskBranch):
         rois: Positives | DetectedBoxes,
         coords: Tensor,
         coarse_logits: Tensor,
-        labels: Tensor,
     ) -> Tensor:
         """Compute the logits (P, 1, K) of points (P, K, 2) in [0, 1] of each RoI."""
         fine = fine_features(features, self.levels, rois.boxes, coords, rois.image_sizes)
         coarse = sample_at_points(at_least_float32(coarse_logits), coords)
-        return self.point_head(fine, coarse.to(fine.dtype), labels)
+        return self.point_head(fine, coarse.to(fine.dtype), torch.cat(rois.labels))
 
     def _training_points(self, coarse_logits: Tensor) -> Tensor:
         """Choose the K training points of each RoI, (P, K, 2) in [0, 1], most where the coarse mask is uncertain."""

@@ -16,7 +16,7 @@ from torchvision.ops import batched_nms, clip_boxes_to_image, remove_small_boxes
 
 from maskloss.detection.loss_holder import LossHolder, mean_losses
 from maskloss.detection.mask_branch import DetectedBoxes, MaskBranch, Positives, TorchvisionMaskBranch
-from maskloss.detection.matching import mostly_inside
+from maskloss.detection.matching import mostly_inside, object_weights
 from maskloss.detection.sampling import SampleCounts, sample_slots
 from maskloss.detection.transfer import AsyncHostCopy, send
 from maskloss.losses.arithmetic import at_least_float32
@@ -288,7 +288,7 @@ class RoIHeads(LossHolder, TorchvisionRoIHeads):
         proposals, matched_idxs, labels, target_deltas = self.select_training_samples(proposals, targets)
         device = proposals[0].device
         kinds = self._supervision(targets, device)
-        weights = _weights(targets, device)
+        weights = object_weights(targets, device)
 
         def sampled() -> _SampledPositives:
             positives = torch.where(torch.cat(labels) > 0)[0]
@@ -320,7 +320,7 @@ class RoIHeads(LossHolder, TorchvisionRoIHeads):
             pad_sequence(values, batch_first=True)[images, slots.indices]
             for values in (candidates, matched_idxs, labels)
         )  # (N, B, 4), (N, B), (N, B)
-        weights = _weights(targets, device)
+        weights = object_weights(targets, device)
         kinds = self._supervision(targets, device)
         slot_kinds = []
         if kinds is not None:
@@ -474,14 +474,6 @@ class _SampledPositives:
     on_host: list[tuple[Tensor, Tensor]] | None = None
     weights: list[Tensor] | None = None
     supervision: list[Tensor] | None = None
-
-
-def _weights(targets: list[dict[str, Any]], device: torch.device) -> list[Tensor] | None:
-    """Return, per image, the objects' weights (G,) on the device; None if no target has any."""
-    if not any("weights" in target for target in targets):
-        return None
-    weights = [target.get("weights", torch.ones(len(target["boxes"]))) for target in targets]
-    return [send(of_image.float(), device) for of_image in weights]
 
 
 def _of_positives(values: list[Tensor] | None, matched_idxs: list[Tensor]) -> list[Tensor] | None:

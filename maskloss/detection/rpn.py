@@ -16,7 +16,7 @@ from torchvision.models.detection.rpn import concat_box_prediction_layers
 from torchvision.ops import batched_nms, clip_boxes_to_image, remove_small_boxes
 
 from maskloss.detection.loss_holder import LossHolder, mean_losses
-from maskloss.detection.matching import match, mostly_inside
+from maskloss.detection.matching import match, mostly_inside, object_weights
 from maskloss.detection.sampling import SampleCounts, sample_slots
 from maskloss.detection.transfer import AsyncHostCopy, send
 from maskloss.losses.arithmetic import at_least_float32
@@ -303,12 +303,11 @@ def _positive_weights(matched_boxes: Tensor, images: Tensor, targets: list[dict[
     Returns:
         None if no target has weights.
     """
-    if not any("weights" in target for target in targets):
+    weights = object_weights(targets, matched_boxes.device)
+    if weights is None:
         return None
-    device = matched_boxes.device
-    weights = [target.get("weights", torch.ones(len(target["boxes"]))).float() for target in targets]
     # Padded by one object, so that index 0 exists even if no image has objects.
-    padded_weights = F.pad(pad_sequence([send(w, device) for w in weights], batch_first=True), (0, 1))
+    padded_weights = F.pad(pad_sequence(weights, batch_first=True), (0, 1))
     padded_boxes = pad_sequence([target["boxes"] for target in targets], batch_first=True)
     padded_boxes = F.pad(padded_boxes, (0, 0, 0, 1), value=torch.nan)  # (N, G + 1, 4)
     is_match = (padded_boxes[images] == matched_boxes[:, None]).all(dim=2)  # (P, G + 1)

@@ -6,6 +6,8 @@ it has. Shapes: see `maskloss.losses`.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -266,11 +268,30 @@ def mask_box_loss(
     Source: Tian et al., BoxInst, 2020, arXiv:2012.02310, equation 8.
     """
     check_in_range(0, pairwise_weight=pairwise_weight)
-    loss = mask_projection_loss(mask_logits, gt_box_grids)
-    pairwise = mask_pairwise_loss(
-        mask_logits, image_crops, gt_box_grids, color_threshold=color_threshold, dilation=dilation
+    return _box_loss(
+        mask_logits,
+        image_crops,
+        gt_box_grids,
+        pairwise_weight,
+        color_threshold=color_threshold,
+        dilation=dilation,
+        reduction=reduction,
     )
-    return reduced(loss + pairwise_weight * pairwise, reduction)
+
+
+def _box_loss(
+    mask_logits: Tensor,
+    image_crops: Tensor,
+    gt_box_grids: Tensor,
+    pairwise_weight: float | Tensor,
+    *,
+    reduction: Reduction,
+    **knobs: Any,
+) -> Tensor:
+    """Compute `mask_box_loss`, also with a weight on the device, whose range cannot be checked without waiting."""
+    projection = mask_projection_loss(mask_logits, gt_box_grids)
+    pairwise = mask_pairwise_loss(mask_logits, image_crops, gt_box_grids, **knobs)
+    return reduced(projection + pairwise_weight * pairwise, reduction)
 
 
 class MaskBoxLoss(LossModule):
@@ -323,15 +344,13 @@ class MaskBoxLoss(LossModule):
 
     def forward(self, mask_logits: Tensor, image_crops: Tensor, gt_box_grids: Tensor) -> Tensor:
         """Compute `mask_box_loss`, and count the step in training."""
-        projection = mask_projection_loss(mask_logits, gt_box_grids)
         knobs = self.knobs
-        weight, reduction = knobs.pop("pairwise_weight"), knobs.pop("reduction")
-        pairwise = mask_pairwise_loss(mask_logits, image_crops, gt_box_grids, **knobs)
         # Computed on the device, because reading the number of steps would synchronize.
         ramp = (self.steps / max(self.warmup_steps, 1)).clamp(max=1.0) if self.warmup_steps else 1.0
         if self.training and torch.is_grad_enabled():
             self.steps += 1
-        return reduced(projection + weight * ramp * pairwise, reduction)
+        weight = knobs.pop("pairwise_weight") * ramp
+        return _box_loss(mask_logits, image_crops, gt_box_grids, weight, **knobs)
 
 
 def pairwise_disagreement(mask_logits: Tensor, *, dilation: int = 2) -> Tensor:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from maskloss.data import entries
+
 
 def check_field(condition: Any, field: str, expected: str, value: Any) -> None:
     """Raise ValueError that names the field, unless a condition holds.
@@ -31,12 +33,7 @@ def is_whole(value: Any, low: float = -math.inf, high: float = math.inf) -> bool
 
 def is_number(value: Any, low: float = -math.inf, high: float = math.inf) -> bool:
     """Return whether a value is a finite number in [low, high]. True and False are not."""
-    if not isinstance(value, int | float) or isinstance(value, bool):
-        return False
-    try:
-        return math.isfinite(value) and low <= value <= high
-    except OverflowError:  # an integer that is too large for a float
-        return False
+    return entries.is_number(value) and bool(low <= value <= high)
 
 
 def first_line(error: BaseException) -> str:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import maskloss
 from maskloss import EncodedMasks, LossWeights, MaskRCNNLoss, MaskTargets
 from maskloss.detection import point_rend as module
-from maskloss.detection.mask_branch import Positives
+from maskloss.detection.mask_branch import DetectedBoxes, Positives
 from maskloss.detection.point_rend import (
     CoarseMaskHead,
     PointHead,
@@ -225,9 +225,8 @@ def test_subdivision_by_plain_loops():
     nn.init.normal_(branch.coarse_head.prediction.weight)
     features = {"0": torch.rand(1, model.backbone.out_channels, 16, 16)}
     boxes, labels, sizes = torch.tensor([[5.0, 6.0, 50.0, 60.0]]), torch.tensor([1]), [(64, 64)]
-    found = branch._refined(features, boxes, labels, sizes)
-    counts: Any = None
-    rois = Positives([boxes], [labels], [labels], sizes, counts)
+    rois = DetectedBoxes([boxes], [labels], [torch.tensor([0.9])], sizes)
+    found = branch._refined(features, rois)
     coarse = branch._coarse_logits(features, rois)
     logits = coarse
     for step, side in enumerate((14, 28, 56, 112, 224)):
