@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import itertools
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -28,13 +29,13 @@ from tqdm import tqdm
 
 import maskloss
 from benchmarks.real_network.network import read_network
-from maskloss.data.coco import CocoData, read_coco
+from maskloss.data.coco import CocoData, ImageRecord, read_coco
 from maskloss.data.dataset import CocoDataset
 from maskloss.detection.mask_branch import DetectedBoxes, MaskBranch, Positives
 from maskloss.masks.encoded import EncodedMasks
 from maskloss.masks.paste import unaligned_offset
 
-VERSION = 1
+VERSION = 2
 DTYPES = {"float16": torch.float16, "float32": torch.float32}
 
 
@@ -81,17 +82,21 @@ class RoIs:
 
 @dataclass(frozen=True)
 class PositiveRoIs(RoIs):
-    """The positives of the training images.
+    """The positives of the training images, of which there may be several views.
+
+    View v of training image i is image number i + v * (number of training images) here.
 
     Attributes:
         matched_idxs: (R,) int64, index of the object in the image that each RoI is matched to, without crowds.
         object_boxes: (R, 4) float32, the box of that object, xyxy in px of the resized image.
         pixels: N resized images, (3, H, W) uint8.
+        flipped: (N,) bool, whether the view is the mirror image.
     """
 
     matched_idxs: Tensor
     object_boxes: Tensor
     pixels: list[Tensor]
+    flipped: Tensor
 
     def crops(self, rows: Tensor, size: int) -> Tensor:
         """Crop the resized images to RoIs.
@@ -145,17 +150,26 @@ class Cache:
     fingerprint: str
     _targets: dict[tuple[int, maskloss.MaskTargets], Tensor] = field(default_factory=dict)
 
+    def train_record(self, image: int) -> ImageRecord:
+        """Return the annotations of a training image, given the number of any of its views."""
+        return self.train_data.images[image % len(self.train_data.images)]
+
+    def train_images(self) -> Tensor:
+        """Return the index of each positive's training image, (R,) int64, without counting views."""
+        return self.train.image_index % len(self.train_data.images)
+
     def mask_targets(self, size: int, settings: maskloss.MaskTargets) -> Tensor:
         """Return the mask targets (P, size, size) of all positives, computed once per size and settings."""
         key = (size, settings)
         if key not in self._targets:
             train = self.train
             targets = [train.boxes.new_zeros((0, size, size))]
-            for image, record in enumerate(self.train_data.images):
+            for image in range(len(train.sizes)):
                 rows = train.rows_of(image)
-                masks = resized_masks(
-                    record.object_masks(), train.network_size_of(image), aligned=settings.aligned
-                )
+                masks = self.train_record(image).object_masks()
+                if train.flipped[image]:
+                    masks = masks.horizontal_flip()
+                masks = resized_masks(masks, train.network_size_of(image), aligned=settings.aligned)
                 targets.append(
                     maskloss.mask_targets(
                         masks,
@@ -248,6 +262,8 @@ def make_cache(
     val_data: CocoData,
     *,
     positives: int = 64,
+    shorter_sides: Sequence[int] | None = None,
+    flips: bool = False,
     seed: int = 0,
     dtype: str = "float16",
 ) -> dict[str, Any]:
@@ -258,7 +274,10 @@ def make_cache(
         category_ids: the category of each label from 1 on.
         train_data: training images; the network's own RoI heads match proposals and objects.
         val_data: validation images.
-        positives: maximum number of positives sampled per training image.
+        positives: maximum number of positives sampled per view of a training image.
+        shorter_sides: lengths in px to which the shorter side of training images is resized, one view for each; by
+            default, only the network's own.
+        flips: also view the mirror image of each.
         seed: random seed of the sampling; the samples of an image do not depend on the other images.
         dtype: dtype of the features, a key of `DTYPES`.
     """
@@ -267,29 +286,62 @@ def make_cache(
     maskloss.convert(model, "aligned", paste=None, mask_branch=recorder)
     seen: list[Tensor] = []
     handle = model.backbone.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
-    of_sets: dict[str, dict[str, Any]] = {}
-    for name, data in (("train", train_data), ("val", val_data)):
-        labels = _network_labels(data, category_ids)
-        records: list[dict[str, Tensor]] = []
-        pixels = []
-        for index, (image, target) in enumerate(tqdm(_samples(data), total=len(data.images), desc=name)):
+    content: dict[str, Any] = {"version": VERSION, "positives": positives, "seed": seed, "dtype": dtype}
+
+    own_sides, longest = model.transform.min_size, model.transform.max_size
+    labels = _network_labels(train_data, category_ids)
+    records: list[dict[str, Tensor]] = []
+    pixels = []
+    views = list(itertools.product(shorter_sides or own_sides, (False, True) if flips else (False,)))
+    for number, (shorter_side, flipped) in enumerate(views):
+        model.transform.min_size = (shorter_side,)
+        model.transform.max_size = round(longest * shorter_side / own_sides[-1])
+        samples = tqdm(
+            _samples(train_data), total=len(train_data.images), desc=f"train {number + 1}/{len(views)}"
+        )
+        for image, target in samples:
+            target = {**target, "labels": labels[target["labels"]]}
+            if flipped:
+                image, target = _mirrored(image, target)
             seen.clear()
-            with torch.no_grad(), torch.random.fork_rng(devices=[]):
-                if name == "train":
-                    torch.manual_seed(1_000_003 * seed + index)
-                    with _sampling_positives(model, positives):
-                        model([image], [{**target, "labels": labels[target["labels"]]}])
-                    pixels.append(_as_bytes(model, seen[0], recorder.recorded["network_size"].tolist()))
-                else:
-                    model([image])
-            size = torch.tensor(image.shape[-2:])
-            index_of = torch.full_like(recorder.recorded["labels"], index)
-            records.append({**recorder.recorded, "image_index": index_of, "size": size})
-        of_sets[name] = _joined(records) | {"image_ids": torch.tensor([image.id for image in data.images])}
-        if name == "train":
-            of_sets[name]["pixels"] = pixels
+            with torch.no_grad(), torch.random.fork_rng(devices=[]), _sampling_positives(model, positives):
+                torch.manual_seed(1_000_003 * seed + len(records))
+                model([image], [target])
+            pixels.append(_as_bytes(model, seen[0], recorder.recorded["network_size"].tolist()))
+            records.append(_numbered(recorder.recorded, len(records), image))
+    content["train"] = _joined(records) | {
+        "image_ids": torch.tensor([image.id for image in train_data.images]).repeat(len(views)),
+        "pixels": pixels,
+        "flipped": torch.tensor([flipped for _, flipped in views]).repeat_interleave(len(train_data.images)),
+    }
+
+    model.transform.min_size, model.transform.max_size = own_sides, longest
+    records = []
+    for image, _ in tqdm(_samples(val_data), total=len(val_data.images), desc="val"):
+        with torch.no_grad():
+            model([image])
+        records.append(_numbered(recorder.recorded, len(records), image))
+    content["val"] = _joined(records) | {"image_ids": torch.tensor([image.id for image in val_data.images])}
     handle.remove()
-    return {"version": VERSION, "positives": positives, "seed": seed, "dtype": dtype, **of_sets}
+    return content
+
+
+def _mirrored(image: Tensor, target: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
+    """Return the mirror image of a sample, with what a mask branch reads of its target."""
+    width = image.shape[-1]
+    x1, y1, x2, y2 = target["boxes"].unbind(dim=1)
+    boxes = torch.stack([width - x2, y1, width - x1, y2], dim=1)
+    return image.flip(-1), {
+        "boxes": boxes,
+        "labels": target["labels"],
+        "masks": target["masks"].horizontal_flip(),
+    }
+
+
+def _numbered(recorded: dict[str, Tensor], index: int, image: Tensor) -> dict[str, Tensor]:
+    """Return what was recorded of an image, with its number and size."""
+    size = torch.tensor(image.shape[-2:])
+    return {**recorded, "image_index": torch.full_like(recorded["labels"], index), "size": size}
 
 
 def open_cache(path: Path, network: Any, train_data: CocoData, val_data: CocoData) -> Cache:
@@ -308,7 +360,8 @@ def open_cache(path: Path, network: Any, train_data: CocoData, val_data: CocoDat
     if content["version"] != VERSION:
         raise ValueError(f"{path}: has version {content['version']}, not {VERSION}; make the cache again")
     for name, data in (("train", train_data), ("val", val_data)):
-        if content[name]["image_ids"].tolist() != [image.id for image in data.images]:
+        ids = content[name]["image_ids"]
+        if ids[: len(data.images)].tolist() != [image.id for image in data.images]:
             raise ValueError(f"{path}: its {name} images are not those of {data.annotation_file}")
     digest = hashlib.sha256()
     for name in ("train", "val"):
@@ -378,7 +431,16 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add_arguments(parser)
-    parser.add_argument("--positives", type=int, default=64, help="maximum number per training image")
+    parser.add_argument(
+        "--positives", type=int, default=64, help="maximum number per view of a training image"
+    )
+    parser.add_argument(
+        "--shorter-sides",
+        type=int,
+        nargs="+",
+        help="sizes in px at which the training images are viewed; by default, the network's own",
+    )
+    parser.add_argument("--flips", action="store_true", help="also view the mirror images")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--dtype", choices=list(DTYPES), default="float16", help="dtype of the features")
     arguments = parser.parse_args()
@@ -390,6 +452,8 @@ def main() -> None:
         read_coco(arguments.images, arguments.train),
         read_coco(arguments.images, arguments.val),
         positives=arguments.positives,
+        shorter_sides=arguments.shorter_sides,
+        flips=arguments.flips,
         seed=arguments.seed,
         dtype=arguments.dtype,
     )

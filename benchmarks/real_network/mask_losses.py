@@ -288,12 +288,12 @@ def evaluate(cache: Cache, branch: MaskLayers, loss: maskloss.MaskRCNNLoss) -> d
 
 
 def positives_iou(cache: Cache, branch: MaskLayers, loss: maskloss.MaskRCNNLoss, rows: Tensor) -> float:
-    """Return the mean IoU of some training positives' pasted masks with their objects."""
+    """Return the mean IoU of some training positives' pasted masks with their objects, in views without a flip."""
     train = cache.train
     probs = predict(branch, loss, train.features[rows], train.labels[rows])
     ious: list[float] = []
     for image in train.image_index[rows].unique().tolist():
-        record = cache.train_data.images[image]
+        record = cache.train_record(image)
         here = torch.where(train.image_index[rows] == image)[0]
         scores = torch.ones(len(here))
         results = _pasted(cache, train, image, rows[here], probs[here], loss, record, scores)
@@ -452,8 +452,9 @@ def tune(
     """
     if len(learning_rates) == 1:
         return learning_rates[0]
-    held_out = cache.train.image_index % 5 == 0
-    training, testing = torch.where(~held_out)[0], torch.where(held_out)[0]
+    held_out = cache.train_images() % 5 == 0
+    first_view = cache.train.image_index < len(cache.train_data.images)
+    training, testing = torch.where(~held_out)[0], torch.where(held_out & first_view)[0]
 
     def compute(learning_rate: float) -> dict[str, Any]:
         loss, losses = make_loss(config), []

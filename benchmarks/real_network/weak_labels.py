@@ -47,7 +47,7 @@ class Labels:
 
     Attributes:
         has_mask: (O,) bool.
-        points: (O, K, 3), x and y in px of the resized image, and the label: 1 inside the object, 0 outside.
+        points: (O, K, 3), x and y in px of the image, and the label: 1 inside the object, 0 outside.
         weights: (O,).
         mask_of: (O,) int64, index of the object whose mask each object has: itself, unless its mask was replaced.
     """
@@ -62,7 +62,7 @@ def objects_of(cache: Cache) -> Tensor:
     """Return the index of each positive's object, (R,) int64, counted over all images."""
     counts = torch.tensor([len(image.objects) for image in cache.train_data.images])
     first = counts.cumsum(0) - counts
-    return first[cache.train.image_index] + cache.train.matched_idxs
+    return first[cache.train_images()] + cache.train.matched_idxs
 
 
 def full_labels(cache: Cache) -> Labels:
@@ -79,17 +79,25 @@ def full_labels(cache: Cache) -> Labels:
 def random_points(cache: Cache, generator: torch.Generator) -> Tensor:
     """Draw `POINTS` points uniformly in each object's box, and label them by its mask: (O, K, 3)."""
     points = []
-    for image, record in enumerate(cache.train_data.images):
-        height, width = cache.train.network_size_of(image)
-        scale = torch.tensor([width / record.width, height / record.height])
-        bitmaps = record.object_masks().resize(height, width).bitmaps()
+    for record in cache.train_data.images:
+        bitmaps = record.object_masks().bitmaps()
         for annotation, bitmap in zip(record.objects, bitmaps, strict=True):
             box = torch.tensor(annotation.box)
-            low, high = box[:2] * scale, box[2:] * scale
-            xy = low + torch.rand(POINTS, 2, generator=generator) * (high - low)
-            column, row = xy[:, 0].long().clamp(max=width - 1), xy[:, 1].long().clamp(max=height - 1)
+            xy = box[:2] + torch.rand(POINTS, 2, generator=generator) * (box[2:] - box[:2])
+            column = xy[:, 0].long().clamp(max=record.width - 1)
+            row = xy[:, 1].long().clamp(max=record.height - 1)
             points.append(torch.cat([xy, bitmap[row, column].float()[:, None]], dim=1))
     return torch.stack(points)
+
+
+def points_in_view(cache: Cache, points: Tensor, rows: Tensor) -> Tensor:
+    """Return the points (P, K, 2) of positives' objects, given in px of the image, in px of the view."""
+    train = cache.train
+    images = train.image_index[rows]
+    sizes, network_sizes = (of.flip(1)[images, None].float() for of in (train.sizes, train.network_sizes))
+    xy = points[..., :2]
+    mirrored = torch.stack([sizes[..., 0] - xy[..., 0], xy[..., 1]], dim=-1)
+    return torch.where(train.flipped[images, None, None], mirrored, xy) * network_sizes / sizes
 
 
 def chosen(cache: Cache, share: float, generator: torch.Generator) -> Tensor:
@@ -178,8 +186,9 @@ def train_case(
     generator = torch.Generator().manual_seed(seed)
     # A positive whose object has another one's mask gets the targets of a random positive of that other object.
     target_rows = torch.arange(len(objects))
+    views = train.image_index // len(cache.train_data.images)
     for row in torch.where(labels.mask_of[objects] != objects)[0].tolist():
-        others = torch.where(objects == labels.mask_of[objects[row]])[0]
+        others = torch.where((objects == labels.mask_of[objects[row]]) & (views == views[row]))[0]
         if len(others):
             target_rows[row] = others[torch.randint(len(others), (1,), generator=generator)]
     crops: dict[int, Tensor] = {}
@@ -195,7 +204,7 @@ def train_case(
         targets = torch.where((kind == Supervision.MASK)[:, None, None], targets, 0.0)
         boxes = train.boxes[rows]
         points = labels.points[objects[rows]]
-        coords, point_labels = points_in_boxes(points[..., :2], points[..., 2], boxes)
+        coords, point_labels = points_in_boxes(points_in_view(cache, points, rows), points[..., 2], boxes)
         if loss.uses_image and size not in crops:
             crops[size] = train.crops(torch.arange(len(objects)), size)
         mask_labels = MaskLabels(

@@ -16,6 +16,7 @@ from torchvision.models.detection.mask_rcnn import MaskRCNNHeads
 from torchvision.ops import FrozenBatchNorm2d
 
 from maskloss.detection.mask_predictor import ClassSelectedMaskPredictor
+from maskloss.detection.mask_size import MaskSize, set_mask_size
 
 MODEL_NAMES = ("maskrcnn_resnet50_fpn", "maskrcnn_resnet50_fpn_v2", "resnet18", "mobilenet_v2")
 
@@ -45,6 +46,8 @@ class ModelSettings:
         trainable_layers: number of backbone stages that are trained, counted from the end: at most five for a resnet
             and six for the mobilenet; None for all. The FPN and the heads are always trained.
         max_detections: maximum detections per image. COCO's 100 is too low for cells or crowds.
+        mask_size: side of the predicted masks in cells: 14, 28 or 56; None for the model's own, which is 28 for the
+            models named here.
 
     Example:
         >>> ModelSettings("resnet18", num_classes=3).max_detections
@@ -61,6 +64,7 @@ class ModelSettings:
     normalization_eps: float = 1e-5
     trainable_layers: int | None = None
     max_detections: int = 100
+    mask_size: MaskSize | None = None
 
 
 def build_model(settings: ModelSettings) -> MaskRCNN:
@@ -98,6 +102,8 @@ def build_model(settings: ModelSettings) -> MaskRCNN:
     if settings.frozen_normalization:
         _freeze_normalization(model.backbone.body, settings.normalization_eps)
     _freeze_stages(model.backbone.body, settings.name, settings.trainable_layers)
+    if settings.mask_size is not None:
+        set_mask_size(model, settings.mask_size)
     return model
 
 
@@ -213,12 +219,12 @@ class LoadedWeights:
 
     Attributes:
         loaded: number of the model's tensors that were loaded.
-        left: names of the model's tensors that keep their random values.
+        left: names of the model's tensors that keep their start values.
         unused: names of the file's tensors that the model does not have, or has with another shape.
 
     Example:
         >>> print(LoadedWeights(2, [], ["fc.weight", "fc.bias"]))
-        loaded 2 tensors; 0 of the model keep random values; 2 of the file are not used (fc)
+        loaded 2 tensors; 0 of the model keep their start values; 2 of the file are not used (fc)
     """
 
     loaded: int
@@ -228,7 +234,7 @@ class LoadedWeights:
     def __str__(self) -> str:
         return (
             f"loaded {self.loaded} tensors; "
-            f"{len(self.left)} of the model keep random values{_shown(self.left)}; "
+            f"{len(self.left)} of the model keep their start values{_shown(self.left)}; "
             f"{len(self.unused)} of the file are not used{_shown(self.unused)}"
         )
 

@@ -33,7 +33,11 @@ from maskloss.detection.compatibility import (
 from maskloss.detection.loss_holder import ImageRandomStates, move_to
 from maskloss.detection.mask_branch import MaskBranch
 from maskloss.detection.mask_iou import MaskIoUBranch
-from maskloss.detection.mask_predictor import ClassSelectedMaskPredictor
+from maskloss.detection.mask_predictor import (
+    SECOND_UPSAMPLING,
+    STOCK_LAYERS,
+    ClassSelectedMaskPredictor,
+)
 from maskloss.detection.point_rend import PointRendBranch
 from maskloss.detection.pooling import MultiScaleRoIAlign
 from maskloss.detection.roi_heads import RoIHeads
@@ -171,7 +175,7 @@ def convert(
         type(predictor) is MaskRCNNPredictor
         and "forward" not in vars(predictor)
         # The predictor is a Sequential, to which users may have added layers.
-        and list(predictor._modules) == ["conv5_mask", "relu", "mask_fcn_logits"]
+        and tuple(name for name in predictor._modules if name not in SECOND_UPSAMPLING) == STOCK_LAYERS
     ):
         predictor.__class__ = ClassSelectedMaskPredictor
     heads = model.roi_heads

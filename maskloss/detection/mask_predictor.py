@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import Any, cast
+
 import torch
 import torch.fx
 import torch.nn.functional as F
@@ -9,6 +12,11 @@ from torch import Tensor, nn
 from torchvision.models.detection.mask_rcnn import MaskRCNNPredictor
 
 from maskloss.losses.mask_classes import select_class_masks
+
+#: Names of the layers of torchvision's `MaskRCNNPredictor`.
+STOCK_LAYERS = ("conv5_mask", "relu", "mask_fcn_logits")
+#: Names of the layers that follow "relu" in masks of 56 x 56 cells.
+SECOND_UPSAMPLING = ("conv6_mask", "second_relu")
 
 
 class ClassSelectedMaskPredictor(MaskRCNNPredictor):
@@ -33,18 +41,20 @@ class ClassSelectedMaskPredictor(MaskRCNNPredictor):
         """Compute mask logits.
 
         Args:
-            features: (N, in_channels, M / 2, M / 2).
+            features: (N, in_channels, S, S). M is 2 S, or 4 S after `set_mask_size(model, 56)`.
             labels: (N,) int64 in [0, C), class of each RoI; None for the logits of all classes.
 
         Returns:
             (N, C, M, M) without labels, (N, 1, M, M) with labels.
         """
-        features = self.relu(self.conv5_mask(features))  # (N, dim_reduced, M, M)
+        *upsampling, layer = cast("Iterable[Any]", self._modules.values())
+        for module in upsampling:
+            features = module(features)
+        # Now (N, dim_reduced, M, M).
         # torch.fx.symbolic_trace passes a proxy for every argument. It should record torchvision's forward pass.
         if labels is None or isinstance(labels, torch.fx.Proxy):
-            logits: Tensor = self.mask_fcn_logits(features)
+            logits: Tensor = layer(features)
             return logits
-        layer = self.mask_fcn_logits
         if getattr(layer, "out_channels", None) == 1:
             # A class-agnostic head has one channel for all classes.
             agnostic: Tensor = layer(features)

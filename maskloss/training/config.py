@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args, get_type_hints
 from maskloss.data.dataset import Crowds
 from maskloss.detection.builders import MODEL_NAMES, MOST_DETECTIONS
 from maskloss.detection.conversion import MASK_BRANCHES
+from maskloss.detection.mask_size import MaskSize
 from maskloss.errors import InputError, one_line
 from maskloss.losses.criterion import MaskRCNNLoss
 from maskloss.training.file_fields import is_number
@@ -63,6 +64,8 @@ class TrainConfig:
             (num_classes, settings) -> model.
         mask_branch: "point_rend", "mask_iou", or the import path of a function or class that takes the model and
             returns a `maskloss.detection.mask_branch.MaskBranch`. If omitted, the mask layers are torchvision's.
+        mask_size: side in cells of the masks that torchvision's mask layers predict: 14, 28 or 56. If omitted: 28, or
+            the size that a user's model has.
         weights: a .safetensors or .pt file with the weights of a whole model or of a backbone, "DEFAULT" to download
             torchvision's pretrained weights, or "none" to start from random weights.
         loss: a preset (torchvision, detectron2, matterport, paper or aligned), or the import path
@@ -120,6 +123,7 @@ class TrainConfig:
     output: str
     model: str = "maskrcnn_resnet50_fpn"
     mask_branch: str | None = None
+    mask_size: MaskSize | None = None
     weights: str = "none"
     loss: LossConfig = "torchvision"
     max_steps: int = 1000
@@ -203,6 +207,12 @@ class TrainConfig:
             "mask_branch",
             f"{', '.join(MASK_BRANCHES)}, or an import path package.module.name",
             branch,
+        )
+        _check(
+            self.mask_size is None or branch != "point_rend",
+            "mask_size",
+            "omitted with --mask-branch point_rend, whose masks have 224 cells",
+            self.mask_size,
         )
         _check(
             known or self.weights != "DEFAULT",

@@ -20,6 +20,7 @@ from maskloss.data.coco import Category
 from maskloss.data.dataset import Crowds
 from maskloss.detection.builders import MODEL_NAMES, MOST_DETECTIONS, ModelSettings
 from maskloss.detection.conversion import MASK_BRANCHES, convert
+from maskloss.detection.mask_size import MASK_SIZES
 from maskloss.errors import InputError, one_line
 from maskloss.files import read_bytes, write_bytes
 from maskloss.losses.criterion import MaskRCNNLoss
@@ -426,6 +427,9 @@ def _settings_of(content: Any) -> ModelSettings:
     most = content.get("max_detections", 100)
     good = is_whole(most) and 1 <= most <= MOST_DETECTIONS
     check_field(good, "max_detections", f"an integer from 1 to {MOST_DETECTIONS:,}", most)
+    size = content.get("mask_size")
+    good = size is None or (is_whole(size) and size in MASK_SIZES)
+    check_field(good, "mask_size", "14, 28 or 56", size)
     return ModelSettings(**content)
 
 

@@ -10,6 +10,7 @@ from maskloss.detection.builders import MODEL_NAMES, ModelSettings, build_model
 from maskloss.detection.compatibility import check_parts, full_name, has_replaceable_transform
 from maskloss.detection.conversion import MASK_BRANCHES
 from maskloss.detection.mask_branch import MaskBranch
+from maskloss.detection.mask_size import set_mask_size
 from maskloss.errors import InputError
 from maskloss.training.import_paths import called, imported
 
@@ -19,10 +20,11 @@ def make_model(settings: ModelSettings) -> nn.Module:
 
     A name with a dot is the import path of a builder, `(num_classes, settings) -> model`. Its model must be one that
     `maskloss.convert` accepts, with torchvision's own transform. The builder decides how to use `settings.min_size` and
-    the other fields; only `settings.max_detections` is set on the model that it returns.
+    the other fields; only `settings.max_detections` and `settings.mask_size` are set on the model that it returns.
 
     Raises:
-        InputError: the builder does not exist, raises, or returns anything else.
+        InputError: the builder does not exist, raises, or returns anything else; or a size of masks is given for mask
+            layers that are not torchvision's.
     """
     if settings.name in MODEL_NAMES:
         return build_model(settings)
@@ -49,6 +51,11 @@ def make_model(settings: ModelSettings) -> nn.Module:
             f"{settings.num_classes}, background included"
         )
     heads.detections_per_img = settings.max_detections
+    if settings.mask_size is not None:
+        try:
+            set_mask_size(model, settings.mask_size)
+        except TypeError as error:
+            raise InputError(f"{where}, --mask-size {settings.mask_size}: {error}") from error
     return model
 
 

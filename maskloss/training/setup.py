@@ -225,6 +225,7 @@ def _model_settings(config: TrainConfig, num_classes: int) -> tuple[ModelSetting
         min_size=config.min_sizes,
         max_size=config.max_size,
         max_detections=config.max_detections,
+        mask_size=config.mask_size,
         **found,
     )
     return settings, weights

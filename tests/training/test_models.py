@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from torch import Tensor, nn
 from torchvision.models.detection import FasterRCNN, MaskRCNN
 from torchvision.models.detection.anchor_utils import AnchorGenerator
@@ -17,11 +18,13 @@ from torchvision.ops import MultiScaleRoIAlign
 from maskloss.cli import main
 from maskloss.detection.builders import ModelSettings
 from maskloss.detection.mask_branch import DetectedBoxes, MaskBranch, Positives, grids_of
+from maskloss.detection.mask_size import MaskSize
 from maskloss.errors import InputError
 from maskloss.losses import mask_bce_loss
 from maskloss.training.loop import train
 from maskloss.training.model_file import load_model
 from maskloss.training.models import make_mask_branch, make_model
+from maskloss.training.setup import initial_model
 
 from .small_runs import interrupted_after, narrow_models, small_config, write_data
 
@@ -164,6 +167,49 @@ def test_a_named_branch_goes_from_train_to_predict(
     assert f"its mask branch is {name}; omit --mask-branch" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("size", "settings"),
+    [(14, {}), (56, {}), (56, {"mask_branch": "mask_iou"}), (56, {"model": f"{HERE}.my_model"})],
+)
+def test_the_size_of_masks_goes_from_train_to_evaluate(
+    size: MaskSize, settings: dict[str, Any], data: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    train(small_config(data, run, mask_size=size, **settings))
+    metrics = json.loads((run / "metrics.json").read_text())
+    own = {"model": f"{HERE}.my_model"} if "model" in settings else {}
+    loaded = load_model(run, **own)
+    assert loaded.description.settings.mask_size == size
+    heads = loaded.model.eval().roi_heads
+    heads.score_thresh = 0.0
+    (detection,) = loaded.model([torch.rand(3, 64, 64)])
+    assert detection["masks"].shape[-2:] == (size, size)
+    command("evaluate", data, run, tmp_path / "evaluated", *[f"--model={path}" for path in own.values()])
+    assert json.loads((tmp_path / "evaluated/metrics.json").read_text()) == metrics
+    # Resumed with another size, it would be another model.
+    with pytest.raises(InputError, match="mask_size"):
+        train(small_config(data, run, mask_size=28, resume=True, **settings))
+
+
+def test_masks_of_56_cells_start_from_trained_weights_of_28(data: Path, tmp_path: Path) -> None:
+    train(small_config(data, tmp_path / "run"))
+    weights = str(tmp_path / "run/model.safetensors")
+    config = small_config(data, tmp_path / "more", mask_size=56, weights=weights)
+    _, _, loaded = initial_model(config, 4)
+    assert loaded is not None
+    assert sorted(loaded.left) == [
+        f"roi_heads.mask_predictor.conv6_mask.{name}" for name in ("bias", "weight")
+    ]
+
+
+def test_the_size_of_a_users_own_mask_layers_is_refused(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(
+        InputError, match="--mask-size 56: the size of masks can be set only for torchvision's"
+    ):
+        train(small_config(data, tmp_path / "run", model=f"{HERE}.boxes_alone", mask_size=56))
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_model_without_masks_trains_its_boxes(data: Path, tmp_path: Path) -> None:
     path = f"{HERE}.boxes_alone"
     train(small_config(data, tmp_path / "run", model=path))
@@ -240,6 +286,10 @@ def test_an_invalid_mask_branch_is_named(name: str, message: str) -> None:
     [
         ({"model": "resnet19"}, "--model must be one of maskrcnn_resnet50_fpn, .* or an import path"),
         ({"mask_branch": "own"}, "--mask-branch must be point_rend, mask_iou, or an import path"),
+        (
+            {"mask_size": 56, "mask_branch": "point_rend"},
+            "--mask-size must be omitted with --mask-branch point_rend",
+        ),
         ({"model": "my.model", "weights": "DEFAULT"}, "--weights must be a file or none, because no weights"),
     ],
 )
