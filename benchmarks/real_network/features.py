@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import itertools
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -286,44 +285,87 @@ def make_cache(
     maskloss.convert(model, "aligned", paste=None, mask_branch=recorder)
     seen: list[Tensor] = []
     handle = model.backbone.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
-    content: dict[str, Any] = {"version": VERSION, "positives": positives, "seed": seed, "dtype": dtype}
-
-    own_sides, longest = model.transform.min_size, model.transform.max_size
-    labels = _network_labels(train_data, category_ids)
+    views = views_of(model, shorter_sides, flips=flips)
     records: list[dict[str, Tensor]] = []
     pixels = []
-    views = list(itertools.product(shorter_sides or own_sides, (False, True) if flips else (False,)))
-    for number, (shorter_side, flipped) in enumerate(views):
-        model.transform.min_size = (shorter_side,)
-        model.transform.max_size = round(longest * shorter_side / own_sides[-1])
-        samples = tqdm(
-            _samples(train_data), total=len(train_data.images), desc=f"train {number + 1}/{len(views)}"
-        )
-        for image, target in samples:
-            target = {**target, "labels": labels[target["labels"]]}
-            if flipped:
-                image, target = _mirrored(image, target)
-            seen.clear()
-            with torch.no_grad(), torch.random.fork_rng(devices=[]), _sampling_positives(model, positives):
-                torch.manual_seed(1_000_003 * seed + len(records))
-                model([image], [target])
-            pixels.append(_as_bytes(model, seen[0], recorder.recorded["network_size"].tolist()))
-            records.append(_numbered(recorder.recorded, len(records), image))
-    content["train"] = _joined(records) | {
+    for image in sample_positives(model, train_data, category_ids, views, positives=positives, seed=seed):
+        pixels.append(_as_bytes(model, seen[-1], recorder.recorded["network_size"].tolist()))
+        seen.clear()
+        records.append(_numbered(recorder.recorded, len(records), image))
+    train = _joined(records) | {
         "image_ids": torch.tensor([image.id for image in train_data.images]).repeat(len(views)),
         "pixels": pixels,
-        "flipped": torch.tensor([flipped for _, flipped in views]).repeat_interleave(len(train_data.images)),
+        "flipped": torch.tensor([view.flipped for view in views]).repeat_interleave(len(train_data.images)),
+    }
+    handle.remove()
+    records = []
+    for image in detect(model, val_data):
+        records.append(_numbered(recorder.recorded, len(records), image))
+    val = _joined(records) | {"image_ids": torch.tensor([image.id for image in val_data.images])}
+    return {
+        "version": VERSION,
+        "positives": positives,
+        "seed": seed,
+        "dtype": dtype,
+        "train": train,
+        "val": val,
     }
 
+
+@dataclass(frozen=True)
+class View:
+    """A size of the training images, and whether they are mirrored."""
+
+    shorter_side: int
+    flipped: bool
+
+
+def views_of(
+    model: MaskRCNN, shorter_sides: Sequence[int] | None = None, *, flips: bool = False
+) -> list[View]:
+    """Return the views of the training images: each size, by default only the model's own, without and with a flip."""
+    sides = shorter_sides or model.transform.min_size[-1:]
+    return [View(side, flipped) for side in sides for flipped in ((False, True) if flips else (False,))]
+
+
+def sample_positives(
+    model: MaskRCNN,
+    data: CocoData,
+    category_ids: list[int],
+    views: Sequence[View],
+    *,
+    positives: int,
+    seed: int = 0,
+) -> Iterator[Tensor]:
+    """Run a converted model over all views of the training images, so that its mask branch receives the positives.
+
+    Layers are in evaluation mode, and nothing records gradients. Images are yielded, (3, H, W), after their pass.
+    """
+    own_sides, longest = model.transform.min_size, model.transform.max_size
+    labels = _network_labels(data, category_ids)
+    images = 0
+    for number, view in enumerate(views, start=1):
+        model.transform.min_size = (view.shorter_side,)
+        model.transform.max_size = round(longest * view.shorter_side / own_sides[-1])
+        samples = tqdm(_samples(data), total=len(data.images), desc=f"train {number}/{len(views)}")
+        for image, target in samples:
+            target = {**target, "labels": labels[target["labels"]]}
+            if view.flipped:
+                image, target = _mirrored(image, target)
+            with torch.no_grad(), torch.random.fork_rng(devices=[]), _sampling_positives(model, positives):
+                torch.manual_seed(1_000_003 * seed + images)
+                model([image], [target])
+            images += 1
+            yield image
     model.transform.min_size, model.transform.max_size = own_sides, longest
-    records = []
-    for image, _ in tqdm(_samples(val_data), total=len(val_data.images), desc="val"):
+
+
+def detect(model: MaskRCNN, data: CocoData) -> Iterator[Tensor]:
+    """Run a converted model over images, so that its mask branch receives the detections."""
+    for image, _ in tqdm(_samples(data), total=len(data.images), desc="val"):
         with torch.no_grad():
             model([image])
-        records.append(_numbered(recorder.recorded, len(records), image))
-    content["val"] = _joined(records) | {"image_ids": torch.tensor([image.id for image in val_data.images])}
-    handle.remove()
-    return content
+        yield image
 
 
 def _mirrored(image: Tensor, target: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:

@@ -561,32 +561,44 @@ COLUMNS = {
 COMPARED = ("AP", "boundary AP", "IoU")
 
 
-def table(found: Mapping[str, Mapping[int, Mapping[str, Any]]], baseline: str) -> str:
-    """Return a Markdown table of means over the seeds, and of paired differences with Student's 95 % intervals."""
-    names = {metric: column for column, metric in COLUMNS.items()}
+def table(
+    found: Mapping[str, Mapping[int, Mapping[str, Any]]],
+    baseline: str,
+    columns: Mapping[str, str] = COLUMNS,
+    compared: Sequence[str] = COMPARED,
+) -> str:
+    """Return a Markdown table of means over the seeds, and of paired differences with Student's 95 % intervals.
+
+    Args:
+        found: runs by variant and seed.
+        baseline: the variant that the others are compared with.
+        columns: key of a run's metrics for each column.
+        compared: keys whose differences to the baseline are shown.
+    """
+    names = {metric: column for column, metric in columns.items()}
     heads = [
-        "loss",
+        "variant",
         "learning rate",
         "seeds",
-        *COLUMNS,
-        *(f"{names[metric]} over {baseline}" for metric in COMPARED),
+        *columns,
+        *(f"{names[metric]} over {baseline}" for metric in compared),
     ]
     summaries = {
         metric: summarized(
             {v: {seed: run["metrics"][metric] for seed, run in runs.items()} for v, runs in found.items()},
             baseline,
         )
-        for metric in COLUMNS.values()
+        for metric in columns.values()
     }
     lines = [heads, ["---"] * len(heads)]
     for variant, runs in found.items():
         rates = sorted({run["learning_rate"] for run in runs.values()})
         cells = [variant, ", ".join(f"{rate:g}" for rate in rates), str(len(runs))]
-        for metric in COLUMNS.values():
+        for metric in columns.values():
             summary = summaries[metric][variant]
             spread = "" if summary.deviation is None else f" ± {100 * summary.deviation:.1f}"
             cells.append(_percent(summary.mean) + spread)
-        for metric in COMPARED:
+        for metric in compared:
             difference = summaries[metric][variant].difference
             if difference is None:
                 cells.append("")

@@ -14,7 +14,7 @@ from PIL import Image
 from torchvision.ops import box_iou
 
 import maskloss
-from benchmarks.real_network.features import Cache, make_cache, open_cache
+from benchmarks.real_network.features import VERSION, Cache, make_cache, open_cache
 from benchmarks.real_network.mask_losses import (
     VARIANTS,
     RunFile,
@@ -30,8 +30,11 @@ from benchmarks.real_network.mask_losses import (
     train_branch,
 )
 from benchmarks.real_network.network import read_network
+from benchmarks.real_network.weak_labels import objects_of, points_in_view, random_points
 from maskloss.data.coco import read_coco
 from maskloss.data.dataset import CocoDataset
+from maskloss.losses.mask_weak import sample_at_points
+from maskloss.masks.points import points_in_boxes
 from maskloss.training.loss_config import make_loss
 
 NETWORK = """
@@ -165,6 +168,61 @@ def test_crops_show_the_image_where_the_targets_are(cache):
         assert brightness[of_image][inside].mean() > brightness[of_image][~inside].mean() + 0.05
 
 
+@pytest.fixture(scope="module")
+def views(cache: Cache, tmp_path_factory: pytest.TempPathFactory) -> Cache:
+    """Return a cache of the same images at two sizes, without and with a flip."""
+    folder = tmp_path_factory.mktemp("views")
+    (folder / "network.py").write_text(NETWORK)
+    network = read_network(folder / "network.py")
+    content = make_cache(
+        network.build,
+        network.CATEGORY_IDS,
+        cache.train_data,
+        cache.val_data,
+        positives=8,
+        shorter_sides=[48, 64],
+        flips=True,
+        dtype="float32",
+    )
+    torch.save(content, folder / "cache.pt")
+    return open_cache(folder / "cache.pt", network, cache.train_data, cache.val_data)
+
+
+def test_views_are_sizes_of_the_training_images_and_their_mirror_images(cache, views):
+    train = views.train
+    assert train.flipped.tolist() == [False, False, True, True] * 2
+    assert train.network_sizes.min(dim=1).values.tolist() == [48] * 4 + [64] * 4
+    torch.testing.assert_close(train.features[: len(cache.train.boxes)], cache.train.features)
+    torch.testing.assert_close(views.val.boxes, cache.val.boxes)
+    for image in range(4):
+        view = image // 2 * 4 + image % 2
+        torch.testing.assert_close(train.pixels[view + 2], train.pixels[view].flip(-1), rtol=0, atol=1)
+        assert views.train_record(view + 2).id == cache.train_data.images[image % 2].id
+    assert views.train_images().unique().tolist() == [0, 1]
+
+
+def test_targets_of_all_views_lie_on_the_bright_objects(views):
+    targets = views.mask_targets(12, maskloss.MaskTargets())
+    crops = views.train.crops(torch.arange(len(targets)), 12).mean(dim=1)
+    for image in range(8):
+        rows = views.train.rows_of(image)
+        inside = targets[rows] > 0.9
+        assert crops[rows][inside].mean() > crops[rows][~inside].mean() + 0.05, image
+
+
+def test_points_move_with_the_views(views):
+    train, points = views.train, random_points(views, torch.Generator().manual_seed(0))
+    rows = torch.arange(len(train.boxes))
+    moved = points_in_view(views, points[objects_of(views)], rows)
+    coords, labels = points_in_boxes(moved, points[objects_of(views), :, 2], train.boxes)
+    targets = views.mask_targets(48, maskloss.MaskTargets())
+    at_points = sample_at_points(targets[:, None], coords)[:, 0]
+    seen = labels >= 0
+    assert seen.sum() > len(rows)
+    # A point's label is that of its pixel, so points within a pixel of the boundary may differ.
+    assert ((at_points - labels).abs() < 0.5)[seen].float().mean() > 0.9
+
+
 def test_the_published_branch_gives_the_converted_networks_masks(cache):
     loss = maskloss.MaskRCNNLoss.preset("aligned")
     model = maskloss.convert(copy.deepcopy(cache.network), loss, paste=None)
@@ -258,7 +316,7 @@ def test_runs_that_are_in_the_file_are_not_repeated(cache, tmp_path, capsys):
 
 def test_a_cache_of_other_images_is_refused(cache, tmp_path):
     data = cache.train_data
-    content = {"version": 1, "train": {"image_ids": torch.tensor([1, 5])}}
+    content = {"version": VERSION, "train": {"image_ids": torch.tensor([1, 5])}}
     torch.save(content, tmp_path / "cache.pt")
     with pytest.raises(ValueError, match="train images"):
         open_cache(tmp_path / "cache.pt", None, data, data)

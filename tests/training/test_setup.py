@@ -147,7 +147,9 @@ def test_the_weights_of_a_whole_model_are_loaded(
     train(small_config(shapes, tmp_path / "run", weights=str(path), **STANDING))
     said = caplog.messages[0]
     expected = tensors(finished)
-    assert said.startswith(f"{path}: loaded {len(expected)} tensors; 0 of the model keep their start values; 0 of")
+    assert said.startswith(
+        f"{path}: loaded {len(expected)} tensors; 0 of the model keep their start values; 0 of"
+    )
     state = tensors(tmp_path / "run")
     for key in expected:
         if "running" not in key and "num_batches" not in key:

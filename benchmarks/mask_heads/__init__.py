@@ -1,0 +1,1 @@
+"""Compare mask branches on one frozen trunk."""
