@@ -6,7 +6,7 @@ import json
 import math
 import platform
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from pycocotools import mask as coco_mask
 from maskloss.ablation.analysis import COMPARED, Summary, metric_of, summarized
 from maskloss.ablation.plan import Plan
 from maskloss.ablation.running import Outcome
+from maskloss.ablation.tuning import Tuned, format_values, score_of
 from maskloss.data.coco import ImageRecord
 from maskloss.data.images import read_image
 from maskloss.files import write_text
@@ -49,8 +50,16 @@ def _summaries(plan: Plan, outcomes: Outcomes) -> dict[str, dict[str, Summary]]:
     return summaries
 
 
-def write_results(folder: Path, plan: Plan, outcomes: Outcomes) -> None:
+def write_results(
+    folder: Path, plan: Plan, outcomes: Outcomes, tuned: Mapping[str, Tuned] | None = None
+) -> None:
     """Write results.json and table.md for the runs that are complete.
+
+    Args:
+        folder: folder of the sweep.
+        plan: its plan.
+        outcomes: outcomes of the runs.
+        tuned: results of tuning, by variant; None if nothing is tuned.
 
     Raises:
         RunError: the disk is full, or the folder is not writable.
@@ -59,6 +68,7 @@ def write_results(folder: Path, plan: Plan, outcomes: Outcomes) -> None:
     variants = {
         variant: {
             "changes": changes,
+            **({"tuning": _tuning_document(tuned[variant])} if tuned else {}),
             "summary": {name: asdict(by_variant[variant]) for name, by_variant in summaries.items()},
             "milliseconds_per_step": _cost(outcomes[variant], "seconds_per_step", 1e-3),
             "peak_mebibytes": _cost(outcomes[variant], "peak_bytes", 2**20),
@@ -83,7 +93,38 @@ def write_results(folder: Path, plan: Plan, outcomes: Outcomes) -> None:
         "variants": variants,
     }
     write_text(folder / "results.json", json.dumps(document, indent=1, allow_nan=False) + "\n")
-    write_text(folder / "table.md", _table(plan, outcomes, summaries))
+    write_text(folder / "table.md", _table(plan, outcomes, summaries, tuned or {}))
+
+
+def _tuning_document(tuned: Tuned) -> dict[str, Any]:
+    return {
+        "chosen": None if tuned.chosen is None else tuned.chosen.values,
+        "trials": [
+            {
+                "values": trial.values,
+                "AP": score_of(outcome),
+                "failure": outcome.failure,
+                "seconds": outcome.seconds,
+            }
+            for trial, outcome in tuned.trials
+        ],
+    }
+
+
+def _minutes(outcomes: Iterable[Outcome]) -> float:
+    return sum(outcome.seconds or 0.0 for outcome in outcomes) / 60
+
+
+def _describe_tuning(plan: Plan, tuned: Mapping[str, Tuned]) -> str:
+    """Describe in two sentences how the variants were tuned, and what that cost."""
+    assert plan.tuning is not None
+    grid = "; ".join(f"{name} {', '.join(map(str, values))}" for name, values in plan.tuning.grid.items())
+    minutes = _minutes(outcome for one in tuned.values() for _, outcome in one.trials)
+    return (
+        f"Each variant is tuned over {grid}: one run for each combination, with seed {plan.seeds[0]}, on "
+        f"{100 * (1 - plan.tuning.fraction):.0f} % of the training images, and the best AP on the others is chosen. "
+        f"Tuning took {minutes:.0f} minutes."
+    )
 
 
 def _environment() -> dict[str, Any]:
@@ -96,10 +137,16 @@ def _environment() -> dict[str, Any]:
     }
 
 
-def _table(plan: Plan, outcomes: Outcomes, summaries: Mapping[str, Mapping[str, Summary]]) -> str:
+def _table(
+    plan: Plan,
+    outcomes: Outcomes,
+    summaries: Mapping[str, Mapping[str, Summary]],
+    tuned: Mapping[str, Tuned],
+) -> str:
     """Make a Markdown table of the mean and spread of every metric, and of the differences in mask and box AP."""
     header = [
         "variant",
+        *(["tuned"] if tuned else []),
         "runs",
         *COMPARED,
         "mask AP minus " + plan.baseline,
@@ -109,7 +156,7 @@ def _table(plan: Plan, outcomes: Outcomes, summaries: Mapping[str, Mapping[str, 
     ]
     lines = [_row(header), _row(["---"] * len(header))]
     for variant in plan.variants:
-        cells = [variant, _runs(plan, outcomes[variant])]
+        cells = [variant, *([_chosen(tuned[variant])] if tuned else []), _runs(plan, outcomes[variant])]
         for name in COMPARED:
             summary = summaries[name][variant]
             spread = "" if summary.deviation is None else f" ± {100 * summary.deviation:.1f}"
@@ -120,15 +167,20 @@ def _table(plan: Plan, outcomes: Outcomes, summaries: Mapping[str, Mapping[str, 
         cells.append(_number(_cost(outcomes[variant], "peak_bytes", 2**20)))
         lines.append(_row(cells))
     seeds = ", ".join(map(str, plan.seeds))
-    minutes = sum(o.seconds or 0.0 for by_seed in outcomes.values() for o in by_seed.values()) / 60
+    minutes = _minutes(outcome for by_seed in outcomes.values() for outcome in by_seed.values())
     lines += [
         "",
         f"AP in percent, mean ± standard deviation over seeds {seeds}. Differences on the same seeds: mean, 95 % "
         "bootstrap interval in brackets, half width of Student's 95 % interval after ±, and a verdict if both exclude "
-        f"0. All runs together took {minutes:.0f} minutes.",
+        f"0. All runs together took {minutes:.0f} minutes."
+        + (f" {_describe_tuning(plan, tuned)}" if tuned else ""),
         *(f"\nFailed: {failure}" for failure in _failures(outcomes)),
     ]
     return "\n".join(lines) + "\n"
+
+
+def _chosen(tuned: Tuned) -> str:
+    return "nothing" if tuned.chosen is None else format_values(tuned.chosen.values)
 
 
 def _runs(plan: Plan, outcomes: Mapping[int, Outcome]) -> str:
@@ -204,8 +256,10 @@ def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.0f}"
 
 
-def write_page(folder: Path, plan: Plan, outcomes: Outcomes) -> Path:
-    """Write report.html.
+def write_page(
+    folder: Path, plan: Plan, outcomes: Outcomes, tuned: Mapping[str, Tuned] | None = None
+) -> Path:
+    """Write report.html; see `write_results` for the arguments.
 
     Raises:
         RunError: the disk is full, or the folder is not writable.
@@ -251,6 +305,17 @@ def write_page(folder: Path, plan: Plan, outcomes: Outcomes) -> Path:
                 "mebibytes": _format_cost(outcomes[variant], "peak_bytes", 2**20),
             }
             for variant in plan.variants
+        ],
+        tuning=_describe_tuning(plan, tuned) if tuned else "",
+        trials=[
+            {
+                "variant": variant,
+                "values": format_values(trial.values),
+                "ap": percent(score_of(outcome)) if outcome.failure is None else f"failed: {outcome.failure}",
+                "is_chosen": one.chosen is not None and trial.values == one.chosen.values,
+            }
+            for variant, one in (tuned or {}).items()
+            for trial, outcome in one.trials
         ],
         curves=compared_curves(histories) if histories else "",
         pictures=_pictures(plan, good),

@@ -26,11 +26,25 @@ from typing import Any
 
 import yaml
 
-from maskloss.ablation.plan import Plan, Run
 from maskloss.errors import InputError, RunError, one_line
 from maskloss.files import make_folder, write_text
 from maskloss.screen import messages_on_screen
 from maskloss.training.config import TrainConfig
+
+
+@dataclass(frozen=True)
+class Run:
+    """Training run of a sweep.
+
+    Attributes:
+        variant: name of the variant.
+        seed: seed of everything random.
+        config: config of the run, whose output is the run's own folder.
+    """
+
+    variant: str
+    seed: int
+    config: TrainConfig
 
 
 @dataclass(frozen=True)
@@ -126,13 +140,16 @@ def run_locally(runs: list[Run]) -> Iterator[tuple[Run, Outcome]]:
         yield run, _final_outcome(run, f"its process exited with code {process.exitcode}")
 
 
-def run_on_ray(plan: Plan, runs: list[Run], address: str | None) -> Iterator[tuple[Run, Outcome]]:
+def run_on_ray(
+    runs: list[Run], address: str | None, *, cpus: float, gpus: float
+) -> Iterator[tuple[Run, Outcome]]:
     """Execute every run as a Ray task; all machines of the cluster must have access to the sweep's folder.
 
     Args:
-        plan: plan of the sweep, with the number of CPUs and GPUs per run.
         runs: runs to execute.
         address: address of a cluster; None takes that of RAY_ADDRESS, or else starts a local cluster.
+        cpus: number of CPUs per run.
+        gpus: number of GPUs per run, possibly fractional.
 
     Raises:
         InputError: Ray is not installed, there is no cluster at the address, or it has fewer CPUs or GPUs than a run
@@ -148,14 +165,14 @@ def run_on_ray(plan: Plan, runs: list[Run], address: str | None) -> Iterator[tup
         raise InputError(f"--ray-address {address}: {' '.join(str(error).split())}") from error
     try:
         there = ray.cluster_resources()
-        for name, needed in (("CPU", plan.cpus), ("GPU", plan.gpus)):
+        for name, needed in (("CPU", cpus), ("GPU", gpus)):
             if needed > there.get(name, 0):
                 raise InputError(
                     f"a run requests {needed:g} {name}s, but Ray has {there.get(name, 0):g}; "
                     f"lower {name.lower()}s in the YAML"
                 )
         # One run per process, so that its peak memory is its own.
-        resources = {"num_cpus": plan.cpus, "num_gpus": plan.gpus}
+        resources = {"num_cpus": cpus, "num_gpus": gpus}
         task = ray.remote(**resources, max_retries=0, max_calls=1)(execute)
         tasks = {task.remote(asdict(run.config), sys.path): run for run in runs}
         while tasks:

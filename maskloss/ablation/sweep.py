@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
 from tqdm import tqdm
 
 from maskloss.ablation.analysis import metric_of
-from maskloss.ablation.plan import Plan, Run, read_plan
+from maskloss.ablation.plan import Plan, read_plan
 from maskloss.ablation.results import Outcomes, percent, write_page, write_results
-from maskloss.ablation.running import Outcome, outcome_of, run_locally, run_on_ray
+from maskloss.ablation.running import Outcome, Run, outcome_of, run_locally, run_on_ray
+from maskloss.ablation.tuning import Trial, Tuned, Tuning, choose, format_values, with_chosen, write_parts
 from maskloss.errors import InputError, RunError
 from maskloss.files import locked, make_folder, read_bytes, write_bytes
 from maskloss.training.setup import device_of
@@ -28,7 +30,8 @@ def ablate(
 
     Args:
         config: YAML file of the sweep; see `read_plan`.
-        output: folder of the sweep, for runs/VARIANT/seed-S, results.json, table.md and report.html.
+        output: folder of the sweep, for runs/VARIANT/seed-S, results.json, table.md and report.html; with `tune`, also
+            for runs/VARIANT/tuning-N and the two parts of the training set.
         engine: "local" executes the runs one after another on this machine, "ray" hands them to Ray.
         ray_address: address of an existing Ray cluster; see `run_on_ray`.
 
@@ -59,33 +62,47 @@ def ablate(
 def _run_sweep(
     plan: Plan, config: Path, folder: Path, engine: Literal["local", "ray"], ray_address: str | None
 ) -> Path:
-    outcomes: Outcomes = {variant: {} for variant in plan.variants}
-    outstanding = []
-    for run in plan.runs:
-        outcome = outcome_of(run)
-        if outcome is None:
-            outstanding.append(run)
+    def execute(runs: Sequence[Run], what: str) -> Iterator[tuple[Run, Outcome]]:
+        """Yield each run with its outcome: first those that are complete, then the others as they end."""
+        ended = [(run, outcome_of(run)) for run in runs]
+        outstanding = [run for run, outcome in ended if outcome is None]
+        done = len(runs) - len(outstanding)
+        print(what + (f", {done} of them already complete" if done else ""), flush=True)
+        for run in outstanding:
+            make_folder(run.config.output_folder)
+        yield from ((run, outcome) for run, outcome in ended if outcome is not None)
+        if not outstanding:
+            return
+        if engine == "local":
+            running = run_locally(outstanding)
         else:
-            outcomes[run.variant][run.seed] = outcome
-    for run in outstanding:
-        make_folder(run.config.output_folder)
+            running = run_on_ray(outstanding, ray_address, cpus=plan.cpus, gpus=plan.gpus)
+        began = time.perf_counter()
+        with tqdm(total=len(runs), initial=done, desc="runs", disable=None) as bar:
+            for number, (run, outcome) in enumerate(running, start=1):
+                left = (time.perf_counter() - began) / number * (len(outstanding) - number)
+                bar.update()
+                bar.write(_format_line(run, outcome, done + number, len(runs), left))
+                yield run, outcome
+
+    for run in plan.tuning.trials if plan.tuning is not None else plan.runs:
+        outcome_of(run)  # raises if the folder contains a run of another config
+    outcomes: Outcomes = {variant: {} for variant in plan.variants}
     write_bytes(folder / "ablation.yaml", read_bytes(config))
-    _print_plan(plan, outstanding)
-    running = run_locally(outstanding) if engine == "local" else run_on_ray(plan, outstanding, ray_address)
-    began = time.perf_counter()
-    bar = tqdm(total=len(plan.runs), initial=len(plan.runs) - len(outstanding), desc="runs", disable=None)
-    with bar:
-        for number, (run, outcome) in enumerate(running if outstanding else (), start=1):
-            outcomes[run.variant][run.seed] = outcome
-            elapsed = time.perf_counter() - began
-            left = elapsed / number * (len(outstanding) - number)
-            bar.update()
-            bar.write(
-                _format_line(run, outcome, len(plan.runs) - len(outstanding) + number, len(plan.runs), left)
-            )
-            write_results(folder, plan, outcomes)
-    write_results(folder, plan, outcomes)
-    page = write_page(folder, plan, outcomes)
+    tuned: dict[str, Tuned] = {}
+    runs: Sequence[Run] = plan.runs
+    if plan.tuning is not None:
+        tuned = _tune(plan, plan.tuning, execute)
+        runs = [with_chosen(run, chosen) for run in plan.runs if (chosen := tuned[run.variant].chosen)]
+        for run in plan.runs:
+            if tuned[run.variant].chosen is None:
+                outcomes[run.variant][run.seed] = Outcome(failure=tuned[run.variant].failure)
+    what = f"{len(plan.variants)} variants x {len(plan.seeds)} seeds: {len(plan.runs)} runs"
+    for run, outcome in execute(runs, what):
+        outcomes[run.variant][run.seed] = outcome
+        write_results(folder, plan, outcomes, tuned)
+    write_results(folder, plan, outcomes, tuned)
+    page = write_page(folder, plan, outcomes, tuned)
     failed = [run for run in plan.runs if outcomes[run.variant][run.seed].failure is not None]
     if failed:
         raise RunError(
@@ -95,13 +112,23 @@ def _run_sweep(
     return page
 
 
-def _print_plan(plan: Plan, outstanding: list[Run]) -> None:
-    done = len(plan.runs) - len(outstanding)
-    print(
-        f"{len(plan.variants)} variants x {len(plan.seeds)} seeds: {len(plan.runs)} runs"
-        + (f", {done} of them already complete" if done else ""),
-        flush=True,
-    )
+def _tune(
+    plan: Plan, tuning: Tuning, execute: Callable[[Sequence[Run], str], Iterable[tuple[Run, Outcome]]]
+) -> dict[str, Tuned]:
+    """Run all trials, and choose the options of each variant."""
+    trials = tuning.trials
+    for trial in trials:
+        write_parts(trial, tuning.fraction)
+    combinations = len(trials) // len(plan.variants)
+    what = f"tuning: {len(plan.variants)} variants x {combinations} combinations: {len(trials)} runs"
+    outcomes = {run.config.output: outcome for run, outcome in execute(trials, what)}
+    tuned = {}
+    for variant in plan.variants:
+        own = [(trial, outcomes[trial.config.output]) for trial in trials if trial.variant == variant]
+        tuned[variant] = choose(own)
+        chosen = tuned[variant].chosen
+        print(f"{variant}: {tuned[variant].failure if chosen is None else format_values(chosen.values)}")
+    return tuned
 
 
 def _format_line(run: Run, outcome: Outcome, number: int, total: int, left: float) -> str:
@@ -110,7 +137,8 @@ def _format_line(run: Run, outcome: Outcome, number: int, total: int, left: floa
     else:
         values = {name: metric_of(outcome.metrics, name) for name in ("box AP", "mask AP")}
         found = ", ".join(f"{name} {percent(value)}" for name, value in values.items())
-    return f"[{number}/{total}] {run.variant}, seed {run.seed}: {found}; about {_format_duration(left)} left"
+    what = format_values(run.values) if isinstance(run, Trial) else f"seed {run.seed}"
+    return f"[{number}/{total}] {run.variant}, {what}: {found}; about {_format_duration(left)} left"
 
 
 def _format_duration(seconds: float) -> str:

@@ -54,7 +54,7 @@ def write_subset(
         chosen = _choose_images(data, kept_categories, images_per_class, max_images, categories is not None)
         others: set[int] = set()
     else:
-        chosen, others = _stratify(data, kept_categories, fraction, objects_only=categories is not None)
+        chosen, others = stratified(data, kept_categories, fraction, objects_only=categories is not None)
     if not chosen:
         raise InputError(f"{annotation_file}: no image has an object of these categories")
     if rest is not None and not others:
@@ -104,16 +104,7 @@ def _write_part(
     data: CocoData, document: dict[str, Any], folder: Path, chosen: set[int], categories: set[int]
 ) -> None:
     """Write a folder with the images of the given ids and their annotations of the given categories."""
-    part = {
-        **document,
-        "images": [image for image in document["images"] if image["id"] in chosen],
-        "annotations": [
-            annotation
-            for annotation in document["annotations"]
-            if annotation["image_id"] in chosen and annotation["category_id"] in categories
-        ],
-        "categories": [c for c in document["categories"] if c["id"] in categories],
-    }
+    part = part_of(document, chosen, categories)
     make_folder(folder / "images")
     for image in data.images:
         if image.id in chosen:
@@ -124,13 +115,36 @@ def _write_part(
     write_text(folder / "annotations.json", json.dumps(part))
 
 
-def _stratify(
-    data: CocoData, categories: set[int], fraction: float, *, objects_only: bool
+def part_of(document: dict[str, Any], images: set[int], categories: set[int]) -> dict[str, Any]:
+    """Return the part of a COCO document with the given images and categories, by their ids."""
+    return {
+        **document,
+        "images": [image for image in document["images"] if image["id"] in images],
+        "annotations": [
+            annotation
+            for annotation in document["annotations"]
+            if annotation["image_id"] in images and annotation["category_id"] in categories
+        ],
+        "categories": [c for c in document["categories"] if c["id"] in categories],
+    }
+
+
+def stratified(
+    data: CocoData, categories: set[int], fraction: float, *, objects_only: bool = False
 ) -> tuple[set[int], set[int]]:
     """Split the images into two parts, so that each part has its share of every category's images.
 
     The category with the fewest remaining images is distributed first. Each of its images goes to the part that lacks
     most images of the category. So a category of one image goes to the larger part.
+
+    Args:
+        data: The images.
+        categories: Ids of the categories.
+        fraction: Share of the first part, above 0 and below 1.
+        objects_only: Leave out images without an object of these categories.
+
+    Returns:
+        The ids of the images of both parts.
 
     Source: Sechidis et al., On the stratification of multi-label data, 2011, algorithm 1.
     """
