@@ -228,7 +228,7 @@ def evaluate(
     computed only if `loss` names it too: code is not imported just because a file says so.
 
     Args:
-        checkpoint: model.safetensors of a run, or the folder of the run.
+        checkpoint: model file of a run, or its folder, whose best model is used, or the newest if none is the best yet.
         images: folder of the images.
         annotations: COCO-format JSON file.
         output: folder for metrics.json and results.json.
@@ -300,7 +300,7 @@ def predict(
 
     Args:
         image: image files to predict.
-        checkpoint: model.safetensors of a run, or the folder of the run.
+        checkpoint: model file of a run, or its folder, whose best model is used, or the newest if none is the best yet.
         output: folder for a PNG per image, and results.json in COCO's results format.
         score_threshold: minimum score of a detection, in [0, 1].
         max_detections: maximum number of detections in an image; omitted, the model's own.

@@ -37,7 +37,7 @@ from maskloss.detection.mask_branch import (
     TorchvisionMaskBranch,
     num_classes_of,
 )
-from maskloss.detection.mask_iou import MaskIoUBranch
+from maskloss.detection.mask_iou import MaskIoUBranch, MaskIoUHead
 from maskloss.detection.mask_predictor import ClassSelectedMaskPredictor
 from maskloss.detection.point_rend import PointRendBranch
 from maskloss.masks.results import image_results
@@ -210,6 +210,15 @@ def stock_layers(trunk: Trunk) -> nn.Module:
     return layers
 
 
+def _scored(trunk: Trunk, inner: MaskBranch, pool: nn.Module) -> MaskIoUBranch:
+    """Wrap a branch by one that scores its masks, with a head as narrow as the stock layers."""
+    branch = MaskIoUBranch(inner, pool, trunk.channels, trunk.num_classes)
+    branch.iou_head = MaskIoUHead(
+        trunk.channels, trunk.num_classes, branch.side, hidden_channels=trunk.channels, hidden_features=256
+    )
+    return branch
+
+
 def _stock(trunk: Trunk) -> tuple[MaskBranch, nn.Module]:
     layers = stock_layers(trunk)
     return TorchvisionMaskBranch(layers), layers
@@ -222,15 +231,13 @@ def _point_rend(trunk: Trunk) -> tuple[MaskBranch, nn.Module]:
 
 def _mask_iou(trunk: Trunk) -> tuple[MaskBranch, nn.Module]:
     inner, layers = _stock(trunk)
-    pool = layers.get_submodule("mask_roi_pool")
-    branch = MaskIoUBranch(inner, pool, trunk.channels, trunk.num_classes)
+    branch = _scored(trunk, inner, layers.get_submodule("mask_roi_pool"))
     return branch, nn.ModuleList([layers, branch])
 
 
 def _both(trunk: Trunk) -> tuple[MaskBranch, nn.Module]:
     inner, _ = _point_rend(trunk)
-    pool = MultiScaleRoIAlign(trunk.levels, 14, 2)
-    branch = MaskIoUBranch(inner, pool, trunk.channels, trunk.num_classes)
+    branch = _scored(trunk, inner, MultiScaleRoIAlign(trunk.levels, 14, 2))
     return branch, branch
 
 

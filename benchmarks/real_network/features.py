@@ -138,6 +138,7 @@ class Cache:
         network: the published network.
         category_ids: the category of each label from 1 on.
         fingerprint: hash of the RoIs; equal in caches with the same RoIs.
+        class_agnostic: whether all classes share one channel of the masks, which helps with few training images.
     """
 
     train: PositiveRoIs
@@ -147,6 +148,7 @@ class Cache:
     network: MaskRCNN
     category_ids: list[int]
     fingerprint: str
+    class_agnostic: bool = False
     _targets: dict[tuple[int, maskloss.MaskTargets], Tensor] = field(default_factory=dict)
 
     def train_record(self, image: int) -> ImageRecord:
@@ -156,6 +158,10 @@ class Cache:
     def train_images(self) -> Tensor:
         """Return the index of each positive's training image, (R,) int64, without counting views."""
         return self.train.image_index % len(self.train_data.images)
+
+    def mask_labels(self, labels: Tensor) -> Tensor:
+        """Return the labels (P,) whose channels are the masks of RoIs with these labels."""
+        return torch.ones_like(labels) if self.class_agnostic else labels
 
     def mask_targets(self, size: int, settings: maskloss.MaskTargets) -> Tensor:
         """Return the mask targets (P, size, size) of all positives, computed once per size and settings."""

@@ -16,7 +16,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -195,7 +195,7 @@ def train_branch(
         torch.manual_seed(seed)
         for step in range(steps):
             chosen = next(batches)
-            labels = cache.train.labels[chosen]
+            labels = cache.mask_labels(cache.train.labels[chosen])
             logits = branch(cache.train.features[chosen], loss.mask_channels(labels))
             targets = cache.mask_targets(logits.shape[-1], loss.mask_targets)[chosen]
             batch = MaskBatch(logits, targets, labels, counts_of(cache, chosen))
@@ -262,7 +262,7 @@ def evaluate(cache: Cache, branch: MaskLayers, loss: maskloss.MaskRCNNLoss) -> d
     found: Results = []
     ious: list[float] = []
     val = cache.val
-    probs = predict(branch, loss, val.features, val.labels)
+    probs = predict(branch, loss, val.features, cache.mask_labels(val.labels))
     for image, record in enumerate(cache.val_data.images):
         rows = val.rows_of(image)
         results = _pasted(cache, val, image, rows, probs[rows], loss, record, val.scores[rows])
@@ -290,7 +290,7 @@ def evaluate(cache: Cache, branch: MaskLayers, loss: maskloss.MaskRCNNLoss) -> d
 def positives_iou(cache: Cache, branch: MaskLayers, loss: maskloss.MaskRCNNLoss, rows: Tensor) -> float:
     """Return the mean IoU of some training positives' pasted masks with their objects, in views without a flip."""
     train = cache.train
-    probs = predict(branch, loss, train.features[rows], train.labels[rows])
+    probs = predict(branch, loss, train.features[rows], cache.mask_labels(train.labels[rows]))
     ious: list[float] = []
     for image in train.image_index[rows].unique().tolist():
         record = cache.train_record(image)
@@ -629,7 +629,21 @@ def read_cache(arguments: argparse.Namespace) -> Cache:
         return read_coco(arguments.images, annotations)
 
     network = read_network(arguments.network)
-    return open_cache(arguments.cache, network, read(arguments.train), read(arguments.val))
+    cache = open_cache(arguments.cache, network, read(arguments.train), read(arguments.val))
+    if arguments.class_agnostic:
+        cache = replace(cache, class_agnostic=True, fingerprint=f"{cache.fingerprint} class-agnostic")
+    return cache
+
+
+def add_training_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments for `read_cache` and for the shared training settings."""
+    add_arguments(parser)
+    parser.add_argument("--results", type=Path, required=True, help="file of JSON lines to add to")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--batch-size", type=int, default=64, help="number of RoIs per step")
+    parser.add_argument("--weight-decay", type=float, default=0.01)
+    parser.add_argument("--class-agnostic", action="store_true", help="one channel of masks for all classes")
 
 
 def main() -> None:
@@ -637,19 +651,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    add_arguments(parser)
-    parser.add_argument("--results", type=Path, required=True, help="file of JSON lines to add to")
+    add_training_arguments(parser)
     parser.add_argument("--variants", type=Path, default=VARIANTS, help="YAML file of losses by name")
     parser.add_argument("--names", nargs="+", help="variants to run, the baseline first; all by default")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument(
         "--learning-rates", type=float, nargs="+", default=[1e-3], help="tuned if more than one"
     )
-    parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--size", type=int, help="side of the masks in cells, such as 14, 28 or 56")
-    parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--schedule", choices=["cosine", "constant"], default="cosine")
-    parser.add_argument("--weight-decay", type=float, default=0.01)
     parser.add_argument(
         "--warm-up", type=int, default=0, help="number of steps in which the learning rate rises"
     )

@@ -14,16 +14,16 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from benchmarks.real_network.features import Cache, add_arguments
+from benchmarks.real_network.features import Cache
 from benchmarks.real_network.mask_losses import (
     RunFile,
     Setting,
+    add_training_arguments,
     evaluate,
     read_cache,
     table,
@@ -246,14 +246,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    add_arguments(parser)
-    parser.add_argument("--results", type=Path, required=True, help="file of JSON lines to add to")
+    add_training_arguments(parser)
     parser.add_argument("--names", nargs="+", choices=list(CASES), default=list(CASES), help="cases to run")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--learning-rate", type=float, default=3e-3)
-    parser.add_argument("--steps", type=int, default=400)
     arguments = parser.parse_args()
-    cache, runs, setting = read_cache(arguments), RunFile(arguments.results), Setting(arguments.steps)
+    cache, runs = read_cache(arguments), RunFile(arguments.results)
+    setting = Setting(arguments.steps, batch_size=arguments.batch_size, weight_decay=arguments.weight_decay)
     whole: Any = WholeBox()
     aligned = MaskRCNNLoss.preset("aligned")
     runs.of(

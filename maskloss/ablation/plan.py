@@ -6,7 +6,7 @@ import copy
 import math
 import re
 import sys
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +118,7 @@ def read_plan(file: str | Path, output: str | Path) -> Plan:
             raise InputError(f"{where}: sets {', '.join(twice)}, which tune chooses; remove one of them")
         try:
             training, _ = _read_checked_data(config, data)
+            config = _in_steps(config, training)
             _check_loss(config, len(training.categories) + 1, models)
             if grid:
                 check_held_out(config, training, fraction)
@@ -131,6 +132,7 @@ def read_plan(file: str | Path, output: str | Path) -> Plan:
                 _check_loss(tried, len(training.categories) + 1, models)
             except InputError as error:
                 raise InputError(f"{trial}: {error}") from error
+            tried = _in_steps(tried, training)
             trials.append(make_trial(name, tried, values, number, seeds[0], Path(output)))
     runs = []
     for seed in seeds:
@@ -211,6 +213,16 @@ def _make_config(where: str, options: dict[str, Any]) -> TrainConfig:
     except (ArgumentError, InputError, OverflowError, RecursionError, UnicodeError) as error:
         line = " ".join(str(error).split())
         raise InputError(f"{where}: {line}") from error
+
+
+def _in_steps(config: TrainConfig, training: CocoData) -> TrainConfig:
+    """Return the config with its length in steps, and without evaluations before the last step unless it asks for them.
+
+    A sweep compares the last evaluations.
+    """
+    if config.evaluate_every is None:
+        config = replace(config, evaluate_every=0)
+    return config.in_steps(len(training.images))
 
 
 def _apply_changes(where: str, base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:

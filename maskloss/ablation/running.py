@@ -267,7 +267,6 @@ def _train(config: TrainConfig) -> None:
     from maskloss.training.metrics import labels
 
     result = train(config)
-    write_text(config.output_folder / "results.json", json.dumps(result.evaluation.results))
     write_report(config.output_folder, result.validation, result.evaluation.results, labels())
     # Checkpoints are several times the size of the model, and a completed run is not resumed.
     shutil.rmtree(config.output_folder / "checkpoints", ignore_errors=True)

@@ -98,6 +98,17 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         check_field(isinstance(state["optimizer"], dict), "optimizer", "a mapping", state["optimizer"])
         scaler = state.get("scaler")
         check_field(scaler is None or isinstance(scaler, dict), "scaler", "a mapping", scaler)
+        evaluated = state.get("evaluated", state["step"])
+        check_field(is_whole(evaluated, 0), "evaluated", "an integer >= 0", evaluated)
+        best = state.get("best", {})
+        check_field(
+            isinstance(best, dict)
+            and (best.get("precision") is None or is_number(best["precision"], 0, 1))
+            and is_whole(best.get("since", 0), 0),
+            "best",
+            "an AP and a number of evaluations",
+            best,
+        )
         categories = state.get("categories", [])
         check_field(isinstance(categories, list), "categories", "a list", categories)
     except ValueError as error:

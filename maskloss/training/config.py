@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
 
@@ -17,6 +17,8 @@ from maskloss.losses.criterion import MaskRCNNLoss
 from maskloss.training.file_fields import is_number
 from maskloss.training.loss_config import LossConfig, make_loss
 
+DEFAULT_STEPS = 1000
+
 #: Fields that may change between a run and its resumption. None but max_steps affects the result of a step, and
 #: max_steps does so only through the learning rate's schedule.
 _FREE_ON_RESUME = {
@@ -28,16 +30,22 @@ _FREE_ON_RESUME = {
     "checkpoint_every",
     "evaluate_every",
     "max_steps",
+    "epochs",
+    "stop_after",
     "trackers",
 }
 
 
 _PATHS = ("train_images", "train_annotations", "val_images", "val_annotations", "weights")
 
+#: Number of evaluations of a run that does not choose their interval.
+_MOST_EVALUATIONS = 10
+
 #: The largest values allowed. Above them, torch would overflow or run out of memory.
 _LARGEST = {
     "max_steps": 10**12,
     "warmup_steps": 10**12,
+    "epochs": 10**9,
     "log_every": 10**12,
     "checkpoint_every": 10**12,
     "evaluate_every": 10**12,
@@ -72,6 +80,7 @@ class TrainConfig:
             "package.module.name" of a MaskRCNNLoss, or of a function or class that returns one. A YAML file may also
             give a mapping of terms, weights, mask_targets and normalizers that replaces parts of a preset.
         max_steps: number of optimizer steps, at least 1.
+        epochs: number of passes over the training set, at least 1; replaces max_steps.
         batch_size: images per process and forward pass, at least 1.
         accumulation_steps: forward passes per optimizer step, at least 1.
         optimizer: "sgd" or "adamw".
@@ -107,7 +116,10 @@ class TrainConfig:
         seed: random seed of the weights, the image order, the augmentation and the sampling, at least 0.
         log_every: steps between log lines, at least 1. The first and last steps are always logged.
         checkpoint_every: steps between checkpoints, at least 1. The last step always has one.
-        evaluate_every: steps between evaluations on the validation set. 0 evaluates after the last step only.
+        evaluate_every: steps between evaluations on the validation set. 0 evaluates after the last step only. If
+            omitted: once per epoch, but at most ten times.
+        stop_after: end the run after this many evaluations without a better mask AP, at least 1. If omitted, it ends
+            after max_steps.
         workers: number of processes that load data. 0 loads it in the training process.
         device: "cpu", "cuda", or "auto" for CUDA if it is available and the CPU otherwise.
         trackers: where to log curves besides the run's own files: accelerate's trackers by name, such as
@@ -126,7 +138,8 @@ class TrainConfig:
     mask_size: MaskSize | None = None
     weights: str = "none"
     loss: LossConfig = "torchvision"
-    max_steps: int = 1000
+    max_steps: int = DEFAULT_STEPS
+    epochs: int | None = None
     batch_size: int = 2
     accumulation_steps: int = 1
     optimizer: Literal["sgd", "adamw"] = "sgd"
@@ -150,7 +163,8 @@ class TrainConfig:
     seed: int = 0
     log_every: int = 20
     checkpoint_every: int = 500
-    evaluate_every: int = 0
+    evaluate_every: int | None = None
+    stop_after: int | None = None
     workers: int = 2
     device: Literal["cpu", "cuda", "auto"] = "auto"
     trackers: str | list[str] = "tensorboard"
@@ -168,14 +182,24 @@ class TrainConfig:
             "log_every",
             "checkpoint_every",
             "max_detections",
+            "epochs",
+            "stop_after",
         ):
-            _check(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
+            value = getattr(self, name)
+            _check(value is None or value >= 1, name, "at least 1", value)
+        _check(
+            self.epochs is None or self.max_steps == DEFAULT_STEPS,
+            "epochs",
+            "omitted with --max-steps",
+            self.epochs,
+        )
         for name, most in _LARGEST.items():
             values = getattr(self, name)
             for value in values if isinstance(values, list) else [values]:
                 _check(value is None or value <= most, name, f"at most {most:,}", value)
         for name in ("warmup_steps", "evaluate_every", "workers", "seed"):
-            _check(getattr(self, name) >= 0, name, "at least 0", getattr(self, name))
+            value = getattr(self, name)
+            _check(value is None or value >= 0, name, "at least 0", value)
         _check(self.seed < 2**63, "seed", "below 2^63", self.seed)
         for name in ("weight_decay", "gradient_clip", "momentum"):
             value = getattr(self, name)
@@ -245,6 +269,20 @@ class TrainConfig:
             InputError: see `training.loss_config.make_loss`.
         """
         return make_loss(self.loss)
+
+    def in_steps(self, num_images: int, processes: int = 1) -> TrainConfig:
+        """Return the config with `max_steps` and `evaluate_every` as numbers of steps.
+
+        Args:
+            num_images: number of training images.
+            processes: number of processes that train together.
+        """
+        epoch = math.ceil(num_images / (self.batch_size * self.accumulation_steps * processes))
+        max_steps = self.max_steps if self.epochs is None else self.epochs * epoch
+        every = self.evaluate_every
+        if every is None:
+            every = max(epoch, math.ceil(max_steps / _MOST_EVALUATIONS))
+        return replace(self, max_steps=max_steps, epochs=None, evaluate_every=every)
 
     def differences(self, other: dict[str, Any]) -> list[str]:
         """Return the names of the fields that differ from another run's config and affect the results."""

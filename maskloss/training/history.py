@@ -31,12 +31,15 @@ class History:
         config: the run's config.
         start: step of the checkpoint that the run resumes from, 0 for a new run.
         accelerator: the run's accelerator, with its trackers.
+        finished: whether all steps are done, so that only the last evaluation is repeated.
 
     Raises:
         InputError: a tracker cannot be started.
     """
 
-    def __init__(self, config: TrainConfig, start: int, accelerator: Accelerator) -> None:
+    def __init__(
+        self, config: TrainConfig, start: int, accelerator: Accelerator, *, finished: bool = False
+    ) -> None:
         self.folder = config.output_folder
         self.enabled = enabled = accelerator.is_main_process
         self.max_steps = config.max_steps
@@ -45,8 +48,10 @@ class History:
         saved = {key: value for key, value in asdict(config).items() if key != "resume"}
         write_text(self.folder / "config.yaml", yaml.safe_dump(saved, sort_keys=False))
         _keep_lines_up_to(self.folder / "history.jsonl", start)
-        # The evaluation of the last step comes after its checkpoint, so a resumed run repeats it.
-        _keep_lines_up_to(self.folder / "evaluations.jsonl", min(start, config.max_steps - 1))
+        # The last evaluation of a finished run comes after its checkpoint, so a resumed run repeats it.
+        _keep_lines_up_to(
+            self.folder / "evaluations.jsonl", start - 1 if finished or start == config.max_steps else start
+        )
         self.trackers = Trackers(accelerator, self.folder, start)
         self.bar = tqdm(initial=start, total=config.max_steps, desc="training", unit="step", disable=None)
 

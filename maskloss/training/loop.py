@@ -17,12 +17,14 @@ from torch import Tensor, nn
 from maskloss.data.coco import CocoData
 from maskloss.data.sampler import mixed_seed
 from maskloss.detection.conversion import convert, loss_parameters
-from maskloss.files import locked, make_folder, remove_leftovers
+from maskloss.files import locked, make_folder, remove_leftovers, write_text
+from maskloss.training.best import Best
 from maskloss.training.checkpoints import restore, save_checkpoint
 from maskloss.training.config import TrainConfig
 from maskloss.training.divergence import LossCheck, check_weights
 from maskloss.training.evaluation import Evaluation, batches_on, evaluate, warn_of_crowded_images
 from maskloss.training.history import History
+from maskloss.training.interruption import Interruption
 from maskloss.training.metrics import write_metrics
 from maskloss.training.model_file import ModelDescription, mask_probs_of, save_model
 from maskloss.training.resuming import starting_point
@@ -83,14 +85,27 @@ def _train_in_locked_folder(run: Run) -> TrainingResult:
 
     loader = make_loader(config, run.training, accelerator, start)
 
-    with History(config, start, accelerator) as history:
+    best = Best.from_checkpoint(checkpoint)
+    finished = start == config.max_steps or is_stalled(best, config.stop_after)
+    evaluation: Evaluation | None = None
+    interval = config.evaluate_every or 0
+    with (
+        History(config, start, accelerator, finished=finished) as history,
+        Interruption(enabled=accelerator.num_processes == 1) as interruption,
+    ):
         if accelerator.is_main_process:
             _warn(run)
         model.train()
         incoming = batches_on(loader, accelerator.device)
         checked = LossCheck()
         began = time.perf_counter() - elapsed
-        for step in range(start + 1, config.max_steps + 1):
+        step = start
+        if checkpoint is not None and not finished and checkpoint.get("evaluated", start) < start:
+            # The run was interrupted in the evaluation of this step.
+            best = _record(run, history, step, _evaluate(run), best)
+        while step < config.max_steps and not is_stalled(best, config.stop_after):
+            step += 1
+            evaluation = None
             learning_rate = config.learning_rate_at(step)
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate
@@ -98,8 +113,8 @@ def _train_in_locked_folder(run: Run) -> TrainingResult:
             seconds = time.perf_counter() - began
             log_due = step % config.log_every == 0 or step in (1, config.max_steps)
             last = step == config.max_steps
-            evaluation_due = config.evaluate_every and step % config.evaluate_every == 0 and not last
-            checkpoint_due = step % config.checkpoint_every == 0 or last
+            evaluation_due = interval > 0 and step % interval == 0 and not last
+            checkpoint_due = step % config.checkpoint_every == 0 or last or interruption.requested
             if log_due or evaluation_due or checkpoint_due:
                 checked.check()
             if log_due:
@@ -108,17 +123,57 @@ def _train_in_locked_folder(run: Run) -> TrainingResult:
             if evaluation_due or checkpoint_due:
                 check_weights(model, loss, step)
             # Evaluate before saving: a checkpoint implies that everything up to its step is on the disk.
-            if evaluation_due:
-                history.evaluation(step, _evaluate(run))
+            if evaluation_due and not interruption.requested:
+                try:
+                    with interruption.at_once():
+                        evaluation = _evaluate(run)
+                except KeyboardInterrupt:
+                    interruption.requested = True
+                else:
+                    best = _record(run, history, step, evaluation, best)
+            checkpoint_due = checkpoint_due or interruption.requested or is_stalled(best, config.stop_after)
             if checkpoint_due and accelerator.is_main_process:
-                _save(run, optimizer, step, {"seconds": seconds, **identity})
-        evaluation = _evaluate(run)
-        history.evaluation(config.max_steps, evaluation)
+                evaluated = step if evaluation is not None or not evaluation_due else step - 1
+                state = {"seconds": seconds, "best": best.to_state(), "evaluated": evaluated, **identity}
+                _save(run, optimizer, step, state)
+            if interruption.requested:
+                logger.warning(
+                    "interrupted after step %d: %s holds the model of this step, and the same command with --resume "
+                    "continues the run",
+                    step,
+                    config.output_folder / "model.safetensors",
+                )
+                raise KeyboardInterrupt
+        if evaluation is None:
+            with interruption.at_once():
+                evaluation = _evaluate(run)
+            best = _record(run, history, step, evaluation, best)
+        if step < config.max_steps:
+            logger.info("step %d: stopped, because %d evaluations did not improve the AP", step, best.since)
         if accelerator.is_main_process:
-            save_model(config.output_folder / "model.safetensors", model, _description(run))
+            _save_model(run, "model.safetensors")
             write_metrics(config.output_folder / "metrics.json", evaluation.metrics)
+            write_text(config.output_folder / "results.json", json.dumps(evaluation.results))
     accelerator.wait_for_everyone()
     return TrainingResult(evaluation, run.validation, accelerator.is_main_process)
+
+
+def is_stalled(best: Best, stop_after: int | None) -> bool:
+    """Return whether a run ends because its last evaluations did not improve the AP."""
+    return stop_after is not None and best.since >= stop_after
+
+
+def _record(run: Run, history: History, step: int, evaluation: Evaluation, best: Best) -> Best:
+    """Log an evaluation, write the model if it is the best so far, and return the best evaluation."""
+    history.evaluation(step, evaluation)
+    best = best.after(evaluation.metrics)
+    if best.since == 0 and run.accelerator.is_main_process:
+        _save_model(run, "best.safetensors")
+    return best
+
+
+def _save_model(run: Run, name: str) -> None:
+    save_model(run.config.output_folder / name, run.model, _description(run))
 
 
 def _evaluate(run: Run) -> Evaluation:
@@ -227,3 +282,4 @@ def _save(run: Run, optimizer: Any, step: int, also: dict[str, Any]) -> None:
         "scaler": None if scaler is None else scaler.state_dict(),
     }
     save_checkpoint(run.config.output_folder / "checkpoints", step, state)
+    _save_model(run, "model.safetensors")

@@ -194,7 +194,7 @@ def load_model(
     """Read a model saved by `save_model`.
 
     Args:
-        path: the file, or a run's folder with a model.safetensors.
+        path: the file, or a run's folder, whose best model is read, or the newest if there is no best one yet.
         loss: config of the loss. Needed if the loss in the file names a user's code, because code is not imported on
             the word of a file; or another loss to evaluate with.
         max_detections: maximum number of detections per image. The file's own if omitted.
@@ -208,7 +208,8 @@ def load_model(
     """
     path = Path(path)
     if path.is_dir():
-        path = path / "model.safetensors"
+        best = path / "best.safetensors"
+        path = best if best.exists() else path / "model.safetensors"
     if path.suffix == ".pt":
         raise InputError(f"{path}: is a checkpoint for --resume; give the run's model.safetensors instead")
     state, metadata = read_safetensors(path)

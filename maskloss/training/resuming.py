@@ -16,7 +16,14 @@ from maskloss.training.config import TrainConfig
 
 logger = logging.getLogger(__name__)
 
-_RUN_FILES = ("config.yaml", "history.jsonl", "model.safetensors", "metrics.json", "checkpoints")
+_RUN_FILES = (
+    "config.yaml",
+    "history.jsonl",
+    "model.safetensors",
+    "best.safetensors",
+    "metrics.json",
+    "checkpoints",
+)
 #: Fields whose files are compared by content on resume, so that data may move.
 _DATA_FIELDS = ("train_images", "train_annotations", "val_images", "val_annotations")
 

@@ -36,6 +36,7 @@ from maskloss.losses.terms import Supervision
 from maskloss.training.checkpoints import read_weights
 from maskloss.training.config import TrainConfig
 from maskloss.training.evaluation import check_sizes
+from maskloss.training.interruption import ignore_interrupts
 from maskloss.training.loss_probe import probe_copy
 from maskloss.training.model_file import model_settings_of
 from maskloss.training.models import make_mask_branch, make_model
@@ -81,7 +82,7 @@ class Run:
     """A run that is set up but has not written any file.
 
     Attributes:
-        config: the run's config.
+        config: the run's config, with its length and the interval of evaluations in steps.
         accelerator: the accelerator of this process.
         loss: the criterion, not yet attached to the model.
         model: the model before its conversion, on the accelerator's device.
@@ -123,6 +124,7 @@ def set_up(config: TrainConfig, device: torch.device) -> Run:
     check_mask_labels(config, loss, training)
     check_output(config)
     accelerator = make_accelerator(config, device, make_trackers(config.tracker_names, config.output_folder))
+    config = config.in_steps(len(training.images), accelerator.num_processes)
     torch.manual_seed(config.seed)
     num_classes = len(training.categories) + 1
     model, settings, loaded = initial_model(config, num_classes)
@@ -290,6 +292,7 @@ def make_loader(
         batch_sampler=batches,
         num_workers=config.workers,
         collate_fn=collate,
+        worker_init_fn=ignore_interrupts,
         persistent_workers=config.workers > 0,
     )
 

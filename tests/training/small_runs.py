@@ -55,6 +55,7 @@ def small_config(data: Path, output: Path, **changes: Any) -> TrainConfig:
         "min_size": 64,
         "max_size": 64,
         "log_every": 1,
+        "evaluate_every": 0,
         "workers": 0,
         "device": "cpu",
     }

@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import json
 import shutil
+import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file
 
 from maskloss.data.sampler import TrainingBatches
 from maskloss.data.shapes import write_shapes
@@ -21,6 +24,7 @@ from maskloss.losses.presets import PRESETS
 from maskloss.training import loop, setup
 from maskloss.training.checkpoints import checkpoint_files, load_checkpoint
 from maskloss.training.config import TrainConfig
+from maskloss.training.evaluation import Evaluation
 from maskloss.training.loop import train
 from maskloss.training.model_file import load_model
 from tests.training.conftest import UNINTERRUPTED
@@ -113,7 +117,10 @@ def test_an_interrupted_run_resumed_gives_the_uninterrupted_runs_numbers(
     with interrupted_after(4):
         train(small_config(shapes, tmp_path / "run", **UNINTERRUPTED))
     assert [line["step"] for line in history(tmp_path / "run")] == [1, 4]
-    assert not (tmp_path / "run" / "model.safetensors").exists()
+    # The model is that of the checkpoint.
+    saved = torch.load(tmp_path / "run/checkpoints/step-00000003.pt")["model"]
+    assert all(torch.equal(tensor, saved[name]) for name, tensor in tensors(tmp_path / "run").items())
+    assert not (tmp_path / "run" / "best.safetensors").exists()
     train(small_config(shapes, tmp_path / "run", **UNINTERRUPTED, resume=True))
     assert_same_run(tmp_path / "run", finished)
 
@@ -167,6 +174,143 @@ def test_evaluations_between_steps_resume_too(
             train(small_config(shapes, tmp_path / "run", **between))
     train(small_config(shapes, tmp_path / "run", **between, resume=True))
     assert_same_run(tmp_path / "run", tmp_path / "whole")
+
+
+class Measured:
+    """An evaluation with the mask APs of a list, one after another."""
+
+    def __init__(self, precisions: list[float | None]) -> None:
+        self.precisions = iter(precisions)
+
+    def __call__(self, *_: Any, **__: Any) -> Evaluation:
+        values = dict.fromkeys(STATISTICS, None) | {"AP": next(self.precisions)}
+        metrics = dict.fromkeys(("bbox", "segm", "boundary"), values)
+        return Evaluation({**metrics, "loss": {"loss": 1.0}}, [])
+
+
+def test_the_best_model_is_that_of_the_best_evaluation(
+    shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "evaluate", Measured([0.1, 0.3, 0.3, 0.2]))
+    changes = {"max_steps": 4, "evaluate_every": 1, "checkpoint_every": 1}
+    models = {}
+    real = loop.save_checkpoint
+
+    def saving(folder: Path, step: int, state: dict[str, Any]) -> None:
+        models[step] = {name: tensor.clone() for name, tensor in state["model"].items()}
+        real(folder, step, state)
+
+    monkeypatch.setattr(loop, "save_checkpoint", saving)
+    train(small_config(shapes, tmp_path / "run", **changes))
+    best = load_file(tmp_path / "run/best.safetensors")
+    assert all(torch.equal(best[name], tensor) for name, tensor in models[2].items())
+    assert all(torch.equal(tensor, models[4][name]) for name, tensor in tensors(tmp_path / "run").items())
+    # A run's folder stands for its best model.
+    loaded = load_model(tmp_path / "run").model.state_dict()
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in models[2].items())
+
+
+def test_a_resumed_run_remembers_its_best_evaluation(
+    shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changes = {"max_steps": 3, "evaluate_every": 1, "checkpoint_every": 1, "batch_size": 1}
+    monkeypatch.setattr(loop, "evaluate", Measured([0.3]))
+    with interrupted_after(1):
+        train(small_config(shapes, tmp_path / "run", **changes))
+    best = (tmp_path / "run/best.safetensors").read_bytes()
+    monkeypatch.setattr(loop, "evaluate", Measured([0.2, 0.1]))
+    train(small_config(shapes, tmp_path / "run", **changes, resume=True))
+    assert (tmp_path / "run/best.safetensors").read_bytes() == best
+
+
+@pytest.mark.parametrize("resumed", [False, True])
+def test_a_run_ends_after_evaluations_without_a_gain(
+    resumed: bool, shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changes = {"max_steps": 6, "evaluate_every": 1, "checkpoint_every": 10, "batch_size": 1, "stop_after": 2}
+    precisions: list[float | None] = [0.1, 0.3, None, 0.3, 0.9, 0.9]
+    if resumed:
+        monkeypatch.setattr(loop, "evaluate", Measured(precisions[:3]))
+        with interrupted_after(3):
+            train(small_config(shapes, tmp_path / "run", **{**changes, "checkpoint_every": 1}))
+        precisions = precisions[3:]
+    monkeypatch.setattr(loop, "evaluate", Measured(precisions))
+    result = train(small_config(shapes, tmp_path / "run", **changes, resume=True))
+    assert [line["step"] for line in lines(tmp_path / "run/evaluations.jsonl")] == [1, 2, 3, 4]
+    assert history(tmp_path / "run")[-1]["step"] == 4
+    assert result.evaluation.metrics["segm"]["AP"] == 0.3
+    # Resumed with the same option, it only repeats its last evaluation.
+    monkeypatch.setattr(loop, "evaluate", Measured([0.3]))
+    train(small_config(shapes, tmp_path / "run", **changes, resume=True))
+    assert [line["step"] for line in lines(tmp_path / "run/evaluations.jsonl")] == [1, 2, 3, 4]
+    # Without it, it goes on.
+    monkeypatch.setattr(loop, "evaluate", Measured([0.3, 0.9]))
+    train(small_config(shapes, tmp_path / "run", **{**changes, "stop_after": None}, resume=True))
+    assert [line["step"] for line in lines(tmp_path / "run/evaluations.jsonl")] == [1, 2, 3, 4, 5, 6]
+
+
+def test_ctrl_c_finishes_the_step_and_the_resumed_run_is_the_uninterrupted_one(
+    finished: Path,
+    shapes: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    real, steps = loop._step, []
+
+    def pressed(*arguments: Any) -> Any:
+        steps.append(arguments[4])
+        if steps[-1] == 2:
+            signal.raise_signal(signal.SIGINT)
+        return real(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "_step", pressed)
+        with pytest.raises(KeyboardInterrupt):
+            train(small_config(shapes, tmp_path / "run", **UNINTERRUPTED))
+    assert steps == [1, 2]
+    assert (tmp_path / "run/checkpoints/step-00000002.pt").exists()
+    saved = torch.load(tmp_path / "run/checkpoints/step-00000002.pt")["model"]
+    assert all(torch.equal(tensor, saved[name]) for name, tensor in tensors(tmp_path / "run").items())
+    assert "interrupted after step 2" in caplog.text
+    assert "--resume" in caplog.text
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    train(small_config(shapes, tmp_path / "run", **UNINTERRUPTED, resume=True))
+    assert_same_run(tmp_path / "run", finished)
+
+
+def test_ctrl_c_in_an_evaluation_saves_the_step_and_repeats_the_evaluation(
+    shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changes = {"max_steps": 3, "evaluate_every": 1, "checkpoint_every": 10, "batch_size": 1}
+    train(small_config(shapes, tmp_path / "whole", **changes))
+    real, calls = loop.evaluate, []
+
+    def pressed(*arguments: Any, **options: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 2:
+            signal.raise_signal(signal.SIGINT)
+        return real(*arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "evaluate", pressed)
+        with pytest.raises(KeyboardInterrupt):
+            train(small_config(shapes, tmp_path / "run", **changes))
+    assert [line["step"] for line in lines(tmp_path / "run/evaluations.jsonl")] == [1]
+    train(small_config(shapes, tmp_path / "run", **changes, resume=True))
+    assert_same_run(tmp_path / "run", tmp_path / "whole")
+
+
+def test_epochs_are_passes_over_the_training_set(shapes: Path, tmp_path: Path) -> None:
+    # Four images in batches of 3 are two steps.
+    config = small_config(
+        shapes, tmp_path / "run", epochs=3, max_steps=1000, batch_size=3, evaluate_every=None
+    )
+    train(config)
+    assert history(tmp_path / "run")[-1]["step"] == 6
+    assert [line["step"] for line in lines(tmp_path / "run/evaluations.jsonl")] == [2, 4, 6]
+    train(replace(config, resume=True))
+    assert history(tmp_path / "run")[-1]["step"] == 6
 
 
 def test_evaluating_between_steps_changes_no_step(shapes: Path, tmp_path: Path) -> None:
