@@ -33,6 +33,8 @@ logger = logging.getLogger(__name__)
 Device = Literal["cpu", "cuda", "auto"]
 
 #: Maximum length in characters of a line of `check`, which shows up to three examples.
+#: Largest number of categories in the table of a terminal.
+_MOST_CLASSES = 30
 _REPORT_LENGTH = 800
 #: Maximum length of a picture's name without suffix, in bytes; file systems allow 255 for the whole name.
 _LONGEST_STEM = 200
@@ -554,11 +556,17 @@ def _add_options(command: _Parser, name: str, function: Callable[..., None]) -> 
 def _train_and_report(config: Any) -> None:
     from maskloss.report.page import write_report
     from maskloss.training.loop import train
-    from maskloss.training.metrics import labels
+    from maskloss.training.metrics import labels, score_thresholds
 
     result = train(config)
     if result.main_process:
-        page = write_report(config.output_folder, result.validation, result.evaluation.results, labels())
+        page = write_report(
+            config.output_folder,
+            result.validation,
+            result.evaluation.results,
+            labels(),
+            thresholds=score_thresholds(result.evaluation.metrics, result.evaluation.results),
+        )
         _print_metrics(result.evaluation.metrics)
         print(f"report: {page}")
 
@@ -598,6 +606,30 @@ def _print_metrics(metrics: dict[str, Any]) -> None:
             f"{key} {'none' if value is None else f'{value:.3f}'}" for key, value in metrics[kind].items()
         )
         print(f"{label:>8}: {values}")
+    if len(metrics["classes"]) > 1:
+        _print_classes(metrics["classes"])
+
+
+def _print_classes(classes: list[dict[str, Any]]) -> None:
+    """Print a table of the categories, and only the worst of more than thirty."""
+    columns = ("AP", "AP50", "precision", "recall", "score_threshold")
+
+    def value(row: dict[str, Any], name: str) -> float | None:
+        number: float | None = (row.get("segm") or row.get("bbox") or {}).get(name)
+        return number
+
+    shown = [row for row in classes if row["objects"]]
+    if len(shown) > _MOST_CLASSES:
+        shown = sorted(shown, key=lambda row: value(row, "AP") or 0.0)[:_MOST_CLASSES]
+        print(f"the {_MOST_CLASSES} worst of {len(classes)} categories:")
+    width = max([len("category"), *(min(len(row["name"]), 30) for row in shown)])
+    print(
+        f"{'category':<{width}}  objects  " + "  ".join(f"{name:>9}" for name in columns[:-1]) + "  threshold"
+    )
+    for row in shown:
+        numbers = (value(row, name) for name in columns)
+        cells = "  ".join(f"{'none' if number is None else f'{number:.3f}':>9}" for number in numbers)
+        print(f"{one_line(row['name'], 30):<{width}}  {row['objects']:>7}  {cells}")
 
 
 def _refuse_to_overwrite(path: Path) -> None:

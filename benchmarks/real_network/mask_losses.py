@@ -643,6 +643,9 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--batch-size", type=int, default=64, help="number of RoIs per step")
     parser.add_argument("--weight-decay", type=float, default=0.01)
+    parser.add_argument(
+        "--warm-up", type=int, default=0, help="number of steps in which the learning rate rises"
+    )
     parser.add_argument("--class-agnostic", action="store_true", help="one channel of masks for all classes")
 
 
@@ -659,9 +662,6 @@ def main() -> None:
     )
     parser.add_argument("--size", type=int, help="side of the masks in cells, such as 14, 28 or 56")
     parser.add_argument("--schedule", choices=["cosine", "constant"], default="cosine")
-    parser.add_argument(
-        "--warm-up", type=int, default=0, help="number of steps in which the learning rate rises"
-    )
     parser.add_argument(
         "--published", action="store_true", help="also evaluate the network's own mask branch"
     )

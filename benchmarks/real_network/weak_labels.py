@@ -251,7 +251,12 @@ def main() -> None:
     parser.add_argument("--learning-rate", type=float, default=3e-3)
     arguments = parser.parse_args()
     cache, runs = read_cache(arguments), RunFile(arguments.results)
-    setting = Setting(arguments.steps, batch_size=arguments.batch_size, weight_decay=arguments.weight_decay)
+    setting = Setting(
+        arguments.steps,
+        batch_size=arguments.batch_size,
+        weight_decay=arguments.weight_decay,
+        warm_up=arguments.warm_up,
+    )
     whole: Any = WholeBox()
     aligned = MaskRCNNLoss.preset("aligned")
     runs.of(

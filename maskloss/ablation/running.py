@@ -264,10 +264,17 @@ def _execute_alone(options: dict[str, Any]) -> None:
 def _train(config: TrainConfig) -> None:
     from maskloss.report.page import write_report
     from maskloss.training.loop import train
-    from maskloss.training.metrics import labels
+    from maskloss.training.metrics import labels, score_thresholds
 
     result = train(config)
-    write_report(config.output_folder, result.validation, result.evaluation.results, labels())
+    evaluation = result.evaluation
+    write_report(
+        config.output_folder,
+        result.validation,
+        evaluation.results,
+        labels(),
+        thresholds=score_thresholds(evaluation.metrics, evaluation.results),
+    )
     # Checkpoints are several times the size of the model, and a completed run is not resumed.
     shutil.rmtree(config.output_folder / "checkpoints", ignore_errors=True)
 

@@ -51,6 +51,30 @@ def loss_curves(history: Sequence[dict[str, Any]], evaluations: Sequence[dict[st
     return _svg(figure)
 
 
+def precision_curves(evaluations: Sequence[dict[str, Any]], labels: Mapping[str, str]) -> str:
+    """Draw the AP of each metric over the steps, in percent.
+
+    Args:
+        evaluations: lines of evaluations.jsonl.
+        labels: names of the metrics, by their key.
+
+    Returns:
+        An SVG element; empty for fewer than two evaluations.
+    """
+    if len(evaluations) < 2:
+        return ""
+    figure, panels = _panels([f"{label} AP" for label in labels.values()])
+    for kind, axis in zip(labels, panels.values(), strict=True):
+        known = [
+            (line["step"], 100 * line[kind]["AP"]) for line in evaluations if line[kind]["AP"] is not None
+        ]
+        axis.plot(
+            [step for step, _ in known], [value for _, value in known], "o-", color="#2563eb", ms=4, lw=1.3
+        )
+        axis.set_ylim(bottom=0)
+    return _svg(figure)
+
+
 def compared_curves(histories: Mapping[str, Sequence[Sequence[dict[str, Any]]]]) -> str:
     """Draw the mean of each loss term over the seeds, with one line per variant.
 

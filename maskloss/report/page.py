@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import base64
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from datetime import datetime, timezone
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +17,16 @@ from maskloss.data.coco import CocoData, ImageRecord
 from maskloss.data.images import read_image
 from maskloss.errors import InputError
 from maskloss.files import read_bytes, write_text
-from maskloss.report.curves import loss_curves
-from maskloss.report.pictures import draw_results, draw_truth, jpeg
+from maskloss.report.curves import loss_curves, precision_curves
+from maskloss.report.errors import KINDS, ImageErrors, image_errors
+from maskloss.report.pictures import draw_results, draw_truth, jpeg, shortened
 
-_NUM_PICTURES = 12
+#: Number of pictures in each gallery.
+_NUM_PICTURES = 6
+#: Largest number of objects whose names are written in a picture.
+_MOST_NAMED = 30
+#: Largest number of categories in a confusion matrix.
+_MOST_CONFUSED = 20
 _LONGEST_SIDE = 480
 
 
@@ -28,6 +37,7 @@ def write_report(
     labels: Mapping[str, str],
     *,
     score_threshold: float = 0.5,
+    thresholds: Sequence[float | None] = (),
 ) -> Path:
     """Write `report.html` from the files of a run, its validation set and its results on that set.
 
@@ -36,7 +46,8 @@ def write_report(
         validation: validation set.
         results: COCO results with RLE masks.
         labels: names of the metrics in the table, by their key in metrics.json.
-        score_threshold: minimum score of the predictions to draw.
+        score_threshold: minimum score of the predictions to draw and to count.
+        thresholds: minimum score for each category, where it is known; they replace `score_threshold`.
 
     Returns:
         Path of the page.
@@ -50,24 +61,20 @@ def write_report(
         raise InputError(f"{folder / 'history.jsonl'}: is empty, so there is nothing to report")
     metrics = json.loads((folder / "metrics.json").read_text())
     names = {category.id: category.name for category in validation.categories}
-    pictures = []
-    for record in _spread(validation.images, _NUM_PICTURES):
-        try:
-            image = read_image(validation.image_path(record), (record.width, record.height))
-        except InputError:
-            # The image was readable when the run was evaluated. Skip it, rather than fail without a page.
-            continue
-        drawn = [r for r in results if r["image_id"] == record.id and r["score"] >= score_threshold]
-        enlarge = max(1, _LONGEST_SIDE // max(image.size))
-        pictures.append(
-            {
-                "name": shown_name(record.file_name),
-                "truth": embedded(jpeg(draw_truth(image, record, names, enlarge=enlarge), _LONGEST_SIDE)),
-                "prediction": embedded(
-                    jpeg(draw_results(image, drawn, names, enlarge=enlarge), _LONGEST_SIDE)
-                ),
-            }
+    least = {
+        category.id: score_threshold if threshold is None else threshold
+        for category, threshold in zip(
+            validation.categories, thresholds or [None] * len(validation.categories), strict=True
         )
+    }
+    shown: dict[int, list[dict[str, Any]]] = {image.id: [] for image in validation.images}
+    for result in results:
+        if result["score"] >= least[result["category_id"]]:
+            shown[result["image_id"]].append(result)
+    errors = {image.id: image_errors(image, shown[image.id]) for image in validation.images}
+    worst = sorted(validation.images, key=lambda image: -errors[image.id].count)
+    worst = [image for image in worst[:_NUM_PICTURES] if errors[image.id].count]
+    others = _spread([image for image in validation.images if image not in worst], _NUM_PICTURES)
     page = rendered(
         "page.html.j2",
         title=folder.resolve().name,
@@ -79,13 +86,78 @@ def write_report(
         num_categories=len(validation.categories),
         curves=loss_curves(history, evaluations),
         validated=bool(evaluations),
-        pictures=pictures,
-        score_threshold=score_threshold,
+        classes=metrics.get("classes", []),
+        precisions=precision_curves(evaluations, {k: label for k, label in labels.items() if k in metrics}),
+        kinds=_kinds(list(errors.values())),
+        confusion=_confusion(list(errors.values()), names),
+        galleries=[
+            {"title": title, "pictures": _pictures(validation, images, shown, errors, names)}
+            for title, images in (("Images with most errors", worst), ("Other images", others))
+        ],
+        score_threshold=None if any(t is not None for t in thresholds) else score_threshold,
+        date=datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
+        version=version("maskloss"),
         config=(folder / "config.yaml").read_text(),
     )
     path = folder / "report.html"
     write_text(path, page)
     return path
+
+
+def _pictures(
+    validation: CocoData,
+    images: Sequence[ImageRecord],
+    shown: Mapping[int, Sequence[dict[str, Any]]],
+    errors: Mapping[int, ImageErrors],
+    names: dict[int, str],
+) -> list[dict[str, str]]:
+    """Draw ground truth and detections of some images."""
+    pictures = []
+    for record in images:
+        try:
+            image = read_image(validation.image_path(record), (record.width, record.height))
+        except InputError:
+            # The image was readable when the run was evaluated. Skip it, rather than fail without a page.
+            continue
+        found = shown[record.id]
+        enlarge = max(1, _LONGEST_SIDE // max(image.size))
+        # Names of many objects would cover them.
+        named = names if max(len(found), len(record.object_rows)) <= _MOST_NAMED else dict.fromkeys(names, "")
+        counts = [f"{count} {kind}" for kind, count in errors[record.id].kinds.items() if count]
+        pictures.append(
+            {
+                "name": shown_name(record.file_name),
+                "errors": ", ".join(counts),
+                "truth": embedded(jpeg(draw_truth(image, record, named, enlarge=enlarge), _LONGEST_SIDE)),
+                "prediction": embedded(
+                    jpeg(draw_results(image, found, named, enlarge=enlarge), _LONGEST_SIDE)
+                ),
+            }
+        )
+    return pictures
+
+
+def _kinds(errors: Sequence[ImageErrors]) -> list[tuple[str, int, str]]:
+    """Return the number of each kind of error over all images, with its explanation."""
+    return [(kind, sum(one.kinds[kind] for one in errors), text) for kind, text in KINDS.items()]
+
+
+def _confusion(errors: Sequence[ImageErrors], names: Mapping[int, str]) -> dict[str, Any] | None:
+    """Return the confusion matrix, or None if there are too many categories to show it."""
+    if len(names) > _MOST_CONFUSED:
+        return None
+    pairs: Counter[tuple[int | None, int | None]] = Counter()
+    for one in errors:
+        pairs.update(one.confusions)
+    ids = [*names, None]
+    rows = [
+        {
+            "name": "no object" if row is None else shortened(names[row]),
+            "counts": [pairs[row, column] for column in ids],
+        }
+        for row in ids
+    ]
+    return {"columns": [*(shortened(name) for name in names.values()), "not found"], "rows": rows}
 
 
 def rendered(template: str, **values: Any) -> str:

@@ -95,8 +95,8 @@ class History:
         self.trackers.log(
             {
                 f"validation/{group}/{key}": value
-                for group, values in evaluation.metrics.items()
-                for key, value in values.items()
+                for group in (*METRICS, "loss")
+                for key, value in evaluation.metrics[group].items()
                 if value is not None
             },
             step,

@@ -7,7 +7,7 @@ import json
 import logging
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -25,7 +25,7 @@ from maskloss.training.divergence import LossCheck, check_weights
 from maskloss.training.evaluation import Evaluation, batches_on, evaluate, warn_of_crowded_images
 from maskloss.training.history import History
 from maskloss.training.interruption import Interruption
-from maskloss.training.metrics import write_metrics
+from maskloss.training.metrics import score_thresholds, write_metrics
 from maskloss.training.model_file import ModelDescription, mask_probs_of, save_model
 from maskloss.training.resuming import starting_point
 from maskloss.training.setup import Run, device_of, guest, make_loader, make_optimizer, set_up
@@ -136,6 +136,7 @@ def _train_in_locked_folder(run: Run) -> TrainingResult:
                 evaluated = step if evaluation is not None or not evaluation_due else step - 1
                 state = {"seconds": seconds, "best": best.to_state(), "evaluated": evaluated, **identity}
                 _save(run, optimizer, step, state)
+                _save_model(run, "model.safetensors", evaluation)
             if interruption.requested:
                 logger.warning(
                     "interrupted after step %d: %s holds the model of this step, and the same command with --resume "
@@ -151,7 +152,7 @@ def _train_in_locked_folder(run: Run) -> TrainingResult:
         if step < config.max_steps:
             logger.info("step %d: stopped, because %d evaluations did not improve the AP", step, best.since)
         if accelerator.is_main_process:
-            _save_model(run, "model.safetensors")
+            _save_model(run, "model.safetensors", evaluation)
             write_metrics(config.output_folder / "metrics.json", evaluation.metrics)
             write_text(config.output_folder / "results.json", json.dumps(evaluation.results))
     accelerator.wait_for_everyone()
@@ -168,12 +169,17 @@ def _record(run: Run, history: History, step: int, evaluation: Evaluation, best:
     history.evaluation(step, evaluation)
     best = best.after(evaluation.metrics)
     if best.since == 0 and run.accelerator.is_main_process:
-        _save_model(run, "best.safetensors")
+        _save_model(run, "best.safetensors", evaluation)
     return best
 
 
-def _save_model(run: Run, name: str) -> None:
-    save_model(run.config.output_folder / name, run.model, _description(run))
+def _save_model(run: Run, name: str, evaluation: Evaluation | None) -> None:
+    """Write the model, with the score thresholds of its evaluation, if it was evaluated."""
+    description = _description(run)
+    if evaluation is not None:
+        thresholds = score_thresholds(evaluation.metrics, evaluation.results)
+        description = replace(description, score_thresholds=thresholds)
+    save_model(run.config.output_folder / name, run.model, description)
 
 
 def _evaluate(run: Run) -> Evaluation:
@@ -282,4 +288,3 @@ def _save(run: Run, optimizer: Any, step: int, also: dict[str, Any]) -> None:
         "scaler": None if scaler is None else scaler.state_dict(),
     }
     save_checkpoint(run.config.output_folder / "checkpoints", step, state)
-    _save_model(run, "model.safetensors")

@@ -5,11 +5,14 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+import numpy.typing as npt
 from faster_coco_eval import COCO, COCOeval_faster
 
 from maskloss.data.coco import Annotation, CocoData
@@ -17,6 +20,20 @@ from maskloss.files import write_text
 
 Results = list[dict[str, Any]]
 Metrics = dict[str, Any]
+
+
+class Values(dict[str, float | None]):
+    """Values of a metric by name, "AP" among them, None for a value that the data cannot give.
+
+    Attributes:
+        classes: the values of each category, in the order of the data set's categories; empty if the metric has none.
+    """
+
+    def __init__(
+        self, values: Mapping[str, float | None], classes: Sequence[Mapping[str, float | None]] = ()
+    ) -> None:
+        super().__init__(values)
+        self.classes = tuple(classes)
 
 
 @dataclass(frozen=True)
@@ -27,29 +44,38 @@ class Metric:
         label: name in tables, before "AP".
         field: field of COCO results that is compared; a result without it does not count.
         evaluate: function (ground truth, results, max_detections) -> values by name, "AP" among them, None for a value
-            that the data cannot give.
+            that the data cannot give; `Values` if it has values for each category, too.
     """
 
     label: str
     field: Literal["bbox", "segmentation"]
-    evaluate: Callable[[COCO, COCO, int], dict[str, float | None]]
+    evaluate: Callable[[COCO, COCO, int], Mapping[str, float | None]]
 
 
 #: COCO's summary: the index of each statistic in faster-coco-eval's. AR is at the most detections.
 STATISTICS = {"AP": 0, "AP50": 1, "AP75": 2, "APs": 3, "APm": 4, "APl": 5, "AR": 8}
+#: For each AP of a category, its IoU thresholds among COCO's ten, and its size class among COCO's four.
+_CLASS_PRECISIONS = {
+    "AP": (slice(None), 0),
+    "AP50": (slice(0, 1), 0),
+    "AP75": (slice(5, 6), 0),
+    "APs": (slice(None), 1),
+    "APm": (slice(None), 2),
+    "APl": (slice(None), 3),
+}
 
 
 def coco_summary(
     iou_type: Literal["bbox", "segm", "boundary"], *, use_categories: bool = True
-) -> Callable[[COCO, COCO, int], dict[str, float | None]]:
-    """Return a function for `Metric.evaluate` that computes COCO's summary.
+) -> Callable[[COCO, COCO, int], Values]:
+    """Return a function for `Metric.evaluate` that computes COCO's summary, over all categories and for each.
 
     Args:
         iou_type: which IoU decides whether a detection matches an object.
         use_categories: whether a detection must also have the object's category.
     """
 
-    def evaluate(truth: COCO, results: COCO, max_detections: int) -> dict[str, float | None]:
+    def evaluate(truth: COCO, results: COCO, max_detections: int) -> Values:
         # More threads would not pay for the few boundaries of an evaluation; they change no number.
         evaluation = COCOeval_faster(
             truth, results, iou_type, print_function=lambda *_: None, boundary_cpu_count=1
@@ -62,9 +88,47 @@ def coco_summary(
             evaluation.summarize()
         values = {name: float(evaluation.stats[index]) for name, index in STATISTICS.items()}
         # COCO has -1 where there is nothing to find.
-        return {name: None if value < 0 else value for name, value in values.items()}
+        summary = {name: None if value < 0 else value for name, value in values.items()}
+        return Values(summary, _class_values(evaluation.eval) if use_categories else ())
 
     return evaluate
+
+
+def _class_values(accumulated: Mapping[str, Any]) -> list[dict[str, float | None]]:
+    """Return the values of each category: COCO's summary, and precision, recall and score threshold of the best F1.
+
+    F1 is that of detections with an IoU of at least .5. COCO's curve has the precision at 101 values of the recall, so
+    the recall here is up to .01 too low.
+
+    Args:
+        accumulated: precision and scores (IoU thresholds, recalls, categories, size classes, numbers of detections),
+            and recall, the same without recalls; -1 where there is no object.
+    """
+    precision, recall, scores = (accumulated[name][..., -1] for name in ("precision", "recall", "scores"))
+    recalls = np.linspace(0, 1, precision.shape[1])
+    classes = []
+    for category in range(precision.shape[2]):
+        values = {
+            name: _mean(precision[thresholds, :, category, size])
+            for name, (thresholds, size) in _CLASS_PRECISIONS.items()
+        }
+        values["AR"] = _mean(recall[:, category, 0])
+        curve = precision[0, :, category, 0]
+        f1 = 2 * curve * recalls / np.maximum(curve + recalls, 1e-9)
+        # At equal precision, F1 rises with the recall, so the maximum is a point of the curve, not its interpolation.
+        best = int(f1.argmax())
+        found = values["AP"] is not None and f1[best] > 0
+        values["precision"] = float(curve[best]) if found else None
+        values["recall"] = float(recalls[best]) if found else None
+        values["score_threshold"] = float(scores[0, best, category, 0]) if found else None
+        classes.append(values)
+    return classes
+
+
+def _mean(values: npt.NDArray[np.float64]) -> float | None:
+    """Return the mean of the values that are not -1, or None if there are none."""
+    known = values[values > -1]
+    return float(known.mean()) if known.size else None
 
 
 #: The metrics by their keys in metrics.json. Evaluation, history, report and tables loop over this table.
@@ -96,6 +160,8 @@ def average_precision(data: CocoData, results: Results, *, max_detections: int =
 
     Returns:
         For each key of `METRICS`, its `STATISTICS` in [0, 1], or None without ground truth, as in empty size classes.
+        "classes" is a list with, for each category, its id, name and number of objects, and under the key of each
+        metric the same statistics with the precision, recall and score_threshold of the best F1.
     """
     image_ids = {image.id: number for number, image in enumerate(data.images, start=1)}
     category_ids = {category.id: number for number, category in enumerate(data.categories, start=1)}
@@ -111,11 +177,20 @@ def average_precision(data: CocoData, results: Results, *, max_detections: int =
         field: COCO(_ground_truth(data, image_ids, category_ids, masks=field == "segmentation"))
         for field in ("bbox", "segmentation")
     }
+    counts = Counter(annotation.category_id for image in data.images for annotation in image.objects)
+    classes: list[dict[str, Any]] = [
+        {"id": category.id, "name": category.name, "objects": counts[category.id]}
+        for category in data.categories
+    ]
     metrics: Metrics = {}
     for kind, metric in METRICS.items():
         truth = truths[metric.field]
-        metrics[kind] = metric.evaluate(truth, truth.loadRes(_results_of(metric, results)), max_detections)
-    return metrics
+        values = metric.evaluate(truth, truth.loadRes(_results_of(metric, results)), max_detections)
+        metrics[kind] = dict(values)
+        if isinstance(values, Values) and values.classes:
+            for category, own in zip(classes, values.classes, strict=True):
+                category[kind] = dict(own)
+    return {**metrics, "classes": classes}
 
 
 def _results_of(metric: Metric, results: Results) -> Results:
@@ -135,6 +210,19 @@ def _results_of(metric: Metric, results: Results) -> Results:
         for result in chosen:
             result["score"] = result.get("mask_score", result["score"])
     return chosen
+
+
+def score_thresholds(metrics: Metrics, results: Results) -> tuple[float | None, ...]:
+    """Return the score with the best F1 for each category, None for a category that is never found.
+
+    Args:
+        metrics: from `average_precision`.
+        results: the results that it was computed from.
+    """
+    # Masks with scores of their own are ranked by these, but detections are kept by the score of their class.
+    has_masks = any("segmentation" in result for result in results)
+    kind = "segm" if has_masks and not any("mask_score" in result for result in results) else "bbox"
+    return tuple(category.get(kind, {}).get("score_threshold") for category in metrics["classes"])
 
 
 def write_metrics(path: Path, metrics: Metrics) -> None:

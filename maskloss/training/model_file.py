@@ -55,6 +55,8 @@ class ModelDescription:
         loss: `TrainConfig.loss` of the training; None in files of maskloss 0.1.0.
         crowds: `TrainConfig.crowds` of the training.
         mask_branch: name or import path of the mask branch; None for torchvision's mask layers.
+        score_thresholds: for each category, the score with the best F1 on the validation set, or None if the model
+            never found it; empty if the model of this step was not evaluated.
     """
 
     settings: ModelSettings
@@ -64,6 +66,7 @@ class ModelDescription:
     loss: LossConfig | None = None
     crowds: Crowds = "leave_out"
     mask_branch: str | None = None
+    score_thresholds: tuple[float | None, ...] = ()
 
     def to_metadata(self) -> dict[str, str]:
         """Return the metadata of the safetensors file."""
@@ -101,7 +104,13 @@ class ModelDescription:
         settings = _settings_of(content["settings"])
         if settings.num_classes != len(categories) + 1:
             raise ValueError(f"it has {settings.num_classes} classes, but {len(categories)} categories")
-        return cls(settings, categories, content["aligned"], mask_probs, loss, crowds, branch)
+        thresholds = content.get("score_thresholds", [])
+        good = isinstance(thresholds, list) and all(t is None or is_number(t, 0, 1) for t in thresholds)
+        good = good and len(thresholds) in (0, len(categories))
+        check_field(good, "score_thresholds", "a score in [0, 1] or null for each category", thresholds)
+        return cls(
+            settings, categories, content["aligned"], mask_probs, loss, crowds, branch, tuple(thresholds)
+        )
 
 
 #: A mask term for each `mask_probs`, for models whose loss cannot be rebuilt from the file.

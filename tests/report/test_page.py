@@ -18,6 +18,7 @@ from pycocotools import mask as coco_mask
 
 from maskloss.data.coco import CocoData, read_coco
 from maskloss.errors import InputError
+from maskloss.report.errors import image_errors
 from maskloss.report.page import embedded, rendered, shown_name, write_report
 from maskloss.training.loop import train
 from maskloss.training.metrics import labels
@@ -90,7 +91,10 @@ def test_the_report_loads_nothing_from_elsewhere(page: str) -> None:
     parser.feed(page)
     assert parser.references
     assert [r for r in parser.references if not r.startswith(("data:image/", "#"))] == []
-    assert not {"script", "link", "iframe", "object", "embed"} & set(parser.tags)
+    assert not {"link", "iframe", "object", "embed"} & set(parser.tags)
+    # The only script is in the page, and fetches nothing.
+    assert parser.tags.count("script") == 1
+    assert not re.search(r"fetch|XMLHttp|import\(|eval|innerHTML|new Image", page[page.index("<script>") :])
     assert not re.search(r"@import|url\((?!['\"]?(#|data:))", page)
 
 
@@ -133,7 +137,7 @@ def test_the_report_escapes_text_from_files(trained: Run, tmp_path: Path) -> Non
     path.write_text(json.dumps(document))
     (run / "config.yaml").write_text("model: </pre><script>\n")
     page = write_report(run, read_coco(tmp_path / "val/images", path), found, labels()).read_text()
-    assert "<script" not in page
+    assert page.count("<script") == 1  # the page's own
     assert "&lt;script&gt;alert(1)" in page
     assert "model: &lt;/pre&gt;&lt;script&gt;" in page
 
@@ -152,17 +156,82 @@ def pictures(page: str) -> list[Any]:
     return [np.asarray(Image.open(io.BytesIO(base64.b64decode(data)))).astype(int) for data in encoded]
 
 
+def named_pictures(page: str) -> dict[str, Any]:
+    """Decode the pictures of a page, by their alternative texts."""
+    return dict(zip(re.findall(r'alt="([^"]+)"', page), pictures(page), strict=True))
+
+
 def test_only_predictions_above_the_threshold_are_drawn(trained: Run, tmp_path: Path) -> None:
     run, validation, found = copied(trained, tmp_path)
-    above = pictures(write_report(run, validation, found, labels(), score_threshold=0.9).read_text())
+    above = named_pictures(write_report(run, validation, found, labels(), score_threshold=0.9).read_text())
     page = write_report(run, validation, found, labels(), score_threshold=0.91).read_text()
-    below = pictures(page)
-    assert len(above) == len(below) == 4
+    below = named_pictures(page)
+    assert set(above) == set(below)
+    assert len(above) == 4
     assert "a score of at least 0.91" in page
-    for index in (1, 3):  # the predictions
-        assert np.abs(above[index] - below[index]).max() > 50
-    for index in (0, 2):  # the ground truth
-        assert np.array_equal(above[index], below[index])
+    for name, picture in above.items():
+        if name.startswith("prediction"):
+            assert np.abs(picture - below[name]).max() > 50
+        else:
+            assert np.array_equal(picture, below[name])
+
+
+def test_each_category_has_its_own_threshold(trained: Run, tmp_path: Path) -> None:
+    run, validation, found = copied(trained, tmp_path)
+    objects = sum(len(image.objects) for image in validation.images)
+    first = validation.categories[0].id
+    of_first = sum(result["category_id"] == first for result in found)
+    assert 0 < of_first < objects
+    thresholds = [0.95, *[None] * (len(validation.categories) - 1)]
+    page = write_report(run, validation, found, labels(), thresholds=thresholds).read_text()
+    assert f"<td>correct</td><td>{objects - of_first}</td>" in page
+    assert f"<td>missed</td><td>{of_first}</td>" in page
+    assert "their category's threshold" in page.replace("&#39;", "'")
+
+
+def test_the_report_has_a_row_for_every_category(trained: Run, page: str) -> None:
+    metrics = json.loads((trained[0] / "metrics.json").read_text())
+    text = re.sub(r"\s*\n\s*", "", page)
+    for row in metrics["classes"]:
+        assert f"<tr><td>{row['name']}</td><td>{row['objects']}</td>" in text
+
+
+def test_images_with_errors_come_first_and_say_which(trained: Run, tmp_path: Path) -> None:
+    run, validation, found = copied(trained, tmp_path)
+    # Nothing is found in the second image.
+    second = validation.images[1]
+    page = write_report(
+        run, validation, [r for r in found if r["image_id"] != second.id], labels()
+    ).read_text()
+    names = re.findall(r"<figcaption>(.*?)</figcaption>", page)
+    first = validation.images[0]
+    assert names == [
+        f"{second.file_name}: {len(second.objects)} missed",
+        f"{first.file_name}: {len(first.objects)} correct",
+    ]
+    assert page.index("Images with most errors") < page.index("Other images")
+
+
+def test_the_confusion_matrix_has_a_row_for_objects_and_a_column_for_detections(
+    trained: Run, tmp_path: Path
+) -> None:
+    run, validation, found = copied(trained, tmp_path)
+    ids = [category.id for category in validation.categories]
+    # Every object is found as the first category.
+    page = write_report(run, validation, [{**r, "category_id": ids[0]} for r in found], labels()).read_text()
+    matrix = page[page.index("Confusion matrix") :]
+    for category in validation.categories:
+        count = sum(r["category_id"] == category.id for r in found)
+        assert f"<tr><td>{category.name}</td><td>{count or ''}</td>" in matrix
+
+
+def test_precision_is_drawn_over_the_steps(trained: Run, tmp_path: Path) -> None:
+    run, validation, found = copied(trained, tmp_path)
+    path = run / "evaluations.jsonl"
+    line = json.loads(path.read_text())
+    assert "over the steps" not in write_report(run, validation, found, labels()).read_text()
+    path.write_text("".join(json.dumps({**line, "step": step}) + "\n" for step in (1, 3)))
+    assert "Average precision over the steps" in write_report(run, validation, found, labels()).read_text()
 
 
 def test_the_report_counts_the_validation_set_and_the_steps(trained: Run, page: str) -> None:
@@ -170,7 +239,7 @@ def test_the_report_counts_the_validation_set_and_the_steps(trained: Run, page: 
     objects = sum(len(image.objects) for image in validation.images)
     text = re.sub(r"\s+", " ", page)
     assert (
-        f"<p>3 steps in {history(trained)[-1]['seconds']:.0f} s. Evaluated on 2 images with {objects} objects"
+        f"3 steps in {history(trained)[-1]['seconds']:.0f} s. Evaluated on 2 images with {objects} objects"
         in text
     )
 
@@ -186,7 +255,7 @@ def test_losses_of_the_last_step_and_of_the_validation_are_in_the_table(trained:
         assert f"<td>{term}</td><td>{last[term]:.4f}</td><td>{metrics['loss'][term]:.4f}</td>" in page
 
 
-def test_at_most_twelve_evenly_spread_images_with_objects_are_shown(trained: Run, tmp_path: Path) -> None:
+def test_six_images_with_errors_and_six_evenly_spread_ones_are_shown(trained: Run, tmp_path: Path) -> None:
     run, _, found = copied(trained, tmp_path)
     path = tmp_path / "val/annotations.json"
     document = json.loads(path.read_text())
@@ -200,9 +269,18 @@ def test_at_most_twelve_evenly_spread_images_with_objects_are_shown(trained: Run
         if number % 2 == 0:
             document["annotations"].append({**annotation, "id": number + 1, "image_id": number})
     path.write_text(json.dumps(document))
-    page = write_report(run, read_coco(tmp_path / "val/images", path), found, labels()).read_text()
-    shown = re.findall(r'alt="ground truth of (\d+)\.png"', page)
-    assert [int(name) for name in shown] == list(range(0, 48, 4))
+    data = read_coco(tmp_path / "val/images", path)
+    page = write_report(run, data, found, labels()).read_text()
+    shown = [int(name) for name in re.findall(r'alt="ground truth of (\d+)\.png"', page)]
+    assert len(shown) == 12
+    errors = {
+        image.id: image_errors(image, [r for r in found if r["image_id"] == image.id])
+        for image in data.images
+    }
+    counts = [errors[number].count for number in range(48)]
+    assert [counts[number] for number in shown[:6]] == sorted(counts, reverse=True)[:6]
+    others = [number for number in range(0, 48, 2) if number not in shown[:6]]
+    assert shown[6:] == [others[int(i * len(others) / 6)] for i in range(6)]
 
 
 def test_a_run_without_history_is_refused(trained: Run, tmp_path: Path) -> None:

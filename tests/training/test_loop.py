@@ -185,7 +185,7 @@ class Measured:
     def __call__(self, *_: Any, **__: Any) -> Evaluation:
         values = dict.fromkeys(STATISTICS, None) | {"AP": next(self.precisions)}
         metrics = dict.fromkeys(("bbox", "segm", "boundary"), values)
-        return Evaluation({**metrics, "loss": {"loss": 1.0}}, [])
+        return Evaluation({**metrics, "loss": {"loss": 1.0}, "classes": []}, [])
 
 
 def test_the_best_model_is_that_of_the_best_evaluation(

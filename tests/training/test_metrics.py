@@ -7,6 +7,7 @@ import copy
 import io
 import json
 import math
+import random
 from pathlib import Path
 from typing import Any
 
@@ -18,29 +19,29 @@ from pycocotools.cocoeval import COCOeval
 
 from maskloss.data.coco import CocoData, read_coco
 from maskloss.errors import RunError
-from maskloss.training.metrics import average_precision, write_metrics
+from maskloss.training.metrics import METRICS, average_precision, score_thresholds, write_metrics
 from tests.training.rectangles import SIZE, rectangle, write_rectangles
 from tests.training.small_runs import STATISTICS, largest_file
 
 
 def random_results(path: Path, seed: int = 0) -> list[dict[str, Any]]:
     """Every annotation found once or twice, more or less moved, some as another category; and false alarms."""
-    random = np.random.default_rng(seed)
+    rng = np.random.default_rng(seed)
     document = json.loads(path.read_text())
     images = {image["id"]: image for image in document["images"]}
     categories = [category["id"] for category in document["categories"]]
     results = []
     for annotation in document["annotations"]:
         image = images[annotation["image_id"]]
-        for _ in range(int(random.integers(1, 3))):
+        for _ in range(int(rng.integers(1, 3))):
             x, y, width, height = (
-                np.asarray(annotation["bbox"]) + random.normal(0, 0.08, 4) * annotation["bbox"][2]
+                np.asarray(annotation["bbox"]) + rng.normal(0, 0.08, 4) * annotation["bbox"][2]
             )
-            category = annotation["category_id"] if random.random() < 0.85 else int(random.choice(categories))
-            results.append(result(image, category, (x, y, width, height), float(random.random())))
+            category = annotation["category_id"] if rng.random() < 0.85 else int(rng.choice(categories))
+            results.append(result(image, category, (x, y, width, height), float(rng.random())))
     for image in document["images"]:
-        box = (*random.uniform(0, 60, 2), *random.uniform(3, 60, 2))
-        results.append(result(image, int(random.choice(categories)), box, float(random.random())))
+        box = (*rng.uniform(0, 60, 2), *rng.uniform(3, 60, 2))
+        results.append(result(image, int(rng.choice(categories)), box, float(rng.random())))
     return results
 
 
@@ -427,3 +428,66 @@ def test_metrics_that_cannot_be_written_leave_the_earlier_ones(tmp_path: Path) -
         write_metrics(path, {"loss": {"loss": 0.5}})
     assert path.read_text() == "earlier"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_the_values_of_the_categories_average_to_the_summary(tmp_path: Path) -> None:
+    data = write_rectangles(tmp_path / "data")
+    metrics = average_precision(data, random_results(data.annotation_file))
+    assert [row["id"] for row in metrics["classes"]] == [category.id for category in data.categories]
+    assert sum(row["objects"] for row in metrics["classes"]) == data.num_objects
+    for kind in METRICS:
+        for name in STATISTICS:
+            known = [row[kind][name] for row in metrics["classes"] if row[kind][name] is not None]
+            assert metrics[kind][name] == pytest.approx(sum(known) / len(known))
+
+
+def best_f1(truth: list[int], scores: list[float], objects: int) -> tuple[float, float, float]:
+    """Return precision, recall and score of the best F1, by trying every score."""
+    best = (0.0, 0.0, 0.0, 0.0)
+    for least in scores:
+        kept = [hit for hit, score in zip(truth, scores, strict=True) if score >= least]
+        precision, recall = sum(kept) / len(kept), sum(kept) / objects
+        if sum(kept):
+            best = max(best, (2 * precision * recall / (precision + recall), precision, recall, least))
+    return best[1:]
+
+
+def test_the_best_f1_of_a_category_is_that_of_trying_every_score(tmp_path: Path) -> None:
+    """Twenty objects in a row; detections either equal an object or lie below all."""
+    rng = random.Random(0)
+    annotations = [
+        {"id": i + 1, "image_id": 1, "category_id": 7, "bbox": [10 * i, 0, 8, 8], "area": 64, "iscrowd": 0}
+        for i in range(20)
+    ]
+    document = {
+        "images": [{"id": 1, "file_name": "1.png", "width": 200, "height": 100}],
+        "annotations": annotations,
+        "categories": [{"id": 7, "name": "seven"}, {"id": 8, "name": "eight"}],
+    }
+    Image.new("RGB", (200, 100)).save(tmp_path / "1.png")
+    (tmp_path / "annotations.json").write_text(json.dumps(document))
+    data = read_coco(tmp_path, tmp_path / "annotations.json")
+    for _ in range(20):
+        hits = [rng.random() < 0.7 for _ in range(20)]
+        scores = sorted({round(rng.random(), 6) for _ in range(20)}, reverse=True)
+        hits = hits[: len(scores)]
+        results = [
+            {"image_id": 1, "category_id": 7, "bbox": [10 * i, 0 if hit else 50, 8, 8], "score": score}
+            for i, (hit, score) in enumerate(zip(hits, scores, strict=True))
+        ]
+        own, other = (row["bbox"] for row in average_precision(data, results)["classes"])
+        precision, recall, threshold = best_f1([int(hit) for hit in hits], scores, 20)
+        assert own["precision"] == pytest.approx(precision)
+        assert own["recall"] == pytest.approx(recall, abs=0.01)
+        assert own["score_threshold"] == pytest.approx(threshold)
+        assert set(other.values()) == {None}
+        metrics = average_precision(data, results)
+        assert score_thresholds(metrics, results) == (own["score_threshold"], None)
+
+
+def test_thresholds_of_scored_masks_are_those_of_the_class_scores() -> None:
+    classes = [{"bbox": {"score_threshold": 0.25}, "segm": {"score_threshold": 0.75}}, {}]
+    plain: list[dict[str, Any]] = [{"segmentation": {}}]
+    assert score_thresholds({"classes": classes}, plain) == (0.75, None)
+    assert score_thresholds({"classes": classes}, [{**plain[0], "mask_score": 0.5}]) == (0.25, None)
+    assert score_thresholds({"classes": classes}, []) == (0.25, None)

@@ -43,9 +43,11 @@ DESCRIPTION = ModelDescription(
         frozen_normalization=True,
         min_size=(48, 64),
         max_size=96,
+        mask_size=28,
     ),
     (Category(3, "cat"), Category(7, "hot dog \N{HOT DOG}")),
     aligned=True,
+    score_thresholds=(0.25, None),
 )
 
 
@@ -384,6 +386,8 @@ FIELDS = [
     "settings.frozen_normalization",
     "settings.normalization_eps",
     "settings.trainable_layers",
+    "settings.mask_size",
+    "score_thresholds",
 ]
 
 
