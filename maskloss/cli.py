@@ -291,64 +291,82 @@ def predict(
     image: list[str],
     checkpoint: str,
     output: str,
-    score_threshold: float = 0.5,
+    score_threshold: float | None = None,
+    tile: int | None = None,
+    crops: bool = False,
+    label_maps: bool = False,
     max_detections: int | None = None,
     loss: str | None = None,
     model: str | None = None,
     mask_branch: str | None = None,
     device: Device = "auto",
 ) -> None:
-    """Draw the predicted masks of a trained model over images.
+    """Predict objects in images: pictures of their masks, COCO results, and a table.
 
     Args:
-        image: image files to predict.
+        image: images, folders of images, or patterns such as "photos/*.jpg".
         checkpoint: model file of a run, or its folder, whose best model is used, or the newest if none is the best yet.
-        output: folder for a PNG per image, and results.json in COCO's results format.
-        score_threshold: minimum score of a detection, in [0, 1].
-        max_detections: maximum number of detections in an image; omitted, the model's own.
+        output: folder for a PNG per image, results.json in COCO's results format, and objects.csv with the category,
+            score, box, area and perimeter of each object.
+        score_threshold: minimum score of a detection, in [0, 1]; omitted, the score with the best F1 of each category
+            in the run's last evaluation, or 0.5 if the model was not evaluated.
+        tile: cut images into overlapping tiles with sides of this many px, at least 64, for objects that are small in
+            large images.
+        crops: write a PNG of each object with a transparent background, in crops/.
+        label_maps: write a 16-bit PNG per image whose values are the objects' numbers in objects.csv, in labels/.
+        max_detections: maximum number of detections in an image or tile; omitted, the model's own.
         loss: import path of the model's loss, required if a user's mask term computes the masks.
         model: import path of the model, required if user code builds it.
         mask_branch: import path of the mask branch, required if user code builds it.
         device: device to run on; "auto" is CUDA if available, otherwise the CPU.
     """
-    from maskloss.files import locked, make_folder, write_bytes, write_text
-    from maskloss.report.pictures import draw_results, png
+    from maskloss.files import locked, make_folder
+    from maskloss.report.predicted import PredictedFiles
     from maskloss.training import prediction
     from maskloss.training.model_file import load_model
     from maskloss.training.setup import chosen_device
 
-    if not 0 <= score_threshold <= 1:
+    if score_threshold is not None and not 0 <= score_threshold <= 1:
         raise InputError(f"--score-threshold must be in [0, 1], got {score_threshold}")
+    if tile is not None and not 64 <= tile <= 65_535:
+        raise InputError(f"--tile must be in 64 to 65,535 px, got {one_line(tile, 80)}")
     chosen = chosen_device(device)
     loaded = load_model(
         checkpoint, loss=loss, max_detections=max_detections, model=model, mask_branch=mask_branch
     )
     description = loaded.description
     folder = Path(output)
+    files = prediction.image_files(image)
     planned: set[str] = set()
-    for path in image:
-        _free_name(Path(path).stem, planned)
+    for path in files:
+        _free_name(path.stem, planned)
     # The folder may be the one that contains the photos.
-    for name in ("results.json", *sorted(planned)):
+    for name in ("results.json", "objects.csv", *sorted(planned)):
         _refuse_to_overwrite(folder / name)
     make_folder(folder)
     names = {category.id: category.name for category in description.categories}
-    results: list[dict[str, Any]] = []
     taken: set[str] = set()
-    with locked(folder):
-        try:
-            for found in prediction.predict(
-                loaded.model.to(chosen), description, image, device=chosen, score_threshold=score_threshold
-            ):
-                file_name = _free_name(found.path.stem, taken)
-                write_bytes(folder / file_name, png(draw_results(found.image, found.results, names)))
-                results += [{**result, "file_name": found.path.name} for result in found.results]
-                print(f"{folder / file_name}: {len(found.results)} objects")
-        finally:
-            # Keep the results so far also if a later image fails.
-            if taken:
-                write_text(folder / "results.json", json.dumps(results))
+    found_objects = 0
+    with locked(folder), PredictedFiles(folder, names, crops=crops, label_maps=label_maps) as writer:
+        for found in prediction.predict(
+            loaded.model.to(chosen),
+            description,
+            files,
+            device=chosen,
+            score_threshold=score_threshold,
+            tile=tile,
+        ):
+            picture = writer.add(_free_name(found.path.stem, taken), found.path, found.image, found.results)
+            found_objects += len(found.results)
+            print(f"{picture}: {len(found.results)} objects")
+    if not found_objects:
+        least = prediction.thresholds_of(description, score_threshold)
+        logger.warning(
+            "no detection reaches its score threshold, which is %.2f at least; lower it by --score-threshold",
+            min(least),
+        )
     print(folder / "results.json")
+    print(folder / "objects.csv")
 
 
 def ablate(

@@ -252,7 +252,7 @@ def test_train_logs_the_terms_of_the_contract(trained: Path) -> None:
 
 def test_train_writes_the_metrics_of_the_contract(trained: Path) -> None:
     metrics = json.loads((trained / "metrics.json").read_text())
-    assert list(metrics) == ["bbox", "segm", "boundary", "loss"]
+    assert list(metrics) == ["bbox", "segm", "boundary", "classes", "loss"]
     assert tuple(metrics["bbox"]) == tuple(metrics["segm"]) == tuple(metrics["boundary"]) == STATISTICS
     assert set(metrics["loss"]) == {"loss", *TERMS}
 
@@ -332,7 +332,7 @@ def test_predict_writes_a_png_of_each_images_size(data: Path, predicted: Path) -
         with Image.open(predicted / path.name) as picture:
             assert picture.format == "PNG"
             assert picture.size == (64, 64)
-    assert {path.suffix for path in predicted.iterdir()} == {".png", ".json"}
+    assert {path.suffix for path in predicted.iterdir()} == {".png", ".json", ".csv"}
 
 
 def test_predictions_are_drawn(data: Path, predicted: Path) -> None:
@@ -374,7 +374,34 @@ def test_two_images_with_the_same_name_get_two_pictures(data: Path, trained: Pat
         shutil.copy(data / "val/images/000001.png", tmp_path / folder / "x.png")
     run("predict", "--checkpoint", trained / "model.safetensors", "--output", tmp_path / "out",
         tmp_path / "a/x.png", tmp_path / "b/x.png")  # fmt: skip
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["results.json", "x-2.png", "x.png"]
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
+        "objects.csv",
+        "results.json",
+        "x-2.png",
+        "x.png",
+    ]
+
+
+def test_predict_writes_tables_cut_outs_and_label_maps_of_a_folders_images(
+    data: Path, trained: Path, tmp_path: Path
+) -> None:
+    run("predict", "--checkpoint", trained, "--output", tmp_path / "out", "--score-threshold", 0.05, "--tile", 64,
+        "--crops", "true", "--label-maps", "true", data / "val/images")  # fmt: skip
+    results = json.loads((tmp_path / "out/results.json").read_text())
+    assert results
+    assert len((tmp_path / "out/objects.csv").read_text().splitlines()) == len(results) + 1
+    names = sorted(path.name for path in (data / "val/images").iterdir())
+    assert sorted(path.name for path in (tmp_path / "out/labels").iterdir()) == names
+    assert len(list((tmp_path / "out/crops").iterdir())) <= len(results)
+
+
+def test_predict_says_that_no_detection_reaches_the_threshold(
+    data: Path, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run("predict", "--checkpoint", trained, "--output", tmp_path / "out", "--score-threshold", 1,
+        data / "val/images")  # fmt: skip
+    assert "no detection reaches its score threshold, which is 1.00" in capsys.readouterr().err
+    assert json.loads((tmp_path / "out/results.json").read_text()) == []
 
 
 def test_predict_keeps_the_results_before_an_unreadable_image(
@@ -417,6 +444,7 @@ def test_no_command_is_an_error(capsys: pytest.CaptureFixture[str]) -> None:
         (["predict", "--checkpoint", "m", "--output", "x"], ["image"]),
         (["predict", "--checkpoint", "m", "--output", "x", "--score-threshold", "2", "a.png"],
          ["--score-threshold must be in [0, 1], got 2"]),
+        (["predict", "--checkpoint", "m", "--output", "x", "--tile", "8", "a.png"], ["--tile must be in 64 to 65,535"]),
         (["predict", "--checkpoint", "missing.safetensors", "--output", "x", "a.png"],
          ["missing.safetensors: cannot be read"]),
         (["check", "--images", ".", "--annotations", "missing.json"], ["missing.json: cannot be read"]),

@@ -26,7 +26,8 @@ class DrawnObject:
     """Object to draw.
 
     Attributes:
-        mask: (H, W), 0 or 1.
+        mask: (h, w), 0 or 1, the part of the image that contains the mask.
+        corner: x and y of this part's top left corner, in px.
         box: x1, y1, x2, y2 in px.
         text: text to write beside the box.
         color: RGB, each in 0 to 255.
@@ -34,6 +35,7 @@ class DrawnObject:
     """
 
     mask: npt.NDArray[np.uint8]
+    corner: tuple[int, int]
     box: tuple[float, float, float, float]
     text: str
     color: Color
@@ -41,11 +43,32 @@ class DrawnObject:
 
     def enlarged(self, factor: int) -> DrawnObject:
         """Return the same object for an image that is larger by an integer factor."""
+        if factor == 1:
+            return self
         x1, y1, x2, y2 = self.box
         mask = self.mask.repeat(factor, axis=0).repeat(factor, axis=1)
+        corner = (self.corner[0] * factor, self.corner[1] * factor)
         box = (x1 * factor, y1 * factor, x2 * factor, y2 * factor)
         points = tuple((x * factor, y * factor, label) for x, y, label in self.points)
-        return DrawnObject(mask, box, self.text, self.color, points)
+        return DrawnObject(mask, corner, box, self.text, self.color, points)
+
+
+_NO_MASK = np.zeros((0, 0), dtype=np.uint8)
+
+
+def cut_out(mask: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[np.uint8], tuple[int, int]]:
+    """Return the part of a mask (H, W) that is set, and x and y of its top left corner."""
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    if len(rows) == 0:
+        return _NO_MASK, (0, 0)
+    top, left = int(rows[0]), int(columns[0])
+    return mask[top : rows[-1] + 1, left : columns[-1] + 1], (left, top)
+
+
+def cut_out_rle(rle: dict[str, Any]) -> tuple[npt.NDArray[np.uint8], tuple[int, int]]:
+    """Return the part of an RLE's mask that is set, and x and y of its top left corner."""
+    left, top, width, height = (int(value) for value in coco_mask.toBbox(rle))
+    return coco_mask.decode(rle)[top : top + height, left : left + width], (left, top)
 
 
 def category_color(category_id: int) -> Color:
@@ -63,11 +86,12 @@ def draw_truth(
     Evaluation ignores crowds. Training leaves them out or ignores them, see `CocoDataset`.
     """
     masks = record.object_masks().bitmaps()
-    blank = np.zeros((record.height, record.width), dtype=np.uint8)
-    crowds = [DrawnObject(blank, a.box, "crowd", _CROWD_COLOR) for a in record.annotations if a.crowd]
+    crowds = [
+        DrawnObject(_NO_MASK, (0, 0), a.box, "crowd", _CROWD_COLOR) for a in record.annotations if a.crowd
+    ]
     objects = [
         DrawnObject(
-            mask,
+            *cut_out(mask),
             a.box,
             shortened(names[a.category_id]),
             category_color(a.category_id),
@@ -86,12 +110,12 @@ def draw_results(
     for result in sorted(results, key=lambda result: float(result["score"])):
         x, y, width, height = result["bbox"]
         # A model without masks returns boxes only.
-        blank = np.zeros((image.height, image.width), dtype=np.uint8)
+        mask = cut_out_rle(result["segmentation"]) if "segmentation" in result else (_NO_MASK, (0, 0))
         objects.append(
             DrawnObject(
-                coco_mask.decode(result["segmentation"]) if "segmentation" in result else blank,
+                *mask,
                 (x, y, x + width, y + height),
-                f"{shortened(names[result['category_id']])} {result['score']:.2f}",
+                f"{shortened(names[result['category_id']])} {result['score']:.2f}".strip(),
                 category_color(result["category_id"]),
             )
         )
@@ -106,15 +130,19 @@ def draw_objects(image: Image.Image, objects: Sequence[DrawnObject], *, enlarge:
         objects: objects in drawing order.
         enlarge: integer factor to enlarge a small image by first, so that the text does not cover it.
     """
-    image = image.resize((image.width * enlarge, image.height * enlarge), Image.Resampling.NEAREST)
+    if enlarge > 1:
+        image = image.resize((image.width * enlarge, image.height * enlarge), Image.Resampling.NEAREST)
     objects = [drawn.enlarged(enlarge) for drawn in objects]
-    pixels = np.asarray(image.convert("RGB"), dtype=np.float32).copy()
+    pixels = np.array(image.convert("RGB"))
     for drawn in objects:
         inside = drawn.mask.astype(bool)
-        color = np.asarray(drawn.color, dtype=np.float32)
-        pixels[inside] = 0.55 * pixels[inside] + 0.45 * color
-        pixels[_outline(inside)] = color
-    picture = Image.fromarray(pixels.round().astype(np.uint8))
+        (left, top), (height, width) = drawn.corner, inside.shape
+        # A view, which is changed in place.
+        part = pixels[top : top + height, left : left + width]
+        tinted = 0.55 * part[inside].astype(np.float32) + 0.45 * np.asarray(drawn.color, dtype=np.float32)
+        part[inside] = tinted.round().astype(np.uint8)
+        part[_outline(inside)] = drawn.color
+    picture = Image.fromarray(pixels)
     canvas = ImageDraw.Draw(picture)
     size = max(9, round(min(picture.size) / 30))
     font = ImageFont.load_default(size)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ from maskloss.detection.builders import ModelSettings
 from maskloss.detection.transform import RCNNTransform
 from maskloss.errors import InputError
 from maskloss.training.model_file import ModelDescription
-from maskloss.training.prediction import Prediction, image_ids, predict
+from maskloss.training.prediction import Prediction, image_files, image_ids, predict, thresholds_of
+from maskloss.training.tiling import tiles_of
 
 DESCRIPTION = ModelDescription(
     ModelSettings("resnet18", 3), (Category(4, "cat"), Category(8, "dog")), aligned=True
@@ -119,3 +121,102 @@ def test_an_unreadable_image_is_refused_after_those_before_it(image: Path) -> No
 )
 def test_image_ids_are_cocos_own_where_all_names_are_different_numbers(names: list[str], ids: Any) -> None:
     assert image_ids([Path(name) for name in names]) == ids
+
+
+def test_folders_and_patterns_name_their_images(tmp_path: Path) -> None:
+    for name in ("b.JPG", "a.png", "notes.txt", "deep/c.tif"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    assert [path.name for path in image_files([tmp_path])] == ["a.png", "b.JPG"]
+    named = image_files([tmp_path / "*.png", tmp_path / "notes.txt"])
+    assert [path.name for path in named] == ["a.png", "notes.txt"]
+    assert [path.name for path in image_files([str(tmp_path / "**/*.tif")])] == ["c.tif"]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("nowhere.png", "the image does not exist"),
+        ("empty", "has no images; they end in"),
+        ("*.gif", "no file matches"),
+    ],
+)
+def test_paths_without_images_are_refused(name: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match=message):
+        image_files([tmp_path / name])
+
+
+@pytest.mark.parametrize(
+    ("known", "given", "expected"),
+    [((), None, [0.5, 0.5]), ((0.25, None), None, [0.25, 0.5]), ((0.25, None), 0.75, [0.75, 0.75])],
+)
+def test_thresholds_come_from_the_option_else_from_the_model(known: Any, given: Any, expected: Any) -> None:
+    assert thresholds_of(replace(DESCRIPTION, score_thresholds=known), given) == expected
+
+
+def test_each_category_has_its_own_threshold(image: Path) -> None:
+    def categories(*thresholds: float | None) -> list[int]:
+        description = replace(DESCRIPTION, score_thresholds=thresholds)
+        (found,) = predict(FixedModel(), description, [image], device=torch.device("cpu"))
+        return [result["category_id"] for result in found.results]
+
+    # The cat has a score of .5, the dog of .9.
+    assert categories(None, 0.9) == [8, 4]
+    assert categories(0.6, 0.9) == [8]
+    assert categories(0.4, 0.95) == [4]
+
+
+class BrightSquares(nn.Module):
+    """Finds each white square of an image: connected white pixels, which all are rectangles."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes: list[tuple[int, int]] = []
+        self.transform = RCNNTransform(32, 64, [0.5] * 3, [0.5] * 3)
+        self.transform.aligned_masks = True
+
+    def forward(self, images: list[Tensor]) -> list[dict[str, Tensor]]:
+        self.sizes += [(image.shape[-2], image.shape[-1]) for image in images]
+        (image,) = images
+        white = image[0].numpy() > 0.5
+        boxes = []
+        while white.any():
+            y, x = (int(values[0]) for values in np.nonzero(white))
+            width = int(np.argmin([*white[y, x:], False]))
+            height = int(np.argmin([*white[y:, x], False]))
+            white[y : y + height, x : x + width] = False
+            boxes.append([x, y, x + width, y + height])
+        count = len(boxes)
+        return [
+            {
+                "boxes": torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4),
+                "labels": torch.ones(count, dtype=torch.int64),
+                "scores": torch.linspace(0.9, 0.6, count),
+                "masks": torch.ones(count, 1, 28, 28),
+            }
+        ]
+
+
+SQUARES = [(10, 10, 12, 12), (95, 40, 14, 14), (200, 150, 20, 20), (60, 100, 90, 90), (290, 5, 10, 8)]
+
+
+@pytest.mark.parametrize("tile", [None, 64, 100, 299, 1000])
+def test_tiles_find_every_object_once_and_whole(tile: int | None, tmp_path: Path) -> None:
+    pixels = np.zeros((200, 300), dtype=np.uint8)
+    for x, y, width, height in SQUARES:
+        pixels[y : y + height, x : x + width] = 255
+    Image.fromarray(pixels).convert("RGB").save(tmp_path / "a.png")
+    model = BrightSquares()
+    (found,) = predict(model, DESCRIPTION, [tmp_path / "a.png"], device=torch.device("cpu"), tile=tile)
+    boxes = sorted(tuple(int(value) for value in result["bbox"]) for result in found.results)
+    assert boxes == sorted(SQUARES)
+    for result in found.results:
+        x, y, width, height = (int(value) for value in result["bbox"])
+        mask = coco_mask.decode(result["segmentation"])
+        assert mask.shape == (200, 300)
+        # Pasting rounds the corners by half a cell of 28.
+        assert mask[y : y + height, x : x + width].mean() > 0.95
+        assert mask.sum() < 1.1 * width * height
+    cut = tile is not None and tile < 300
+    assert len(model.sizes) == (1 + len(tiles_of(300, 200, tile)) if cut else 1)

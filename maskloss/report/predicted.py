@@ -1,0 +1,180 @@
+"""The files of `maskloss predict`: pictures, COCO results, a table of objects, cut-outs and label maps."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from maskloss.errors import RunError
+from maskloss.files import make_folder, reason_of, write_bytes
+from maskloss.report.pictures import cut_out_rle, draw_results, png
+
+#: Columns of objects.csv. Lengths are in px, areas in px².
+COLUMNS = (
+    "image",
+    "object",
+    "category",
+    "score",
+    "mask_score",
+    "x",
+    "y",
+    "width",
+    "height",
+    "area",
+    "perimeter",
+)
+#: Largest number of objects whose names are written in a picture.
+_MOST_NAMED = 30
+
+
+class PredictedFiles:
+    """Writer of the results of many images, which keeps none of them in memory.
+
+    `results.json` and `objects.csv` are complete after the `with` statement, also if an image fails. Until then, they
+    have temporary names.
+
+    Args:
+        folder: existing folder to write to.
+        names: name of each category, by id.
+        crops: whether to write a PNG of each object with a transparent background, as crops/IMAGE-OBJECT.png.
+        label_maps: whether to write a 16-bit PNG for each image, as labels/IMAGE.png: 0 is background, and other
+            values are the objects' numbers in objects.csv. Of overlapping objects, the one with the best score is
+            shown.
+    """
+
+    def __init__(
+        self, folder: Path, names: Mapping[int, str], *, crops: bool = False, label_maps: bool = False
+    ) -> None:
+        self.folder, self.names, self.crops, self.label_maps = folder, dict(names), crops, label_maps
+        self.images = 0
+        self._first = True
+
+    def __enter__(self) -> PredictedFiles:
+        try:
+            # File names that are not UTF-8 contain characters that cannot be encoded.
+            self._results, self._objects = (
+                self._temporary(name).open("w", encoding="utf-8", errors="backslashreplace", newline="")
+                for name in ("results.json", "objects.csv")
+            )
+        except OSError as error:
+            raise RunError(f"{self.folder}: cannot be written: {reason_of(error)}") from error
+        self._results.write("[")
+        self._table = csv.writer(self._objects)
+        self._table.writerow(COLUMNS)
+        for wanted, name in ((self.crops, "crops"), (self.label_maps, "labels")):
+            if wanted:
+                make_folder(self.folder / name)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            with self._results, self._objects:
+                self._results.write("]")
+            for name in ("results.json", "objects.csv"):
+                if self.images:
+                    os.replace(self._temporary(name), self.folder / name)
+                else:
+                    self._temporary(name).unlink()
+        except OSError as failure:
+            raise RunError(f"{self.folder}: cannot be written: {reason_of(failure)}") from failure
+
+    def _temporary(self, name: str) -> Path:
+        return self.folder / f".{name}.{os.getpid()}.tmp"
+
+    def add(self, name: str, path: Path, image: Image.Image, results: Sequence[Mapping[str, Any]]) -> Path:
+        """Write the files of an image.
+
+        Args:
+            name: file name of its picture, with the ending .png.
+            path: path of the image.
+            image: the image.
+            results: its COCO results by descending score.
+
+        Returns:
+            Path of the picture.
+
+        Raises:
+            RunError: the disk is full, or the folder is not writable.
+        """
+        # Names of many objects would cover them.
+        names = self.names if len(results) <= _MOST_NAMED else dict.fromkeys(self.names, "")
+        write_bytes(self.folder / name, png(draw_results(image, [dict(result) for result in results], names)))
+        label_map = np.zeros((image.height, image.width), dtype=np.uint16) if self.label_maps else None
+        try:
+            for number, result in enumerate(results, start=1):
+                self._results.write(
+                    ("" if self._first else ",\n") + json.dumps({**result, "file_name": path.name})
+                )
+                self._first = False
+                self._table.writerow(self._row(path.name, number, result))
+            self._results.flush()
+            self._objects.flush()
+        except OSError as error:
+            raise RunError(f"{self.folder}: cannot be written: {reason_of(error)}") from error
+        for number, result in reversed(list(enumerate(results, start=1))):
+            if "segmentation" not in result:
+                continue
+            mask, (left, top) = cut_out_rle(result["segmentation"])
+            height, width = mask.shape
+            if label_map is not None:
+                label_map[top : top + height, left : left + width][mask > 0] = min(number, 65_535)
+            if self.crops and mask.size:
+                part = image.convert("RGB").crop((left, top, left + width, top + height))
+                part.putalpha(Image.fromarray(mask * np.uint8(255)))
+                write_bytes(self.folder / "crops" / f"{Path(name).stem}-{number}.png", png(part))
+        if label_map is not None:
+            write_bytes(self.folder / "labels" / name, png(Image.fromarray(label_map)))
+        self.images += 1
+        return self.folder / name
+
+    def _row(self, image: str, number: int, result: Mapping[str, Any]) -> list[Any]:
+        area: Any = ""
+        length: Any = ""
+        if "segmentation" in result:
+            mask, _ = cut_out_rle(result["segmentation"])
+            area, length = int(mask.sum()), round(perimeter(mask), 1)
+        mask_score = result.get("mask_score")
+        return [
+            image,
+            number,
+            self.names[result["category_id"]],
+            round(float(result["score"]), 4),
+            "" if mask_score is None else round(float(mask_score), 4),
+            *(round(float(value), 2) for value in result["bbox"]),
+            area,
+            length,
+        ]
+
+
+def perimeter(mask: npt.NDArray[np.uint8]) -> float:
+    """Estimate the length of a mask's outline, holes included, in px.
+
+    It counts where lines in four directions enter and leave the mask, which is right on average over all directions of
+    the outline: a circle has its true length, an upright square about 5 % less.
+
+    Args:
+        mask: (H, W), 0 or 1.
+
+    Example:
+        >>> y, x = np.mgrid[-50:51, -50:51]
+        >>> round(perimeter((x * x + y * y <= 40**2).astype(np.uint8)) / (2 * np.pi * 40), 2)
+        1.0
+
+    Source: the Cauchy-Crofton formula.
+    """
+    framed = np.pad(mask.astype(bool), 1)
+    straight = (framed[1:] != framed[:-1]).sum() + (framed[:, 1:] != framed[:, :-1]).sum()
+    diagonal = (framed[1:, 1:] != framed[:-1, :-1]).sum() + (framed[1:, :-1] != framed[:-1, 1:]).sum()
+    return float(math.pi / 8 * (straight + diagonal / math.sqrt(2)))
