@@ -24,13 +24,15 @@ from maskloss.ablation.tuning import Tuned, format_values, score_of
 from maskloss.data.coco import ImageRecord
 from maskloss.data.images import read_image
 from maskloss.files import write_text
-from maskloss.report.curves import compared_curves
+from maskloss.report.curves import compared_curves, forest_plot
 from maskloss.report.page import embedded, rendered
 from maskloss.report.pictures import draw_results, draw_truth, jpeg
 
 #: Outcomes by variant, then by seed.
 Outcomes = dict[str, dict[int, Outcome]]
 
+#: Metrics whose differences are drawn.
+_PLOTTED = ("mask AP", "boundary AP", "box AP")
 _NUM_PICTURES = 5
 _LONGEST_SIDE = 320
 _SCORE_THRESHOLD = 0.5
@@ -286,6 +288,17 @@ def write_page(
         total=len(plan.runs),
         num_images=len(plan.validation.images),
         num_objects=plan.validation.num_objects,
+        differences=forest_plot(
+            {
+                name: {
+                    variant: (100 * summary.difference.mean, 100 * summary.difference.half_width)
+                    for variant, summary in summaries[name].items()
+                    if summary.difference is not None
+                }
+                for name in _PLOTTED
+            },
+            plan.baseline,
+        ),
         tables=[
             {
                 "metric": name,

@@ -1,4 +1,4 @@
-"""Loss curves, one small panel per term."""
+"""Curves of losses and AP, one small panel each, and the differences of a sweep with their intervals."""
 
 from __future__ import annotations
 
@@ -131,3 +131,36 @@ def _svg(figure: Figure) -> str:
     figure.savefig(buffer, format="svg", metadata={"Date": None})
     text = buffer.getvalue()
     return text[text.index("<svg") :]
+
+
+def forest_plot(intervals: Mapping[str, Mapping[str, tuple[float, float]]], baseline: str) -> str:
+    """Draw the differences of variants to the baseline, each with its interval, one panel per metric.
+
+    Args:
+        intervals: mean and half width of the interval, in percent, by metric and then by variant.
+        baseline: name of the baseline.
+
+    Returns:
+        An SVG element; empty if there is no difference.
+    """
+    shown = {metric: by_variant for metric, by_variant in intervals.items() if by_variant}
+    if not shown:
+        return ""
+    variants = list(dict.fromkeys(variant for by_variant in shown.values() for variant in by_variant))
+    figure = Figure(figsize=(11, 0.8 + 0.28 * len(variants)), layout="constrained")
+    FigureCanvasSVG(figure)
+    panels = figure.subplots(1, len(shown), squeeze=False, sharey=True)[0]
+    for axis, (metric, by_variant) in zip(panels, shown.items(), strict=True):
+        for place, variant in enumerate(variants):
+            if variant not in by_variant:
+                continue
+            mean, half = by_variant[variant]
+            color = "#6b7280" if abs(mean) <= half else "#15803d" if mean > 0 else "#b91c1c"
+            axis.errorbar(mean, place, xerr=half, fmt="o", color=color, ms=4, lw=1.4, capsize=2)
+        axis.axvline(0, color="#9ca3af", lw=0.8)
+        axis.set_title(f"{metric} minus {baseline}", fontsize=10)
+        axis.set_yticks(range(len(variants)), [variant[:30] for variant in variants])
+        axis.set_ylim(len(variants) - 0.5, -0.5)
+        axis.grid(alpha=0.25, axis="x")
+        axis.tick_params(labelsize=8)
+    return _svg(figure)

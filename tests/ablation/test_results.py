@@ -172,6 +172,13 @@ def test_the_page_has_the_values_of_the_table(made_up):
     text = re.sub(r"\s+", " ", text)
     assert "+15.0" in text
     assert "+15.0 to +15.0" in text
+    # Drawn, too, where there is a difference: not for the variant that failed.
+    drawn = page.read_text()
+    drawn = drawn[drawn.index("<h2>Differences to base</h2>") :]
+    drawn = drawn[: drawn.index("</svg>")]
+    assert "<!-- mask AP minus base -->" in drawn
+    assert "<!-- mine -->" in drawn
+    assert "<!-- fails -->" not in drawn
     # Medians with their ranges.
     assert "25 (15 to 35)" in text
     assert "300 (200 to 400)" in text

@@ -107,3 +107,14 @@ def test_invalid_sweep_exits_with_one_line_and_code_2(data, tmp_path, capsys):
     (line,) = capsys.readouterr().err.splitlines()
     assert "variant bce: unknown option lerning_rate" in line
     assert not (tmp_path / "out").exists()
+
+
+def test_variants_may_differ_in_their_mask_layers(data, tmp_path):
+    variants = {"stock": {}, "fine": {"mask_size": 56}, "scored": {"mask_branch": "mask_iou"}}
+    variants["points"] = {"mask_branch": "point_rend"}
+    ablate(sweep_file(tmp_path, data, variants, [0]), tmp_path / "out")
+    results = json.loads((tmp_path / "out/results.json").read_text())
+    keys = {name: set(variant["runs"][0]["metrics"]["loss"]) for name, variant in results["variants"].items()}
+    assert keys["stock"] == keys["fine"]
+    assert keys["scored"] - keys["stock"] == {"loss_mask_iou"}
+    assert keys["points"] - keys["stock"] == {"loss_mask_point"}

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from maskloss.report.curves import compared_curves, loss_curves
+from maskloss.report.curves import compared_curves, forest_plot, loss_curves, precision_curves
 
 BLUE, RED = "#2563eb", "#dc2626"
 TRAINING = [
@@ -124,3 +124,34 @@ def test_more_variants_than_colors_have_other_line_styles() -> None:
     assert len(drawn) == 12
     assert ["stroke-dasharray" in style for style in drawn] == [False] * 10 + [True] * 2
     assert len(set(drawn)) == 12
+
+
+def test_a_forest_plot_has_a_panel_per_metric_and_a_line_per_variant() -> None:
+    intervals = {
+        "mask AP": {"dice": (1.5, 0.5), "focal": (-2.0, 3.0)},
+        "box AP": {"dice": (0.5, 1.0)},
+        "boundary AP": {},
+    }
+    svg = forest_plot(intervals, "bce")
+    assert svg.startswith("<svg")
+    for text in ("mask AP minus bce", "box AP minus bce", "dice", "focal"):
+        assert f"<!-- {text} -->" in svg
+    assert "boundary AP" not in svg
+    # Better, undecided, worse: the colors of the three intervals.
+    assert svg.count("#15803d") > 0
+    assert svg.count("#6b7280") > 0
+    assert "#b91c1c" not in svg
+
+
+def test_without_differences_there_is_no_forest_plot() -> None:
+    assert forest_plot({"mask AP": {}}, "bce") == ""
+
+
+def test_precision_is_drawn_in_percent_from_two_evaluations_on() -> None:
+    lines = [{"step": step, "segm": {"AP": ap}, "bbox": {"AP": None}} for step, ap in ((1, 0.25), (2, 0.5))]
+    labels = {"segm": "mask", "bbox": "box"}
+    assert precision_curves(lines[:1], labels) == ""
+    svg = precision_curves(lines, labels)
+    assert "<!-- mask AP -->" in svg
+    assert "<!-- box AP -->" in svg
+    assert "<!-- 50 -->" in svg
