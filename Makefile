@@ -3,11 +3,13 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+# What the demo needs, and what the tests need besides.
+TRAIN := $(VENV)/.train
 INSTALLED := $(VENV)/.installed
 
 .PHONY: demo test lint types bench clean
 
-demo: $(INSTALLED)
+demo: $(TRAIN)
 	$(BIN)/maskloss demo
 
 # One thread per process, because two test processes with two threads each would compete for two cores.
@@ -26,6 +28,13 @@ BENCHMARKS := mask_tail masks mask_fidelity matching roi_path inference_tail pro
 bench: $(INSTALLED)
 	for name in $(BENCHMARKS); do $(BIN)/python benchmarks/$$name.py || exit 1; done
 	$(BIN)/python benchmarks/table.py
+
+# Without a GPU, the CPU wheels of torch and torchvision (pytorch.org, "Get started") save 4 GB: install these two in
+# the environment first.
+$(TRAIN): pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	test $(INSTALLED) -nt pyproject.toml || $(BIN)/python -m pip install --editable '.[train]'
+	touch $@
 
 $(INSTALLED): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

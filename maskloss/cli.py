@@ -369,6 +369,34 @@ def predict(
     print(folder / "objects.csv")
 
 
+def export(
+    checkpoint: str,
+    output: str,
+    loss: str | None = None,
+    model: str | None = None,
+    mask_branch: str | None = None,
+) -> None:
+    """Export a trained model to ONNX or torch.export, to run it without maskloss.
+
+    Args:
+        checkpoint: model file of a run, or its folder, whose best model is used, or the newest if none is the best yet.
+        output: file to write: FILE.onnx, or FILE.pt2 for torch.export.load.
+        loss: import path of the model's loss, required if a user's mask term computes the masks.
+        model: import path of the model, required if user code builds it.
+        mask_branch: import path of the mask branch, required if user code builds it.
+    """
+    from maskloss.files import make_folder
+    from maskloss.training import export as exporting
+    from maskloss.training.model_file import load_model
+
+    path = Path(output)
+    _refuse_to_overwrite(path)
+    loaded = load_model(checkpoint, loss=loss, model=model, mask_branch=mask_branch)
+    make_folder(path.parent)
+    exporting.export(loaded.model, loaded.description, path)
+    print(path)
+
+
 def ablate(
     config: str, output: str, engine: Literal["local", "ray"] = "local", ray_address: str | None = None
 ) -> None:
@@ -505,6 +533,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "train": train,
     "evaluate": evaluate,
     "predict": predict,
+    "export": export,
     "ablate": ablate,
 }
 
@@ -565,8 +594,18 @@ def _add_options(command: _Parser, name: str, function: Callable[..., None]) -> 
             "--all", action="store_true", help="list every case of each problem instead of three examples."
         )
     elif name == "predict":
-        command.add_function_arguments(function, None, skip={"image"})
-        command.add_argument("image", nargs="+", help="image files to predict.")
+        command.add_function_arguments(function, None, skip={"image", "crops", "label_maps"})
+        command.add_argument("image", nargs="+", help="images, folders of images, or patterns.")
+        command.add_argument(
+            "--crops",
+            action="store_true",
+            help="write a PNG of each object with a transparent background, in crops/.",
+        )
+        command.add_argument(
+            "--label_maps",
+            action="store_true",
+            help="write a 16-bit PNG per image whose values are the objects' numbers in objects.csv, in labels/.",
+        )
     else:
         command.add_function_arguments(function, None)
 

@@ -27,7 +27,7 @@ from maskloss.cli import main
 from tests.data.coco_files import write_coco
 from tests.training.small_runs import STATISTICS, TERMS, files, history, largest_file, narrow_models
 
-COMMANDS = ("demo", "shapes", "check", "repair", "subset", "train", "evaluate", "predict", "ablate")
+COMMANDS = ("demo", "shapes", "check", "repair", "subset", "train", "evaluate", "predict", "export", "ablate")
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -386,7 +386,7 @@ def test_predict_writes_tables_cut_outs_and_label_maps_of_a_folders_images(
     data: Path, trained: Path, tmp_path: Path
 ) -> None:
     run("predict", "--checkpoint", trained, "--output", tmp_path / "out", "--score-threshold", 0.05, "--tile", 64,
-        "--crops", "true", "--label-maps", "true", data / "val/images")  # fmt: skip
+        data / "val/images", "--crops", "--label-maps")  # fmt: skip
     results = json.loads((tmp_path / "out/results.json").read_text())
     assert results
     assert len((tmp_path / "out/objects.csv").read_text().splitlines()) == len(results) + 1

@@ -243,7 +243,7 @@ class TorchvisionMaskBranch(MaskBranch):
         channels = labels if own_probs is None else self.loss.mask_channels(labels)
         logits = self._logits(features, detections.boxes, detections.image_sizes, channels)
         probs = self._probs(logits, labels)
-        return list(probs.split([len(boxes) for boxes in detections.boxes])), None
+        return list(probs.split([boxes.shape[0] for boxes in detections.boxes])), None
 
     def _probs(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Return the probabilities (P, 1, M, M) of each label's class."""

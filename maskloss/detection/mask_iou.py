@@ -199,7 +199,7 @@ class MaskIoUBranch(MaskBranch):
         probs = torch.cat([_resized(of_image, side) for of_image in masks])
         quality = at_least_float32(self._predicted_iou(features, detections, probs)).clamp(0, 1)
         scores = torch.cat(detections.scores) * quality
-        return masks, list(scores.split([len(boxes) for boxes in detections.boxes]))
+        return masks, list(scores.split([boxes.shape[0] for boxes in detections.boxes]))
 
     def _predicted_iou(self, features: Features, rois: Positives | DetectedBoxes, probs: Tensor) -> Tensor:
         pooled = self.__dict__["pool"](features, rois.boxes, rois.image_sizes)
@@ -250,6 +250,9 @@ def mask_areas(masks: Tensor | EncodedMasks, matched_idxs: Tensor) -> Tensor:
 
 def _resized(probs: Tensor, side: int) -> Tensor:
     """Resize masks (P, 1, M, M) to (P, 1, side, side)."""
-    if probs.shape[-1] == side or len(probs) == 0:
-        return probs.new_zeros((0, 1, side, side)) if len(probs) == 0 else probs
+    if probs.shape[-1] == side:
+        return probs
+    # interpolate refuses an empty batch; torch.export does not know yet whether it is empty.
+    if not torch.compiler.is_exporting() and len(probs) == 0:
+        return probs.new_zeros((0, 1, side, side))
     return F.interpolate(probs, size=(side, side), mode="bilinear", align_corners=False, antialias=True)

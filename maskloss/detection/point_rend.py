@@ -287,6 +287,12 @@ class PointRendBranch(MaskBranch):
         of_images = zip(detections.boxes, detections.labels, detections.scores, strict=True)
         for image, of_image in enumerate(of_images):
             own = {level: features[level][image : image + 1] for level in self.levels}
+            if torch.compiler.is_exporting():
+                # The number of chunks is unknown.
+                all_boxes, all_labels, all_scores = ([values] for values in of_image)
+                whole = DetectedBoxes(all_boxes, all_labels, all_scores, detections.image_sizes)
+                probs.append(self._refined(own, whole))
+                continue
             chunks = zip(*(values.split(_DETECTIONS_AT_ONCE) for values in of_image), strict=True)
             parts = [
                 self._refined(own, DetectedBoxes([boxes], [labels], [scores], detections.image_sizes))
@@ -323,7 +329,7 @@ class PointRendBranch(MaskBranch):
 
     def _coarse_logits(self, features: Features, rois: Positives | DetectedBoxes) -> Tensor:
         """Compute the coarse logits (P, 1, 7, 7) of each RoI's own class."""
-        count = sum(len(boxes) for boxes in rois.boxes)
+        count = sum(boxes.shape[0] for boxes in rois.boxes)
         cells = torch.arange(_COARSE_INPUT, device=rois.boxes[0].device)
         steps = (cells + 0.5) / _COARSE_INPUT
         grid = torch.stack(torch.meshgrid(steps, steps, indexing="xy"), dim=-1).flatten(0, 1)  # (196, 2)
@@ -404,12 +410,12 @@ def fine_features(
         extent = maps.new_tensor([maps.shape[-1] * stride, maps.shape[-2] * stride])
         by_image = []
         for image, (image_boxes, points) in enumerate(
-            zip(boxes, coords.split([len(of_image) for of_image in boxes]), strict=True)
+            zip(boxes, coords.split([of_image.shape[0] for of_image in boxes]), strict=True)
         ):
             own = image_boxes.to(maps.dtype)
             in_px = own[:, None, :2] + points.to(maps.dtype) * (own[:, None, 2:] - own[:, None, :2])
             values = sample_at_points(maps[image : image + 1], (in_px / extent).flatten(0, 1)[None])
-            by_image.append(values[0].unflatten(1, (len(own), points.shape[1])).transpose(0, 1))
+            by_image.append(values[0].unflatten(1, (own.shape[0], points.shape[1])).transpose(0, 1))
         sampled.append(torch.cat(by_image))
     return torch.cat(sampled, dim=1)
 

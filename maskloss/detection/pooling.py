@@ -55,7 +55,9 @@ class MultiScaleRoIAlign(TorchvisionMultiScaleRoIAlign):
         ours = torch.is_grad_enabled() and not torch.compiler.is_compiling()
         our_backward = ours and all(_takes_our_backward(feature) for feature in features)
         without_sync = self.training and self.sync_free and features[0].device.type != "cpu"
-        if not (our_backward or without_sync):
+        # torch.export cannot trace torchvision's code, which depends on the number of RoIs of each level.
+        exporting = torch.compiler.is_exporting()
+        if not (our_backward or without_sync or exporting):
             return super().forward(x, boxes, image_shapes)
         if self.scales is None or self.map_levels is None:
             self.scales, self.map_levels = _setup_scales(

@@ -12,11 +12,12 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torchvision.models.detection import roi_heads as torchvision_roi_heads
 from torchvision.models.detection.roi_heads import RoIHeads as TorchvisionRoIHeads
-from torchvision.ops import batched_nms, clip_boxes_to_image, remove_small_boxes
+from torchvision.ops import clip_boxes_to_image, remove_small_boxes
 
 from maskloss.detection.loss_holder import LossHolder, mean_losses
 from maskloss.detection.mask_branch import DetectedBoxes, MaskBranch, Positives, TorchvisionMaskBranch
 from maskloss.detection.matching import mostly_inside, object_weights
+from maskloss.detection.nms import batched_nms
 from maskloss.detection.sampling import SampleCounts, sample_slots
 from maskloss.detection.transfer import AsyncHostCopy, send
 from maskloss.losses.arithmetic import at_least_float32
@@ -399,7 +400,7 @@ class RoIHeads(LossHolder, TorchvisionRoIHeads):
         Returns:
             Per image: boxes (D, 4), scores (D,) and labels (D,), by descending score.
         """
-        counts = [len(boxes) for boxes in proposals]
+        counts = [boxes.shape[0] for boxes in proposals]  # len() is no number yet in torch.export
         all_scores = class_logits.softmax(dim=-1).split(counts)
         all_deltas = box_regression.unflatten(1, (-1, 4)).split(counts)
         found = []

@@ -80,6 +80,16 @@ class RCNNTransform(GeneralizedRCNNTransform):
             resized["masks"] = _resize_masks(masks, *image.shape[-2:], aligned=self.aligned_masks)
         return image, resized
 
+    def batch_images(self, images: list[Tensor], size_divisible: int = 32) -> Tensor:
+        """Pad the images to one size and stack them, as torchvision does; `torch.export` traces one image."""
+        if not torch.compiler.is_exporting():
+            batch: Tensor = super().batch_images(images, size_divisible)
+            return batch
+        # torchvision computes the size with floats, which would fix it in the exported graph.
+        (image,) = images
+        height, width = image.shape[-2:]
+        return F.pad(image, (0, -width % size_divisible, 0, -height % size_divisible))[None]
+
     def mask_offset(self, image_size: tuple[int, int]) -> tuple[float, float]:
         """Return the sub-pixel offset of masks predicted by a network trained with this transform.
 

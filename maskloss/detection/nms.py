@@ -1,0 +1,37 @@
+"""Non-maximum suppression that `torch.export` can trace."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torchvision.ops import batched_nms as torchvision_batched_nms
+from torchvision.ops import nms
+
+
+def batched_nms(boxes: Tensor, scores: Tensor, groups: Tensor, iou_threshold: float) -> Tensor:
+    """Suppress boxes that overlap with a better box of their group.
+
+    It is torchvision's `batched_nms`, except in `torch.export`: torchvision chooses between two implementations by the
+    number of boxes, which is unknown there, so the export always moves the groups apart.
+
+    Args:
+        boxes: (K, 4), xyxy, >= 0.
+        scores: (K,).
+        groups: (K,), such as the class of each box.
+        iou_threshold: minimum IoU of a suppressed box.
+
+    Returns:
+        Indices of the boxes that remain, int64, by descending score.
+
+    Example:
+        >>> boxes = torch.tensor([[0.0, 0, 4, 4], [0, 0, 4, 4], [0, 0, 4, 4]])
+        >>> batched_nms(boxes, torch.tensor([0.5, 0.75, 0.25]), torch.tensor([1, 1, 2]), 0.5)
+        tensor([1, 2])
+    """
+    if not torch.compiler.is_exporting():
+        kept: Tensor = torchvision_batched_nms(boxes, scores, groups, iou_threshold)
+        return kept
+    # A zero is added because the maximum of no boxes is undefined.
+    farthest = torch.cat([boxes.flatten(), boxes.new_zeros(1)]).max()
+    moved: Tensor = nms(boxes + (groups.to(boxes) * (farthest + 1))[:, None], scores, iou_threshold)
+    return moved
