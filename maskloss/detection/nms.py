@@ -33,5 +33,9 @@ def batched_nms(boxes: Tensor, scores: Tensor, groups: Tensor, iou_threshold: fl
         return kept
     # A zero is added because the maximum of no boxes is undefined.
     farthest = torch.cat([boxes.flatten(), boxes.new_zeros(1)]).max()
-    moved: Tensor = nms(boxes + (groups.to(boxes) * (farthest + 1))[:, None], scores, iou_threshold)
-    return moved
+    moved = boxes + (groups.to(boxes) * (farthest + 1))[:, None]
+    # The export assumes that NMS keeps at least two boxes: these are worse than all others, and overlap with none.
+    outside = boxes.new_tensor([[-4.0, -4.0, -3.0, -3.0], [-2.0, -2.0, -1.0, -1.0]])
+    worst = scores.new_tensor([-1.0, -2.0])
+    remaining: Tensor = nms(torch.cat([moved, outside]), torch.cat([scores, worst]), iou_threshold)
+    return remaining[: remaining.shape[0] - 2]

@@ -51,6 +51,8 @@ class RCNNTransform(GeneralizedRCNNTransform):
         self, image: Tensor, target: dict[str, Any] | None = None
     ) -> tuple[Tensor, dict[str, Any] | None]:
         """Resize one image (3, H, W) and its target as torchvision does, but masks exactly if targets are aligned."""
+        if target is None and torch.compiler.is_exporting():
+            return self._resize_in_export(image), None
         if target is None:
             return super().resize(image, None)
         target = dict(target)
@@ -79,6 +81,14 @@ class RCNNTransform(GeneralizedRCNNTransform):
         if masks is not None and resized is not None:
             resized["masks"] = _resize_masks(masks, *image.shape[-2:], aligned=self.aligned_masks)
         return image, resized
+
+    def _resize_in_export(self, image: Tensor) -> Tensor:
+        """Resize an image of unknown size as torchvision does, which would fix the side that limits its scale."""
+        height, width = image.shape[-2:]
+        shorter, longer = torch.sym_min(height, width), torch.sym_max(height, width)
+        scale = torch.sym_min(self.min_size[-1] / shorter, self.max_size / longer)
+        size = [torch.sym_int(side * scale) for side in (height, width)]
+        return F.interpolate(image[None], size=size, mode="bilinear", align_corners=False)[0]
 
     def batch_images(self, images: list[Tensor], size_divisible: int = 32) -> Tensor:
         """Pad the images to one size and stack them, as torchvision does; `torch.export` traces one image."""

@@ -93,7 +93,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         except (ValueError, RecursionError) as error:
             raise ValueError(f"config must be JSON: {first_line(error)}") from error
         check_field(isinstance(config, dict), "config", "a mapping", config)
-        for key in ("model", "loss"):
+        for key in ("model", "loss", "average"):
             _check_tensors(key, state.get(key, {}), any_value=key == "loss")
         check_field(isinstance(state["optimizer"], dict), "optimizer", "a mapping", state["optimizer"])
         scaler = state.get("scaler")

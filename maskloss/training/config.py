@@ -92,6 +92,8 @@ class TrainConfig:
         schedule: "step" divides the learning rate by 10 after 2/3 of the steps and again after 8/9, "cosine" lowers
             it to 0, "constant" keeps it.
         gradient_clip: maximum norm of the gradient over all parameters. 0 disables clipping.
+        ema: decay of a moving average of the weights, in (0, 1), such as 0.999. If given, evaluations and model files
+            have the averaged weights.
         mixed_precision: "no" for float32, "bf16", or "fp16", which needs a GPU.
         min_size: length in pixels of the shorter side of a resized image, at least 1. From a list of lengths, training
             picks one at random for each image, and evaluation takes the last. If omitted: 800, or 320 for resnet18 and
@@ -149,6 +151,7 @@ class TrainConfig:
     warmup_steps: int = 100
     schedule: Literal["step", "cosine", "constant"] = "step"
     gradient_clip: float = 10.0
+    ema: float | None = None
     mixed_precision: Literal["no", "fp16", "bf16"] = "no"
     min_size: int | list[int] | None = None
     max_size: int | None = None
@@ -210,6 +213,7 @@ class TrainConfig:
             "a finite number > 0",
             self.learning_rate,
         )
+        _check(self.ema is None or 0 < self.ema < 1, "ema", "above 0 and below 1", self.ema)
         for name in ("horizontal_flip", "photometric_distortion"):
             _check(0 <= getattr(self, name) <= 1, name, "a probability in [0, 1]", getattr(self, name))
         for name in ("image_mean", "image_std"):

@@ -54,9 +54,10 @@ class ExportedDetector(nn.Module):
 def export(model: nn.Module, description: ModelDescription, path: str | Path) -> None:
     """Write a model as FILE.onnx or FILE.pt2.
 
-    The exported model takes one image of any size, and includes resizing, normalization and NMS. It leaves masks
-    unpasted. Its description is in the file: JSON under "maskloss" in the metadata of an ONNX file, and in the extra
-    file "maskloss" of a .pt2 file, with the categories, the score threshold of each, and the input.
+    The exported model takes one image of any size whose shorter side is longer than 64 px after resizing. It includes
+    resizing, normalization and NMS, and leaves masks unpasted. Its description is in the file: JSON under "maskloss" in
+    the metadata of an ONNX file, and in the extra file "maskloss" of a .pt2 file, with the categories, the score
+    threshold of each, and the input.
 
     Args:
         model: a model from `load_model`.

@@ -18,6 +18,7 @@ from maskloss.data.coco import CocoData
 from maskloss.data.sampler import mixed_seed
 from maskloss.detection.conversion import convert, loss_parameters
 from maskloss.files import locked, make_folder, remove_leftovers, write_text
+from maskloss.training.averaging import WeightAverage
 from maskloss.training.best import Best
 from maskloss.training.checkpoints import restore, save_checkpoint
 from maskloss.training.config import TrainConfig
@@ -79,6 +80,9 @@ def _train_in_locked_folder(run: Run) -> TrainingResult:
     if checkpoint is not None:
         start, elapsed = checkpoint["step"], checkpoint["seconds"]
         restore(config.output_folder, checkpoint, model, loss, optimizer)
+    average = None if config.ema is None else WeightAverage(model, config.ema)
+    if average is not None and checkpoint is not None:
+        average.load_state_dict(checkpoint.get("average", {}), str(config.output_folder / "checkpoints"))
     prepared, optimizer = accelerator.prepare(model, optimizer)
     if checkpoint is not None and accelerator.scaler is not None:
         accelerator.scaler.load_state_dict(checkpoint["scaler"])
@@ -102,7 +106,8 @@ def _train_in_locked_folder(run: Run) -> TrainingResult:
         step = start
         if checkpoint is not None and not finished and checkpoint.get("evaluated", start) < start:
             # The run was interrupted in the evaluation of this step.
-            best = _record(run, history, step, _evaluate(run), best)
+            evaluation = _evaluate(run, average)
+            best = _record(run, history, step, evaluation, best, average)
         while step < config.max_steps and not is_stalled(best, config.stop_after):
             step += 1
             evaluation = None
@@ -110,6 +115,8 @@ def _train_in_locked_folder(run: Run) -> TrainingResult:
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate
             losses = _step(run, prepared, optimizer, incoming, step, checked)
+            if average is not None:
+                average.update(step)
             seconds = time.perf_counter() - began
             log_due = step % config.log_every == 0 or step in (1, config.max_steps)
             last = step == config.max_steps
@@ -126,17 +133,19 @@ def _train_in_locked_folder(run: Run) -> TrainingResult:
             if evaluation_due and not interruption.requested:
                 try:
                     with interruption.at_once():
-                        evaluation = _evaluate(run)
+                        evaluation = _evaluate(run, average)
                 except KeyboardInterrupt:
                     interruption.requested = True
                 else:
-                    best = _record(run, history, step, evaluation, best)
+                    best = _record(run, history, step, evaluation, best, average)
             checkpoint_due = checkpoint_due or interruption.requested or is_stalled(best, config.stop_after)
             if checkpoint_due and accelerator.is_main_process:
                 evaluated = step if evaluation is not None or not evaluation_due else step - 1
                 state = {"seconds": seconds, "best": best.to_state(), "evaluated": evaluated, **identity}
+                if average is not None:
+                    state["average"] = average.state_dict()
                 _save(run, optimizer, step, state)
-                _save_model(run, "model.safetensors", evaluation)
+                _save_model(run, "model.safetensors", evaluation, average)
             if interruption.requested:
                 logger.warning(
                     "interrupted after step %d: %s holds the model of this step, and the same command with --resume "
@@ -147,12 +156,12 @@ def _train_in_locked_folder(run: Run) -> TrainingResult:
                 raise KeyboardInterrupt
         if evaluation is None:
             with interruption.at_once():
-                evaluation = _evaluate(run)
-            best = _record(run, history, step, evaluation, best)
+                evaluation = _evaluate(run, average)
+            best = _record(run, history, step, evaluation, best, average)
         if step < config.max_steps:
             logger.info("step %d: stopped, because %d evaluations did not improve the AP", step, best.since)
         if accelerator.is_main_process:
-            _save_model(run, "model.safetensors", evaluation)
+            _save_model(run, "model.safetensors", evaluation, average)
             write_metrics(config.output_folder / "metrics.json", evaluation.metrics)
             write_text(config.output_folder / "results.json", json.dumps(evaluation.results))
     accelerator.wait_for_everyone()
@@ -164,39 +173,48 @@ def is_stalled(best: Best, stop_after: int | None) -> bool:
     return stop_after is not None and best.since >= stop_after
 
 
-def _record(run: Run, history: History, step: int, evaluation: Evaluation, best: Best) -> Best:
+def _record(
+    run: Run,
+    history: History,
+    step: int,
+    evaluation: Evaluation,
+    best: Best,
+    average: WeightAverage | None,
+) -> Best:
     """Log an evaluation, write the model if it is the best so far, and return the best evaluation."""
     history.evaluation(step, evaluation)
     best = best.after(evaluation.metrics)
     if best.since == 0 and run.accelerator.is_main_process:
-        _save_model(run, "best.safetensors", evaluation)
+        _save_model(run, "best.safetensors", evaluation, average)
     return best
 
 
-def _save_model(run: Run, name: str, evaluation: Evaluation | None) -> None:
+def _save_model(run: Run, name: str, evaluation: Evaluation | None, average: WeightAverage | None) -> None:
     """Write the model, with the score thresholds of its evaluation, if it was evaluated."""
     description = _description(run)
     if evaluation is not None:
         thresholds = score_thresholds(evaluation.metrics, evaluation.results)
         description = replace(description, score_thresholds=thresholds)
-    save_model(run.config.output_folder / name, run.model, description)
+    with contextlib.nullcontext() if average is None else average.applied():
+        save_model(run.config.output_folder / name, run.model, description)
 
 
-def _evaluate(run: Run) -> Evaluation:
+def _evaluate(run: Run, average: WeightAverage | None) -> Evaluation:
     if run.accelerator.num_processes > 1:
         # Running statistics differ between processes. All processes use those of the main process, which are saved.
         for buffer in (*run.model.buffers(), *run.loss.buffers()):
             torch.distributed.broadcast(buffer, src=0)
-    return evaluate(
-        run.model,
-        run.validation,
-        batch_size=run.config.batch_size,
-        device=run.accelerator.device,
-        workers=run.config.workers,
-        rank=run.accelerator.process_index,
-        world_size=run.accelerator.num_processes,
-        crowds=run.config.crowds,
-    )
+    with contextlib.nullcontext() if average is None else average.applied():
+        return evaluate(
+            run.model,
+            run.validation,
+            batch_size=run.config.batch_size,
+            device=run.accelerator.device,
+            workers=run.config.workers,
+            rank=run.accelerator.process_index,
+            world_size=run.accelerator.num_processes,
+            crowds=run.config.crowds,
+        )
 
 
 def _description(run: Run) -> ModelDescription:
