@@ -5,7 +5,7 @@ Masks stay polygons and RLEs under transforms that can move those exactly; other
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,15 +23,63 @@ Target = dict[str, Any]
 Transforms = Callable[..., Any]
 
 
-def augmentation(*, horizontal_flip: float, photometric_distortion: float) -> v2.Transform:
+class ScaleJitter(v2.Transform):
+    """Show a random part of the image, or the image in a larger gray frame, so that objects have other sizes.
+
+    It is large-scale jitter for models that resize images themselves: a part of 1 / s of each side, which the model
+    resizes to its own size, shows objects s times as large. For s < 1 it is a frame around the image.
+
+    Args:
+        low: Smallest s, above 0.
+        high: Largest s. s is uniformly distributed.
+
+    Source: Ghiasi et al., Simple Copy-Paste, 2020, arXiv:2012.07177, section 3.
+    """
+
+    _FRAME = 124
+
+    def __init__(self, low: float, high: float) -> None:
+        super().__init__()
+        self.low, self.high = low, high
+
+    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
+        """Draw the window: its top, left, height and width in px, of the image's coordinates."""
+        image = next(value for value in flat_inputs if isinstance(value, tv_tensors.Image))
+        height, width = functional.get_size(image)
+        scale, down, across = torch.rand(3).tolist()
+        scale = self.low + scale * (self.high - self.low)
+        size = [max(round(height / scale), 1), max(round(width / scale), 1)]
+        # A random place of the window in the image, or of the image in the window.
+        top, left = round(down * (height - size[0])), round(across * (width - size[1]))
+        return {"top": top, "left": left, "height": size[0], "width": size[1], "own": (height, width)}
+
+    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+        """Crop or pad one part of the sample."""
+        (own_height, own_width), size = params["own"], (params["height"], params["width"])
+        top, left = params["top"], params["left"]
+        if size[0] <= own_height and size[1] <= own_width:
+            return self._call_kernel(functional.crop, inpt, top, left, *size)
+        padding = [-left, -top, size[1] - own_width + left, size[0] - own_height + top]
+        fill = self._FRAME if isinstance(inpt, tv_tensors.Image) else 0
+        return self._call_kernel(functional.pad, inpt, padding, fill=fill)
+
+
+def augmentation(
+    *,
+    horizontal_flip: float,
+    photometric_distortion: float,
+    scale_jitter: Sequence[float] | None = None,
+) -> v2.Transform:
     """Make the augmentation of torchvision's reference recipes; the model's `min_size` jitters the image size.
 
     Args:
-        horizontal_flip: probability in [0, 1].
-        photometric_distortion: probability in [0, 1] of each change of brightness, contrast, saturation and hue.
+        horizontal_flip: Probability in [0, 1].
+        photometric_distortion: Probability in [0, 1] of each change of brightness, contrast, saturation and hue.
+        scale_jitter: Smallest and largest factor of the size of objects; None for none. See `ScaleJitter`.
     """
     return v2.Compose(
         [
+            *([ScaleJitter(*scale_jitter)] if scale_jitter else []),
             v2.RandomHorizontalFlip(horizontal_flip),
             *([v2.RandomPhotometricDistort(p=photometric_distortion)] if photometric_distortion else []),
         ]

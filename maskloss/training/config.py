@@ -115,6 +115,8 @@ class TrainConfig:
         horizontal_flip: probability in [0, 1] of flipping a training image horizontally.
         photometric_distortion: probability in [0, 1] of each change to a training image: of its brightness, contrast,
             saturation, hue and channel order.
+        scale_jitter: smallest and largest factor of the size of objects, such as [0.5, 2]. A factor above 1 crops the
+            image, one below 1 frames it. If omitted, there is no jitter.
         seed: random seed of the weights, the image order, the augmentation and the sampling, at least 0.
         log_every: steps between log lines, at least 1. The first and last steps are always logged.
         checkpoint_every: steps between checkpoints, at least 1. The last step always has one.
@@ -163,6 +165,7 @@ class TrainConfig:
     max_detections: int = 100
     horizontal_flip: float = 0.5
     photometric_distortion: float = 0.0
+    scale_jitter: list[float] | None = None
     seed: int = 0
     log_every: int = 20
     checkpoint_every: int = 500
@@ -216,6 +219,18 @@ class TrainConfig:
         _check(self.ema is None or 0 < self.ema < 1, "ema", "above 0 and below 1", self.ema)
         for name in ("horizontal_flip", "photometric_distortion"):
             _check(0 <= getattr(self, name) <= 1, name, "a probability in [0, 1]", getattr(self, name))
+        jitter = self.scale_jitter
+        _check(
+            jitter is None
+            or (
+                len(jitter) == 2
+                and all(is_number(value, 0.05, 20) for value in jitter)
+                and jitter[0] <= jitter[1]
+            ),
+            "scale_jitter",
+            "two rising numbers from 0.05 to 20",
+            jitter,
+        )
         for name in ("image_mean", "image_std"):
             value = getattr(self, name)
             finite = value is None or all(is_number(number) for number in value)

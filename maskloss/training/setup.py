@@ -285,7 +285,9 @@ def make_loader(
         world_size=accelerator.num_processes,
     )
     transforms = augmentation(
-        horizontal_flip=config.horizontal_flip, photometric_distortion=config.photometric_distortion
+        horizontal_flip=config.horizontal_flip,
+        photometric_distortion=config.photometric_distortion,
+        scale_jitter=config.scale_jitter,
     )
     return DataLoader(
         CocoDataset(training, transforms, crowds=config.crowds),

@@ -499,3 +499,35 @@ def test_an_image_of_another_type_is_named() -> None:
         augmented(v2.Identity(), torch.zeros(100, 100), two_squares()[1], 0)
     with pytest.raises(ValueError, match="the target has no boxes"):
         augmented(v2.Identity(), two_squares()[0], {"labels": torch.tensor([1])}, 0)
+
+
+@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("limits", [(0.4, 0.9), (1.2, 3.0), (1.0, 1.0)])
+def test_scale_jitter_moves_encoded_masks_as_v2_moves_bitmaps(limits: tuple[float, float], seed: int) -> None:
+    transforms = augmentation(horizontal_flip=0.0, photometric_distortion=0.0, scale_jitter=limits)
+    image, target = changed(transforms, seed)
+    original, given = scene()
+    dense_image, dense = augmented(transforms, original, {**given, "masks": given["masks"].bitmaps()}, seed)
+    assert torch.equal(image, dense_image)
+    assert torch.equal(target["boxes"], dense["boxes"])
+    assert torch.equal(target["labels"], dense["labels"])
+    # pycocotools draws the edge of a polygon that leaves the image a pixel off here and there.
+    assert (target["masks"].bitmaps() != dense["masks"]).float().mean() < 0.01
+    # Objects are as much larger, relative to the image, as the image is smaller.
+    height, width = image.shape[-2:]
+    assert limits[0] * 0.97 <= HEIGHT / height <= limits[1] * 1.03
+    assert width == pytest.approx(WIDTH * height / HEIGHT, abs=2)
+    if limits[1] < 1:
+        # The whole image is there, in a gray frame.
+        frame = (image == 124).all(dim=0).sum()
+        assert frame >= height * width - HEIGHT * WIDTH
+        assert len(target["boxes"]) == len(BOXES)
+    if limits == (1.0, 1.0):
+        assert torch.equal(image, original)
+
+
+def test_scale_jitter_repeats_with_its_seed_and_differs_with_another() -> None:
+    transforms = augmentation(horizontal_flip=0.0, photometric_distortion=0.0, scale_jitter=(0.5, 2.0))
+    first, again, other = (changed(transforms, seed)[0] for seed in (1, 1, 2))
+    assert torch.equal(first, again)
+    assert first.shape != other.shape

@@ -290,6 +290,10 @@ def test_an_invalid_mask_branch_is_named(name: str, message: str) -> None:
             {"mask_size": 56, "mask_branch": "point_rend"},
             "--mask-size must be omitted with --mask-branch point_rend",
         ),
+        ({"scale_jitter": [2.0, 0.5]}, "--scale-jitter must be two rising numbers"),
+        ({"scale_jitter": [0.0, 1.0]}, "--scale-jitter must be two rising numbers"),
+        ({"scale_jitter": [1.0]}, "--scale-jitter must be two rising numbers"),
+        ({"ema": 1.0}, "--ema must be above 0 and below 1"),
         ({"model": "my.model", "weights": "DEFAULT"}, "--weights must be a file or none, because no weights"),
     ],
 )
