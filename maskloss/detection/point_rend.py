@@ -201,6 +201,7 @@ class PointRendBranch(MaskBranch):
         self.point_weight = point_weight
         self.num_points, self.oversample, self.importance = num_points, oversample, importance
         self.steps, self.points_per_step = steps, points_per_step
+        self._strides: list[int] = []
 
     @classmethod
     def of(cls, model: nn.Module, **options: Any) -> PointRendBranch:
@@ -333,10 +334,17 @@ class PointRendBranch(MaskBranch):
         cells = torch.arange(_COARSE_INPUT, device=rois.boxes[0].device)
         steps = (cells + 0.5) / _COARSE_INPUT
         grid = torch.stack(torch.meshgrid(steps, steps, indexing="xy"), dim=-1).flatten(0, 1)  # (196, 2)
+        strides = self._strides_of(features, rois.image_sizes)
         fine = fine_features(
-            features, self.levels[:1], rois.boxes, grid.expand(count, -1, -1), rois.image_sizes
+            features, self.levels[:1], rois.boxes, grid.expand(count, -1, -1), rois.image_sizes, strides
         )
         return self.coarse_head(fine.unflatten(2, (_COARSE_INPUT, _COARSE_INPUT)), torch.cat(rois.labels))
+
+    def _strides_of(self, features: Features, image_sizes: list[tuple[int, int]]) -> list[int]:
+        """Return the stride of each level; in an export, whose sizes are unknown, those of the pass before it."""
+        if not torch.compiler.is_exporting():
+            self._strides = [stride_of(features[level], image_sizes) for level in self.levels]
+        return self._strides
 
     def _point_logits(
         self,
@@ -346,7 +354,8 @@ class PointRendBranch(MaskBranch):
         coarse_logits: Tensor,
     ) -> Tensor:
         """Compute the logits (P, 1, K) of points (P, K, 2) in [0, 1] of each RoI."""
-        fine = fine_features(features, self.levels, rois.boxes, coords, rois.image_sizes)
+        strides = self._strides_of(features, rois.image_sizes)
+        fine = fine_features(features, self.levels, rois.boxes, coords, rois.image_sizes, strides)
         coarse = sample_at_points(at_least_float32(coarse_logits), coords)
         return self.point_head(fine, coarse.to(fine.dtype), torch.cat(rois.labels))
 
@@ -382,6 +391,7 @@ def fine_features(
     boxes: list[Tensor],
     coords: Tensor,
     image_sizes: list[tuple[int, int]],
+    strides: Sequence[int] | None = None,
 ) -> Tensor:
     """Sample feature maps bilinearly at points of RoIs.
 
@@ -391,6 +401,7 @@ def fine_features(
         boxes: per image, (P_i, 4), xyxy in px of the resized image.
         coords: (P, K, 2), x and y in [0, 1] of each RoI, over all images.
         image_sizes: N sizes (H, W) of the resized images, without padding.
+        strides: stride of each level in px; None to infer it from the sizes.
 
     Returns:
         (P, channels of all levels, K), at least float32.
@@ -404,17 +415,18 @@ def fine_features(
     Source: Kirillov et al., PointRend, 2019, arXiv:1912.08193, section 3.2.
     """
     sampled = []
-    for level in levels:
+    for place, level in enumerate(levels):
         maps = at_least_float32(features[level])
-        stride = stride_of(maps, image_sizes)
-        extent = maps.new_tensor([maps.shape[-1] * stride, maps.shape[-2] * stride])
+        stride = stride_of(maps, image_sizes) if strides is None else strides[place]
+        width, height = maps.shape[-1] * stride, maps.shape[-2] * stride
         by_image = []
         for image, (image_boxes, points) in enumerate(
             zip(boxes, coords.split([of_image.shape[0] for of_image in boxes]), strict=True)
         ):
             own = image_boxes.to(maps.dtype)
             in_px = own[:, None, :2] + points.to(maps.dtype) * (own[:, None, 2:] - own[:, None, :2])
-            values = sample_at_points(maps[image : image + 1], (in_px / extent).flatten(0, 1)[None])
+            relative = torch.stack([in_px[..., 0] / width, in_px[..., 1] / height], dim=-1)
+            values = sample_at_points(maps[image : image + 1], relative.flatten(0, 1)[None])
             by_image.append(values[0].unflatten(1, (own.shape[0], points.shape[1])).transpose(0, 1))
         sampled.append(torch.cat(by_image))
     return torch.cat(sampled, dim=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import tempfile
@@ -74,7 +75,9 @@ def export(model: nn.Module, description: ModelDescription, path: str | Path) ->
         raise InputError(f"{path}: must end in .onnx or .pt2")
     if path.suffix == ".onnx":
         _check_packages()
-    detector = ExportedDetector(model.cpu().eval())
+    # A copy, whose parameters need no gradients: whoever runs the file should not need torch.no_grad().
+    model = copy.deepcopy(model).cpu().eval().requires_grad_(False)
+    detector = ExportedDetector(model)
     transform: Any = model.transform
     # Sides that are neither equal nor multiples of anything, so that the export does not take them for constants.
     side = max(int(transform.min_size[-1]), 64)
