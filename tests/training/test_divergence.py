@@ -19,6 +19,7 @@ from tests.training.small_runs import (
     history,
     learned_loss,
     small_config,
+    tensors,
 )
 
 
@@ -39,9 +40,12 @@ def test_a_loss_that_is_not_finite_stops_and_names_the_term_the_step_and_the_ima
     text = str(caught.value)
     assert text.startswith(f"step 3: loss_mask = nan is not finite, on images {images}; ")
     assert "\n" not in text
-    assert load_checkpoint(tmp_path / "run/checkpoints/step-00000002.pt")["step"] == 2
+    checkpoint = load_checkpoint(tmp_path / "run/checkpoints/step-00000002.pt")
+    assert checkpoint["step"] == 2
     assert [line["step"] for line in history(tmp_path / "run")] == [1, 2]
-    assert not (tmp_path / "run/model.safetensors").exists()
+    # The model is that of the last checkpoint, from before the loss diverged.
+    saved = checkpoint["model"]
+    assert all(torch.equal(tensor, saved[name]) for name, tensor in tensors(tmp_path / "run").items())
 
 
 def test_a_gradient_that_is_not_finite_stops_before_it_spoils_a_checkpoint(

@@ -50,7 +50,7 @@ ONE_MIB = 2**20
 
 def test_metrics_have_box_and_mask_ap_and_the_losses(finished: Path) -> None:
     metrics = json.loads((finished / "metrics.json").read_text())
-    assert set(metrics) == {"bbox", "segm", "boundary", "loss"}
+    assert set(metrics) == {"bbox", "segm", "boundary", "classes", "loss"}
     assert tuple(metrics["bbox"]) == tuple(metrics["segm"]) == STATISTICS
     assert set(metrics["loss"]) == {"loss", *TERMS}
     assert metrics["loss"]["loss"] == pytest.approx(sum(metrics["loss"][term] for term in TERMS))
