@@ -87,6 +87,7 @@ def demo(output: str = "runs/demo", max_steps: int = 260, seed: int = 0, device:
         log_every=10,
         workers=1,
         checkpoint_every=50,
+        evaluate_every=max(max_steps // 2, 1),
         device=device,
         resume=True,
     )

@@ -196,3 +196,32 @@ def test_a_class_agnostic_term_computes_one_channel_and_the_same_value():
     weight = gradients["roi_heads.mask_predictor.mask_fcn_logits.weight"]
     assert weight[0].abs().max() > 0
     assert weight[1:].abs().max() == 0
+
+
+def test_one_channel_learns_from_weak_labels_as_equal_channels_of_all_classes_do() -> None:
+    images, targets = batch()
+    for target in targets:
+        corners, far = target["boxes"][:, :2], target["boxes"][:, 2:]
+        points = torch.stack([0.75 * corners + 0.25 * far, 0.5 * (corners + far)], dim=1)  # (G, 2, 2)
+        target["points"] = torch.cat([points, torch.tensor([0.0, 1.0]).expand(2, 2)[..., None]], dim=2)
+        target["has_mask"] = torch.tensor([False, True])
+    found = []
+    for channels in (1, None):
+        model = tiny_mask_rcnn()
+        predictor = model.roi_heads.mask_predictor
+        with torch.no_grad():
+            for parameter in predictor.mask_fcn_logits.parameters():
+                parameter.copy_(parameter[:1].expand_as(parameter))
+        if channels == 1:
+            only = MaskRCNNPredictor(CHANNELS, CHANNELS, 1)
+            state = predictor.state_dict()
+            only.load_state_dict(
+                {name: state[name][: len(value)] for name, value in only.state_dict().items()}
+            )
+            model.roi_heads.mask_predictor = only
+        maskloss.convert(model, "weak")
+        values, _ = training_pass(model, images, targets)
+        found.append(values)
+    assert found[0]["loss_mask"] > 0
+    for key, value in found[1].items():
+        torch.testing.assert_close(found[0][key], value, rtol=1e-5, atol=1e-6, msg=key)
