@@ -21,10 +21,10 @@ def set_mask_size(model: nn.Module, size: MaskSize) -> None:
     Targets and pasting follow from the size of the logits. Call it before the optimizer is made. The parameters are
     torchvision's, except for 56 cells:
 
-    - 14: RoIs are pooled to 7 x 7 instead of 14 x 14 cells, which costs a quarter.
+    - 14: RoIs are pooled to 7 x 7 instead of 14 x 14 cells, which takes a quarter of the multiplications.
     - 28: torchvision's own size.
-    - 56: a second transposed convolution, `roi_heads.mask_predictor.conv6_mask`, which costs about 2.3 times as much.
-      At first it repeats each cell, so that a trained model predicts the same masks in four times as many cells.
+    - 56: a second transposed convolution, `roi_heads.mask_predictor.conv6_mask`. A converted model's mask layers
+      then take 1.4 times as many multiplications, with 256 channels. At first it repeats each cell, so that a trained model predicts the same masks in four times as many cells.
 
     Args:
         model: torchvision's `MaskRCNN`, before or after `maskloss.convert`, whose mask predictor and pooling are
