@@ -23,8 +23,8 @@ def set_mask_size(model: nn.Module, size: MaskSize) -> None:
 
     - 14: RoIs are pooled to 7 x 7 instead of 14 x 14 cells, which takes a quarter of the multiplications.
     - 28: torchvision's own size.
-    - 56: a second transposed convolution, `roi_heads.mask_predictor.conv6_mask`. With 256 channels, the mask layers of a
-      converted model then take 1.4 times as many multiplications. At first it repeats each cell, so that a trained
+    - 56: a second transposed convolution, `roi_heads.mask_predictor.conv6_mask`. With 256 channels, the mask layers of
+      a converted model then take 1.4 times as many multiplications. At first it repeats each cell, so that a trained
       model predicts the same masks in four times as many cells.
 
     Args:
