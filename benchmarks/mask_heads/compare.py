@@ -27,7 +27,7 @@ from torchvision.ops import MultiScaleRoIAlign
 
 import maskloss
 from benchmarks.real_network.features import detect, sample_positives, views_of
-from benchmarks.real_network.mask_losses import RunFile, table
+from benchmarks.real_network.mask_losses import RunFile, table, tenths
 from benchmarks.real_network.network import read_network
 from maskloss.data.coco import CocoData, read_coco
 from maskloss.detection.mask_branch import (
@@ -389,11 +389,7 @@ def main() -> None:
             learning_rate=arguments.learning_rate,
             losses=losses,
         )
-        tenth = max(len(losses) // 10, 1)
-        means = [
-            sum(losses[i : i + tenth]) / len(losses[i : i + tenth]) for i in range(0, len(losses), tenth)
-        ]
-        return {"metrics": evaluate(trunk, branch), "losses": [round(mean, 4) for mean in means]}
+        return {"metrics": evaluate(trunk, branch), "losses": tenths(losses)}
 
     found: dict[str, dict[int, dict[str, Any]]] = {name: {} for name in arguments.branches}
     for seed in arguments.seeds:

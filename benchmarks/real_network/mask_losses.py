@@ -433,7 +433,7 @@ def train_and_evaluate(
     branch = train_branch(
         cache, loss, seed=seed, learning_rate=learning_rate, losses=losses, **asdict(setting)
     )
-    return {"metrics": evaluate(cache, branch, loss), "losses": _tenths(losses)}
+    return {"metrics": evaluate(cache, branch, loss), "losses": tenths(losses)}
 
 
 def tune(
@@ -467,7 +467,7 @@ def tune(
             losses=losses,
             **asdict(setting),
         )
-        return {"IoU": positives_iou(cache, branch, loss, testing), "losses": _tenths(losses)}
+        return {"IoU": positives_iou(cache, branch, loss, testing), "losses": tenths(losses)}
 
     ious = {
         rate: runs.of(_key(cache, "tuning", variant, config, seed, rate, setting), lambda r=rate: compute(r))
@@ -525,7 +525,7 @@ def _key(
     }
 
 
-def _tenths(losses: list[float]) -> list[float]:
+def tenths(losses: list[float]) -> list[float]:
     """Return the mean of each tenth of a non-empty list."""
     step = max(len(losses) // 10, 1)
     return [round(statistics.fmean(losses[i : i + step]), 4) for i in range(0, len(losses), step)]

@@ -117,7 +117,9 @@ def _tune(
 ) -> dict[str, Tuned]:
     """Run all trials, and choose the options of each variant."""
     trials = tuning.trials
-    for trial in trials:
+    for trial in {
+        trial.variant: trial for trial in trials
+    }.values():  # all trials of a variant share their parts
         write_parts(trial, tuning.fraction)
     combinations = len(trials) // len(plan.variants)
     what = f"tuning: {len(plan.variants)} variants x {combinations} combinations: {len(trials)} runs"

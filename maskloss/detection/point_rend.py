@@ -288,13 +288,9 @@ class PointRendBranch(MaskBranch):
         of_images = zip(detections.boxes, detections.labels, detections.scores, strict=True)
         for image, of_image in enumerate(of_images):
             own = {level: features[level][image : image + 1] for level in self.levels}
-            if torch.compiler.is_exporting():
-                # The number of chunks is unknown.
-                all_boxes, all_labels, all_scores = ([values] for values in of_image)
-                whole = DetectedBoxes(all_boxes, all_labels, all_scores, detections.image_sizes)
-                probs.append(self._refined(own, whole))
-                continue
-            chunks = zip(*(values.split(_DETECTIONS_AT_ONCE) for values in of_image), strict=True)
+            chunks = [of_image]
+            if not torch.compiler.is_exporting():  # there, the number of chunks is unknown
+                chunks = list(zip(*(values.split(_DETECTIONS_AT_ONCE) for values in of_image), strict=True))
             parts = [
                 self._refined(own, DetectedBoxes([boxes], [labels], [scores], detections.image_sizes))
                 for boxes, labels, scores in chunks

@@ -19,12 +19,10 @@ from maskloss.errors import InputError
 from maskloss.files import read_bytes, write_text
 from maskloss.report.curves import loss_curves, precision_curves
 from maskloss.report.errors import KINDS, ImageErrors, image_errors
-from maskloss.report.pictures import draw_results, draw_truth, jpeg, shortened
+from maskloss.report.pictures import draw_results, draw_truth, jpeg, names_for, shortened
 
 #: Number of pictures in each gallery.
 _NUM_PICTURES = 6
-#: Largest number of objects whose names are written in a picture.
-_MOST_NAMED = 30
 #: Largest number of categories in a confusion matrix.
 _MOST_CONFUSED = 20
 _LONGEST_SIDE = 480
@@ -121,8 +119,7 @@ def _pictures(
             continue
         found = shown[record.id]
         enlarge = max(1, _LONGEST_SIDE // max(image.size))
-        # Names of many objects would cover them.
-        named = names if max(len(found), len(record.object_rows)) <= _MOST_NAMED else dict.fromkeys(names, "")
+        named = names_for(names, max(len(found), len(record.object_rows)))
         counts = [f"{count} {kind}" for kind, count in errors[record.id].kinds.items() if count]
         pictures.append(
             {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import colorsys
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,8 @@ Color = tuple[int, int, int]
 
 _CROWD_COLOR = (150, 150, 150)
 _GOLDEN_RATIO = 0.618034
+#: Largest number of objects whose names are written in a picture.
+_MOST_NAMED = 30
 
 
 @dataclass(frozen=True)
@@ -155,6 +157,11 @@ def draw_objects(image: Image.Image, objects: Sequence[DrawnObject], *, enlarge:
             fill, outline = (drawn.color, "black") if label else ("white", drawn.color)
             canvas.ellipse((x - radius, y - radius, x + radius, y + radius), fill=fill, outline=outline)
     return picture
+
+
+def names_for(names: Mapping[int, str], count: int) -> dict[int, str]:
+    """Return the names of the categories for a picture of `count` objects: empty if they would cover many objects."""
+    return dict(names) if count <= _MOST_NAMED else dict.fromkeys(names, "")
 
 
 def shortened(name: str) -> str:

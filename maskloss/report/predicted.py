@@ -17,7 +17,7 @@ from PIL import Image
 
 from maskloss.errors import RunError
 from maskloss.files import make_folder, reason_of, write_bytes
-from maskloss.report.pictures import cut_out_rle, draw_results, png
+from maskloss.report.pictures import cut_out_rle, draw_results, names_for, png
 
 #: Columns of objects.csv. Lengths are in px, areas in px².
 COLUMNS = (
@@ -33,8 +33,6 @@ COLUMNS = (
     "area",
     "perimeter",
 )
-#: Largest number of objects whose names are written in a picture.
-_MOST_NAMED = 30
 
 
 class PredictedFiles:
@@ -108,25 +106,27 @@ class PredictedFiles:
         Raises:
             RunError: the disk is full, or the folder is not writable.
         """
-        # Names of many objects would cover them.
-        names = self.names if len(results) <= _MOST_NAMED else dict.fromkeys(self.names, "")
+        names = names_for(self.names, len(results))
         write_bytes(self.folder / name, png(draw_results(image, [dict(result) for result in results], names)))
+        cuts = [
+            cut_out_rle(result["segmentation"]) if "segmentation" in result else None for result in results
+        ]
         label_map = np.zeros((image.height, image.width), dtype=np.uint16) if self.label_maps else None
         try:
-            for number, result in enumerate(results, start=1):
+            for number, (result, cut) in enumerate(zip(results, cuts, strict=True), start=1):
                 self._results.write(
                     ("" if self._first else ",\n") + json.dumps({**result, "file_name": path.name})
                 )
                 self._first = False
-                self._table.writerow(self._row(path.name, number, result))
+                self._table.writerow(self._row(path.name, number, result, None if cut is None else cut[0]))
             self._results.flush()
             self._objects.flush()
         except OSError as error:
             raise RunError(f"{self.folder}: cannot be written: {reason_of(error)}") from error
-        for number, result in reversed(list(enumerate(results, start=1))):
-            if "segmentation" not in result:
+        for number, cut in reversed(list(enumerate(cuts, start=1))):
+            if cut is None:
                 continue
-            mask, (left, top) = cut_out_rle(result["segmentation"])
+            mask, (left, top) = cut
             height, width = mask.shape
             if label_map is not None:
                 label_map[top : top + height, left : left + width][mask > 0] = min(number, 65_535)
@@ -139,11 +139,12 @@ class PredictedFiles:
         self.images += 1
         return self.folder / name
 
-    def _row(self, image: str, number: int, result: Mapping[str, Any]) -> list[Any]:
+    def _row(
+        self, image: str, number: int, result: Mapping[str, Any], mask: npt.NDArray[np.uint8] | None
+    ) -> list[Any]:
         area: Any = ""
         length: Any = ""
-        if "segmentation" in result:
-            mask, _ = cut_out_rle(result["segmentation"])
+        if mask is not None:
             area, length = int(mask.sum()), round(perimeter(mask), 1)
         mask_score = result.get("mask_score")
         return [
