@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 TRAIN := $(VENV)/.train
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test lint types bench clean
+.PHONY: demo test lint types docs bench clean
 
 demo: $(TRAIN)
 	$(BIN)/maskloss demo
@@ -22,6 +22,10 @@ lint: $(INSTALLED)
 
 types: $(INSTALLED)
 	$(BIN)/mypy
+
+# Writes the documentation site into build/docs, without a network; a warning is an error.
+docs: $(INSTALLED)
+	$(BIN)/sphinx-build -E -W --keep-going -q docs build/docs
 
 # Takes about twenty minutes on two cores, ideally with nothing else running.
 BENCHMARKS := mask_tail masks mask_fidelity matching roi_path inference_tail profile_step

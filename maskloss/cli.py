@@ -32,9 +32,9 @@ logger = logging.getLogger(__name__)
 
 Device = Literal["cpu", "cuda", "auto"]
 
-#: Maximum length in characters of a line of `check`, which shows up to three examples.
 #: Largest number of categories in the table of a terminal.
 _MOST_CLASSES = 30
+#: Maximum length in characters of a line of `check`, which shows up to three examples.
 _REPORT_LENGTH = 800
 #: Maximum length of a picture's name without suffix, in bytes; file systems allow 255 for the whole name.
 _LONGEST_STEM = 200

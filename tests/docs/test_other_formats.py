@@ -385,4 +385,4 @@ def test_png_masks_are_exact(capsys: pytest.CaptureFixture[str], hold_categories
 def test_other_pages_link_to_this_one() -> None:
     root = PAGE.parents[1]
     assert "(other_formats.md)" in (root / "docs/annotation_tools.md").read_text()
-    assert "(docs/other_formats.md)" in (root / "README.md").read_text()
+    assert "(other_formats.md)" in (root / "docs/own_data.md").read_text()
