@@ -22,7 +22,7 @@ release = version = maskloss.__version__
 copyright = "the authors of maskloss, Apache-2.0"
 
 extensions = [
-    "myst_parser",
+    "myst_nb",
     "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",
     "sphinx.ext.viewcode",
@@ -40,6 +40,8 @@ html_copy_source = False
 myst_enable_extensions = ["dollarmath", "colon_fence"]
 # As on GitHub, a heading is linked by its words.
 myst_heading_anchors = 4
+# Notebooks are shown with their committed outputs; the tests run them.
+nb_execution_mode = "off"
 
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
@@ -65,6 +67,10 @@ PAGES = {
     "benchmarks/real_network/README.md": "real_network",
     "CHANGELOG.md": "changelog",
     "CONTRIBUTING.md": "contributing",
+    "notebooks/01_first_model.ipynb": "first_model",
+    "notebooks/02_your_own_loss.ipynb": "your_own_loss",
+    "notebooks/03_what_the_mask_loses.ipynb": "what_the_mask_loses",
+    "notebooks/04_weak_labels.ipynb": "weak_labels_notebook",
 }
 LINK = re.compile(r"(!?)\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^)\s]+)\)")
 
@@ -87,7 +93,7 @@ def with_links_for_the_site(text: str, file: Path) -> str:
         if picture or linked.suffix in (".png", ".svg"):
             return f"{picture}[{label}](/{Path('..', relative).as_posix()})"
         if relative in PAGES:
-            page = f"/repository/{PAGES[relative]}.md"
+            page = f"/repository/{PAGES[relative]}{linked.suffix}"
         elif relative == "README.md":
             page = "/index.md"
         elif linked.suffix == ".md" and linked.is_relative_to(FOLDER):
@@ -112,7 +118,7 @@ def copy_pages(_: Any) -> None:
     (FOLDER / "repository").mkdir()
     for name, page in PAGES.items():
         text = with_links_for_the_site((ROOT / name).read_text("utf-8"), ROOT / name)
-        (FOLDER / "repository" / f"{page}.md").write_text(text, encoding="utf-8")
+        (FOLDER / "repository" / page).with_suffix(Path(name).suffix).write_text(text, encoding="utf-8")
 
 
 def rewrite_links(app: Any, name: str, source: list[str]) -> None:
