@@ -26,11 +26,10 @@ from jsonargparse import ArgumentParser
 
 from maskloss import __version__
 from maskloss.errors import InputError, RunError, interrupt_by_exception, one_line
+from maskloss.option_errors import hint, in_plain_words
 from maskloss.screen import messages_on_screen
 
 logger = logging.getLogger(__name__)
-
-Device = Literal["cpu", "cuda", "auto"]
 
 #: Largest number of categories in the table of a terminal.
 _MOST_CLASSES = 30
@@ -40,7 +39,7 @@ _REPORT_LENGTH = 800
 _LONGEST_STEM = 200
 
 
-def demo(output: str = "runs/demo", max_steps: int = 260, seed: int = 0, device: Device = "auto") -> None:
+def demo(output: str = "runs/demo", max_steps: int = 260, seed: int = 0, device: str = "auto") -> None:
     """Train a small Mask R-CNN on synthetic shapes, evaluate it and write a report.
 
     An interrupted demo resumes where it stopped.
@@ -49,7 +48,7 @@ def demo(output: str = "runs/demo", max_steps: int = 260, seed: int = 0, device:
         output: folder of the run; the data are written to data/ in it.
         max_steps: number of optimizer steps.
         seed: random seed of the data and the training.
-        device: device to train on; "auto" is CUDA if available, otherwise the CPU.
+        device: device to train on, such as "cpu", "cuda" or "cuda:1"; "auto" is CUDA if available, otherwise the CPU.
     """
     from maskloss.data.shapes import write_shapes
     from maskloss.training.config import TrainConfig
@@ -223,7 +222,7 @@ def evaluate(
     mask_branch: str | None = None,
     batch_size: int = 2,
     max_detections: int | None = None,
-    device: Device = "auto",
+    device: str = "auto",
 ) -> None:
     """Compute the losses of a trained model, and its AP for boxes, masks and boundaries.
 
@@ -241,7 +240,7 @@ def evaluate(
         batch_size: number of images to load at a time.
         max_detections: maximum number of detections in an image, and of those that AP counts per category in an
             image; omitted, the model's own.
-        device: device to run on; "auto" is CUDA if available, otherwise the CPU.
+        device: device to run on, such as "cpu", "cuda" or "cuda:1"; "auto" is CUDA if available, otherwise the CPU.
     """
     from maskloss.data.coco import read_coco
     from maskloss.files import locked, make_folder, write_text
@@ -300,7 +299,7 @@ def predict(
     loss: str | None = None,
     model: str | None = None,
     mask_branch: str | None = None,
-    device: Device = "auto",
+    device: str = "auto",
 ) -> None:
     """Predict objects in images: pictures of their masks, COCO results, and a table.
 
@@ -319,7 +318,7 @@ def predict(
         loss: import path of the model's loss, required if a user's mask term computes the masks.
         model: import path of the model, required if user code builds it.
         mask_branch: import path of the mask branch, required if user code builds it.
-        device: device to run on; "auto" is CUDA if available, otherwise the CPU.
+        device: device to run on, such as "cpu", "cuda" or "cuda:1"; "auto" is CUDA if available, otherwise the CPU.
     """
     from maskloss.files import locked, make_folder
     from maskloss.report.predicted import PredictedFiles
@@ -525,6 +524,9 @@ def _fail_unexpectedly(error: Exception) -> NoReturn:
     _fail(f"internal error: {described} ({where}); please report it with what MASKLOSS_DEBUG=1 shows", 1)
 
 
+#: Arguments without a name, in messages in capitals.
+_POSITIONAL = ("image",)
+
 COMMANDS: dict[str, Callable[..., None]] = {
     "demo": demo,
     "shapes": shapes,
@@ -540,16 +542,32 @@ COMMANDS: dict[str, Callable[..., None]] = {
 
 
 class _Parser(ArgumentParser):
-    """Parser that shows options with hyphens instead of jsonargparse's underscores, and errors in one line."""
+    """Parser that shows options with hyphens instead of jsonargparse's underscores, and errors in one line.
+
+    Attributes:
+        option_names: names of the command's options, without hyphens in front.
+    """
+
+    option_names: Sequence[str] = ()
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         message = message if len(message) < 10_000 else one_line(message, 2000)
         line = " ".join(part.strip() for part in str(message).splitlines() if part.strip())
         # jsonargparse names an option by its key, as in "train.max_steps" or Parser key "max_steps".
         line = re.sub(r'Parser key "(?:\w+\.)?(\w+)"', r"--\1", line)
-        line = re.sub(rf"(?<![\w./-])(?:{'|'.join(COMMANDS)})\.(\w+)", r"--\1", line)
-        print(one_line(f"{self.prog}: error: {_hyphenated(line)}"), file=sys.stderr)
+        line = re.sub(
+            rf"(?<![\w./-])(?:{'|'.join(COMMANDS)})\.(\w+)",
+            self._shown_key,
+            line,
+        )
+        line = _hyphenated(in_plain_words(line)) + hint(str(message), self.option_names, tuple(COMMANDS))
+        print(one_line(f"{self.prog}: error: {line}"), file=sys.stderr)
         sys.exit(2)
+
+    def _shown_key(self, key: re.Match[str]) -> str:
+        if key[1] in _POSITIONAL:
+            return key[1].upper()
+        return f"--{key[1]}" if key[1] in self.option_names else key[0]
 
     def format_help(self) -> str:
         return _hyphenated(super().format_help())
@@ -572,6 +590,12 @@ def _make_parser(command_name: str) -> _Parser:
         command = _Parser(prog=f"maskloss {name}", description=summary)
         if name == command_name:
             _add_options(command, name, function)
+            parser.option_names = command.option_names = [
+                option[2:]
+                for action in command._actions
+                for option in action.option_strings
+                if option.startswith("--")
+            ]
         commands.add_subcommand(name, command, help=summary)
     return parser
 

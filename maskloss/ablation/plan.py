@@ -28,7 +28,7 @@ from maskloss.errors import InputError
 from maskloss.training.config import TrainConfig
 from maskloss.training.loss_config import changed_loss
 from maskloss.training.loss_probe import probe_copy
-from maskloss.training.setup import initial_model, read_data
+from maskloss.training.setup import image_repeats, initial_model, read_data
 from maskloss.training.yaml_files import read_yaml
 
 _KEYS = ("base", "variants", "seeds", "baseline", "cpus", "gpus", "tune", "tune_fraction")
@@ -222,7 +222,7 @@ def _in_steps(config: TrainConfig, training: CocoData) -> TrainConfig:
     """
     if config.evaluate_every is None:
         config = replace(config, evaluate_every=0)
-    return config.in_steps(len(training.images))
+    return config.in_steps(float(image_repeats(config, training).sum()))
 
 
 def _apply_changes(where: str, base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:

@@ -13,8 +13,10 @@ from torchvision.transforms import v2
 
 from maskloss.data.augmentation import Target, Transforms, augmented
 from maskloss.data.coco import CocoData, ImageRecord
+from maskloss.data.copy_paste import paste_objects
 from maskloss.data.images import read_image
 from maskloss.data.records import NO_MASK, Records
+from maskloss.data.sampler import mixed_seed
 from maskloss.errors import InputError
 from maskloss.masks.encoded import IntArray
 
@@ -45,6 +47,8 @@ class CocoDataset(Dataset[Sample | InputError]):
         crowds: "leave_out" omits crowds from the targets, so that regions inside a crowd train as background.
             "ignore" adds their boxes as ignore_boxes (I, 4): anchors and proposals that match no object and lie mostly
             inside one are not trained on.
+        copy_paste: Probability in [0, 1] that objects of another, random image are pasted; see `paste_objects`. Both
+            images are transformed first.
     """
 
     def __init__(
@@ -53,10 +57,12 @@ class CocoDataset(Dataset[Sample | InputError]):
         transforms: Transforms | None = None,
         *,
         crowds: Crowds = "leave_out",
+        copy_paste: float = 0.0,
     ) -> None:
         self.data = data
         self.transforms = transforms
         self.crowds = crowds
+        self.copy_paste = copy_paste
         self._labels = data.labels
         # K of all images, so that a point weighs the same in each of them.
         self._most_points = int(np.diff(data.records.first_point).max(initial=0))
@@ -70,16 +76,28 @@ class CocoDataset(Dataset[Sample | InputError]):
         if not self._is_frozen:
             self._freeze_memory()
         index, seed = key if isinstance(key, tuple) else (key, 0)
+        try:
+            pixels, target = self._transformed(index, seed)
+            generator = torch.Generator().manual_seed(mixed_seed(seed, 1))
+            if self.copy_paste and float(torch.rand((), generator=generator)) < self.copy_paste:
+                other = int(torch.randint(len(self), (), generator=generator))
+                source = self._transformed(other, mixed_seed(seed, 2))
+                pixels, target = paste_objects(pixels, target, *source, seed=mixed_seed(seed, 3))
+        except InputError as error:
+            return error
+        return v2.functional.to_dtype(pixels, torch.float32, scale=True), target
+
+    def _transformed(self, index: int, seed: int) -> Sample:
+        """Return an image, uint8, and its target after the transforms."""
         record = self.data.images[index]
         try:
             image = read_image(self.data.image_path(record), (record.width, record.height))
         except InputError as error:
-            return InputError(f"{error} (image {record.id} of {self.data.annotation_file})")
-        target = self._target(record)
-        pixels = v2.functional.pil_to_tensor(image)
-        if self.transforms is not None:
-            pixels, target = augmented(self.transforms, pixels, target, seed)
-        return v2.functional.to_dtype(pixels, torch.float32, scale=True), target
+            raise InputError(f"{error} (image {record.id} of {self.data.annotation_file})") from error
+        pixels, target = v2.functional.pil_to_tensor(image), self._target(record)
+        if self.transforms is None:
+            return pixels, target
+        return augmented(self.transforms, pixels, target, seed)
 
     def _freeze_memory(self) -> None:
         """Keep the memory that a worker process shares with its parent from being copied.

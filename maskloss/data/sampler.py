@@ -6,10 +6,15 @@ So a run that is resumed at any step, with any number of workers, sees the same 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.utils.data import Sampler
+
+IntArray = npt.NDArray[np.int64]
 
 
 class TrainingBatches(Sampler[list[tuple[int, int]]]):
@@ -28,6 +33,8 @@ class TrainingBatches(Sampler[list[tuple[int, int]]]):
             processes is merged into the largest group.
         batch_size: Images per batch of one process.
         num_batches: Batches of one process until the end of training.
+        repeats: How often each image is seen per epoch, at least 1; all once if omitted. An image with 1.5 is seen once
+            or twice, in turns. See `repeat_factors`.
         start: First batch to return.
         seed: Seed of the run.
         rank: Rank of this process, below `world_size`.
@@ -40,6 +47,7 @@ class TrainingBatches(Sampler[list[tuple[int, int]]]):
         batch_size: int,
         num_batches: int,
         *,
+        repeats: Tensor | None = None,
         start: int = 0,
         seed: int = 0,
         rank: int = 0,
@@ -57,6 +65,13 @@ class TrainingBatches(Sampler[list[tuple[int, int]]]):
         small = names[sizes < self.joint_batch_size]
         merged = torch.where(torch.isin(group_of, small), largest, group_of)
         self._members = [torch.where(merged == name)[0] for name in merged.unique()]
+        repeats = torch.ones(len(group_of)) if repeats is None else repeats
+        # After e epochs, image i has been seen floor(e r_i + u_i) times, with a fixed random phase u_i in [0, 1). So
+        # the number of images in any number of epochs is known without going through them.
+        generator = torch.Generator().manual_seed(mixed_seed(seed, 2**32))
+        phases = torch.rand(len(group_of), generator=generator, dtype=torch.float64)
+        self._repeats = [repeats[members].double().numpy() for members in self._members]
+        self._phases = [phases[members].numpy() for members in self._members]
 
     def __len__(self) -> int:
         return max(self.num_batches - self.start, 0)
@@ -64,8 +79,8 @@ class TrainingBatches(Sampler[list[tuple[int, int]]]):
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         epoch = self._epoch_of(self.start)
         batch = self._batches_before(epoch)
-        # For each group, the last used epoch and its order of the images, which nearly all batches of an epoch share.
-        orders: dict[int, tuple[int, Tensor]] = {}
+        # For each group, the last used epoch, which nearly all batches of an epoch share.
+        orders: dict[int, _Epoch] = {}
         while batch < self.num_batches:
             for group, number in self._plan(epoch):
                 if self.start <= batch < self.num_batches:
@@ -73,9 +88,19 @@ class TrainingBatches(Sampler[list[tuple[int, int]]]):
                 batch += 1
             epoch += 1
 
+    def _seen(self, group: int, epochs: int) -> IntArray:
+        """Return how often each image of a group was seen in the first epochs, (I,)."""
+        return np.floor(epochs * self._repeats[group] + self._phases[group]).astype(np.int64)
+
+    def _images_before(self, group: int, epoch: int) -> int:
+        """Return the number of images of a group in the first `epoch` epochs."""
+        return int(self._seen(group, epoch).sum())
+
     def _batches_before(self, epoch: int) -> int:
         """Return the number of complete batches after the first `epoch` epochs."""
-        return sum(epoch * len(members) // self.joint_batch_size for members in self._members)
+        return sum(
+            self._images_before(group, epoch) // self.joint_batch_size for group in range(len(self._members))
+        )
 
     def _epoch_of(self, batch: int) -> int:
         """Return the epoch of a batch: the last one that at most `batch` batches precede."""
@@ -91,10 +116,10 @@ class TrainingBatches(Sampler[list[tuple[int, int]]]):
         """Return (group, batch number within the group) of the batches that an epoch completes, in random order."""
         plan = [
             (group, number)
-            for group, members in enumerate(self._members)
+            for group in range(len(self._members))
             for number in range(
-                epoch * len(members) // self.joint_batch_size,
-                (epoch + 1) * len(members) // self.joint_batch_size,
+                self._images_before(group, epoch) // self.joint_batch_size,
+                self._images_before(group, epoch + 1) // self.joint_batch_size,
             )
         ]
         if len(self._members) == 1:
@@ -102,19 +127,67 @@ class TrainingBatches(Sampler[list[tuple[int, int]]]):
         generator = torch.Generator().manual_seed(mixed_seed(self.seed, epoch, len(self._members)))
         return [plan[place] for place in torch.randperm(len(plan), generator=generator).tolist()]
 
-    def _batch(self, group: int, number: int, orders: dict[int, tuple[int, Tensor]]) -> list[tuple[int, int]]:
-        members = self._members[group]
+    def _batch(self, group: int, number: int, orders: dict[int, _Epoch]) -> list[tuple[int, int]]:
         first = number * self.joint_batch_size + self.rank * self.batch_size
         keys = []
-        epoch, order = orders.get(group, (-1, members))
         for position in range(first, first + self.batch_size):
-            if position // len(members) != epoch:
-                epoch = position // len(members)
-                generator = torch.Generator().manual_seed(mixed_seed(self.seed, epoch, group))
-                order = members[torch.randperm(len(members), generator=generator)]
-                orders[group] = epoch, order
-            keys.append((int(order[position % len(members)]), mixed_seed(self.seed, group, position)))
+            order = orders.get(group)
+            if order is None or not order.first <= position < order.first + len(order.images):
+                order = orders[group] = self._order_at(group, position)
+            image = int(order.images[position - order.first])
+            keys.append((image, mixed_seed(self.seed, group, position)))
         return keys
+
+    def _order_at(self, group: int, position: int) -> _Epoch:
+        """Return the order of the epoch that has the group's image number `position`."""
+        low, high = 0, 1
+        while self._images_before(group, high) <= position:
+            low, high = high, 2 * high
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (middle, high) if self._images_before(group, middle) <= position else (low, middle)
+        times = self._seen(group, low + 1) - self._seen(group, low)
+        images = self._members[group].repeat_interleave(torch.from_numpy(times))
+        generator = torch.Generator().manual_seed(mixed_seed(self.seed, low, group))
+        return _Epoch(
+            self._images_before(group, low), images[torch.randperm(len(images), generator=generator)]
+        )
+
+
+@dataclass(frozen=True)
+class _Epoch:
+    """The images of one epoch of a group in their order, and the number of the group's images before it."""
+
+    first: int
+    images: Tensor
+
+
+def repeat_factors(category_ids: IntArray, images: IntArray, num_images: int, threshold: float) -> Tensor:
+    """Return how often each image should be seen per epoch so that rare categories are seen more often.
+
+    With f_c the fraction of the images that contain category c, r_c = max(1, sqrt(t / f_c)), and an image has the
+    largest r_c of its categories.
+
+    Args:
+        category_ids: (A,) category of each annotation.
+        images: (A,) index of each annotation's image.
+        num_images: Number of images.
+        threshold: t in [0, 1]: categories in a smaller fraction of the images are repeated. LVIS has 0.001.
+
+    Returns:
+        (num_images,) float64, at least 1.
+
+    Example:
+        >>> repeat_factors(np.array([1, 1, 1, 2]), np.array([0, 1, 2, 3]), num_images=4, threshold=0.5)
+        tensor([1.0000, 1.0000, 1.0000, 1.4142], dtype=torch.float64)
+
+    Source: Gupta et al., LVIS, 2019, arXiv:1908.03195, section 4.2.
+    """
+    factors = np.ones(num_images)
+    for category in np.unique(category_ids):
+        own = np.unique(images[category_ids == category])
+        factors[own] = np.maximum(factors[own], np.sqrt(threshold * num_images / len(own)))
+    return torch.from_numpy(factors)
 
 
 def mixed_seed(seed: int, *numbers: int) -> int:

@@ -87,6 +87,8 @@ class TrainConfig:
         learning_rate: peak learning rate, above 0.
         momentum: momentum of SGD, at least 0. AdamW does not use it.
         weight_decay: weight decay of the model's parameters, at least 0. The loss's own parameters are not decayed.
+        norm_weight_decay: weight decay of normalization layers, at least 0. If omitted: weight_decay.
+        bias_weight_decay: weight decay of the biases of other layers, at least 0. If omitted: weight_decay.
         warmup_steps: steps over which the learning rate rises linearly from a thousandth to its full value. 0 disables
             the warmup.
         schedule: "step" divides the learning rate by 10 after 2/3 of the steps and again after 8/9, "cosine" lowers
@@ -108,6 +110,8 @@ class TrainConfig:
             weights, else true if weights are given and the model is not maskrcnn_resnet50_fpn_v2.
         trainable_layers: number of backbone stages to train, counted from the last: 0 to 5, or 0 to 6 for
             mobilenet_v2. It needs weights. If omitted: 3 with weights, all without, as in torchvision.
+        freeze: names of parts of the model that are not trained, such as "backbone" or "rpn.head"; * stands for any
+            text. Give several as a list or separated by commas.
         crowds: "leave_out" trains the regions inside a crowd's box as background. "ignore" trains them neither as
             positives nor as negatives.
         max_detections: maximum number of detections per image, from 1 to 100,000. AP counts at most this many per
@@ -117,6 +121,9 @@ class TrainConfig:
             saturation, hue and channel order.
         scale_jitter: smallest and largest factor of the size of objects, such as [0.5, 2]. A factor above 1 crops the
             image, one below 1 frames it. If omitted, there is no jitter.
+        copy_paste: probability in [0, 1] that objects of another training image are pasted into a training image.
+        repeat_threshold: fraction of the training images in [0, 1]. Images with a category that fewer images have are
+            seen more often; LVIS uses 0.001. 0 shows each image once per epoch.
         seed: random seed of the weights, the image order, the augmentation and the sampling, at least 0.
         log_every: steps between log lines, at least 1. The first and last steps are always logged.
         checkpoint_every: steps between checkpoints, at least 1. The last step always has one.
@@ -125,7 +132,8 @@ class TrainConfig:
         stop_after: end the run after this many evaluations without a better mask AP, at least 1. If omitted, it ends
             after max_steps.
         workers: number of processes that load data. 0 loads it in the training process.
-        device: "cpu", "cuda", or "auto" for CUDA if it is available and the CPU otherwise.
+        device: "cpu", "cuda", a certain GPU such as "cuda:1", "mps", or "auto" for CUDA if it is available and the CPU
+            otherwise.
         trackers: where to log curves besides the run's own files: accelerate's trackers by name, such as
             "tensorboard", "wandb" or "mlflow", or the import path of a function or class (folder) ->
             `accelerate.tracking.GeneralTracker`. Give several as a list or separated by commas. "none" disables them.
@@ -150,6 +158,8 @@ class TrainConfig:
     learning_rate: float = 0.0025
     momentum: float = 0.9
     weight_decay: float = 1e-4
+    norm_weight_decay: float | None = None
+    bias_weight_decay: float | None = None
     warmup_steps: int = 100
     schedule: Literal["step", "cosine", "constant"] = "step"
     gradient_clip: float = 10.0
@@ -161,18 +171,21 @@ class TrainConfig:
     image_std: list[float] | None = None
     frozen_normalization: bool | None = None
     trainable_layers: int | None = None
+    freeze: str | list[str] = ""
     crowds: Crowds = "leave_out"
     max_detections: int = 100
     horizontal_flip: float = 0.5
     photometric_distortion: float = 0.0
     scale_jitter: list[float] | None = None
+    copy_paste: float = 0.0
+    repeat_threshold: float = 0.0
     seed: int = 0
     log_every: int = 20
     checkpoint_every: int = 500
     evaluate_every: int | None = None
     stop_after: int | None = None
     workers: int = 2
-    device: Literal["cpu", "cuda", "auto"] = "auto"
+    device: str = "auto"
     trackers: str | list[str] = "tensorboard"
     resume: bool = False
 
@@ -207,9 +220,9 @@ class TrainConfig:
             value = getattr(self, name)
             _check(value is None or value >= 0, name, "at least 0", value)
         _check(self.seed < 2**63, "seed", "below 2^63", self.seed)
-        for name in ("weight_decay", "gradient_clip", "momentum"):
+        for name in ("weight_decay", "norm_weight_decay", "bias_weight_decay", "gradient_clip", "momentum"):
             value = getattr(self, name)
-            _check(is_number(value, 0), name, "a finite number >= 0", value)
+            _check(value is None or is_number(value, 0), name, "a finite number >= 0", value)
         _check(
             is_number(self.learning_rate) and self.learning_rate > 0,
             "learning_rate",
@@ -217,8 +230,11 @@ class TrainConfig:
             self.learning_rate,
         )
         _check(self.ema is None or 0 < self.ema < 1, "ema", "above 0 and below 1", self.ema)
-        for name in ("horizontal_flip", "photometric_distortion"):
+        for name in ("horizontal_flip", "photometric_distortion", "copy_paste"):
             _check(0 <= getattr(self, name) <= 1, name, "a probability in [0, 1]", getattr(self, name))
+        _check(
+            0 <= self.repeat_threshold <= 1, "repeat_threshold", "a fraction in [0, 1]", self.repeat_threshold
+        )
         jitter = self.scale_jitter
         _check(
             jitter is None
@@ -289,11 +305,11 @@ class TrainConfig:
         """
         return make_loss(self.loss)
 
-    def in_steps(self, num_images: int, processes: int = 1) -> TrainConfig:
+    def in_steps(self, num_images: float, processes: int = 1) -> TrainConfig:
         """Return the config with `max_steps` and `evaluate_every` as numbers of steps.
 
         Args:
-            num_images: number of training images.
+            num_images: number of training images in an epoch.
             processes: number of processes that train together.
         """
         epoch = math.ceil(num_images / (self.batch_size * self.accumulation_steps * processes))
@@ -321,8 +337,12 @@ class TrainConfig:
     @property
     def tracker_names(self) -> list[str]:
         """`trackers` as a list, empty for "none"."""
-        names = self.trackers.split(",") if isinstance(self.trackers, str) else self.trackers
-        return [name for name in map(str.strip, names) if name not in ("", "none")]
+        return [name for name in _as_list(self.trackers) if name != "none"]
+
+    @property
+    def frozen_parts(self) -> list[str]:
+        """`freeze` as a list."""
+        return _as_list(self.freeze)
 
     @property
     def min_sizes(self) -> tuple[int, ...] | None:
@@ -344,6 +364,12 @@ class TrainConfig:
         else:
             decay = 1.0
         return self.learning_rate * warmup * decay
+
+
+def _as_list(names: str | list[str]) -> list[str]:
+    """Return names that are a list or separated by commas, without empty ones."""
+    parts = names.split(",") if isinstance(names, str) else names
+    return [name for name in map(str.strip, parts) if name]
 
 
 def _is_same(name: str, one: Any, other: Any) -> bool:

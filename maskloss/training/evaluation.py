@@ -94,7 +94,7 @@ def evaluate(
     values: list[tuple[int, dict[str, float]]] = []
     bar = tqdm(loader, desc="evaluating", disable=None if rank == 0 else True, leave=False)
     remaining = iter(indices)
-    was_training = model.training
+    modes = {module: module.training for module in model.modules()}
     model.eval()
     with _in_float32(model), torch.no_grad():
         for images, targets in batches_on(bar, device):
@@ -109,7 +109,8 @@ def evaluate(
                     detections = model([image])
                 size = (image.shape[-2], image.shape[-1])
                 results += coco_results(model, detections, [size], [target["image_id"]], category_ids)
-    model.train(was_training)
+    for module, mode in modes.items():
+        module.training = mode
     if world_size > 1:
         results, values = gather_object(results), gather_object(values)
     places = {image.id: place for place, image in enumerate(data.images)}

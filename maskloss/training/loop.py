@@ -24,6 +24,7 @@ from maskloss.training.checkpoints import restore, save_checkpoint
 from maskloss.training.config import TrainConfig
 from maskloss.training.divergence import LossCheck, check_weights
 from maskloss.training.evaluation import Evaluation, batches_on, evaluate, warn_of_crowded_images
+from maskloss.training.freezing import freeze
 from maskloss.training.history import History
 from maskloss.training.interruption import Interruption
 from maskloss.training.metrics import score_thresholds, write_metrics
@@ -75,6 +76,7 @@ def _train_in_locked_folder(run: Run) -> TrainingResult:
     identity = run.identity
     checkpoint = starting_point(config, identity)
     convert(model, loss, paste=None, mask_branch=run.branch)
+    frozen = freeze(model, config.frozen_parts)
     optimizer = make_optimizer(config, model)
     start, elapsed = 0, 0.0
     if checkpoint is not None:
@@ -100,6 +102,8 @@ def _train_in_locked_folder(run: Run) -> TrainingResult:
         if accelerator.is_main_process:
             _warn(run)
         model.train()
+        for module in frozen:
+            module.eval()
         incoming = batches_on(loader, accelerator.device)
         checked = LossCheck()
         began = time.perf_counter() - elapsed

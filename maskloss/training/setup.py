@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState, PartialState
@@ -20,7 +22,7 @@ from torch.utils.data import DataLoader
 from maskloss.data.augmentation import augmentation
 from maskloss.data.coco import CocoData, read_coco
 from maskloss.data.dataset import CocoDataset, collate
-from maskloss.data.sampler import TrainingBatches
+from maskloss.data.sampler import TrainingBatches, repeat_factors
 from maskloss.detection.builders import (
     LoadedWeights,
     ModelSettings,
@@ -30,12 +32,13 @@ from maskloss.detection.builders import (
 )
 from maskloss.detection.conversion import loss_parameters
 from maskloss.detection.mask_branch import MaskBranch
-from maskloss.errors import InputError
+from maskloss.errors import InputError, one_line
 from maskloss.losses.criterion import MaskRCNNLoss
 from maskloss.losses.terms import Supervision
 from maskloss.training.checkpoints import read_weights
 from maskloss.training.config import TrainConfig
 from maskloss.training.evaluation import check_sizes
+from maskloss.training.freezing import freeze
 from maskloss.training.interruption import ignore_interrupts
 from maskloss.training.loss_probe import probe_copy
 from maskloss.training.model_file import model_settings_of
@@ -44,6 +47,14 @@ from maskloss.training.resuming import check_output, fingerprint
 from maskloss.training.trackers import make_trackers
 
 logger = logging.getLogger(__name__)
+
+#: Layers whose weights and biases `--norm-weight-decay` sets, as in torchvision's reference scripts.
+_NORMALIZATION = (
+    nn.modules.batchnorm._BatchNorm,
+    nn.LayerNorm,
+    nn.GroupNorm,
+    nn.modules.instancenorm._InstanceNorm,
+)
 
 #: Environment variables that override the config in accelerate.
 _OVERRIDES = (
@@ -65,16 +76,29 @@ _ENGINES = (
 
 
 def chosen_device(name: str) -> torch.device:
-    """Return the device for "cpu", "cuda" or "auto".
+    """Return the device for "cpu", "cuda", "cuda:1", "mps" or "auto".
 
     Raises:
-        InputError: the name is "cuda" and torch finds no CUDA device, or the name is not one of these.
+        InputError: torch does not find the device, or the name is not one of these.
     """
-    if name == "cuda" and not torch.cuda.is_available():
-        raise InputError("--device cuda: torch finds no CUDA device on this machine")
-    if name not in ("cpu", "cuda", "auto"):
-        raise InputError(f"--device must be cpu, cuda or auto, not {name!r}")
-    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if not re.fullmatch(r"cpu|mps|cuda(:\d{1,3})?", name):
+        raise InputError(f"--device must be cpu, cuda, cuda:1, mps or auto, not {one_line(name, 80)!r}")
+    device = torch.device(name)
+    if device.type == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if count == 0:
+            raise InputError(f"--device {name}: torch finds no CUDA device on this machine")
+        if device.index is not None and device.index >= count:
+            raise InputError(f"--device {name}: this machine has {count} CUDA devices, numbered from 0")
+        if device.index is not None and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise InputError(
+                f"--device {name} cannot be shared by several processes; choose the GPUs by CUDA_VISIBLE_DEVICES"
+            )
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise InputError("--device mps: torch finds no such device on this machine")
+    return device
 
 
 @dataclass(frozen=True)
@@ -124,7 +148,7 @@ def set_up(config: TrainConfig, device: torch.device) -> Run:
     check_mask_labels(config, loss, training)
     check_output(config)
     accelerator = make_accelerator(config, device, make_trackers(config.tracker_names, config.output_folder))
-    config = config.in_steps(len(training.images), accelerator.num_processes)
+    config = config.in_steps(float(image_repeats(config, training).sum()), accelerator.num_processes)
     torch.manual_seed(config.seed)
     num_classes = len(training.categories) + 1
     model, settings, loaded = initial_model(config, num_classes)
@@ -133,6 +157,7 @@ def set_up(config: TrainConfig, device: torch.device) -> Run:
     for data in (training, validation):
         check_sizes(data, model)
     branch = None if config.mask_branch is None else make_mask_branch(config.mask_branch, model)
+    freeze(model, config.frozen_parts)
     model.to(accelerator.device)
     if branch is not None:
         branch.to(accelerator.device)
@@ -256,9 +281,7 @@ def initial_model(
 
 def make_optimizer(config: TrainConfig, model: nn.Module) -> torch.optim.Optimizer:
     """Make the optimizer for the model's parameters and, without weight decay, for the loss's own parameters."""
-    parameters: list[dict[str, Any]] = [
-        {"params": [parameter for parameter in model.parameters() if parameter.requires_grad]}
-    ]
+    parameters = _decay_groups(config, model)
     if own := list(loss_parameters(model)):
         parameters.append({"params": own, "weight_decay": 0.0})
     # The fused kernel is several times faster, also on CPUs. Under float16, the optimizer is not fused, so that the
@@ -270,6 +293,35 @@ def make_optimizer(config: TrainConfig, model: nn.Module) -> torch.optim.Optimiz
     return torch.optim.SGD(parameters, lr=rate, momentum=config.momentum, weight_decay=decay, fused=fused)
 
 
+def _decay_groups(config: TrainConfig, model: nn.Module) -> list[dict[str, Any]]:
+    """Return the model's parameters in groups of one weight decay each."""
+    decays = {"norm": config.norm_weight_decay, "bias": config.bias_weight_decay}
+    groups: dict[float, list[nn.Parameter]] = {config.weight_decay: []}
+    seen: set[nn.Parameter] = set()
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if parameter in seen or not parameter.requires_grad:
+                continue
+            seen.add(parameter)
+            kind = "norm" if isinstance(module, _NORMALIZATION) else "bias" if name == "bias" else ""
+            decay = decays.get(kind)
+            groups.setdefault(config.weight_decay if decay is None else decay, []).append(parameter)
+    return [{"params": own, "weight_decay": decay} for decay, own in groups.items() if own]
+
+
+def image_repeats(config: TrainConfig, training: CocoData) -> Tensor:
+    """Return how often each training image is seen per epoch, (I,)."""
+    images = training.images
+    if config.repeat_threshold == 0:
+        return torch.ones(len(images), dtype=torch.float64)
+    records = training.records
+    objects = np.nonzero(~records.crowds)[0]
+    owners = np.searchsorted(records.first, objects, side="right") - 1
+    return repeat_factors(
+        records.category_ids[objects], owners, len(images), threshold=config.repeat_threshold
+    )
+
+
 def make_loader(
     config: TrainConfig, training: CocoData, accelerator: Accelerator, start: int
 ) -> DataLoader[Any]:
@@ -279,6 +331,7 @@ def make_loader(
         [int(image.width >= image.height) for image in training.images],
         config.batch_size,
         config.max_steps * config.accumulation_steps,
+        repeats=image_repeats(config, training),
         start=start * config.accumulation_steps,
         seed=config.seed,
         rank=accelerator.process_index,
@@ -290,7 +343,7 @@ def make_loader(
         scale_jitter=config.scale_jitter,
     )
     return DataLoader(
-        CocoDataset(training, transforms, crowds=config.crowds),
+        CocoDataset(training, transforms, crowds=config.crowds, copy_paste=config.copy_paste),
         batch_sampler=batches,
         num_workers=config.workers,
         collate_fn=collate,
@@ -340,6 +393,8 @@ def make_accelerator(
             f"the environment variable {engines[0]} asks for an engine that maskloss train does not support; unset it, "
             "or launch without that engine"
         )
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)  # accelerate takes the current device
     with _without_overrides():
         return Accelerator(
             cpu=device.type == "cpu",

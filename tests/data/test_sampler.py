@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-import pytest
+from collections import Counter
 
-from maskloss.data.sampler import TrainingBatches, mixed_seed
+import numpy as np
+import pytest
+import torch
+
+from maskloss.data.sampler import TrainingBatches, mixed_seed, repeat_factors
 
 
 def indices(batches: TrainingBatches) -> list[int]:
@@ -143,3 +147,38 @@ def test_a_group_too_small_for_a_batch_is_merged_into_the_largest() -> None:
 def test_with_groups_every_sample_has_an_augmentation_seed_of_its_own() -> None:
     seeds = [seed for batch in TrainingBatches(GROUPS, 2, 100, seed=2) for _, seed in batch]
     assert len(set(seeds)) == 200
+
+
+@pytest.mark.parametrize("repeats", [[1.0, 1.5, 2.25, 1.0], [1.0, 3.0], [1.3] * 7])
+def test_images_are_repeated_by_their_factors(repeats: list[float]) -> None:
+    epochs = 40
+    batches = TrainingBatches(
+        [0] * len(repeats), 1, round(epochs * sum(repeats)), repeats=torch.tensor(repeats)
+    )
+    seen = Counter(indices(batches))
+    for image, factor in enumerate(repeats):
+        assert abs(seen[image] - epochs * factor) <= 2 * factor
+
+
+@pytest.mark.parametrize("start", [0, 3, 17, 40])
+def test_a_later_start_with_repeats_returns_the_remaining_batches(start: int) -> None:
+    arguments = {"repeats": torch.tensor([1.0, 1.7, 2.2, 1.0, 1.0, 3.1]), "seed": 4}
+    groups = [0, 0, 1, 1, 0, 1]
+    whole = list(TrainingBatches(groups, 2, 40, **arguments))  # type: ignore[arg-type]
+    assert list(TrainingBatches(groups, 2, 40, start=start, **arguments)) == whole[start:]  # type: ignore[arg-type]
+
+
+def test_repeats_differ_between_epochs() -> None:
+    """An image with a factor of 1.5 is seen once in one epoch and twice in the other."""
+    batches = TrainingBatches([0, 0], 1, 10, repeats=torch.tensor([1.5, 1.0]), seed=0)
+    first, second = indices(batches)[:5].count(0), indices(batches)[5:].count(0)
+    assert (first, second) == (3, 3)
+
+
+def test_repeat_factors_follow_the_formula_of_lvis() -> None:
+    # Category 1 is in 4 of 4 images, 2 in 2 and 3 in 1; t = 0.9.
+    categories = np.array([1, 1, 1, 1, 2, 2, 2, 3])
+    images = np.array([0, 1, 2, 3, 1, 1, 2, 2])
+    expected = [1.0, (0.9 / 0.5) ** 0.5, (0.9 / 0.25) ** 0.5, 1.0]
+    assert repeat_factors(categories, images, 4, 0.9).tolist() == pytest.approx(expected)
+    assert repeat_factors(categories, images, 4, 0.25).tolist() == [1.0] * 4

@@ -15,10 +15,11 @@ import torchvision
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
+import maskloss
 from maskloss.errors import InputError
 from maskloss.training.loop import train
 from maskloss.training.model_file import load_model
-from maskloss.training.setup import chosen_device, make_accelerator
+from maskloss.training.setup import chosen_device, image_repeats, make_accelerator, make_optimizer, read_data
 from tests.training.small_runs import small_config, tensors
 
 
@@ -243,3 +244,84 @@ def test_weights_without_a_fitting_tensor_are_refused(shapes: Path, tmp_path: Pa
 def test_missing_weights_are_refused(shapes: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"nowhere\.pt: cannot be read"):
         train(small_config(shapes, tmp_path / "run", weights=str(tmp_path / "nowhere.pt")))
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("tpu", "--device must be cpu, cuda, cuda:1, mps or auto, not 'tpu'"),
+        ("cuda:x", "--device must be"),
+        ("cuda:1", "--device cuda:1: torch finds no CUDA device"),
+        ("mps", "--device mps: torch finds no such device"),
+    ],
+)
+def test_a_device_that_is_not_there_is_refused(
+    name: str, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    with pytest.raises(InputError, match=message):
+        chosen_device(name)
+
+
+def test_a_certain_gpu_is_chosen_by_its_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert chosen_device("cuda:1") == torch.device("cuda", 1)
+    assert chosen_device("auto") == torch.device("cuda")
+    with pytest.raises(InputError, match="this machine has 2 CUDA devices, numbered from 0"):
+        chosen_device("cuda:2")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(InputError, match="choose the GPUs by CUDA_VISIBLE_DEVICES"):
+        chosen_device("cuda:1")
+
+
+def test_weight_decay_of_norms_and_biases(tmp_path: Path, shapes: Path) -> None:
+    model = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 1), torch.nn.BatchNorm2d(2), torch.nn.GroupNorm(1, 2))
+    model = torchvision.models.detection.MaskRCNN(  # convert's loss holder needs a detector
+        torchvision.models.detection.backbone_utils.BackboneWithFPN(
+            torch.nn.Sequential(model), {"0": "0"}, [2], 256
+        ),
+        2,
+    )
+    config = small_config(
+        shapes, tmp_path / "run", weight_decay=0.1, norm_weight_decay=0.0, bias_weight_decay=0.01
+    )
+    maskloss.convert(model)
+    optimizer = make_optimizer(config, model)
+    names = {id(value): name for name, value in model.named_parameters()}
+    found = {
+        group["weight_decay"]: {names[id(value)] for value in group["params"]}
+        for group in optimizer.param_groups
+    }
+    assert set(found) == {0.1, 0.0, 0.01}
+    assert found[0.0] == {
+        f"backbone.body.0.{layer}.{kind}" for layer in (1, 2) for kind in ("weight", "bias")
+    }
+    assert all(name.endswith("bias") for name in found[0.01])
+    assert not any(name.endswith("bias") for name in found[0.1])
+    assert sum(map(len, found.values())) == len(names)
+    (group,) = make_optimizer(small_config(shapes, tmp_path / "run"), model).param_groups
+    assert len(group["params"]) == len(names)
+
+
+def test_repeated_images_lengthen_an_epoch(shapes: Path, tmp_path: Path) -> None:
+    config = small_config(shapes, tmp_path / "run", repeat_threshold=1.0)
+    training, _ = read_data(config)
+    repeats = image_repeats(config, training)
+    # By hand: the rarest category of each image, over images that have it.
+    kinds = [{annotation.category_id for annotation in image.objects} for image in training.images]
+    expected = [
+        max((len(kinds) / sum(kind in other for other in kinds)) ** 0.5 for kind in own) if own else 1.0
+        for own in kinds
+    ]
+    assert repeats.tolist() == pytest.approx(expected)
+
+
+def test_copy_paste_and_repeats_resume_exactly(shapes: Path, tmp_path: Path) -> None:
+    options = {"copy_paste": 0.7, "repeat_threshold": 1.0, "scale_jitter": [0.7, 1.5], "checkpoint_every": 2}
+    train(small_config(shapes, tmp_path / "whole", max_steps=4, schedule="constant", **options))
+    train(small_config(shapes, tmp_path / "parts", max_steps=2, schedule="constant", **options))
+    train(small_config(shapes, tmp_path / "parts", max_steps=4, schedule="constant", resume=True, **options))
+    whole, parts = tensors(tmp_path / "whole"), tensors(tmp_path / "parts")
+    assert all(torch.equal(value, parts[name]) for name, value in whole.items())
