@@ -636,18 +636,23 @@ def _add_options(command: _Parser, name: str, function: Callable[..., None]) -> 
 
 
 def _train_and_report(config: Any) -> None:
+    from maskloss.report.curves import threshold_curves
     from maskloss.report.page import write_report
+    from maskloss.report.run_pictures import RunPictures
     from maskloss.training.loop import train
-    from maskloss.training.metrics import labels, score_thresholds
+    from maskloss.training.metrics import labels, precision_recall_curves, score_thresholds
 
-    result = train(config)
+    result = train(config, pictures=RunPictures())
     if result.main_process:
+        results = result.evaluation.results
+        curves = precision_recall_curves(result.validation, results, max_detections=config.max_detections)
         page = write_report(
             config.output_folder,
             result.validation,
-            result.evaluation.results,
+            results,
             labels(),
-            thresholds=score_thresholds(result.evaluation.metrics, result.evaluation.results),
+            thresholds=score_thresholds(result.evaluation.metrics, results),
+            threshold_svg=threshold_curves(curves.names, curves.recall, curves.precision, curves.scores),
         )
         _print_metrics(result.evaluation.metrics)
         print(f"report: {page}")

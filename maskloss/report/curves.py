@@ -7,8 +7,12 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
+
+from maskloss.report.pictures import shortened
 
 #: Line styles; each is used for ten variants, because there are ten colors.
 _LINES = ("-", "--", ":", "-.")
@@ -73,6 +77,61 @@ def precision_curves(evaluations: Sequence[dict[str, Any]], labels: Mapping[str,
         )
         axis.set_ylim(bottom=0)
     return _svg(figure)
+
+
+def threshold_curves(
+    names: Sequence[str],
+    recall: npt.NDArray[np.float64],
+    precision: npt.NDArray[np.float64],
+    scores: npt.NDArray[np.float64],
+) -> str:
+    """Draw precision over recall, and F1 over the score threshold, for each category and as their mean.
+
+    Args:
+        names: K categories.
+        recall: (N,) from 0 to 1.
+        precision: (K, N) at each recall.
+        scores: (K, N), the score threshold with which each recall is reached, 0 where it is not.
+
+    Returns:
+        An SVG element; empty without categories.
+    """
+    if not names:
+        return ""
+    figure = Figure(figsize=(11, 3.4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    thresholds = np.linspace(0, 1, 201)
+    f1 = np.array([_f1_over(thresholds, recall, *own) for own in zip(precision, scores, strict=True)])
+    few = len(names) <= 10
+    for index, name in enumerate(names):
+        style: dict[str, Any] = (
+            {"label": shortened(name), "lw": 1.1} if few else {"color": "#9ca3af", "lw": 0.6}
+        )
+        left.plot(recall, precision[index], **style)
+        right.plot(thresholds, f1[index], **style)
+    for axis, x, mean in ((left, recall, precision.mean(axis=0)), (right, thresholds, f1.mean(axis=0))):
+        axis.plot(x, mean, color="#111827", lw=2, label="mean")
+        axis.set_xlim(0, 1)
+        axis.set_ylim(0, 1.02)
+        axis.grid(alpha=0.3)
+    left.set(title="precision over recall", xlabel="recall")
+    right.set(title="F1 over the score threshold", xlabel="score threshold")
+    if few:
+        right.legend(fontsize=7, frameon=False)
+    return _svg(figure)
+
+
+def _f1_over(
+    thresholds: npt.NDArray[np.float64],
+    recall: npt.NDArray[np.float64],
+    precision: npt.NDArray[np.float64],
+    scores: npt.NDArray[np.float64],
+) -> npt.NDArray[np.float64]:
+    """Return the F1 of the detections with at least each score."""
+    reached = scores[None, :] >= np.maximum(thresholds, 1e-9)[:, None]  # (T, N)
+    last = reached.sum(axis=1) - 1
+    values = 2 * precision * recall / np.maximum(precision + recall, 1e-9)
+    return np.where(last >= 0, values[np.maximum(last, 0)], 0.0)
 
 
 def compared_curves(histories: Mapping[str, Sequence[Sequence[dict[str, Any]]]]) -> str:

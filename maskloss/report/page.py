@@ -20,6 +20,7 @@ from maskloss.files import read_bytes, write_text
 from maskloss.report.curves import loss_curves, precision_curves
 from maskloss.report.errors import KINDS, ImageErrors, image_errors
 from maskloss.report.pictures import draw_results, draw_truth, jpeg, names_for, shortened
+from maskloss.report.run_pictures import TRAINING_DATA, TRAINING_IMAGES
 
 #: Number of pictures in each gallery.
 _NUM_PICTURES = 6
@@ -36,6 +37,7 @@ def write_report(
     *,
     score_threshold: float = 0.5,
     thresholds: Sequence[float | None] = (),
+    threshold_svg: str = "",
 ) -> Path:
     """Write `report.html` from the files of a run, its validation set and its results on that set.
 
@@ -46,6 +48,7 @@ def write_report(
         labels: names of the metrics in the table, by their key in metrics.json.
         score_threshold: minimum score of the predictions to draw and to count.
         thresholds: minimum score for each category, where it is known; they replace `score_threshold`.
+        threshold_svg: curves over the score threshold, from `report.curves.threshold_curves`.
 
     Returns:
         Path of the page.
@@ -85,9 +88,18 @@ def write_report(
         curves=loss_curves(history, evaluations),
         validated=bool(evaluations),
         classes=metrics.get("classes", []),
+        threshold_curves=threshold_svg,
         precisions=precision_curves(evaluations, {k: label for k, label in labels.items() if k in metrics}),
         kinds=_kinds(list(errors.values())),
         confusion=_confusion(list(errors.values()), names),
+        training=[
+            (title, _embedded_file(folder / name))
+            for title, name in (
+                ("The first training images, augmented", TRAINING_IMAGES),
+                ("The training data", TRAINING_DATA),
+            )
+            if (folder / name).exists()
+        ],
         galleries=[
             {"title": title, "pictures": _pictures(validation, images, shown, errors, names)}
             for title, images in (("Images with most errors", worst), ("Other images", others))
@@ -168,6 +180,11 @@ def rendered(template: str, **values: Any) -> str:
 def shown_name(file_name: str) -> str:
     """Return a file name for the page, shortened to its last characters, which tell more than the first."""
     return file_name if len(file_name) <= 80 else f"...{file_name[-77:]}"
+
+
+def _embedded_file(path: Path) -> str:
+    kind = "jpeg" if path.suffix == ".jpg" else "png"
+    return f"data:image/{kind};base64,{base64.b64encode(path.read_bytes()).decode()}"
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 import yaml
 from accelerate import Accelerator
 from torch import Tensor
@@ -106,6 +109,13 @@ class History:
         )
         loss = evaluation.metrics["loss"]["loss"]
         logger.info("step %d: %s, validation loss %s", step, precisions, _format(loss))
+
+    def pictures(self, step: int, pictures: Mapping[str, npt.NDArray[np.uint8]]) -> None:
+        """Log pictures (N, H, W, 3) of an evaluation."""
+        if self.enabled:
+            self.trackers.log_pictures(
+                {f"validation/{name}": value for name, value in pictures.items()}, step
+            )
 
 
 def _keep_lines_up_to(path: Path, step: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import logging
 import time
@@ -30,7 +31,7 @@ from maskloss.training.interruption import Interruption
 from maskloss.training.metrics import score_thresholds, write_metrics
 from maskloss.training.model_file import ModelDescription, mask_probs_of, save_model
 from maskloss.training.resuming import starting_point
-from maskloss.training.setup import Run, device_of, guest, make_loader, make_optimizer, set_up
+from maskloss.training.setup import Pictures, Run, device_of, guest, make_loader, make_optimizer, set_up
 from maskloss.training.term_errors import terms_named
 
 logger = logging.getLogger(__name__)
@@ -51,8 +52,13 @@ class TrainingResult:
     main_process: bool
 
 
-def train(config: TrainConfig) -> TrainingResult:
+def train(config: TrainConfig, *, pictures: Pictures | None = None) -> TrainingResult:
     """Train a model, or continue an interrupted run.
+
+    Args:
+        config: the run's settings.
+        pictures: draws what the run trains on and its evaluations, such as
+            `maskloss.report.run_pictures.RunPictures()`; None for no pictures.
 
     Raises:
         InputError: the config or the data are wrong. Files of an earlier run are unchanged.
@@ -61,7 +67,7 @@ def train(config: TrainConfig) -> TrainingResult:
     """
     device = device_of(config)
     with guest(device), contextlib.ExitStack() as stack:
-        run = set_up(config, device)
+        run = replace(set_up(config, device), pictures=pictures)
         # Write to the output folder only after all checks that need no training step have passed.
         if run.accelerator.is_main_process:
             make_folder(config.output_folder)
@@ -101,6 +107,8 @@ def _train_in_locked_folder(run: Run) -> TrainingResult:
     ):
         if accelerator.is_main_process:
             _warn(run)
+            if run.pictures is not None and start == 0:
+                _draw_first_batches(run, run.pictures, loader)
         model.train()
         for module in frozen:
             module.eval()
@@ -187,10 +195,19 @@ def _record(
 ) -> Best:
     """Log an evaluation, write the model if it is the best so far, and return the best evaluation."""
     history.evaluation(step, evaluation)
+    if run.pictures is not None and run.accelerator.is_main_process:
+        history.pictures(step, run.pictures.after_evaluation(run.validation, evaluation.results))
     best = best.after(evaluation.metrics)
     if best.since == 0 and run.accelerator.is_main_process:
         _save_model(run, "best.safetensors", evaluation, average)
     return best
+
+
+def _draw_first_batches(run: Run, pictures: Pictures, loader: Any) -> None:
+    batches = itertools.islice(iter(loader.batch_sampler), 12)
+    pictures.before_training(
+        run.config.output_folder, loader.dataset, [key for batch in batches for key in batch]
+    )
 
 
 def _save_model(run: Run, name: str, evaluation: Evaluation | None, average: WeightAverage | None) -> None:

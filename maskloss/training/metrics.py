@@ -147,6 +147,51 @@ def labels() -> dict[str, str]:
     return {kind: metric.label for kind, metric in METRICS.items()}
 
 
+@dataclass(frozen=True)
+class Curves:
+    """Precision over recall at an IoU of .5, and the score at which each recall is reached.
+
+    Attributes:
+        names: the categories that have objects.
+        recall: (101,) from 0 to 1.
+        precision: (K, 101) of each category, 0 beyond its largest recall.
+        scores: (K, 101), the smallest score of the detections that reach the recall; 0 where none do.
+    """
+
+    names: tuple[str, ...]
+    recall: npt.NDArray[np.float64]
+    precision: npt.NDArray[np.float64]
+    scores: npt.NDArray[np.float64]
+
+
+def precision_recall_curves(data: CocoData, results: Results, *, max_detections: int = 100) -> Curves:
+    """Return the curves of masks, or of boxes if no result has a mask, for each category.
+
+    Args:
+        data: the ground truth.
+        results: COCO results.
+        max_detections: see `average_precision`.
+    """
+    kind: Literal["bbox", "segm"] = "segm" if any("segmentation" in result for result in results) else "bbox"
+    metric = METRICS[kind]
+    truth, numbered = _numbered(data, results, metric.field)
+    evaluation = COCOeval_faster(
+        truth, truth.loadRes(_results_of(metric, numbered)), kind, print_function=lambda *_: None
+    )
+    evaluation.params.maxDets = [max_detections]
+    evaluation.params.iouThrs = np.array([0.5])
+    evaluation.evaluate()
+    evaluation.accumulate()
+    precision, scores = (evaluation.eval[name][0, :, :, 0, -1].T for name in ("precision", "scores"))
+    known = (precision > -1).any(axis=1)
+    return Curves(
+        tuple(category.name for category, found in zip(data.categories, known, strict=True) if found),
+        np.linspace(0, 1, precision.shape[1]),
+        precision[known],
+        scores[known],
+    )
+
+
 def average_precision(data: CocoData, results: Results, *, max_detections: int = 100) -> Metrics:
     """Return AP and AR of COCO results for each of `METRICS`, as pycocotools computes them.
 
@@ -163,20 +208,7 @@ def average_precision(data: CocoData, results: Results, *, max_detections: int =
         "classes" is a list with, for each category, its id, name and number of objects, and under the key of each
         metric the same statistics with the precision, recall and score_threshold of the best F1.
     """
-    image_ids = {image.id: number for number, image in enumerate(data.images, start=1)}
-    category_ids = {category.id: number for number, category in enumerate(data.categories, start=1)}
-    results = [
-        {
-            **result,
-            "image_id": image_ids[result["image_id"]],
-            "category_id": category_ids[result["category_id"]],
-        }
-        for result in results
-    ]
-    truths = {
-        field: COCO(_ground_truth(data, image_ids, category_ids, masks=field == "segmentation"))
-        for field in ("bbox", "segmentation")
-    }
+    numbered = {field: _numbered(data, results, field) for field in ("bbox", "segmentation")}
     counts = Counter(annotation.category_id for image in data.images for annotation in image.objects)
     classes: list[dict[str, Any]] = [
         {"id": category.id, "name": category.name, "objects": counts[category.id]}
@@ -184,13 +216,30 @@ def average_precision(data: CocoData, results: Results, *, max_detections: int =
     ]
     metrics: Metrics = {}
     for kind, metric in METRICS.items():
-        truth = truths[metric.field]
-        values = metric.evaluate(truth, truth.loadRes(_results_of(metric, results)), max_detections)
+        truth, own = numbered[metric.field]
+        values = metric.evaluate(truth, truth.loadRes(_results_of(metric, own)), max_detections)
         metrics[kind] = dict(values)
         if isinstance(values, Values) and values.classes:
-            for category, own in zip(classes, values.classes, strict=True):
-                category[kind] = dict(own)
+            for category, statistics in zip(classes, values.classes, strict=True):
+                category[kind] = dict(statistics)
     return {**metrics, "classes": classes}
+
+
+def _numbered(
+    data: CocoData, results: Results, field: Literal["bbox", "segmentation"]
+) -> tuple[COCO, Results]:
+    """Return the ground truth for a field, and the results, with ids from 1 on."""
+    image_ids = {image.id: number for number, image in enumerate(data.images, start=1)}
+    category_ids = {category.id: number for number, category in enumerate(data.categories, start=1)}
+    numbered = [
+        {
+            **result,
+            "image_id": image_ids[result["image_id"]],
+            "category_id": category_ids[result["category_id"]],
+        }
+        for result in results
+    ]
+    return COCO(_ground_truth(data, image_ids, category_ids, masks=field == "segmentation")), numbered
 
 
 def _results_of(metric: Metric, results: Results) -> Results:

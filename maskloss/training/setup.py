@@ -6,11 +6,13 @@ import contextlib
 import logging
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState, PartialState
@@ -101,6 +103,18 @@ def chosen_device(name: str) -> torch.device:
     return device
 
 
+class Pictures(Protocol):
+    """Draws pictures of a run; `maskloss.report.run_pictures` has the command line's."""
+
+    def before_training(self, folder: Path, dataset: CocoDataset, samples: Sequence[tuple[int, int]]) -> None:
+        """Write pictures of the training data into the run's folder; samples are indices and augmentation seeds."""
+
+    def after_evaluation(
+        self, validation: CocoData, results: Sequence[dict[str, Any]]
+    ) -> dict[str, npt.NDArray[np.uint8]]:
+        """Return pictures (N, H, W, 3) for the trackers, by their names."""
+
+
 @dataclass(frozen=True)
 class Run:
     """A run that is set up but has not written any file.
@@ -114,6 +128,7 @@ class Run:
         branch: the mask branch that replaces torchvision's mask layers, or None.
         training: the training set.
         validation: the validation set, with the training set's categories.
+        pictures: draws pictures of the run, or None.
     """
 
     config: TrainConfig
@@ -124,6 +139,7 @@ class Run:
     branch: MaskBranch | None
     training: CocoData
     validation: CocoData
+    pictures: Pictures | None = None
 
     @property
     def identity(self) -> dict[str, Any]:

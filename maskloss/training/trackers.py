@@ -6,9 +6,12 @@ import contextlib
 import json
 import logging
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 from accelerate import Accelerator
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker, get_available_trackers
 
@@ -102,9 +105,22 @@ class Trackers:
 
     def log(self, values: dict[str, float], step: int) -> None:
         """Send the values of a step to each tracker."""
+        self._send(lambda tracker: tracker.log(values, step=step), step)
+
+    def log_pictures(self, pictures: dict[str, npt.NDArray[np.uint8]], step: int) -> None:
+        """Send pictures (N, H, W, 3) to each tracker that shows pictures."""
+
+        def send(tracker: Any) -> None:
+            if pictures and hasattr(tracker, "log_images"):
+                layout = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
+                tracker.log_images(pictures, step=step, **layout)
+
+        self._send(send, step)
+
+    def _send(self, send: Callable[[GeneralTracker], object], step: int) -> None:
         for tracker in list(self._trackers):
             try:
-                tracker.log(values, step=step)
+                send(tracker)
             except Exception as error:  # a tracker may raise anything
                 self._trackers.remove(tracker)
                 logger.warning(

@@ -8,7 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from maskloss.report.curves import compared_curves, forest_plot, loss_curves, precision_curves
+from maskloss.report.curves import (
+    _f1_over,
+    compared_curves,
+    forest_plot,
+    loss_curves,
+    precision_curves,
+    threshold_curves,
+)
 
 BLUE, RED = "#2563eb", "#dc2626"
 TRAINING = [
@@ -155,3 +162,28 @@ def test_precision_is_drawn_in_percent_from_two_evaluations_on() -> None:
     assert "<!-- mask AP -->" in svg
     assert "<!-- box AP -->" in svg
     assert "<!-- 50 -->" in svg
+
+
+def test_threshold_curves_have_a_line_per_category_and_the_mean() -> None:
+    recall = np.linspace(0, 1, 5)
+    precision = np.array([[1.0, 1.0, 0.5, 0.0, 0.0], [0.8, 0.8, 0.8, 0.8, 0.4]])
+    scores = np.array([[0.9, 0.6, 0.3, 0.0, 0.0], [0.95, 0.8, 0.5, 0.2, 0.1]])
+    svg = threshold_curves(["a", "b"], recall, precision, scores)
+    left, right = re.split(r'<g id="axes_\d+">', svg)[1:3]
+    for panel, length in ((left, 5), (right, None)):
+        curves = lines(panel)
+        assert len(curves) == 3
+        if length:
+            assert_proportional(curves[0][:, 1], precision[0])
+            assert_proportional(curves[2][:, 1], precision.mean(axis=0))
+    assert threshold_curves([], recall, precision[:0], scores[:0]) == ""
+
+
+def test_f1_over_the_threshold_is_that_of_the_detections_above_it() -> None:
+    recall = np.array([0.0, 0.5, 1.0])
+    precision, scores = np.array([1.0, 1.0, 0.5]), np.array([0.9, 0.9, 0.4])
+    # Above 0.4 and up to 0.9: recall .5, precision 1; up to 0.4: recall 1, precision .5; above 0.9: nothing.
+    found = _f1_over(np.array([0.0, 0.4, 0.41, 0.9, 0.91]), recall, precision, scores)
+    assert found.tolist() == pytest.approx([2 / 3, 2 / 3, 2 / 3, 2 / 3, 0.0])
+    found = _f1_over(np.array([0.2, 0.6]), recall, np.array([1.0, 1.0, 0.25]), scores)
+    assert found.tolist() == pytest.approx([2 * 0.25 / 1.25, 2 / 3])

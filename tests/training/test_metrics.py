@@ -19,7 +19,13 @@ from pycocotools.cocoeval import COCOeval
 
 from maskloss.data.coco import CocoData, read_coco
 from maskloss.errors import RunError
-from maskloss.training.metrics import METRICS, average_precision, score_thresholds, write_metrics
+from maskloss.training.metrics import (
+    METRICS,
+    average_precision,
+    precision_recall_curves,
+    score_thresholds,
+    write_metrics,
+)
 from tests.training.rectangles import SIZE, rectangle, write_rectangles
 from tests.training.small_runs import STATISTICS, largest_file
 
@@ -491,3 +497,37 @@ def test_thresholds_of_scored_masks_are_those_of_the_class_scores() -> None:
     assert score_thresholds({"classes": classes}, plain) == (0.75, None)
     assert score_thresholds({"classes": classes}, [{**plain[0], "mask_score": 0.5}]) == (0.25, None)
     assert score_thresholds({"classes": classes}, []) == (0.25, None)
+
+
+def test_curves_have_the_precision_and_the_threshold_of_the_best_f1(tmp_path: Path) -> None:
+    """The curves and the values of the categories come from the same detections, by separate evaluations."""
+    data = write_rectangles(tmp_path / "data")
+    results = random_results(data.annotation_file)
+    curves = precision_recall_curves(data, results)
+    metrics = average_precision(data, results)
+    assert curves.names == tuple(category["name"] for category in metrics["classes"] if category["objects"])
+    known = [category["segm"] for category in metrics["classes"] if category["objects"]]
+    for precision, scores, values in zip(curves.precision, curves.scores, known, strict=True):
+        f1 = 2 * precision * curves.recall / np.maximum(precision + curves.recall, 1e-9)
+        best = int(f1.argmax())
+        assert precision[best] == pytest.approx(values["precision"])
+        assert scores[best] == pytest.approx(values["score_threshold"])
+        assert precision.mean() == pytest.approx(values["AP50"])
+
+
+def test_curves_of_boxes_alone(tmp_path: Path) -> None:
+    data = write_rectangles(tmp_path / "data")
+    results = [
+        {key: value for key, value in result.items() if key != "segmentation"}
+        for result in random_results(data.annotation_file)
+    ]
+    curves = precision_recall_curves(data, results)
+    expected = [category["bbox"]["AP50"] for category in average_precision(data, results)["classes"]]
+    assert curves.precision.mean(axis=1) == pytest.approx([value for value in expected if value is not None])
+
+
+def test_no_detections_at_all_have_curves_of_0(tmp_path: Path) -> None:
+    data = write_rectangles(tmp_path / "data")
+    curves = precision_recall_curves(data, [])
+    assert curves.names
+    assert not curves.precision.any()
