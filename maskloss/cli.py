@@ -7,6 +7,7 @@ that failed or a check that found errors.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import io
 import json
@@ -210,6 +211,28 @@ def train(**options: Any) -> None:
     from maskloss.training.config import TrainConfig
 
     _train_and_report(TrainConfig(**options))
+
+
+def find_lr(steps: int = 100, lowest: float = 1e-6, highest: float = 1.0, **options: Any) -> None:
+    """Search for a learning rate: train for some steps while it rises, and show where the loss stops falling.
+
+    Args:
+        steps: number of steps, at least 10.
+        lowest: learning rate of the first step.
+        highest: learning rate of the last step, unless the loss has risen before.
+        options: the options of `train`; the search writes learning_rate.svg into `output`.
+    """
+    from maskloss.files import make_folder, write_text
+    from maskloss.report.curves import learning_rate_curve
+    from maskloss.training.config import TrainConfig
+    from maskloss.training.learning_rate import find_learning_rate
+
+    config = TrainConfig(**options)
+    search = find_learning_rate(config, steps=steps, lowest=lowest, highest=highest)
+    make_folder(config.output_folder)
+    picture = config.output_folder / "learning_rate.svg"
+    write_text(picture, learning_rate_curve(search.rates, search.losses, search.smoothed, search.suggestion))
+    print(f"suggestion: --learning-rate {search.suggestion:.2g}; {picture} shows the losses")
 
 
 def evaluate(
@@ -455,7 +478,7 @@ def _run(arguments: list[str]) -> None:
         settings = options[command].as_dict()
     except (RecursionError, UnicodeError, OverflowError, MemoryError) as error:
         raise InputError(f"the options cannot be read: {type(error).__name__}: {error}") from error
-    if command == "train":
+    if command in _TRAINING:
         settings.pop("config")
     # Import torch, which takes seconds, while Ctrl-C still ends the process with one line.
     import torch  # noqa: F401
@@ -466,8 +489,8 @@ def _run(arguments: list[str]) -> None:
 
 
 def _check_config_files(arguments: list[str]) -> None:
-    """Check the --config file of `train` more strictly than jsonargparse does."""
-    if arguments[:1] != ["train"]:
+    """Check the --config file of `train` and `find-lr` more strictly than jsonargparse does."""
+    if not arguments or arguments[0] not in _TRAINING:
         return
     from maskloss.training.yaml_files import read_yaml
 
@@ -524,6 +547,8 @@ def _fail_unexpectedly(error: Exception) -> NoReturn:
     _fail(f"internal error: {described} ({where}); please report it with what MASKLOSS_DEBUG=1 shows", 1)
 
 
+#: The commands that take the fields of `TrainConfig` and a --config file.
+_TRAINING = ("train", "find-lr")
 #: Arguments without a name, in messages in capitals.
 _POSITIONAL = ("image",)
 
@@ -534,6 +559,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "repair": repair,
     "subset": subset,
     "train": train,
+    "find-lr": find_lr,
     "evaluate": evaluate,
     "predict": predict,
     "export": export,
@@ -601,7 +627,7 @@ def _make_parser(command_name: str) -> _Parser:
 
 
 def _add_options(command: _Parser, name: str, function: Callable[..., None]) -> None:
-    if name == "train":
+    if name in _TRAINING:
         from maskloss.training.config import TrainConfig
 
         command.add_argument(
@@ -613,6 +639,11 @@ def _add_options(command: _Parser, name: str, function: Callable[..., None]) -> 
         command.add_argument(
             "--resume", action="store_true", help="resume the run from its newest checkpoint."
         )
+        if name == "find-lr":
+            # jsonargparse follows `options` into TrainConfig, whose fields are there already.
+            command.add_function_arguments(
+                function, None, skip={field.name for field in dataclasses.fields(TrainConfig)}
+            )
     elif name == "check":
         command.add_function_arguments(function, None, skip={"all"})
         command.add_argument(

@@ -134,6 +134,31 @@ def _f1_over(
     return np.where(last >= 0, values[np.maximum(last, 0)], 0.0)
 
 
+def learning_rate_curve(
+    rates: Sequence[float], losses: Sequence[float], smoothed: Sequence[float], suggestion: float
+) -> str:
+    """Draw the losses of a search for the learning rate, and mark the suggested rate.
+
+    Args:
+        rates: learning rate of each step.
+        losses: total loss of each step.
+        smoothed: their moving average.
+        suggestion: the suggested rate.
+
+    Returns:
+        An SVG element.
+    """
+    figure = Figure(figsize=(8, 4), layout="constrained")
+    axis = figure.subplots()
+    axis.plot(rates, losses, color="#93c5fd", lw=0.8, label="loss")
+    axis.plot(rates, smoothed, color="#2563eb", lw=1.6, label="moving average")
+    axis.axvline(suggestion, color="#dc2626", lw=1, label=f"suggestion, {suggestion:.2g}")
+    axis.set(xscale="log", xlabel="learning rate", ylabel="total loss", ylim=(0, 1.5 * max(smoothed)))
+    axis.grid(alpha=0.3)
+    axis.legend(frameon=False)
+    return _svg(figure)
+
+
 def compared_curves(histories: Mapping[str, Sequence[Sequence[dict[str, Any]]]]) -> str:
     """Draw the mean of each loss term over the seeds, with one line per variant.
 

@@ -126,7 +126,7 @@ def _train_in_locked_folder(run: Run) -> TrainingResult:
             learning_rate = config.learning_rate_at(step)
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate
-            losses = _step(run, prepared, optimizer, incoming, step, checked)
+            losses = take_step(run, prepared, optimizer, incoming, step, checked)
             if average is not None:
                 average.update(step)
             seconds = time.perf_counter() - began
@@ -264,7 +264,7 @@ def _warn(run: Run) -> None:
         )
 
 
-def _step(
+def take_step(
     run: Run,
     model: nn.Module,
     optimizer: Any,
@@ -272,7 +272,7 @@ def _step(
     step: int,
     checked: LossCheck,
 ) -> dict[str, Tensor]:
-    """Take one optimizer step.
+    """Take one optimizer step with the optimizer's learning rate.
 
     The host does not synchronize with the device between the forward and the backward pass: losses are checked before
     the next forward pass, when their values have been copied to the host.

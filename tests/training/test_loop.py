@@ -146,7 +146,7 @@ def test_a_run_stopped_in_its_last_evaluation_is_only_evaluated(
         with pytest.raises(KeyboardInterrupt):
             train(small_config(shapes, tmp_path / "run", **UNINTERRUPTED))
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "_step", stopping)
+        patch.setattr(loop, "take_step", stopping)
         train(small_config(shapes, tmp_path / "run", **UNINTERRUPTED, resume=True))
     assert_same_run(tmp_path / "run", finished)
 
@@ -256,7 +256,7 @@ def test_ctrl_c_finishes_the_step_and_the_resumed_run_is_the_uninterrupted_one(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    real, steps = loop._step, []
+    real, steps = loop.take_step, []
 
     def pressed(*arguments: Any) -> Any:
         steps.append(arguments[4])
@@ -265,7 +265,7 @@ def test_ctrl_c_finishes_the_step_and_the_resumed_run_is_the_uninterrupted_one(
         return real(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "_step", pressed)
+        patch.setattr(loop, "take_step", pressed)
         with pytest.raises(KeyboardInterrupt):
             train(small_config(shapes, tmp_path / "run", **UNINTERRUPTED))
     assert steps == [1, 2]
