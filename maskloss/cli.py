@@ -470,6 +470,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _run(arguments: list[str]) -> None:
+    if arguments and arguments[0].partition("=")[0] == "--print_completion":
+        _print_completion("=".join(arguments).partition("=")[2])
+        return
     parser = _make_parser(arguments[0] if arguments else "")
     _check_config_files(arguments)
     try:
@@ -549,6 +552,9 @@ def _fail_unexpectedly(error: Exception) -> NoReturn:
 
 #: The commands that take the fields of `TrainConfig` and a --config file.
 _TRAINING = ("train", "find-lr")
+#: In the place of a command's name, all of them.
+_ALL_COMMANDS = "*"
+_SHELLS = ("bash", "zsh", "tcsh")
 #: Arguments without a name, in messages in capitals.
 _POSITIONAL = ("image",)
 
@@ -602,6 +608,17 @@ class _Parser(ArgumentParser):
         return _hyphenated(super().format_usage())
 
 
+def _print_completion(shell: str) -> None:
+    """Print a script that completes commands and options in a shell."""
+    if shell not in _SHELLS:
+        raise InputError(f"--print-completion must be {', '.join(_SHELLS)}, got {one_line(shell, 80)!r}")
+    try:
+        import shtab
+    except ModuleNotFoundError as error:
+        raise InputError("--print-completion needs shtab: pip install shtab") from error
+    print(_hyphenated(shtab.complete(_make_parser(_ALL_COMMANDS), shell)))
+
+
 def _make_parser(command_name: str) -> _Parser:
     """Make the parser with all commands, but only with the options of `command_name`, to start quickly."""
     parser = _Parser(
@@ -610,11 +627,16 @@ def _make_parser(command_name: str) -> _Parser:
         epilog="Set MASKLOSS_DEBUG=1 in the environment to see the traceback of an internal error.",
     )
     parser.add_argument("--version", action="version", version=f"maskloss {__version__}")
+    parser.add_argument(
+        "--print_completion",
+        metavar="SHELL",
+        help=f"print a completion script for {', '.join(_SHELLS)}, to be sourced by the shell; needs shtab",
+    )
     commands = parser.add_subcommands(dest="command")
     for name, function in COMMANDS.items():
         summary = (function.__doc__ or "").splitlines()[0]
         command = _Parser(prog=f"maskloss {name}", description=summary)
-        if name == command_name:
+        if command_name in (name, _ALL_COMMANDS):
             _add_options(command, name, function)
             parser.option_names = command.option_names = [
                 option[2:]
