@@ -421,7 +421,11 @@ def export(
 
 
 def ablate(
-    config: str, output: str, engine: Literal["local", "ray"] = "local", ray_address: str | None = None
+    config: str,
+    output: str,
+    engine: Literal["local", "ray"] = "local",
+    jobs: int = 1,
+    ray_address: str | None = None,
 ) -> None:
     """Train variants of a config over several seeds, and report which differ and by how much.
 
@@ -430,12 +434,13 @@ def ablate(
     Args:
         config: YAML file with `base`, `variants` and `seeds`, and optionally `baseline`, `cpus` and `gpus`.
         output: folder of the sweep, for runs/, results.json, table.md and report.html.
-        engine: "local" executes the runs one after another on this machine, "ray" hands them to Ray.
+        engine: "local" executes the runs on this machine, "ray" hands them to Ray.
+        jobs: number of runs at the same time on this machine; they share its CPUs.
         ray_address: address of an existing Ray cluster; omitted, that of RAY_ADDRESS, or else a new local cluster.
     """
     from maskloss.ablation import sweep
 
-    page = sweep.ablate(config, output, engine=engine, ray_address=ray_address)
+    page = sweep.ablate(config, output, engine=engine, jobs=jobs, ray_address=ray_address)
     print((Path(output) / "table.md").read_text("utf-8"))
     print(f"report: {page}")
 

@@ -1,4 +1,4 @@
-"""Execution of a sweep's runs, one after another in subprocesses that end with the sweep, or on Ray.
+"""Execution of a sweep's runs, in subprocesses that end with the sweep, or on Ray.
 
 Each run is `maskloss train --resume` in its own folder, so an interrupted sweep resumes where it stopped, also within
 a run. A completed run keeps its model, but not its checkpoints. Its outcome is in outcome.json, which is written last.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import multiprocessing.connection
 import os
 import resource
 import shutil
@@ -17,7 +18,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
@@ -121,23 +122,38 @@ def _differences(config: TrainConfig, other: dict[str, Any]) -> list[str]:
     return config.differences(other) + steps
 
 
-def run_locally(runs: list[Run]) -> Iterator[tuple[Run, Outcome]]:
-    """Execute runs one after another, each in its own process, so that a crash affects only that run."""
+def run_locally(runs: Sequence[Run], jobs: int = 1) -> Iterator[tuple[Run, Outcome]]:
+    """Execute runs, each in its own process, so that a crash affects only that run, and yield them as they end.
+
+    Args:
+        runs: runs to execute.
+        jobs: number of runs at the same time. Several runs share the CPUs: each gets an equal number of threads.
+    """
     methods = multiprocessing.get_all_start_methods()
     context: Any = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
     if context.get_start_method() == "forkserver":
         # Import once in the server, so that the runs do not have to.
         context.set_forkserver_preload(["maskloss.training.loop", "maskloss.report.page"])
-    for run in runs:
-        process = context.Process(target=_execute_alone, args=(asdict(run.config),))
-        process.start()
-        try:
-            process.join()
-        except BaseException:
+    threads = None if jobs == 1 else max((os.cpu_count() or 1) // jobs, 1)
+    waiting = list(reversed(runs))
+    running: dict[Any, tuple[Any, Run]] = {}  # by the handle that tells when the process has ended
+    try:
+        while waiting or running:
+            while waiting and len(running) < jobs:
+                run = waiting.pop()
+                process = context.Process(target=_execute_alone, args=(asdict(run.config), threads))
+                process.start()
+                running[process.sentinel] = process, run
+            for ended in multiprocessing.connection.wait(list(running)):
+                process, run = running.pop(ended)
+                process.join()
+                yield run, _final_outcome(run, f"its process exited with code {process.exitcode}")
+    finally:
+        # The sweep was interrupted.
+        for process, _ in running.values():
             process.terminate()
+        for process, _ in running.values():
             process.join()
-            raise
-        yield run, _final_outcome(run, f"its process exited with code {process.exitcode}")
 
 
 def run_on_ray(
@@ -232,10 +248,14 @@ def execute(options: dict[str, Any], search_path: list[str] | None = None) -> No
     write_text(folder / "outcome.json", json.dumps(outcome, indent=1) + "\n")
 
 
-def _execute_alone(options: dict[str, Any]) -> None:
+def _execute_alone(options: dict[str, Any], threads: int | None = None) -> None:
     """Execute a run in a subprocess that exits when the sweep's process dies.
 
     Otherwise an orphan would keep training in a folder that the resumed sweep also writes.
+
+    Args:
+        options: fields of the run's `TrainConfig`.
+        threads: number of CPU threads for torch; None for torch's own choice.
     """
     sweep = multiprocessing.parent_process()
     assert sweep is not None
@@ -249,6 +269,10 @@ def _execute_alone(options: dict[str, Any]) -> None:
     threading.Thread(target=exit_with_sweep, daemon=True).start()
     code = 1
     try:
+        if threads is not None:
+            import torch
+
+            torch.set_num_threads(threads)
         execute(options)
         code = 0
     except BaseException as error:  # the outcome could not be written

@@ -24,6 +24,7 @@ def ablate(
     output: str | Path,
     *,
     engine: Literal["local", "ray"] = "local",
+    jobs: int = 1,
     ray_address: str | None = None,
 ) -> Path:
     """Run or resume a sweep.
@@ -32,7 +33,8 @@ def ablate(
         config: YAML file of the sweep; see `read_plan`.
         output: folder of the sweep, for runs/VARIANT/seed-S, results.json, table.md and report.html; with `tune`, also
             for runs/VARIANT/tuning-N and the two parts of the training set.
-        engine: "local" executes the runs one after another on this machine, "ray" hands them to Ray.
+        engine: "local" executes the runs on this machine, "ray" hands them to Ray.
+        jobs: number of runs at the same time on this machine, at least 1. Ray runs as many as fit `cpus` and `gpus`.
         ray_address: address of an existing Ray cluster; see `run_on_ray`.
 
     Returns:
@@ -43,6 +45,8 @@ def ablate(
             config or is in use by another sweep, or Ray is not available. No run was executed then.
         RunError: runs failed. The results of the others are written, and the next call runs the failed ones again.
     """
+    if jobs < 1 or (jobs > 1 and engine != "local"):
+        raise InputError(f"--jobs must be at least 1, and 1 with --engine ray, got {jobs}")
     plan = read_plan(config, output)
     folder = Path(output)
     if engine == "local":
@@ -56,11 +60,16 @@ def ablate(
     make_folder(folder)
     # Two sweeps in one folder would both write the files of the same run.
     with locked(folder, "another sweep is running in it; wait until it ends, or give another --output"):
-        return _run_sweep(plan, Path(config), folder, engine, ray_address)
+        return _run_sweep(plan, Path(config), folder, engine, jobs, ray_address)
 
 
 def _run_sweep(
-    plan: Plan, config: Path, folder: Path, engine: Literal["local", "ray"], ray_address: str | None
+    plan: Plan,
+    config: Path,
+    folder: Path,
+    engine: Literal["local", "ray"],
+    jobs: int,
+    ray_address: str | None,
 ) -> Path:
     def execute(runs: Sequence[Run], what: str) -> Iterator[tuple[Run, Outcome]]:
         """Yield each run with its outcome: first those that are complete, then the others as they end."""
@@ -74,7 +83,7 @@ def _run_sweep(
         if not outstanding:
             return
         if engine == "local":
-            running = run_locally(outstanding)
+            running = run_locally(outstanding, jobs)
         else:
             running = run_on_ray(outstanding, ray_address, cpus=plan.cpus, gpus=plan.gpus)
         began = time.perf_counter()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
@@ -323,3 +324,28 @@ def test_additional_folders_are_searched_for_modules_once(tmp_path, raising, mon
     execute(asdict(configured(tmp_path)), [str(tmp_path)])
     assert sys.path.count(str(tmp_path)) == 1
     assert sys.path[-1] == str(tmp_path)
+
+
+def test_several_jobs_run_at_the_same_time_with_the_same_results(data, tmp_path):
+    file = sweep_file(tmp_path, data, {"bce": {}, "dice": VARIANTS["dice"]}, [0, 1])
+    ablate(file, tmp_path / "one")
+    ablate(file, tmp_path / "two", jobs=2)
+    found = {}
+    for name in ("one", "two"):
+        runs = sorted((tmp_path / name / "runs").glob("*/*"))
+        assert len(runs) == 4
+        found[name] = [json.loads((run / "metrics.json").read_text())["segm"] for run in runs]
+        spans = sorted(
+            ((run / "config.yaml").stat().st_mtime_ns, (run / "outcome.json").stat().st_mtime_ns)
+            for run in runs
+        )
+        overlap = any(after[0] < before[1] for before, after in itertools.pairwise(spans))
+        assert overlap == (name == "two")
+    assert found["one"] == found["two"]
+
+
+@pytest.mark.parametrize(("jobs", "engine"), [(0, "local"), (2, "ray")])
+def test_a_wrong_number_of_jobs_is_refused(jobs, engine, data, tmp_path):
+    with pytest.raises(InputError, match="--jobs must be at least 1, and 1 with --engine ray"):
+        ablate(sweep_file(tmp_path, data, {"bce": {}}, [0]), tmp_path / "out", jobs=jobs, engine=engine)
+    assert not (tmp_path / "out").exists()
