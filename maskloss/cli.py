@@ -662,7 +662,13 @@ def _add_options(command: _Parser, name: str, function: Callable[..., None]) -> 
             action="config",
             help="YAML file with any of these options, with _ in their names.",
         )
-        command.add_class_arguments(TrainConfig, None, skip={"resume"})
+        command.add_class_arguments(TrainConfig, None, skip={"resume", "val_losses"})
+        command.add_argument(
+            "--no_val_losses",
+            dest="val_losses",
+            action="store_false",
+            help="compute only AP on the validation set, and no losses, which takes less time.",
+        )
         command.add_argument(
             "--resume", action="store_true", help="resume the run from its newest checkpoint."
         )

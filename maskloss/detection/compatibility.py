@@ -21,6 +21,7 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 from maskloss.detection.roi_heads import RoIHeads
 from maskloss.detection.rpn import RegionProposalNetwork
+from maskloss.detection.sampling import SeededSampler
 from maskloss.detection.transform import RCNNTransform
 
 _PARTS: dict[str, tuple[type, type]] = {
@@ -133,7 +134,7 @@ def check_sync_free(model: GeneralizedRCNN) -> None:
     """
     for name in _PARTS:
         sampler = getattr(model, name).fg_bg_sampler
-        if type(sampler) is not BalancedPositiveNegativeSampler:
+        if type(sampler) not in (BalancedPositiveNegativeSampler, SeededSampler):
             raise TypeError(
                 f"sync_free would not call model.{name}.fg_bg_sampler, which is not torchvision's "
                 f"BalancedPositiveNegativeSampler but {full_name(sampler)}"

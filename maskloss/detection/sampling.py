@@ -8,13 +8,77 @@ shapes are known. The host synchronizes only after it has launched this work.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torchvision.models.detection._utils import BalancedPositiveNegativeSampler
+
+
+class SeededSampler(BalancedPositiveNegativeSampler):
+    """torchvision's sampler, with a seed for each image inside `seeded`.
+
+    Then an image's sample does not depend on the other images of its batch, on the number of processes that share the
+    batch, or on what was sampled before.
+
+    Args:
+        batch_size_per_image: number of anchors or RoIs to sample in an image.
+        positive_fraction: largest share of positives.
+
+    Example:
+        >>> sampler = SeededSampler(batch_size_per_image=2, positive_fraction=0.5)
+        >>> labels = torch.tensor([1.0, 0.0, 0.0, 0.0])
+        >>> with sampler.seeded([7, 8]):
+        ...     _, (first, _) = sampler([labels, labels])
+        >>> with sampler.seeded([7]):
+        ...     _, (alone,) = sampler([labels])
+        >>> bool((first == alone).all())
+        True
+    """
+
+    def __init__(self, batch_size_per_image: int, positive_fraction: float) -> None:
+        super().__init__(batch_size_per_image, positive_fraction)
+        self._seeds: Sequence[int] | None = None
+
+    @classmethod
+    def like(cls, sampler: BalancedPositiveNegativeSampler) -> SeededSampler:
+        """Return a sampler with the settings of another."""
+        return cls(sampler.batch_size_per_image, sampler.positive_fraction)
+
+    @contextlib.contextmanager
+    def seeded(self, seeds: Sequence[int]) -> Iterator[None]:
+        """Seed torch's generators before each image is sampled; seeds has one number per image of the batch."""
+        self._seeds = seeds
+        try:
+            yield
+        finally:
+            self._seeds = None
+
+    def __call__(self, matched_idxs: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """Return masks (A_i,) of the sampled positives and negatives of each image."""
+        if self._seeds is None:
+            both: tuple[list[Tensor], list[Tensor]] = super().__call__(matched_idxs)
+            return both
+        positives, negatives = [], []
+        for seed, labels in zip(self._seeds, matched_idxs, strict=True):
+            torch.manual_seed(seed)
+            (positive,), (negative,) = super().__call__([labels])
+            positives.append(positive)
+            negatives.append(negative)
+        return positives, negatives
+
+    def keys(self, shape: torch.Size, device: torch.device) -> Tensor:
+        """Return random numbers (N, A) in [0, 1), each row from the seed of its image."""
+        if self._seeds is None:
+            return torch.rand(shape, device=device)
+        rows = []
+        for seed in self._seeds:
+            torch.manual_seed(seed)
+            rows.append(torch.rand(shape[1], device=device))
+        return torch.stack(rows)
 
 
 @dataclass(frozen=True)
@@ -63,7 +127,10 @@ def sample_slots(labels: Sequence[Tensor], sampler: BalancedPositiveNegativeSamp
     available = padded.shape[1]
     size = min(sampler.batch_size_per_image, available)
     max_positives = min(int(sampler.batch_size_per_image * sampler.positive_fraction), size)
-    keys = torch.rand(padded.shape, device=padded.device)
+    if isinstance(sampler, SeededSampler):
+        keys = sampler.keys(padded.shape, padded.device)
+    else:
+        keys = torch.rand(padded.shape, device=padded.device)
     positive, negative = padded >= 1, padded == 0
     positives = keys.masked_fill(~positive, -1.0).topk(max_positives, dim=1).indices  # (N, K)
     negatives = keys.masked_fill(~negative, -1.0).topk(size, dim=1).indices  # (N, B)

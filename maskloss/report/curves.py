@@ -41,7 +41,7 @@ def loss_curves(history: Sequence[dict[str, Any]], evaluations: Sequence[dict[st
             lw=1.3,
             marker=marker,
         )
-        validated = [line for line in evaluations if key in line["loss"]]
+        validated = [line for line in evaluations if key in (line["loss"] or {})]
         if validated:
             axis.plot(
                 [line["step"] for line in validated],

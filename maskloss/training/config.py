@@ -33,6 +33,7 @@ _FREE_ON_RESUME = {
     "epochs",
     "stop_after",
     "trackers",
+    "val_losses",
 }
 
 
@@ -112,6 +113,9 @@ class TrainConfig:
             mobilenet_v2. It needs weights. If omitted: 3 with weights, all without, as in torchvision.
         freeze: names of parts of the model that are not trained, such as "backbone" or "rpn.head"; * stands for any
             text. Give several as a list or separated by commas.
+        sync_free: sample anchors and RoIs without waiting for the GPU; see `maskloss.convert`.
+        synchronized: with several processes, divide the losses by the counts of all of them, so that they are those of
+            one process with the whole batch.
         crowds: "leave_out" trains the regions inside a crowd's box as background. "ignore" trains them neither as
             positives nor as negatives.
         max_detections: maximum number of detections per image, from 1 to 100,000. AP counts at most this many per
@@ -129,6 +133,7 @@ class TrainConfig:
         checkpoint_every: steps between checkpoints, at least 1. The last step always has one.
         evaluate_every: steps between evaluations on the validation set. 0 evaluates after the last step only. If
             omitted: once per epoch, but at most ten times.
+        val_losses: compute the losses on the validation set besides AP; without them, evaluations take less time.
         stop_after: end the run after this many evaluations without a better mask AP, at least 1. If omitted, it ends
             after max_steps.
         workers: number of processes that load data. 0 loads it in the training process.
@@ -172,6 +177,8 @@ class TrainConfig:
     frozen_normalization: bool | None = None
     trainable_layers: int | None = None
     freeze: str | list[str] = ""
+    sync_free: bool = False
+    synchronized: bool = False
     crowds: Crowds = "leave_out"
     max_detections: int = 100
     horizontal_flip: float = 0.5
@@ -183,6 +190,7 @@ class TrainConfig:
     log_every: int = 20
     checkpoint_every: int = 500
     evaluate_every: int | None = None
+    val_losses: bool = True
     stop_after: int | None = None
     workers: int = 2
     device: str = "auto"

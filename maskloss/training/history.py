@@ -99,7 +99,7 @@ class History:
             {
                 f"validation/{group}/{key}": value
                 for group in (*METRICS, "loss")
-                for key, value in evaluation.metrics[group].items()
+                for key, value in (evaluation.metrics[group] or {}).items()
                 if value is not None
             },
             step,
@@ -107,8 +107,9 @@ class History:
         precisions = ", ".join(
             f"{metric.label} AP {_format(evaluation.metrics[kind]['AP'])}" for kind, metric in METRICS.items()
         )
-        loss = evaluation.metrics["loss"]["loss"]
-        logger.info("step %d: %s, validation loss %s", step, precisions, _format(loss))
+        losses = evaluation.metrics["loss"]
+        shown = "" if losses is None else f", validation loss {_format(losses['loss'])}"
+        logger.info("step %d: %s%s", step, precisions, shown)
 
     def pictures(self, step: int, pictures: Mapping[str, npt.NDArray[np.uint8]]) -> None:
         """Log pictures (N, H, W, 3) of an evaluation."""

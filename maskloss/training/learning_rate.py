@@ -9,9 +9,8 @@ from maskloss.detection.conversion import convert
 from maskloss.errors import InputError, RunError
 from maskloss.training.config import TrainConfig
 from maskloss.training.divergence import LossCheck
-from maskloss.training.evaluation import batches_on
 from maskloss.training.freezing import freeze
-from maskloss.training.loop import take_step
+from maskloss.training.loop import keyed_batches, seed_samples, take_step
 from maskloss.training.setup import device_of, guest, make_loader, make_optimizer, set_up
 
 #: Decay of the moving average of the losses, and the multiple of its minimum at which the search ends.
@@ -76,20 +75,23 @@ def find_learning_rate(
     average = 0.0
     with guest(device):
         run = set_up(config, device)
-        convert(run.model, run.loss, paste=None, mask_branch=run.branch)
+        convert(run.model, run.loss, paste=None, sync_free=config.sync_free, mask_branch=run.branch)
         frozen = freeze(run.model, config.frozen_parts)
+        samplers = seed_samples(run.model)
         model, optimizer = run.accelerator.prepare(run.model, make_optimizer(config, run.model))
         run.model.train()
         for module in frozen:
             module.eval()
-        incoming = batches_on(make_loader(config, run.training, run.accelerator, 0), run.accelerator.device)
+        incoming = keyed_batches(
+            make_loader(config, run.training, run.accelerator, 0), run.accelerator.device
+        )
         checked = LossCheck()
         for step in range(1, steps + 1):
             rate = lowest * (highest / lowest) ** ((step - 1) / (steps - 1))
             for group in optimizer.param_groups:
                 group["lr"] = rate
             try:
-                values = take_step(run, model, optimizer, incoming, step, checked)
+                values = take_step(run, model, optimizer, incoming, step, checked, samplers)
                 checked.check()
             except RunError:  # the loss is not finite: the rate is too high
                 break

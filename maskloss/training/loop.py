@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from maskloss.data.coco import CocoData
 from maskloss.data.sampler import mixed_seed
 from maskloss.detection.conversion import convert, loss_parameters
+from maskloss.detection.sampling import SeededSampler
 from maskloss.files import locked, make_folder, remove_leftovers, write_text
 from maskloss.training.averaging import WeightAverage
 from maskloss.training.best import Best
@@ -81,8 +82,9 @@ def _train_in_locked_folder(run: Run) -> TrainingResult:
     config, accelerator, loss, model = run.config, run.accelerator, run.loss, run.model
     identity = run.identity
     checkpoint = starting_point(config, identity)
-    convert(model, loss, paste=None, mask_branch=run.branch)
+    convert(model, loss, paste=None, sync_free=config.sync_free, mask_branch=run.branch)
     frozen = freeze(model, config.frozen_parts)
+    samplers = seed_samples(model)
     optimizer = make_optimizer(config, model)
     start, elapsed = 0, 0.0
     if checkpoint is not None:
@@ -112,7 +114,7 @@ def _train_in_locked_folder(run: Run) -> TrainingResult:
         model.train()
         for module in frozen:
             module.eval()
-        incoming = batches_on(loader, accelerator.device)
+        incoming = keyed_batches(loader, accelerator.device)
         checked = LossCheck()
         began = time.perf_counter() - elapsed
         step = start
@@ -126,7 +128,7 @@ def _train_in_locked_folder(run: Run) -> TrainingResult:
             learning_rate = config.learning_rate_at(step)
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate
-            losses = take_step(run, prepared, optimizer, incoming, step, checked)
+            losses = take_step(run, prepared, optimizer, incoming, step, checked, samplers)
             if average is not None:
                 average.update(step)
             seconds = time.perf_counter() - began
@@ -137,7 +139,7 @@ def _train_in_locked_folder(run: Run) -> TrainingResult:
             if log_due or evaluation_due or checkpoint_due:
                 checked.check()
             if log_due:
-                history.step(step, losses, learning_rate, seconds)
+                history.step(step, _mean_over_processes(accelerator, losses), learning_rate, seconds)
             history.advance()
             if evaluation_due or checkpoint_due:
                 check_weights(model, loss, step)
@@ -234,6 +236,7 @@ def _evaluate(run: Run, average: WeightAverage | None) -> Evaluation:
             workers=run.config.workers,
             rank=run.accelerator.process_index,
             world_size=run.accelerator.num_processes,
+            losses=run.config.val_losses,
             crowds=run.config.crowds,
         )
 
@@ -264,15 +267,35 @@ def _warn(run: Run) -> None:
         )
 
 
+def seed_samples(model: Any) -> tuple[SeededSampler, SeededSampler]:
+    """Make the model sample each image from its own seed, and return the samplers of anchors and of RoIs."""
+    samplers = []
+    for part in (model.rpn, model.roi_heads):
+        part.fg_bg_sampler = SeededSampler.like(part.fg_bg_sampler)
+        samplers.append(part.fg_bg_sampler)
+    return samplers[0], samplers[1]
+
+
+def keyed_batches(
+    loader: Any, device: torch.device
+) -> Iterator[tuple[list[tuple[int, int]], tuple[list[Tensor], list[dict[str, Any]]]]]:
+    """Yield the training batches on a device, each with the index and the seed of its images."""
+    return zip(loader.batch_sampler, batches_on(loader, device), strict=False)
+
+
 def take_step(
     run: Run,
     model: nn.Module,
     optimizer: Any,
-    incoming: Iterator[tuple[list[Tensor], list[dict[str, Any]]]],
+    incoming: Iterator[tuple[list[tuple[int, int]], tuple[list[Tensor], list[dict[str, Any]]]]],
     step: int,
     checked: LossCheck,
+    samplers: tuple[SeededSampler, SeededSampler],
 ) -> dict[str, Tensor]:
     """Take one optimizer step with the optimizer's learning rate.
+
+    Each image is sampled from its own seed, so that the losses do not depend on how images are distributed over
+    processes, apart from the padding of images of different sizes.
 
     The host does not synchronize with the device between the forward and the backward pass: losses are checked before
     the next forward pass, when their values have been copied to the host.
@@ -284,12 +307,17 @@ def take_step(
     totals: dict[str, Tensor] = {}
     own = list(loss_parameters(run.model))
     for part in range(config.accumulation_steps):
-        images, targets = next(incoming)
+        keys, (images, targets) = next(incoming)
+        anchors, rois = (
+            sampler.seeded([mixed_seed(seed, 4 + place) for _, seed in keys])
+            for place, sampler in enumerate(samplers)
+        )
         checked.check()
-        # Each pass has its own seed, so that a resumed run samples the same as an uninterrupted one.
+        # Each pass has its own seed, for dropout and a mask branch's own sampling, so that a resumed run is the same as
+        # an uninterrupted one.
         torch.manual_seed(mixed_seed(config.seed, step, part, accelerator.process_index))
         with accelerator.accumulate(model):
-            with terms_named(run.loss, step):
+            with terms_named(run.loss, step), anchors, rois:
                 losses: dict[str, Tensor] = model(images, targets)
                 values = torch.stack(list(losses.values()))
                 checked.add(step, targets, list(losses), values)
@@ -303,6 +331,14 @@ def take_step(
         for key, value in losses.items():
             totals[key] = totals.get(key, 0) + value.detach() / config.accumulation_steps
     return totals
+
+
+def _mean_over_processes(accelerator: Accelerator, losses: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the mean of each loss over the processes."""
+    if accelerator.num_processes == 1:
+        return losses
+    mean = accelerator.reduce(torch.stack(list(losses.values())), "mean")
+    return dict(zip(losses, mean, strict=True))
 
 
 def _average_over_processes(accelerator: Accelerator, parameters: list[nn.Parameter]) -> None:

@@ -160,6 +160,8 @@ def set_up(config: TrainConfig, device: torch.device) -> Run:
     # The loss and the model start with the same values in every process, and whenever the run resumes.
     torch.manual_seed(config.seed)
     loss = config.make_loss()
+    if config.synchronized:
+        loss.synchronized = True
     training, validation = read_data(config)
     check_mask_labels(config, loss, training)
     check_output(config)

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchvision.models.detection._utils import BalancedPositiveNegativeSampler
 
-from maskloss.detection.sampling import SampleCounts, sample_slots
+from maskloss.detection.sampling import SampleCounts, SeededSampler, sample_slots
 
 
 @settings(deadline=None, max_examples=200, derandomize=True)
@@ -95,3 +95,38 @@ def test_counts_select_the_slots_of_each_image() -> None:
 def test_values_of_another_number_of_images_raise(method: str) -> None:
     with pytest.raises(ValueError, match="argument 2 is"):
         getattr(SampleCounts([1], [2]), method)(torch.zeros(2, 4))
+
+
+def test_a_seeded_sample_does_not_depend_on_the_other_images() -> None:
+    sampler = SeededSampler(16, 0.25)
+    labels = [torch.randint(-1, 2, (50 + 10 * image,)).float() for image in range(3)]
+    with sampler.seeded([3, 4, 5]):
+        positives, negatives = sampler(labels)
+    torch.manual_seed(99)
+    for image in (2, 0, 1):
+        with sampler.seeded([3 + image]):
+            (positive,), (negative,) = sampler([labels[image]])
+        assert torch.equal(positive, positives[image])
+        assert torch.equal(negative, negatives[image])
+
+
+def test_a_seeded_sample_without_synchronization_does_not_depend_on_the_other_images() -> None:
+    sampler = SeededSampler(16, 0.25)
+    labels = [torch.randint(-1, 2, (60,)) for _ in range(3)]
+    with sampler.seeded([3, 4, 5]):
+        together = sample_slots(labels, sampler)
+    for image in (2, 0, 1):
+        with sampler.seeded([3 + image]):
+            alone = sample_slots([labels[image]], sampler)
+        count = int(alone.num_sampled[0])
+        assert count == together.num_sampled[image]
+        assert torch.equal(alone.indices[0, :count], together.indices[image, :count])
+
+
+def test_without_seeds_the_sampler_is_torchvisions() -> None:
+    labels = [torch.randint(-1, 2, (50,)).float() for _ in range(2)]
+    found = []
+    for kind in (BalancedPositiveNegativeSampler, SeededSampler):
+        torch.manual_seed(1)
+        found.append([torch.stack(masks) for masks in kind(16, 0.25)(labels)])
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))

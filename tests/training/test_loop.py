@@ -516,3 +516,26 @@ def test_an_epoch_that_is_smaller_than_a_batch_trains(shapes: Path, tmp_path: Pa
     shutil.copytree(shapes / "val", tmp_path / "data/val")
     train(small_config(tmp_path / "data", tmp_path / "run", max_steps=1, batch_size=2))
     assert [line["step"] for line in history(tmp_path / "run")] == [1]
+
+
+def test_validation_without_losses_has_the_same_ap(shapes: Path, tmp_path: Path) -> None:
+    metrics = []
+    for val_losses in (True, False):
+        output = tmp_path / str(val_losses)
+        train(small_config(shapes, output, val_losses=val_losses, evaluate_every=1))
+        metrics.append(json.loads((output / "metrics.json").read_text()))
+    with_losses, without = metrics
+    assert without.pop("loss") is None
+    assert with_losses.pop("loss")["loss"] > 0
+    assert without == with_losses
+
+
+def test_sync_free_trains(shapes: Path, tmp_path: Path) -> None:
+    losses = []
+    for sync_free in (True, False):
+        train(small_config(shapes, tmp_path / str(sync_free), max_steps=1, sync_free=sync_free))
+        (line,) = (tmp_path / str(sync_free) / "history.jsonl").read_text().splitlines()
+        losses.append(json.loads(line)["loss"])
+    # Other samples of the same images.
+    assert losses[0] != losses[1]
+    assert losses[0] == pytest.approx(losses[1], rel=0.3)
