@@ -97,13 +97,12 @@ def _is_running(process: int) -> bool:
     # the same id. Containers reuse process ids all the time.
     if process == os.getpid():
         return False
+    import psutil  # os.kill(process, 0) would end the process on Windows
+
     try:
-        os.kill(process, 0)
-    except (ProcessLookupError, OverflowError):
+        return bool(psutil.pid_exists(process))
+    except OverflowError:
         return False
-    except OSError:
-        pass
-    return True
 
 
 @contextmanager
@@ -134,7 +133,9 @@ def locked(
     finally:
         _held.remove(lock)
         # Remove the file while the lock is still held: no process waits for it, and the next one creates its own file.
-        (folder / ".lock").unlink(missing_ok=True)
+        # Windows does not remove a file that is open; there, the empty file stays.
+        with suppress(OSError):
+            (folder / ".lock").unlink()
         lock.release()
 
 

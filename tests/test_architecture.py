@@ -234,3 +234,28 @@ def test_importing_maskloss_draws_no_random_number_and_changes_no_default():
     )
     run = subprocess.run([sys.executable, "-c", script], cwd=PACKAGE.parent, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
+
+
+def test_no_module_needs_a_posix_system_to_be_imported():
+    posix = {"fcntl", "grp", "pwd", "resource", "termios"}
+    wrong = [
+        str(file.relative_to(PACKAGE))
+        for file in PACKAGE.rglob("*.py")
+        for node in ast.parse(file.read_text(encoding="utf-8")).body
+        if isinstance(node, ast.Import) and {alias.name for alias in node.names} & posix
+    ]
+    assert wrong == []
+
+
+def test_every_text_file_is_read_and_written_as_utf_8():
+    """Other systems have encodings of their own. `maskloss.files.write_text` has UTF-8."""
+    calls = [
+        (f"{file.name}:{node.lineno}", node)
+        for file in PACKAGE.rglob("*.py")
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Attribute)
+        and node.func.attr in ("read_text", "write_text")
+    ]
+    wrong = [where for where, node in calls if "utf-8" not in ast.unparse(node)]
+    assert wrong == []

@@ -380,7 +380,7 @@ def _pictures(plan: Plan, good: Outcomes) -> list[list[dict[str, str]]]:
         run = next((r for r in plan.runs if r.variant == variant and r.seed in good[variant]), None)
         if run is not None:
             try:
-                found = json.loads((run.config.output_folder / "results.json").read_text())
+                found = json.loads((run.config.output_folder / "results.json").read_text("utf-8"))
             except (OSError, ValueError):
                 continue
             results[variant] = [result for result in found if result["score"] >= _SCORE_THRESHOLD]

@@ -10,7 +10,6 @@ import json
 import multiprocessing
 import multiprocessing.connection
 import os
-import resource
 import shutil
 import signal
 import statistics
@@ -319,6 +318,12 @@ def _peak_bytes(config: TrainConfig) -> int:
 
     if config.device != "cpu" and torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
+    if sys.platform == "win32":
+        import psutil
+
+        return int(psutil.Process().memory_info().peak_wset)
+    import resource
+
     # Kibibytes on Linux, bytes on macOS.
     unit = 1 if sys.platform == "darwin" else 1024
     return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -60,7 +60,7 @@ def write_report(
     history, evaluations = _lines(folder / "history.jsonl"), _lines(folder / "evaluations.jsonl")
     if not history:
         raise InputError(f"{folder / 'history.jsonl'}: is empty, so there is nothing to report")
-    metrics = json.loads((folder / "metrics.json").read_text())
+    metrics = json.loads((folder / "metrics.json").read_text("utf-8"))
     names = {category.id: category.name for category in validation.categories}
     least = {
         category.id: score_threshold if threshold is None else threshold
@@ -107,7 +107,7 @@ def write_report(
         score_threshold=None if any(t is not None for t in thresholds) else score_threshold,
         date=datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
         version=version("maskloss"),
-        config=(folder / "config.yaml").read_text(),
+        config=(folder / "config.yaml").read_text("utf-8"),
     )
     path = folder / "report.html"
     write_text(path, page)
