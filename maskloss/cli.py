@@ -7,13 +7,11 @@ that failed or a check that found errors.
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import io
 import json
 import logging
 import os
-import re
 import signal
 import sys
 import threading
@@ -23,11 +21,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
-from jsonargparse import ArgumentParser
-
-from maskloss import __version__
 from maskloss.errors import InputError, RunError, interrupt_by_exception, one_line
-from maskloss.option_errors import hint, in_plain_words
+from maskloss.parser import TRAINING, completion, make_parser, underscored
 from maskloss.screen import messages_on_screen
 
 logger = logging.getLogger(__name__)
@@ -457,7 +452,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             stream.reconfigure(errors="backslashreplace")
     try:
         with _signals_handled(), messages_on_screen():
-            _run([_underscored(a) for a in (sys.argv[1:] if arguments is None else arguments)])
+            _run([underscored(a) for a in (sys.argv[1:] if arguments is None else arguments)])
     except InputError as error:
         _fail(error, 2)
     except RunError as error:
@@ -476,9 +471,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _run(arguments: list[str]) -> None:
     if arguments and arguments[0].partition("=")[0] == "--print_completion":
-        _print_completion("=".join(arguments).partition("=")[2])
+        print(completion(COMMANDS, "=".join(arguments).partition("=")[2]))
         return
-    parser = _make_parser(arguments[0] if arguments else "")
+    parser = make_parser(COMMANDS, arguments[0] if arguments else "")
     _check_config_files(arguments)
     try:
         options = parser.parse_args(arguments)
@@ -486,7 +481,7 @@ def _run(arguments: list[str]) -> None:
         settings = options[command].as_dict()
     except (RecursionError, UnicodeError, OverflowError, MemoryError) as error:
         raise InputError(f"the options cannot be read: {type(error).__name__}: {error}") from error
-    if command in _TRAINING:
+    if command in TRAINING:
         settings.pop("config")
     # Import torch, which takes seconds, while Ctrl-C still ends the process with one line.
     import torch  # noqa: F401
@@ -498,7 +493,7 @@ def _run(arguments: list[str]) -> None:
 
 def _check_config_files(arguments: list[str]) -> None:
     """Check the --config file of `train` and `find-lr` more strictly than jsonargparse does."""
-    if not arguments or arguments[0] not in _TRAINING:
+    if not arguments or arguments[0] not in TRAINING:
         return
     from maskloss.training.yaml_files import read_yaml
 
@@ -555,14 +550,6 @@ def _fail_unexpectedly(error: Exception) -> NoReturn:
     _fail(f"internal error: {described} ({where}); please report it with what MASKLOSS_DEBUG=1 shows", 1)
 
 
-#: The commands that take the fields of `TrainConfig` and a --config file.
-_TRAINING = ("train", "find-lr")
-#: In the place of a command's name, all of them.
-_ALL_COMMANDS = "*"
-_SHELLS = ("bash", "zsh", "tcsh")
-#: Arguments without a name, in messages in capitals.
-_POSITIONAL = ("image",)
-
 COMMANDS: dict[str, Callable[..., None]] = {
     "demo": demo,
     "shapes": shapes,
@@ -576,127 +563,6 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "export": export,
     "ablate": ablate,
 }
-
-
-class _Parser(ArgumentParser):
-    """Parser that shows options with hyphens instead of jsonargparse's underscores, and errors in one line.
-
-    Attributes:
-        option_names: names of the command's options, without hyphens in front.
-    """
-
-    option_names: Sequence[str] = ()
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        message = message if len(message) < 10_000 else one_line(message, 2000)
-        line = " ".join(part.strip() for part in str(message).splitlines() if part.strip())
-        # jsonargparse names an option by its key, as in "train.max_steps" or Parser key "max_steps".
-        line = re.sub(r'Parser key "(?:\w+\.)?(\w+)"', r"--\1", line)
-        line = re.sub(
-            rf"(?<![\w./-])(?:{'|'.join(COMMANDS)})\.(\w+)",
-            self._shown_key,
-            line,
-        )
-        line = _hyphenated(in_plain_words(line)) + hint(str(message), self.option_names, tuple(COMMANDS))
-        print(one_line(f"{self.prog}: error: {line}"), file=sys.stderr)
-        sys.exit(2)
-
-    def _shown_key(self, key: re.Match[str]) -> str:
-        if key[1] in _POSITIONAL:
-            return key[1].upper()
-        return f"--{key[1]}" if key[1] in self.option_names else key[0]
-
-    def format_help(self) -> str:
-        return _hyphenated(super().format_help())
-
-    def format_usage(self) -> str:
-        return _hyphenated(super().format_usage())
-
-
-def _print_completion(shell: str) -> None:
-    """Print a script that completes commands and options in a shell."""
-    if shell not in _SHELLS:
-        raise InputError(f"--print-completion must be {', '.join(_SHELLS)}, got {one_line(shell, 80)!r}")
-    try:
-        import shtab
-    except ModuleNotFoundError as error:
-        raise InputError("--print-completion needs shtab: pip install shtab") from error
-    print(_hyphenated(shtab.complete(_make_parser(_ALL_COMMANDS), shell)))
-
-
-def _make_parser(command_name: str) -> _Parser:
-    """Make the parser with all commands, but only with the options of `command_name`, to start quickly."""
-    parser = _Parser(
-        prog="maskloss",
-        description="Train Mask R-CNN with a loss of your choice.",
-        epilog="Set MASKLOSS_DEBUG=1 in the environment to see the traceback of an internal error.",
-    )
-    parser.add_argument("--version", action="version", version=f"maskloss {__version__}")
-    parser.add_argument(
-        "--print_completion",
-        metavar="SHELL",
-        help=f"print a completion script for {', '.join(_SHELLS)}, to be sourced by the shell; needs shtab",
-    )
-    commands = parser.add_subcommands(dest="command")
-    for name, function in COMMANDS.items():
-        summary = (function.__doc__ or "").splitlines()[0]
-        command = _Parser(prog=f"maskloss {name}", description=summary)
-        if command_name in (name, _ALL_COMMANDS):
-            _add_options(command, name, function)
-            parser.option_names = command.option_names = [
-                option[2:]
-                for action in command._actions
-                for option in action.option_strings
-                if option.startswith("--")
-            ]
-        commands.add_subcommand(name, command, help=summary)
-    return parser
-
-
-def _add_options(command: _Parser, name: str, function: Callable[..., None]) -> None:
-    if name in _TRAINING:
-        from maskloss.training.config import TrainConfig
-
-        command.add_argument(
-            "--config",
-            action="config",
-            help="YAML file with any of these options, with _ in their names.",
-        )
-        command.add_class_arguments(TrainConfig, None, skip={"resume", "val_losses"})
-        command.add_argument(
-            "--no_val_losses",
-            dest="val_losses",
-            action="store_false",
-            help="compute only AP on the validation set, and no losses, which takes less time.",
-        )
-        command.add_argument(
-            "--resume", action="store_true", help="resume the run from its newest checkpoint."
-        )
-        if name == "find-lr":
-            # jsonargparse follows `options` into TrainConfig, whose fields are there already.
-            command.add_function_arguments(
-                function, None, skip={field.name for field in dataclasses.fields(TrainConfig)}
-            )
-    elif name == "check":
-        command.add_function_arguments(function, None, skip={"all"})
-        command.add_argument(
-            "--all", action="store_true", help="list every case of each problem instead of three examples."
-        )
-    elif name == "predict":
-        command.add_function_arguments(function, None, skip={"image", "crops", "label_maps"})
-        command.add_argument("image", nargs="+", help="images, folders of images, or patterns.")
-        command.add_argument(
-            "--crops",
-            action="store_true",
-            help="write a PNG of each object with a transparent background, in crops/.",
-        )
-        command.add_argument(
-            "--label_maps",
-            action="store_true",
-            help="write a 16-bit PNG per image whose values are the objects' numbers in objects.csv, in labels/.",
-        )
-    else:
-        command.add_function_arguments(function, None)
 
 
 def _train_and_report(config: Any) -> None:
@@ -799,17 +665,6 @@ def _free_name(stem: str, taken: set[str]) -> str:
         name = f"{stem}-{number}.png"
     taken.add(name)
     return name
-
-
-def _underscored(argument: str) -> str:
-    if not argument.startswith("--"):
-        return argument
-    option, equals, value = argument.partition("=")
-    return "--" + option[2:].replace("-", "_") + equals + value
-
-
-def _hyphenated(text: str) -> str:
-    return re.sub(r"--\w+", lambda match: match.group().replace("_", "-"), text)
 
 
 def _fail(error: object, code: int) -> NoReturn:

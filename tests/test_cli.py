@@ -870,20 +870,3 @@ def test_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) -> N
     assert ended.value.code == 0
     assert capsys.readouterr().out == f"maskloss {maskloss.__version__}\n"
     assert importlib.metadata.version("maskloss") == maskloss.__version__
-
-
-def test_a_shell_completes_commands_and_options(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run("--print-completion", "bash")
-    script = capsys.readouterr().out
-    words = "COMP_WORDS=(maskloss {}); COMP_CWORD={}; COMPREPLY=(); _shtab_maskloss; echo ${{COMPREPLY[@]}}"
-    lines = [words.format("ev", 1), words.format("train --learn", 2), words.format("find-lr --low", 2)]
-    done = subprocess.run(
-        ["bash", "-c", "\n".join([script, *lines])], capture_output=True, text=True, timeout=60, check=True
-    )
-    assert done.stdout.splitlines() == ["evaluate", "--learning-rate", "--lowest"]
-
-
-def test_completion_of_an_unknown_shell_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    code, text = failed(capsys, "--print-completion", "fish")
-    assert code == 2
-    assert "--print-completion must be bash, zsh, tcsh, got 'fish'" in text

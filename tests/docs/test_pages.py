@@ -13,6 +13,7 @@ import torch
 
 import maskloss
 from maskloss import cli
+from maskloss.parser import make_parser, underscored
 from tests.training.small_runs import narrow_models
 
 ROOT = Path(__file__).parents[2]
@@ -88,8 +89,8 @@ def test_commands_parse(path: Path) -> None:
     for command in commands:
         program, *arguments = shlex.split(command, comments=True) or [""]
         if program == "maskloss" and "--config" not in arguments:
-            parser = cli._make_parser(arguments[0])
-            parser.parse_args([cli._underscored(argument) for argument in arguments])
+            parser = make_parser(cli.COMMANDS, arguments[0])
+            parser.parse_args([underscored(argument) for argument in arguments])
             parsed += 1
     assert parsed
 
