@@ -19,7 +19,7 @@ from maskloss.errors import InputError
 from maskloss.files import read_bytes, write_text
 from maskloss.report.curves import loss_curves, precision_curves
 from maskloss.report.errors import KINDS, ImageErrors, image_errors
-from maskloss.report.pictures import draw_results, draw_truth, jpeg, names_for, shortened
+from maskloss.report.pictures import draw_results, draw_truth, jpeg, names_for, shortened, spread
 from maskloss.report.run_pictures import TRAINING_DATA, TRAINING_IMAGES
 
 #: Number of pictures in each gallery.
@@ -75,7 +75,7 @@ def write_report(
     errors = {image.id: image_errors(image, shown[image.id]) for image in validation.images}
     worst = sorted(validation.images, key=lambda image: -errors[image.id].count)
     worst = [image for image in worst[:_NUM_PICTURES] if errors[image.id].count]
-    others = _spread([image for image in validation.images if image not in worst], _NUM_PICTURES)
+    others = spread([image for image in validation.images if image not in worst], _NUM_PICTURES)
     page = rendered(
         "page.html.j2",
         title=folder.resolve().name,
@@ -189,13 +189,6 @@ def _embedded_file(path: Path) -> str:
 
 def _lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in read_bytes(path).decode().splitlines()]
-
-
-def _spread(images: Sequence[ImageRecord], count: int) -> list[ImageRecord]:
-    """Return evenly spread images with objects, the same ones in every report of a data set."""
-    shown = [image for image in images if image.annotations] or list(images)
-    step = max(len(shown) / count, 1)
-    return [shown[int(i * step)] for i in range(min(count, len(shown)))]
 
 
 def embedded(image: bytes) -> str:

@@ -164,6 +164,13 @@ def names_for(names: Mapping[int, str], count: int) -> dict[int, str]:
     return dict(names) if count <= _MOST_NAMED else dict.fromkeys(names, "")
 
 
+def spread(images: Sequence[ImageRecord], count: int) -> list[ImageRecord]:
+    """Return evenly spread images with objects, the same ones in every report of a data set."""
+    shown = [image for image in images if image.annotations] or list(images)
+    step = max(len(shown) / count, 1)
+    return [shown[int(i * step)] for i in range(min(count, len(shown)))]
+
+
 def shortened(name: str) -> str:
     """Return a name shortened to at most 40 characters, with characters that cannot be encoded escaped."""
     shown = name if len(name) <= 40 else f"{name[:37]}..."

@@ -197,7 +197,7 @@ def _record(
 ) -> Best:
     """Log an evaluation, write the model if it is the best so far, and return the best evaluation."""
     history.evaluation(step, evaluation)
-    if run.pictures is not None and run.accelerator.is_main_process:
+    if run.pictures is not None and run.config.tracker_names and run.accelerator.is_main_process:
         history.pictures(step, run.pictures.after_evaluation(run.validation, evaluation.results))
     best = best.after(evaluation.metrics)
     if best.since == 0 and run.accelerator.is_main_process:
