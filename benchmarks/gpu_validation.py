@@ -20,14 +20,13 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
-from measuring import Spread, alternating, count_waits, peak_bytes, speedup, write_results
+from measuring import Spread, alternating, count_waits, peak_bytes, speedup, without_tf32, write_results
 from torch import Tensor, nn
 from torchvision.models.detection import maskrcnn_resnet50_fpn
 
@@ -75,17 +74,6 @@ def stock_model(num_classes: int, min_size: int, device: torch.device) -> nn.Mod
         weights=None, weights_backbone=None, num_classes=num_classes, min_size=min_size
     )
     return model.to(device)
-
-
-@contextmanager
-def without_tf32() -> Iterator[None]:
-    """Use full float32 in matrix products and convolutions inside this context."""
-    kept = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    try:
-        yield
-    finally:
-        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = kept
 
 
 def train_steps(

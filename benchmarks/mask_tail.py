@@ -16,7 +16,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from measuring import Spread, alternating, speedup, write_results
+from measuring import Spread, alternating, speedup, without_tf32, write_results
 from torch import Tensor
 from torchvision.models.detection.mask_rcnn import MaskRCNNPredictor
 
@@ -70,7 +70,10 @@ def main() -> None:
     functions: dict[str, Callable[[], Tensor]] = {}
     for count in CLASS_COUNTS:
         stock, ours = tails(count, arguments.rois, device)
-        torch.testing.assert_close(ours(), stock(), rtol=1e-4, atol=1e-9)
+        with without_tf32():
+            torch.testing.assert_close(
+                ours(), stock(), rtol=5e-4, atol=1e-8
+            )  # fused multiply-adds differ on a GPU
         functions |= {f"torchvision, {count}": stock, f"ours, {count}": ours}
     times = alternating(functions, arguments.repeats, device)
 

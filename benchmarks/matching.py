@@ -62,7 +62,9 @@ def main() -> None:
             "torchvision": partial(stock, boxes),
             "ours": partial(match, boxes, anchors, matcher, box_iou),
         }
-        assert torch.equal(functions["torchvision"](), functions["ours"]())
+        # On a GPU, fused multiply-adds may move an IoU across a threshold.
+        different = (functions["torchvision"]() != functions["ours"]()).double().mean()
+        assert different <= (0 if device.type == "cpu" else 5e-4), different
         times = alternating(functions, arguments.repeats, device)
         ratio = speedup(times["torchvision"], times["ours"])
         medians = {side: 1e3 * Spread.of(values).median for side, values in times.items()}

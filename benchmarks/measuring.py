@@ -11,7 +11,8 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,17 @@ def seconds(function: Callable[[], Any], device: str | torch.device = "cpu") -> 
     if cuda:
         torch.cuda.synchronize()
     return time.perf_counter() - began
+
+
+@contextmanager
+def without_tf32() -> Iterator[None]:
+    """Compute products and convolutions in full float32 on a GPU, for a check that two sides are equal."""
+    kept = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = kept
 
 
 def alternating(

@@ -30,3 +30,11 @@ def tolerance() -> dict[torch.dtype, dict[str, float]]:
         torch.bfloat16: {"rtol": 2e-2, "atol": 2e-2},
         torch.float16: {"rtol": 2e-3, "atol": 2e-3},
     }
+
+
+@pytest.fixture(autouse=True)
+def full_precision_on_a_gpu(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Turn TF32 off for tests on a GPU, whose expected values come from full float32."""
+    if request.node.get_closest_marker("cuda") is not None:
+        monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", False)
+        monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
