@@ -146,7 +146,7 @@ def gains_of_branches() -> tuple[str, bool]:
             found[name, branch] = statistics.mean(by_seed[branch, s] - by_seed["stock", s] for s in seeds)
     text = ", ".join(f"{branch} on {name} {value:+.2f}" for (name, branch), value in found.items())
     holds = (
-        round(found["shapes", "point_rend"], 1) == 4.0
+        round(found["shapes", "point_rend"], 1) == 3.5
         and round(found["shapes", "mask_iou"], 1) == 0.8
         and round(found["photographs", "mask_iou"], 1) == 0.5
     )
@@ -169,7 +169,7 @@ CLAIMS = {
     ),
     "number": Claim("README.md", "More than thirty losses", number_of_losses),
     "files": Claim("docs/own_data.md", "44 kinds of files from a dozen tools", kinds_of_files),
-    "branches": Claim("README.md", "They gain 4.0 and 0.8 mask AP on synthetic shapes", gains_of_branches),
+    "branches": Claim("README.md", "They gain 3.5 and 0.8 mask AP on synthetic shapes", gains_of_branches),
     "rare classes": Claim(
         "docs/losses/rare_classes.md", "Seesaw gained 1.9 ± 1.4 points of box AP", rare_classes
     ),
