@@ -1,5 +1,6 @@
-# `make demo` trains and evaluates a small model; `make test` runs the linters and the tests. Both first create the
-# virtual environment, and reuse it as long as pyproject.toml is unchanged.
+# `make demo` trains and evaluates a small model, `make test` runs the linters and all but the slow tests, and
+# `make test-all` runs all. Each first creates the virtual environment, and reuses it as long as pyproject.toml is
+# unchanged.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -7,14 +8,19 @@ BIN := $(VENV)/bin
 TRAIN := $(VENV)/.train
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test lint types docs bench clean
+.PHONY: demo test test-all lint types docs bench clean
 
 demo: $(TRAIN)
 	$(BIN)/maskloss demo
 
 # One thread per process, because two test processes with two threads each would compete for two cores.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal
 test: lint types
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal
+	$(PYTEST) -m "not slow"
+
+# Also the tests of exports, sweeps and notebooks, which take as long as all others.
+test-all: lint types
+	$(PYTEST)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

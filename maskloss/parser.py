@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import NoReturn
 
-from jsonargparse import ArgumentParser
+from jsonargparse import ActionYesNo, ArgumentParser
 
 from maskloss import __version__
 from maskloss.errors import InputError, one_line
@@ -125,10 +125,11 @@ def _add_options(command: Parser, name: str, function: Callable[..., None]) -> N
         )
         command.add_class_arguments(TrainConfig, None, skip={"resume", "val_losses"})
         command.add_argument(
-            "--no_val_losses",
-            dest="val_losses",
-            action="store_false",
-            help="compute only AP on the validation set, and no losses, which takes less time.",
+            "--val_losses",
+            action=ActionYesNo,
+            nargs="?",
+            default=True,
+            help="compute the losses on the validation set besides AP, which takes more time.",
         )
         command.add_argument(
             "--resume", action="store_true", help="resume the run from its newest checkpoint."

@@ -1,5 +1,6 @@
 """Fixtures that every part of the suite uses; what belongs to one part stays in its own file."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -33,8 +34,11 @@ def tolerance() -> dict[torch.dtype, dict[str, float]]:
 
 
 @pytest.fixture(autouse=True)
-def full_precision_on_a_gpu(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+def full_precision_on_a_gpu(request: pytest.FixtureRequest) -> Iterator[None]:
     """Turn TF32 off for tests on a GPU, whose expected values come from full float32."""
-    if request.node.get_closest_marker("cuda") is not None:
-        monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", False)
-        monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    # The fixture `monkeypatch` would be undone after all other fixtures of every test.
+    with pytest.MonkeyPatch.context() as patch:
+        if request.node.get_closest_marker("cuda") is not None:
+            patch.setattr(torch.backends.cuda.matmul, "allow_tf32", False)
+            patch.setattr(torch.backends.cudnn, "allow_tf32", False)
+        yield

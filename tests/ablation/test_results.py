@@ -19,6 +19,9 @@ from tests.ablation.small_sweeps import VARIANTS
 from tests.data.coco_files import HEIGHT, WIDTH, write_coco
 from tests.training.small_runs import small_config
 
+#: Runs of whole models, some of them in processes of their own.
+pytestmark = pytest.mark.slow
+
 
 def test_results_contain_the_metrics_and_costs_of_the_runs(swept):
     _, output, _ = swept

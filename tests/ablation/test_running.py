@@ -27,6 +27,9 @@ from maskloss.training.loop import train
 from tests.ablation.small_sweeps import VARIANTS, sweep_file
 from tests.training.small_runs import interrupted_after, small_config
 
+#: Runs of whole models, some of them in processes of their own.
+pytestmark = pytest.mark.slow
+
 
 def test_every_run_writes_its_own_folder(swept):
     _, output, _ = swept

@@ -17,6 +17,9 @@ from maskloss.training.loop import train
 from tests.ablation.small_sweeps import VARIANTS, sweep_file
 from tests.training.small_runs import interrupted_after
 
+#: Runs of whole models, some of them in processes of their own.
+pytestmark = pytest.mark.slow
+
 
 def test_run_that_fails_or_dies_is_reported_and_does_not_stop_the_others(swept):
     _, output, error = swept

@@ -17,6 +17,9 @@ from maskloss.ablation.tuning import Trial, choose, with_chosen, write_parts
 from maskloss.errors import InputError, RunError
 from tests.ablation.small_sweeps import VARIANTS, sweep_file
 
+#: Runs of whole models, some of them in processes of their own.
+pytestmark = pytest.mark.slow
+
 GRID = {"learning_rate": [1e-5, 1e-3], "weight_decay": [0.0]}
 
 

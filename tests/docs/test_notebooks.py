@@ -9,6 +9,9 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
+#: Runs of whole models, some of them in processes of their own.
+pytestmark = pytest.mark.slow
+
 NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
 #: What replaces the cell of settings, so that a run takes seconds.
 SMALL = {
@@ -28,7 +31,6 @@ def test_the_list_is_complete() -> None:
     assert {path.stem for path in NOTEBOOKS.glob("*.ipynb")} == set(SMALL)
 
 
-@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.parametrize("name", SMALL)
 def test_a_notebook_runs(name: str, tmp_path: Path) -> None:

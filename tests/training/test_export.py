@@ -29,6 +29,9 @@ from maskloss.training.model_file import ModelDescription
 
 from .small_runs import narrow_models
 
+#: Runs of whole models, some of them in processes of their own.
+pytestmark = pytest.mark.slow
+
 #: A square, and images whose shorter and whose longer side limits the scale.
 SIZES = ((96, 96), (150, 100), (100, 220))
 SCORE_THRESHOLD = 0.8
