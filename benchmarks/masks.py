@@ -51,7 +51,9 @@ def targets(repeats: int, device: torch.device) -> dict[str, Any]:
         kept = EncodedMasks(segmentations, HEIGHT, WIDTH)
         functions[name] = partial(mask_targets, kept, boxes, matched, SIDE)
         functions[f"{name}, binary"] = partial(mask_targets, kept, boxes, matched, SIDE, binary=True)
-    torch.testing.assert_close(functions["bitmaps"](), functions["torchvision"](), rtol=0, atol=1e-5)
+    # On a GPU, fused multiply-adds move the samples of torchvision's kernel: 1.1e-4 on an H200.
+    tolerance = 1e-5 if device.type == "cpu" else 5e-4
+    torch.testing.assert_close(functions["bitmaps"](), functions["torchvision"](), rtol=0, atol=tolerance)
     torch.testing.assert_close(
         functions["RLEs"](), mask_targets(masks, boxes, matched, SIDE), rtol=0, atol=1e-5
     )

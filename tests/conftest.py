@@ -36,9 +36,9 @@ def tolerance() -> dict[torch.dtype, dict[str, float]]:
 @pytest.fixture(autouse=True)
 def full_precision_on_a_gpu(request: pytest.FixtureRequest) -> Iterator[None]:
     """Turn TF32 off for tests on a GPU, whose expected values come from full float32."""
-    # The fixture `monkeypatch` would be undone after all other fixtures of every test.
-    with pytest.MonkeyPatch.context() as patch:
-        if request.node.get_closest_marker("cuda") is not None:
-            patch.setattr(torch.backends.cuda.matmul, "allow_tf32", False)
-            patch.setattr(torch.backends.cudnn, "allow_tf32", False)
-        yield
+    # The switches are computed by their modules, so that monkeypatch cannot restore them.
+    kept = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    if request.node.get_closest_marker("cuda") is not None:
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    yield
+    torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = kept
