@@ -1,0 +1,98 @@
+"""Launches and waits of a training step on a GPU, counted without one.
+
+    python benchmarks/launches.py [--batch-sizes 1 2 8] [--objects 20] [--min-size 320]
+
+Runs Mask R-CNN R50-FPN with random weights on a pretended device (pretended_device.py), which computes on the CPU and
+counts the operations that a GPU would launch, and how often the host would wait for it. Compares torchvision, the
+converted model, and the converted model with `sync_free=True`, on random images with bitmap masks. Counts depend on the
+number of images and of feature levels, hardly on the size of the images. Takes three minutes on two CPU cores. Writes
+results/launches.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from measuring import write_results
+from pretended_device import Counts, counted, moved, pretended_device, sent
+from torch import Tensor, nn
+from torchvision.models.detection import maskrcnn_resnet50_fpn
+
+from maskloss import convert
+
+SIDES: dict[str, Callable[[nn.Module], nn.Module]] = {
+    "torchvision": lambda model: model,
+    "ours": convert,
+    "sync_free": partial(convert, sync_free=True),
+}
+
+
+def random_batch(size: int, objects: int, side: int) -> tuple[list[Tensor], list[dict[str, Any]]]:
+    """Make landscape and portrait images with random objects, on the pretended device."""
+    generator = torch.Generator().manual_seed(0)
+    images, targets = [], []
+    for index in range(size):
+        height, width = (side, side * 4 // 3) if index % 2 else (side * 4 // 3, side)
+        low = torch.rand(objects, 2, generator=generator) * torch.tensor([width * 0.6, height * 0.6])
+        boxes = torch.cat(
+            [low, low + side * (0.1 + 0.25 * torch.rand(objects, 2, generator=generator))], dim=1
+        )
+        masks = torch.zeros(objects, height, width, dtype=torch.uint8)
+        for mask, (x1, y1, x2, y2) in zip(masks, boxes.round().int().tolist(), strict=True):
+            mask[y1:y2, x1:x2] = 1
+        target = {"boxes": boxes, "labels": torch.arange(1, objects + 1), "masks": masks}
+        images.append(sent(torch.rand(3, height, width, generator=generator)))
+        targets.append({key: sent(value) for key, value in target.items()})
+    return images, targets
+
+
+def step(model: nn.Module, images: list[Tensor], targets: list[dict[str, Any]]) -> Counts:
+    """Count one training step, forward and backward."""
+    model.zero_grad()
+    torch.manual_seed(0)
+    with counted() as counts:
+        losses = model(images, targets)
+        sum(losses.values()).backward()
+    return counts
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 2, 8])
+    parser.add_argument("--objects", type=int, default=20, help="objects in each image")
+    parser.add_argument("--min-size", type=int, default=320, help="shorter side, in px")
+    arguments = parser.parse_args()
+    results: dict[str, Any] = {}
+    print(f"{'batch':>5}  {'':<12} {'launches':>9} {'waits':>6}")
+    for size in arguments.batch_sizes:
+        for side, made in SIDES.items():
+            torch.manual_seed(0)
+            model = made(
+                maskrcnn_resnet50_fpn(weights=None, weights_backbone=None, min_size=arguments.min_size)
+            )
+            if side != "torchvision":
+                # The first ten batches are also checked for boxes in another format.
+                model.conversion.box_format_checks = 0
+            with pretended_device():
+                images, targets = random_batch(size, arguments.objects, arguments.min_size)
+                moved(model).train()
+                step(model, images, targets)  # copies constants
+                counts = step(model, images, targets)
+            print(f"{size:>5}  {side:<12} {counts.launches.total():>9} {counts.waits.total():>6}", flush=True)
+            results.setdefault(str(size), {})[side] = {
+                "launches": counts.launches.total(),
+                "waits": counts.waits.total(),
+                "waits_by_operation": dict(counts.waits),
+            }
+    write_results("launches", "cpu", results)
+
+
+if __name__ == "__main__":
+    main()
