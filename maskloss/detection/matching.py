@@ -2,30 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torchvision.models.detection._utils import Matcher
+from torchvision.ops import box_iou
 
-from maskloss.detection.transfer import send
+from maskloss.masks.transfer import send
 
 #: Chunk size: pairs of an object and a box. Small enough for a CPU's cache; on a GPU large enough that only crowded
 #: images need more than one chunk.
 _PAIRS_AT_ONCE = {"cpu": 2**18, "cuda": 2**24}
 #: Up to this many chunks, computing the whole matrix costs less than chunking.
 _CHUNKS_NOT_WORTH_IT = 2
+#: On a CPU, the least boxes that are compared with the same objects: those near them. Anchors come row by row, so few
+#: anchors cover a small part of the image; but every chunk costs some operations.
+_LEAST_BOXES = 2048
+#: Up to this many pairs, a GPU remembers with one byte per pair which boxes may be an object's best, 256 MiB.
+_PAIRS_REMEMBERED = 2**28
+
+Similarity = Callable[[Tensor, Tensor], Tensor]
 
 
-def match(
-    gt_boxes: Tensor, boxes: Tensor, matcher: Matcher, similarity: Callable[[Tensor, Tensor], Tensor]
-) -> Tensor:
-    """Compute `matcher(similarity(gt_boxes, boxes))` with less memory; the result is equal.
+def match(gt_boxes: Tensor, boxes: Tensor, matcher: Matcher, similarity: Similarity) -> Tensor:
+    """Compute `matcher(similarity(gt_boxes, boxes))` with less memory and time; the result is equal.
 
     This does not synchronize with the device. A large similarity matrix (G, A) is computed in chunks of boxes. The box
-    with an object's best IoU may match below the threshold, and the best is known only after all chunks. Therefore
-    the chunks are computed a second time: on a CPU only the chunks that contain a best box, and only for its object.
+    with an object's best IoU may match below the threshold, and the best is known only after all chunks. On a GPU, the
+    best boxes of each chunk are remembered. On a CPU, the chunks that contain a best box are computed again, for its
+    object only; and IoUs are computed only with objects that overlap the chunk.
 
     Args:
         gt_boxes: (G, 4) xyxy, G >= 1.
@@ -46,42 +53,101 @@ def match(
     if type(matcher) is not Matcher or len(boxes) == 0:
         matches: Tensor = matcher(similarity(gt_boxes, boxes))
         return matches
+    low_quality = matcher.allow_low_quality_matches
     if len(gt_boxes) * len(boxes) <= _CHUNKS_NOT_WORTH_IT * pairs:
         quality = similarity(gt_boxes, boxes)
         best = quality.max(dim=0)
         is_best = None
-        if matcher.allow_low_quality_matches:
+        if low_quality:
             is_best = (quality == quality.amax(dim=1, keepdim=True)).any(dim=0)
         return _apply_thresholds(best.values, best.indices, is_best, matcher)
-    count = max(pairs // len(gt_boxes), 1)
-    chunks = boxes.split(count)
+    find = _best_on_cpu if boxes.device.type == "cpu" else _best_on_gpu
+    return _apply_thresholds(*find(gt_boxes, boxes, similarity, pairs, low_quality), matcher)
+
+
+def _best_on_cpu(
+    gt_boxes: Tensor, boxes: Tensor, similarity: Similarity, pairs: int, low_quality: bool
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Return the arguments of `_apply_thresholds`."""
     # Fill preallocated tensors: small results allocated between large temporaries would fragment the memory.
     dtype = similarity(gt_boxes[:1], boxes[:1]).dtype
-    values, objects = (boxes.new_empty(len(boxes), dtype=kind) for kind in (dtype, torch.int64))
-    by_chunk = boxes.new_empty((len(chunks), len(gt_boxes)), dtype=dtype)
-    parts = zip(chunks, values.split(count), objects.split(count), by_chunk, strict=True)
-    for chunk, chunk_values, chunk_objects, bests in parts:
-        quality = similarity(gt_boxes, chunk)  # (G, a)
-        best = quality.max(dim=0)
-        chunk_values.copy_(best.values)
-        chunk_objects.copy_(best.indices)
-        bests.copy_(quality.amax(dim=1))
-    if not matcher.allow_low_quality_matches:
-        return _apply_thresholds(values, objects, None, matcher)
-    highest = by_chunk.amax(dim=0)
+    values, objects = (boxes.new_zeros(len(boxes), dtype=kind) for kind in (dtype, torch.int64))
+    highest = values.new_zeros(len(gt_boxes))
+    parts = []  # slice of the boxes, the objects near them, and the best similarity of each of these
+    for first, last, near in _neighborhoods(
+        gt_boxes, boxes, similarity, max(pairs // len(gt_boxes), _LEAST_BOXES)
+    ):
+        count = max(pairs // len(near), 1)
+        for start in range(first, last, count):
+            chunk = slice(start, min(start + count, last))
+            quality = similarity(gt_boxes[near], boxes[chunk])  # (g, a)
+            best = quality.max(dim=0)
+            values[chunk] = best.values
+            # Of objects that are all as similar, 0 at least, torchvision takes the first.
+            objects[chunk] = near[best.indices].masked_fill_(best.values == 0, 0)
+            bests = quality.amax(dim=1)
+            highest[near] = torch.maximum(highest[near], bests)
+            parts.append((chunk, near, bests))
+    if not low_quality:
+        return values, objects, None
     is_best = torch.zeros_like(objects, dtype=torch.bool)
     # If an object overlaps no box, its best IoU is 0, so every box is a best box.
     is_best |= (highest == 0).any()
-    if boxes.device.type == "cpu":
-        holders = (by_chunk == highest) & (highest > 0)
-        held_by_chunk = [torch.where(holder)[0] for holder in holders]
-    else:
-        # Finding out which chunks contain a best box would synchronize.
-        held_by_chunk = [torch.arange(len(gt_boxes), device=boxes.device)] * len(chunks)
-    for chunk, chunk_is_best, held in zip(chunks, is_best.split(count), held_by_chunk, strict=True):
+    for chunk, near, bests in parts:
+        held = near[(bests == highest[near]) & (bests > 0)]
         if len(held):
-            chunk_is_best |= (similarity(gt_boxes[held], chunk) == highest[held, None]).any(dim=0)
-    return _apply_thresholds(values, objects, is_best, matcher)
+            quality = similarity(gt_boxes[held], boxes[chunk])
+            is_best[chunk] |= (quality == highest[held, None]).any(dim=0)
+    return values, objects, is_best
+
+
+def _neighborhoods(
+    gt_boxes: Tensor, boxes: Tensor, similarity: Similarity, count: int
+) -> Iterator[tuple[int, int, Tensor]]:
+    """Yield groups of consecutive boxes, and the indices of the objects that may overlap a box of the group.
+
+    Groups that no object overlaps are left out. For a similarity other than the IoU, all objects are near.
+    """
+    if similarity is not box_iou:
+        yield 0, len(boxes), torch.arange(len(gt_boxes))
+        return
+    for first in range(0, len(boxes), count):
+        group = boxes[first : first + count]
+        low, high = group[:, :2].amin(dim=0), group[:, 2:].amax(dim=0)
+        near = torch.where(((gt_boxes[:, :2] < high) & (gt_boxes[:, 2:] > low)).all(dim=1))[0]
+        if len(near):
+            yield first, first + len(group), near
+
+
+def _best_on_gpu(
+    gt_boxes: Tensor, boxes: Tensor, similarity: Similarity, pairs: int, low_quality: bool
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Return the arguments of `_apply_thresholds` without synchronizing."""
+    count = max(pairs // len(gt_boxes), 1)
+    chunks = boxes.split(count)
+    remembers = low_quality and len(gt_boxes) * len(boxes) <= _PAIRS_REMEMBERED
+    values, objects, by_chunk, best_of_chunk = [], [], [], []
+    for chunk in chunks:
+        quality = similarity(gt_boxes, chunk)  # (G, a)
+        best = quality.max(dim=0)
+        values.append(best.values)
+        objects.append(best.indices)
+        by_chunk.append(quality.amax(dim=1))
+        if remembers:
+            best_of_chunk.append(quality == by_chunk[-1][:, None])
+    all_values, all_objects = torch.cat(values), torch.cat(objects)
+    if not low_quality:
+        return all_values, all_objects, None
+    bests = torch.stack(by_chunk)  # (chunks, G)
+    highest = bests.amax(dim=0)
+    if remembers:
+        is_best = [
+            (best & held[:, None]).any(dim=0)
+            for best, held in zip(best_of_chunk, bests == highest, strict=True)
+        ]
+    else:
+        is_best = [(similarity(gt_boxes, chunk) == highest[:, None]).any(dim=0) for chunk in chunks]
+    return all_values, all_objects, torch.cat(is_best)
 
 
 def object_weights(targets: Sequence[dict[str, Any]], device: torch.device) -> list[Tensor] | None:

@@ -10,6 +10,7 @@ from torch import Tensor
 from torchvision.models.detection._utils import Matcher, SSDMatcher
 from torchvision.ops import box_iou
 
+from benchmarks.pretended_device import counted, pretended_device, sent
 from maskloss.detection import matching
 from maskloss.detection.matching import match
 
@@ -26,6 +27,30 @@ def chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Use chunks of a few boxes each."""
     monkeypatch.setattr(matching, "_PAIRS_AT_ONCE", {"cpu": 20})
     monkeypatch.setattr(matching, "_CHUNKS_NOT_WORTH_IT", 1)
+    monkeypatch.setattr(matching, "_LEAST_BOXES", 4)
+
+
+@pytest.mark.parametrize("remembered", [2**28, 0], ids=["one pass", "two passes"])
+def test_a_gpu_matches_as_torchvision_without_waiting(
+    remembered: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(matching, "_PAIRS_AT_ONCE", {"cuda": 20})
+    monkeypatch.setattr(matching, "_PAIRS_REMEMBERED", remembered)
+    generator = torch.Generator().manual_seed(0)
+    for seed in range(20):
+        # Small whole numbers, so that equal IoUs and objects without an overlap are common.
+        low = torch.randint(0, 9, (53, 2), generator=generator)
+        lattice = torch.cat([low, low + torch.randint(1, 5, (53, 2), generator=generator)], dim=1).float()
+        gt_boxes, boxes = lattice[:3], lattice[3:]
+        if seed == 0:
+            gt_boxes[1] += 100
+        matcher = Matcher(0.7, 0.3, allow_low_quality_matches=True)
+        with pretended_device():
+            there = sent(gt_boxes), sent(boxes)
+            with counted() as counts:
+                found = match(*there, matcher, box_iou)
+        assert counts.waits.total() == 0
+        assert torch.equal(found.values, matcher(box_iou(gt_boxes, boxes)))
 
 
 @settings(deadline=None, max_examples=300, derandomize=True)
@@ -72,6 +97,26 @@ def test_similarities_are_computed_for_a_few_pairs_at_a_time() -> None:
     assert max(sizes) <= 20
     # Each pair once, and each object's best boxes once more, in the one chunk of 6 that contains them.
     assert 300 < sum(sizes) <= 300 + 3 * 6 + 1
+
+
+def test_ious_are_computed_only_with_objects_near_a_few_boxes(monkeypatch: pytest.MonkeyPatch) -> None:
+    # 10 objects of 2 px along a line, and 1,000 boxes in the same order: each box overlaps one object.
+    low = torch.arange(1000.0)[:, None].expand(1000, 2)
+    boxes = torch.cat([low, low + 1], dim=1)
+    gt_boxes = torch.cat([low[::100] + 0.25, low[::100] + 2.25], dim=1)
+    pairs = []
+
+    def counting(one: Tensor, other: Tensor) -> Tensor:
+        pairs.append(len(one) * len(other))
+        return box_iou(one, other)
+
+    monkeypatch.setattr(matching, "box_iou", counting)
+    matcher = Matcher(0.7, 0.3, allow_low_quality_matches=True)
+    found = match(gt_boxes, boxes, matcher, counting)
+    assert torch.equal(found, matcher(box_iou(gt_boxes, boxes)))
+    assert (found >= 0).sum() > 0
+    # Of 10,000 pairs; a best box is computed twice, and one more pair tells the dtype.
+    assert sum(pairs) < 200
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
