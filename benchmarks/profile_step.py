@@ -35,7 +35,8 @@ from torchvision.models.detection import roi_heads as stock_roi_heads
 from maskloss import convert
 from maskloss.data.coco import read_coco
 from maskloss.data.dataset import CocoDataset, collate
-from maskloss.detection import roi_heads as our_roi_heads
+from maskloss.detection import mask_branch
+from maskloss.detection.rpn import RegionProposalNetwork
 from maskloss.detection.transform import RCNNTransform
 from maskloss.masks.paste import paste_masks
 
@@ -50,16 +51,6 @@ METHODS = {
     "rpn.head.forward": "RPN head",
     "rpn.anchor_generator.forward": "anchors",
     "rpn.assign_targets_to_anchors": "RPN matching and sampling",
-    "rpn.fg_bg_sampler": "RPN matching and sampling",
-    "rpn.compute_loss": "RPN loss",
-    "rpn._sample": "RPN matching and sampling",
-    "rpn._batch": "RPN loss",
-    "rpn.box_coder.encode": "RPN loss",
-    "rpn.box_coder.decode": "proposals",
-    "rpn.filter_proposals": "proposals",
-    "rpn._proposals": "proposals",
-    "roi_heads.select_training_samples": "detector matching and sampling",
-    "roi_heads._select_slots": "detector matching and sampling",
     "roi_heads.box_roi_pool.forward": "box branch",
     "roi_heads.box_head.forward": "box branch",
     "roi_heads.box_predictor.forward": "box branch",
@@ -68,15 +59,31 @@ METHODS = {
     "roi_heads.mask_head.forward": "mask branch",
     "roi_heads.mask_predictor.forward": "mask branch",
 }
+#: Methods that only torchvision's model calls; a converted model refuses to run when they are patched.
+STOCK_METHODS = {
+    "rpn.fg_bg_sampler": "RPN matching and sampling",
+    "rpn.compute_loss": "RPN loss",
+    "rpn.box_coder.encode": "RPN loss",
+    "rpn.box_coder.decode": "proposals",
+    "rpn.filter_proposals": "proposals",
+    "roi_heads.select_training_samples": "detector matching and sampling",
+}
+#: Methods that only a converted model has.
+OUR_METHODS = {
+    "rpn._sample": "RPN matching and sampling",
+    "rpn._batch": "RPN loss",
+    "rpn._proposals": "proposals",
+    "roi_heads._select": "detector matching and sampling",
+    "roi_heads._select_slots": "detector matching and sampling",
+}
 #: Phase of each function that a module calls by name.
-FUNCTIONS = {
+STOCK_FUNCTIONS = {
     (stock_roi_heads, "project_masks_on_boxes"): "mask targets",
-    (our_roi_heads, "mask_targets"): "mask targets",
-    (our_roi_heads, "targets_of_host_boxes"): "mask targets",
     (stock_roi_heads, "fastrcnn_loss"): "losses",
     (stock_roi_heads, "maskrcnn_loss"): "losses",
     (stock_roi_heads, "maskrcnn_inference"): "losses",
 }
+OUR_FUNCTIONS = {(mask_branch, "grids_of"): "mask targets"}
 CRITERION = ("rpn_losses", "roi_losses", "mask_losses")
 
 
@@ -126,16 +133,17 @@ def watched(model: nn.Module, phases: Phases) -> Iterator[None]:
     with ExitStack() as stack:
 
         def watch(owner: Any, name: str, phase: str) -> None:
-            if hasattr(owner, name):
-                stack.enter_context(patch.object(owner, name, phases.around(phase, getattr(owner, name))))
+            stack.enter_context(patch.object(owner, name, phases.around(phase, getattr(owner, name))))
 
-        for path, phase in METHODS.items():
+        converted = isinstance(model.rpn, RegionProposalNetwork)
+        for path, phase in (METHODS | (OUR_METHODS if converted else STOCK_METHODS)).items():
             *parents, name = path.split(".")
             watch(reduce(getattr, parents, model), name, phase)
-        for (module, name), phase in FUNCTIONS.items():
+        for (module, name), phase in (OUR_FUNCTIONS if converted else STOCK_FUNCTIONS).items():
             watch(module, name, phase)
-        for name in CRITERION:
-            watch(vars(model.rpn).get("_loss"), name, "losses")
+        if converted:
+            for name in CRITERION:
+                watch(model.rpn.loss, name, "losses")
         yield
 
 
@@ -180,6 +188,9 @@ def sides(num_classes: int, min_size: int, device: torch.device) -> dict[str, nn
         "ours": convert(ours),
         "fixed size": convert(sync_free, sync_free=True),
     }
+    for model in (ours, sync_free):
+        # Only the first ten batches of a run are checked for boxes in another format.
+        model.conversion.box_format_checks = 0
     return {side: model.to(device) for side, model in models.items()}
 
 
