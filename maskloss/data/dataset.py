@@ -49,6 +49,8 @@ class CocoDataset(Dataset[Sample | InputError]):
             inside one are not trained on.
         copy_paste: Probability in [0, 1] that objects of another, random image are pasted; see `paste_objects`. Both
             images are transformed first.
+        scaled: True gives images (3, H, W) float32 in [0, 1]. False leaves the pixels as read and transformed, usually
+            uint8, a quarter of the bytes: for loops that scale them on the device.
     """
 
     def __init__(
@@ -58,11 +60,13 @@ class CocoDataset(Dataset[Sample | InputError]):
         *,
         crowds: Crowds = "leave_out",
         copy_paste: float = 0.0,
+        scaled: bool = True,
     ) -> None:
         self.data = data
         self.transforms = transforms
         self.crowds = crowds
         self.copy_paste = copy_paste
+        self.scaled = scaled
         self._labels = data.labels
         # K of all images, so that a point weighs the same in each of them.
         self._most_points = int(np.diff(data.records.first_point).max(initial=0))
@@ -85,7 +89,9 @@ class CocoDataset(Dataset[Sample | InputError]):
                 pixels, target = paste_objects(pixels, target, *source, seed=mixed_seed(seed, 3))
         except InputError as error:
             return error
-        return v2.functional.to_dtype(pixels, torch.float32, scale=True), target
+        if self.scaled:
+            pixels = v2.functional.to_dtype(pixels, torch.float32, scale=True)
+        return pixels, target
 
     def _transformed(self, index: int, seed: int) -> Sample:
         """Return an image, uint8, and its target after the transforms."""

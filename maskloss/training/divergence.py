@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from maskloss.detection.transfer import AsyncHostCopy
 from maskloss.errors import RunError
+from maskloss.masks.transfer import AsyncHostCopy
 
 _WAY_OUT = "the last checkpoint predates this. A lower --learning-rate or more --warmup-steps often help"
 

@@ -13,6 +13,7 @@ import torch
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
+from torchvision.transforms.v2.functional import to_dtype
 from tqdm import tqdm
 
 from maskloss.data.coco import CocoData
@@ -22,6 +23,7 @@ from maskloss.detection.conversion import losses_and_detections
 from maskloss.detection.results import coco_results
 from maskloss.detection.target_checks import is_resized_to_nothing
 from maskloss.errors import InputError, RunError
+from maskloss.masks.transfer import send
 from maskloss.training.metrics import Metrics, Results, average_precision
 
 logger = logging.getLogger(__name__)
@@ -84,10 +86,11 @@ def evaluate(
     check_sizes(data, model)
     indices = range(rank, len(data.images), world_size)
     loader = DataLoader(
-        Subset(CocoDataset(data, crowds=crowds), indices),
+        Subset(CocoDataset(data, crowds=crowds, scaled=False), indices),
         batch_size=batch_size,
         num_workers=workers,
         collate_fn=collate,
+        pin_memory=device.type == "cuda",
     )
     category_ids = [category.id for category in data.categories]
     results: Results = []
@@ -189,7 +192,9 @@ def _in_float32(model: nn.Module) -> Iterator[None]:
 
 
 def batches_on(loader: Any, device: torch.device) -> Iterator[tuple[list[Tensor], list[dict[str, Any]]]]:
-    """Yield the loader's batches on a device.
+    """Yield the loader's batches on a device, with pixels as float32 in [0, 1].
+
+    The host does not wait for the transfers. `EncodedMasks` remain on the host.
 
     Raises:
         InputError: an image cannot be read. The loader returns this error in place of the batch.
@@ -212,7 +217,11 @@ def batches_on(loader: Any, device: torch.device) -> Iterator[tuple[list[Tensor]
             raise batch
         images, targets = batch
         moved = [
-            {key: value.to(device) if hasattr(value, "to") else value for key, value in target.items()}
+            {
+                key: send(value, device) if isinstance(value, Tensor) else value
+                for key, value in target.items()
+            }
             for target in targets
         ]
-        yield [image.to(device, non_blocking=True) for image in images], moved
+        # Scaled there, because uint8 pixels are a quarter of the bytes.
+        yield [to_dtype(send(image, device), torch.float32, scale=True) for image in images], moved

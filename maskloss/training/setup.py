@@ -361,12 +361,13 @@ def make_loader(
         scale_jitter=config.scale_jitter,
     )
     return DataLoader(
-        CocoDataset(training, transforms, crowds=config.crowds, copy_paste=config.copy_paste),
+        CocoDataset(training, transforms, crowds=config.crowds, copy_paste=config.copy_paste, scaled=False),
         batch_sampler=batches,
         num_workers=config.workers,
         collate_fn=collate,
         worker_init_fn=ignore_interrupts,
         persistent_workers=config.workers > 0,
+        pin_memory=accelerator.device.type == "cuda",
     )
 
 

@@ -11,10 +11,15 @@ import pytest
 import torch
 from torch import nn
 
+from benchmarks.pretended_device import DEVICE, counted, pretended_device
+from maskloss import EncodedMasks
+from maskloss.data.coco import read_coco
+from maskloss.data.dataset import CocoDataset, collate
 from maskloss.detection.transform import RCNNTransform
 from maskloss.errors import InputError, RunError
 from maskloss.training import evaluation
 from maskloss.training.evaluation import batches_on, evaluate
+from tests.data.coco_files import HEIGHT, WIDTH, write_coco
 from tests.training.rectangles import write_rectangles
 
 
@@ -58,6 +63,23 @@ def test_an_unreadable_image_is_raised_as_an_input_error(tmp_path: Path) -> None
     (tmp_path / "data/images/1.png").write_bytes(b"no image")
     with pytest.raises(InputError, match=r"1\.png: not a readable image"):
         evaluate(bare_model(), data, batch_size=2, device=torch.device("cpu"))
+
+
+def test_a_batch_is_sent_to_a_gpu_as_bytes_without_waiting(tmp_path: Path) -> None:
+    data = read_coco(*write_coco(tmp_path))
+    expected, unscaled = CocoDataset(data), CocoDataset(data, scaled=False)
+    with pretended_device(), counted() as counts:
+        [(images, targets)] = batches_on([collate([unscaled[0], unscaled[1]])], DEVICE)
+    assert counts.waits.total() == 0
+    for index, (image, target) in enumerate(zip(images, targets, strict=True)):
+        pixels, fields = expected[index]
+        assert torch.equal(image.values, pixels)
+        assert torch.equal(target["boxes"].values, fields["boxes"])
+        assert torch.equal(target["labels"].values, fields["labels"])
+        assert isinstance(target["masks"], EncodedMasks)
+    # A byte per pixel and channel, and 16 + 8 bytes per object.
+    objects = sum(len(expected[index][1]["labels"]) for index in (0, 1))
+    assert counts.bytes_sent == 2 * 3 * HEIGHT * WIDTH + 24 * objects
 
 
 def test_a_dead_worker_is_a_run_error() -> None:
