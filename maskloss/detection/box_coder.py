@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torchvision.models.detection._utils import BoxCoder as TorchvisionBoxCoder
@@ -28,26 +30,32 @@ class BoxCoder(TorchvisionBoxCoder):
         gt_low, gt_size = reference_boxes[:, :2], reference_boxes[:, 2:] - reference_boxes[:, :2]
         offset = (gt_low + 0.5 * gt_size) - (low + 0.5 * size)
         growth = (gt_size / size).log()
-        wx, wy, ww, wh = self.weights
-        return torch.stack(
-            [
-                wx * offset[:, 0] / size[:, 0],
-                wy * offset[:, 1] / size[:, 1],
-                ww * growth[:, 0],
-                wh * growth[:, 1],
-            ],
-            dim=1,
+        of_offset, of_growth = self._weights()
+        return torch.cat(
+            [_each(torch.mul, offset, of_offset) / size, _each(torch.mul, growth, of_growth)], dim=1
         )
 
     def decode_single(self, rel_codes: Tensor, boxes: Tensor) -> Tensor:
         """Return boxes (R, 4), xyxy, moved by each class's deltas (R, 4 C): (R, 4 C), in the deltas' dtype."""
-        boxes = boxes.to(rel_codes.dtype)
-        size = boxes[:, 2:] - boxes[:, :2]
-        center = boxes[:, :2] + 0.5 * size
-        dx, dy, dw, dh = (rel_codes[:, place::4] / weight for place, weight in enumerate(self.weights))
+        boxes = boxes.to(rel_codes.dtype)[:, None]  # (R, 1, 4)
+        size = boxes[..., 2:] - boxes[..., :2]
+        center = boxes[..., :2] + 0.5 * size
+        deltas = rel_codes.reshape(len(rel_codes), rel_codes.shape[1] // 4, 4)
+        of_offset, of_growth = self._weights()
+        offset = _each(torch.div, deltas[..., :2], of_offset)
         # exp of an untrained network's delta can overflow.
-        dw, dh = dw.clamp(max=self.bbox_xform_clip), dh.clamp(max=self.bbox_xform_clip)
-        x, y = dx * size[:, :1] + center[:, :1], dy * size[:, 1:] + center[:, 1:]
-        half_width, half_height = 0.5 * (dw.exp() * size[:, :1]), 0.5 * (dh.exp() * size[:, 1:])
-        corners = (x - half_width, y - half_height, x + half_width, y + half_height)
-        return torch.stack(corners, dim=2).flatten(1)
+        growth = _each(torch.div, deltas[..., 2:], of_growth).clamp(max=self.bbox_xform_clip)
+        center, half = offset * size + center, 0.5 * (growth.exp() * size)
+        return torch.cat([center - half, center + half], dim=2).flatten(1)
+
+    def _weights(self) -> tuple[tuple[float, float], tuple[float, float]]:
+        """Return the weights of x and y, and of width and height."""
+        wx, wy, ww, wh = self.weights
+        return (wx, wy), (ww, wh)
+
+
+def _each(operation: Any, values: Tensor, weights: tuple[float, float]) -> Tensor:
+    """Apply an operation with a weight of its own to x and to y, (..., 2); usually both weights are equal."""
+    if weights[0] == weights[1]:
+        return operation(values, weights[0])
+    return torch.stack([operation(values[..., axis], weight) for axis, weight in enumerate(weights)], dim=-1)

@@ -370,14 +370,17 @@ def _checked_targets(model: Any, images: Any, targets: Any) -> list[dict[str, An
         ValueError: see `check_inputs`.
     """
     conversion: _Conversion = model.conversion
-    outside = check_inputs(
+    checked = check_inputs(
         images, targets, _expected_inputs(model), check_box_format=conversion.box_format_checks > 0
     )
-    if outside is not None and not conversion.warned_of_border:
+    if checked.warning is not None and not conversion.warned_of_border:
         conversion.warned_of_border = True
-        warnings.warn(outside, stacklevel=2)
+        warnings.warn(checked.warning, stacklevel=2)
     if any(len(target["boxes"]) for target in targets):
         conversion.box_format_checks -= 1
+    if model.training and getattr(model.transform, "boxes_on_host", False):
+        # They are on the host now, so the transform need not copy them again.
+        targets = [{**target, "boxes": boxes} for target, boxes in zip(targets, checked.boxes, strict=True)]
     targets = in_plain_form(targets, images)
     if not isinstance(model.transform, RCNNTransform):
         for index, target in enumerate(targets):

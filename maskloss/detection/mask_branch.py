@@ -17,14 +17,14 @@ from torchvision.ops import roi_align
 
 from maskloss.detection.loss_holder import LossHolder
 from maskloss.detection.mask_predictor import ClassSelectedMaskPredictor
-from maskloss.detection.transfer import send
 from maskloss.losses.arithmetic import at_least_float32
 from maskloss.losses.criterion import MaskRCNNLoss, zero_of
 from maskloss.losses.mask_classes import select_class_masks
 from maskloss.losses.normalizers import BatchCounts
 from maskloss.losses.terms import TERMS, MaskBatch, MaskLabels, Supervision
 from maskloss.masks.points import points_in_boxes
-from maskloss.masks.targets import mask_targets, targets_of_host_boxes
+from maskloss.masks.targets import targets_of_bitmaps, targets_of_host_boxes
+from maskloss.masks.transfer import send, to_host
 
 Features = dict[str, Tensor]
 Target = dict[str, Any]
@@ -330,27 +330,29 @@ def grids_of(
         tensor([[[0.5000, 0.0000],
                  [0.0000, 0.5000]]])
     """
-    if positives.on_host is None:
-        of_images = zip(targets, positives.boxes, positives.matched_idxs, strict=True)
-        return torch.cat(
-            [
-                mask_targets(_as_bits(target["masks"]), boxes, idxs, size, aligned=aligned, binary=binary)
-                for target, boxes, idxs in of_images
-            ]
-        )
+    device = positives.boxes[0].device
+    masks = [_as_bits(target["masks"]) for target in targets]
+    # `check_inputs` has checked the values of uint8 masks, so that sampling them on a GPU needs nothing from the host.
+    sampled_there = [
+        isinstance(of_image, Tensor) and of_image.device == device and device.type != "cpu"
+        for of_image in masks
+    ]
+    on_host = positives.on_host or []
+    if not on_host and not all(sampled_there):
+        copies = to_host([*positives.boxes, *positives.matched_idxs])
+        on_host = list(zip(copies[: len(masks)], copies[len(masks) :], strict=True))
     grids = []
-    for target, boxes, (host_boxes, host_idxs) in zip(
-        targets, positives.boxes, positives.on_host, strict=True
-    ):
-        masks = _as_bits(target["masks"])
-        if isinstance(masks, Tensor) and masks.dtype == torch.uint8:
-            # `check_inputs` has checked that they hold 0 and 1. Viewed as bool, they are not checked again.
-            masks = masks.view(torch.bool)
-        if len(boxes):
+    for image, (boxes, idxs) in enumerate(zip(positives.boxes, positives.matched_idxs, strict=True)):
+        if len(boxes) == 0:
+            continue
+        if sampled_there[image]:
+            grid = targets_of_bitmaps(masks[image], boxes, idxs, size, aligned=aligned, binary=binary)
+        else:
+            host_boxes, host_idxs = on_host[image]
             grid = targets_of_host_boxes(
-                masks, host_boxes.double(), host_idxs, size, aligned=aligned, binary=binary
+                masks[image], host_boxes.double(), host_idxs, size, aligned=aligned, binary=binary
             )
-            grids.append(send(grid, boxes.device))
+        grids.append(send(grid, device))
     return torch.cat(grids) if grids else positives.boxes[0].new_zeros((0, size, size), dtype=torch.float32)
 
 

@@ -19,13 +19,13 @@ from maskloss.detection.mask_branch import DetectedBoxes, MaskBranch, Positives,
 from maskloss.detection.matching import mostly_inside, object_weights
 from maskloss.detection.nms import batched_nms
 from maskloss.detection.sampling import SampleCounts, sample_slots
-from maskloss.detection.transfer import AsyncHostCopy, send
 from maskloss.losses.arithmetic import at_least_float32
 from maskloss.losses.boxes import BoxRegression
 from maskloss.losses.criterion import MaskRCNNLoss, zero_of
 from maskloss.losses.normalizers import BatchCounts
 from maskloss.losses.terms import TERMS, KeypointBatch, RoIBatch, Supervision
 from maskloss.masks.encoded import EncodedMasks
+from maskloss.masks.transfer import AsyncHostCopy, send
 
 Features = dict[str, Tensor]
 Detections = list[dict[str, Tensor]]

@@ -17,13 +17,13 @@ from torchvision.ops import clip_boxes_to_image, remove_small_boxes
 
 from maskloss.detection.loss_holder import LossHolder, mean_losses
 from maskloss.detection.matching import match, mostly_inside, object_weights
-from maskloss.detection.nms import batched_nms
+from maskloss.detection.nms import batched_nms, batched_nms_once
 from maskloss.detection.sampling import SampleCounts, sample_slots
-from maskloss.detection.transfer import AsyncHostCopy, send
 from maskloss.losses.arithmetic import at_least_float32
 from maskloss.losses.boxes import BoxRegression
 from maskloss.losses.normalizers import BatchCounts
 from maskloss.losses.terms import TERMS, RPNBatch
+from maskloss.masks.transfer import AsyncHostCopy, send
 
 
 class RegionProposalNetwork(LossHolder, TorchvisionRPN):
@@ -193,13 +193,15 @@ class RegionProposalNetwork(LossHolder, TorchvisionRPN):
             )
             boxes = clip_boxes_to_image(boxes, size)
             scores = at_least_float32(objectness[image, chosen].sigmoid())
+            suppress = batched_nms
             if self.training and self.sync_free:
                 boxes, scores, levels_kept = self._replace_invalid_boxes(boxes, scores, levels, size)
+                suppress = batched_nms_once
             else:
                 kept = remove_small_boxes(boxes, self.min_size)
                 kept = kept[scores[kept] >= self.score_thresh]
                 boxes, scores, levels_kept = boxes[kept], scores[kept], levels[kept]
-            kept = batched_nms(boxes, scores, levels_kept, self.nms_thresh)[: self.post_nms_top_n()]
+            kept = suppress(boxes, scores, levels_kept, self.nms_thresh)[: self.post_nms_top_n()]
             proposals.append(boxes[kept])
         return proposals
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from torchvision.ops import box_convert
 from torchvision.tv_tensors import BoundingBoxes, BoundingBoxFormat
 
 from maskloss.masks.encoded import EncodedMasks
+from maskloss.masks.transfer import to_host
 
 Target = dict[str, Any]
 
@@ -73,21 +74,49 @@ class ModelInputs:
     max_size: int | None = None
 
 
+class CheckedInputs(NamedTuple):
+    """The result of `check_inputs`.
+
+    Attributes:
+        warning: about boxes that reach outside their image; None if none do.
+        boxes: per image, the target's boxes on the host.
+
+    Example:
+        >>> target = {"boxes": torch.tensor([[1.0, 1.0, 9.0, 5.0]]), "labels": torch.tensor([1])}
+        >>> check_inputs([torch.rand(3, 8, 8)], [target], ModelInputs(num_classes=3)).warning[:41]
+        'image 0 of the batch, boxes: boxes reach '
+    """
+
+    warning: str | None
+    boxes: list[Tensor]
+
+
+@dataclass(frozen=True)
+class _ImageName:
+    """The name of an image in messages. Its text is made on demand, because an image_id on a GPU has to be copied."""
+
+    index: int
+    target: Target
+
+    def __str__(self) -> str:
+        return image_name(self.index, self.target)
+
+
 @dataclass(frozen=True)
 class _Finding:
-    """The result of one check of values, still on the device.
+    """The result of one check of values.
 
     Attributes:
         found: whether the check failed: (G,) bool per object of an image, or a scalar for the image.
-        message: text of the error or warning.
-        index: index of the image in the batch.
+        message: text of the error or warning, after the image's name.
+        image: the image.
         fatal: True for an error, False for a warning.
         error: type of the error.
     """
 
     found: Tensor
     message: str
-    index: int
+    image: _ImageName
     fatal: bool = True
     error: type[Exception] = ValueError
 
@@ -98,10 +127,11 @@ def check_inputs(
     expected: ModelInputs,
     *,
     check_box_format: bool = False,
-) -> str | None:
+) -> CheckedInputs:
     """Raise an error if the images or targets of a training batch are invalid.
 
-    Values are checked on the targets' own device, with one synchronization per batch.
+    The host synchronizes at most once per batch: it reads the targets' small fields, and the extremes of images and
+    masks, which are computed on their own devices.
 
     Args:
         images: N float tensors (3, H, W), as passed to the model.
@@ -110,10 +140,10 @@ def check_inputs(
             ignore_boxes (I, 4). Without objects, the fields may be empty tensors of any shape.
         expected: properties of the model.
         check_box_format: whether to compare boxes with masks, to detect boxes in another format than xyxy in px.
-            This costs far more than the other checks.
+            This costs far more than the other checks, and more synchronizations.
 
     Returns:
-        A warning about boxes that reach outside their image, or None.
+        A warning or None, and copies of the boxes on the host.
 
     Raises:
         TypeError: an image or a field is not a tensor, or has the wrong dtype.
@@ -134,31 +164,69 @@ def check_inputs(
         raise TypeError(f"targets: expected a list of dicts, one per image, got {type(targets).__name__}")
     if len(images) != len(targets):
         raise ValueError(f"got {len(images)} images but {len(targets)} targets")
-    findings: list[_Finding] = []
+    names = []
     for index, (image, target) in enumerate(zip(images, targets, strict=True)):
         if not isinstance(target, Mapping):
             raise TypeError(f"image {index} of the batch: a target is a dict, got {type(target).__name__}")
-        name = image_name(index, target)
-        _check_image_form(name, image, expected)
-        _check_form(name, image, target, expected)
-        findings += _pixel_findings(name, index, image, expected)
-        if len(target["boxes"]):
-            findings += _object_findings(name, index, image, target, expected)
-        findings += _optional_findings(name, index, image, target, expected)
-    if not findings:
-        return None
-    # Masks may be on the host while boxes are on a GPU.
-    device = findings[-1].found.device
-    verdicts = torch.stack([finding.found.any().to(device) for finding in findings]).tolist()
-    confirmed = [finding for finding, verdict in zip(findings, verdicts, strict=True) if verdict]
+        names.append(_ImageName(index, target))
+        _check_image_form(names[-1], image, expected)
+        _check_form(names[-1], image, target, expected)
+    findings: list[_Finding] = []
+    read = _read(images, targets, expected)
+    for name, image, values in zip(names, images, read, strict=True):
+        findings += _pixel_findings(name, values, expected)
+        if len(values["boxes"]):
+            findings += _object_findings(name, image, values, expected)
+        findings += _optional_findings(name, image, values, expected)
+    confirmed = [finding for finding in findings if finding.found.any()]
     for finding in confirmed:
         if finding.fatal:
-            _raise(finding, images[finding.index], targets[finding.index])
+            _raise(finding, images[finding.image.index], targets[finding.image.index])
     if check_box_format and expected.has_masks:
-        for index, (image, target) in enumerate(zip(images, targets, strict=True)):
+        for name, image, target in zip(names, images, targets, strict=True):
             if len(target["boxes"]) and (meant := box_format_hint(image, target)):
-                raise ValueError(f"{image_name(index, target)}, boxes: {meant}")
-    return f"{confirmed[0].message}; training uses them unchanged, as torchvision does" if confirmed else None
+                raise ValueError(f"{name}, boxes: {meant}")
+    warning = None
+    if confirmed:
+        first = confirmed[0]
+        warning = f"{first.image}{first.message}; training uses them unchanged, as torchvision does"
+    return CheckedInputs(warning, [values["boxes"] for values in read])
+
+
+#: Fields of a target that are checked value by value; masks are large, so their extremes are computed on their device.
+_SMALL_FIELDS = ("boxes", "labels", "has_mask", "weights", "points", "ignore_boxes")
+
+
+def _read(images: Sequence[Tensor], targets: Sequence[Target], expected: ModelInputs) -> list[Target]:
+    """Read, in one transfer, the values that the checks need.
+
+    Returns:
+        Per image, on the host: the target's small fields; its masks if they are `EncodedMasks`; "pixels", the image's
+        least and greatest value, if the model expects a range; and "not_binary" (G,), whether a mask has values other
+        than 0 and 1, if the masks' dtype allows them.
+    """
+    read: list[Target] = []
+    for image, target in zip(images, targets, strict=True):
+        values = {
+            field: target[field].detach().as_subclass(Tensor) for field in _SMALL_FIELDS if field in target
+        }
+        if expected.unit_range:
+            low, high = image.detach().as_subclass(Tensor).aminmax()
+            values |= {"low": low, "high": high}
+        masks = target.get("masks")
+        if expected.has_masks and isinstance(masks, Tensor) and masks.dtype != torch.bool and len(masks):
+            masks = masks.detach().as_subclass(Tensor)
+            if masks.dtype == torch.uint8:
+                values["not_binary"] = masks.flatten(1).amax(1) > 1
+            else:
+                values["not_binary"] = ((masks != 0) & (masks != 1)).flatten(1).any(1)
+        read.append(values)
+    on_host = iter(to_host([tensor for values in read for tensor in values.values()]))
+    read = [{field: next(on_host) for field in values} for values in read]
+    for values, target in zip(read, targets, strict=True):
+        if "masks" in target:
+            values["masks"] = target["masks"]
+    return read
 
 
 def in_plain_form(targets: Sequence[Target], images: Sequence[Tensor]) -> list[Target]:
@@ -221,7 +289,7 @@ def image_name(index: int, target: Target) -> str:
     return f"image {index} of the batch" + (f" (image_id {image_id})" if known else "")
 
 
-def _check_image_form(name: str, image: Any, expected: ModelInputs) -> None:
+def _check_image_form(name: _ImageName, image: Any, expected: ModelInputs) -> None:
     if not isinstance(image, Tensor):
         raise TypeError(
             f"{name}: expected a float tensor (3, H, W) in [0, 1], got {type(image).__module__}."
@@ -272,7 +340,7 @@ def is_resized_to_nothing(height: int, width: int, min_size: int, max_size: int)
     return int(shorter * min(min_size / shorter, max_size / longer)) < 1
 
 
-def _check_form(name: str, image: Tensor, target: Target, expected: ModelInputs) -> None:
+def _check_form(name: _ImageName, image: Tensor, target: Target, expected: ModelInputs) -> None:
     """Check keys, types, dtypes, shapes and counts, without reading values."""
     masks_needed = expected.has_masks and not {"has_mask", "points"} & set(target)
     needed = ["boxes", "labels"] + ["masks"] * masks_needed + ["keypoints"] * expected.has_keypoints
@@ -330,7 +398,7 @@ def _check_form(name: str, image: Tensor, target: Target, expected: ModelInputs)
             )
 
 
-def _check_ignore_boxes_form(name: str, boxes: Any) -> None:
+def _check_ignore_boxes_form(name: _ImageName, boxes: Any) -> None:
     if not isinstance(boxes, Tensor) or boxes.is_complex() or boxes.dtype == torch.bool:
         raise TypeError(f"{name}, ignore_boxes: expected a tensor (I, 4), got {type(boxes).__name__}")
     if isinstance(boxes, BoundingBoxes) and boxes.format != BoundingBoxFormat.XYXY:
@@ -342,7 +410,7 @@ def _check_ignore_boxes_form(name: str, boxes: Any) -> None:
         raise ValueError(f"{name}, ignore_boxes: expected shape (I, 4), got {tuple(boxes.shape)}")
 
 
-def _check_weights_form(name: str, weights: Any, count: int) -> None:
+def _check_weights_form(name: _ImageName, weights: Any, count: int) -> None:
     if not isinstance(weights, Tensor) or weights.is_complex() or weights.dtype == torch.bool:
         found = weights.dtype if isinstance(weights, Tensor) else type(weights).__name__
         raise TypeError(f"{name}, weights: expected a float tensor ({count},), one per box, got {found}")
@@ -352,7 +420,7 @@ def _check_weights_form(name: str, weights: Any, count: int) -> None:
         )
 
 
-def _check_points_form(name: str, points: Any, count: int) -> None:
+def _check_points_form(name: _ImageName, points: Any, count: int) -> None:
     if not isinstance(points, Tensor) or points.is_complex() or points.dtype == torch.bool:
         found = points.dtype if isinstance(points, Tensor) else type(points).__name__
         raise TypeError(f"{name}, points: expected a float tensor ({count}, K, 3), got {found}")
@@ -363,7 +431,7 @@ def _check_points_form(name: str, points: Any, count: int) -> None:
         )
 
 
-def _check_masks_form(name: str, image: Tensor, masks: Any, count: int) -> None:
+def _check_masks_form(name: _ImageName, image: Tensor, masks: Any, count: int) -> None:
     if not isinstance(masks, Tensor | EncodedMasks):
         raise TypeError(f"{name}, masks: expected a tensor or EncodedMasks, got {type(masks).__name__}")
     if isinstance(masks, Tensor) and masks.is_complex():
@@ -376,97 +444,88 @@ def _check_masks_form(name: str, image: Tensor, masks: Any, count: int) -> None:
         )
 
 
-def _pixel_findings(name: str, index: int, image: Tensor, expected: ModelInputs) -> list[_Finding]:
+def _pixel_findings(name: _ImageName, values: Target, expected: ModelInputs) -> list[_Finding]:
     if not expected.unit_range:
         return []
-    low, high = image.detach().aminmax()
     # Negated, so that NaN counts as outside.
-    outside = ~((low >= _PIXEL_RANGE[0]) & (high <= _PIXEL_RANGE[1]))
+    outside = ~((values["low"] >= _PIXEL_RANGE[0]) & (values["high"] <= _PIXEL_RANGE[1]))
     message = (
-        f"{name}: the pixels are not approximately in [0, 1]; divide images in 0..255 by 255, and do not normalize "
-        "images, because the model normalizes them"
+        ": the pixels are not approximately in [0, 1]; divide images in 0..255 by 255, and do not normalize images, "
+        "because the model normalizes them"
     )
-    return [_Finding(outside, message, index)]
+    return [_Finding(outside, message, name)]
 
 
 def _object_findings(
-    name: str, index: int, image: Tensor, target: Target, expected: ModelInputs
+    name: _ImageName, image: Tensor, values: Target, expected: ModelInputs
 ) -> list[_Finding]:
-    boxes, labels = target["boxes"].detach().as_subclass(Tensor), target["labels"]
+    boxes, labels = values["boxes"], values["labels"]
     height, width = image.shape[-2:]
     precision = torch.finfo(boxes.dtype).eps if boxes.is_floating_point() else 0.0
     exact = boxes.to(torch.promote_types(boxes.dtype, torch.float32))
     size = exact.new_tensor([width, height, width, height])
     slack = _BORDER_TOLERANCE + precision * size
     found = [
-        _Finding(~exact.isfinite().all(1), f"{name}, boxes: a box is not finite", index),
+        _Finding(~exact.isfinite().all(1), ", boxes: a box is not finite", name),
         _Finding(
             (exact[:, 2:] <= exact[:, :2]).any(1),
-            f"{name}, boxes: a box has no area; x2 > x1 and y2 > y1 are required",
-            index,
+            ", boxes: a box has no area; x2 > x1 and y2 > y1 are required",
+            name,
             error=TargetValueError,
         ),
-        _Finding(labels < 1, f"{name}, labels: a label is below 1; 0 is background", index),
+        _Finding(labels < 1, ", labels: a label is below 1; 0 is background", name),
     ]
     if expected.num_classes is not None:
-        message = f"{name}, labels: a label is not less than num_classes = {expected.num_classes}"
-        found.append(_Finding(labels >= expected.num_classes, message, index))
-    masks = target.get("masks")
-    if expected.has_masks and isinstance(masks, Tensor) and masks.dtype != torch.bool:
-        masks = masks.as_subclass(Tensor)
-        if masks.dtype == torch.uint8:
-            other = masks.flatten(1).amax(1) > 1
-        else:
-            other = ((masks != 0) & (masks != 1)).flatten(1).any(1)
-        if "has_mask" in target:
-            other = other & target["has_mask"].to(other.device)
-        message = f"{name}, masks: a mask has values other than 0 and 1; use `masks > 0`"
-        found.append(_Finding(other, message, index))
+        message = f", labels: a label is not less than num_classes = {expected.num_classes}"
+        found.append(_Finding(labels >= expected.num_classes, message, name))
+    if "not_binary" in values:
+        other = values["not_binary"]
+        if "has_mask" in values:
+            other = other & values["has_mask"]
+        message = ", masks: a mask has values other than 0 and 1; use `masks > 0`"
+        found.append(_Finding(other, message, name))
     outside = ((exact < -slack) | (exact > size + slack)).any(1)
-    message = f"{name}, boxes: boxes reach outside the image of {height} x {width} px (H x W)"
-    found.append(_Finding(outside, message, index, fatal=False))
+    message = f", boxes: boxes reach outside the image of {height} x {width} px (H x W)"
+    found.append(_Finding(outside, message, name, fatal=False))
     return found
 
 
 def _optional_findings(
-    name: str, index: int, image: Tensor, target: Target, expected: ModelInputs
+    name: _ImageName, image: Tensor, values: Target, expected: ModelInputs
 ) -> list[_Finding]:
     """Check the values of optional keys."""
     found = []
-    if expected.has_masks and "has_mask" in target and "masks" not in target and len(target["boxes"]):
-        message = f"{name}: the target has no masks, but has_mask says that an object has one"
-        found.append(_Finding(target["has_mask"], message, index))
-    masks = target.get("masks")
-    if expected.has_masks and "has_mask" in target and isinstance(masks, EncodedMasks) and len(masks):
+    masks = values.get("masks")
+    if expected.has_masks and "has_mask" in values and masks is None and len(values["boxes"]):
+        message = ": the target has no masks, but has_mask says that an object has one"
+        found.append(_Finding(values["has_mask"], message, name))
+    if expected.has_masks and "has_mask" in values and isinstance(masks, EncodedMasks) and len(masks):
         is_none = torch.tensor([not masks.has_mask(index) for index in range(len(masks))])
-        message = f"{name}, has_mask: is True for an object whose mask is None"
-        has_mask = target["has_mask"]
-        found.append(_Finding(has_mask & is_none.to(has_mask.device), message, index))
-    if "weights" in target and len(target["boxes"]):
-        weights = target["weights"]
-        message = f"{name}, weights: a weight is negative or not finite"
-        found.append(_Finding(~(weights.isfinite() & (weights >= 0)), message, index))
-    if "points" in target and len(target["boxes"]) and target["points"].numel():
-        x, y, label = target["points"].unbind(dim=2)  # (G, K) each
+        message = ", has_mask: is True for an object whose mask is None"
+        found.append(_Finding(values["has_mask"] & is_none, message, name))
+    if "weights" in values and len(values["boxes"]):
+        weights = values["weights"]
+        message = ", weights: a weight is negative or not finite"
+        found.append(_Finding(~(weights.isfinite() & (weights >= 0)), message, name))
+    if "points" in values and len(values["boxes"]) and values["points"].numel():
+        x, y, label = values["points"].unbind(dim=2)  # (G, K) each
         other = (label != 0) & (label != 1) & (label != -1)
-        message = f"{name}, points: a label is not 1 inside the object, 0 outside or -1 for no point"
-        found.append(_Finding(other.any(dim=1), message, index))
+        message = ", points: a label is not 1 inside the object, 0 outside or -1 for no point"
+        found.append(_Finding(other.any(dim=1), message, name))
         height, width = image.shape[-2:]
         inside = (x >= 0) & (x <= width) & (y >= 0) & (y <= height)  # False also for NaN
-        message = f"{name}, points: a labeled point is outside the image of {height} x {width} (H x W)"
-        found.append(_Finding(((label >= 0) & ~inside).any(dim=1), message, index))
-    ignored = target.get("ignore_boxes")
+        message = f", points: a labeled point is outside the image of {height} x {width} (H x W)"
+        found.append(_Finding(((label >= 0) & ~inside).any(dim=1), message, name))
+    ignored = values.get("ignore_boxes")
     if ignored is not None and ignored.numel():
         wrong = ~ignored.isfinite().all(1) | (ignored[:, 2:] <= ignored[:, :2]).any(1)
-        message = (
-            f"{name}, ignore_boxes: a box is not finite or has no area; x2 > x1 and y2 > y1 are required"
-        )
-        found.append(_Finding(wrong.any(), message, index))
+        message = ", ignore_boxes: a box is not finite or has no area; x2 > x1 and y2 > y1 are required"
+        found.append(_Finding(wrong.any(), message, name))
     return found
 
 
 def _raise(finding: _Finding, image: Tensor, target: Target) -> NoReturn:
-    message = finding.message
+    message = f"{finding.image}{finding.message}"
     if finding.found.dim():
         instance = int(finding.found.long().argmax())
         box, label = target["boxes"][instance].tolist(), int(target["labels"][instance])

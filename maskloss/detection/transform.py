@@ -17,9 +17,11 @@ Paste = Literal["torchvision", "matched", "aligned"] | None
 
 
 class RCNNTransform(GeneralizedRCNNTransform):
-    """torchvision's `GeneralizedRCNNTransform` without a float copy of the ground-truth masks.
+    """torchvision's `GeneralizedRCNNTransform` without a float copy of the ground-truth masks, and without waiting.
 
-    Masks are resized in their own dtype; `EncodedMasks` are not rasterized.
+    Masks are resized in their own dtype; `EncodedMasks` are not rasterized. torchvision copies the mean, the standard
+    deviation and four ratios to the device for each image, and the host waits each time; here they are copied once or
+    remain numbers.
 
     Attributes:
         paste: "torchvision" pastes as torchvision does; "matched" samples at pixel centers and undoes the offset of the
@@ -42,6 +44,9 @@ class RCNNTransform(GeneralizedRCNNTransform):
     boxes_on_host: bool = False
     keeps_images: bool = False
 
+    #: Mean and standard deviation, (3, 1, 1) each, by device, dtype and their values.
+    _constants: dict[Any, tuple[Tensor, Tensor]] | None = None
+
     def __repr__(self) -> str:
         """Return torchvision's text with one more line for the paste."""
         lines = super().__repr__().splitlines()
@@ -62,25 +67,47 @@ class RCNNTransform(GeneralizedRCNNTransform):
             target["boxes"] = target["boxes"].float()
         if self.training and self.boxes_on_host:
             target["boxes"] = target["boxes"].cpu()
-        if "keypoints" in target and target["keypoints"].numel() == 0:
-            target["keypoints"] = target["keypoints"].reshape(0, 0, 3)
+        boxes, keypoints = target.pop("boxes"), target.pop("keypoints", None)
+        if keypoints is not None and keypoints.numel() == 0:
+            keypoints = keypoints.reshape(0, 0, 3)
         own_size = (image.shape[-2], image.shape[-1])
-        image, resized = super().resize(image, target)
-        if resized is not None and "ignore_boxes" in resized:
-            size = (image.shape[-2], image.shape[-1])
-            resized["ignore_boxes"] = resize_boxes(resized["ignore_boxes"].float(), own_size, size)
-        if resized is not None and "points" in resized:
-            scale = [image.shape[-1] / own_size[1], image.shape[-2] / own_size[0], 1.0]
-            points = resized["points"].float()
-            resized["points"] = points * points.new_tensor(scale)
-        if resized is not None and self.keeps_images:
+        # torchvision needs boxes. Those of the target are resized below.
+        image, _ = super().resize(image, {"boxes": torch.empty(0, 4)})
+        size = (image.shape[-2], image.shape[-1])
+        target["boxes"] = _resize_boxes(boxes, own_size, size)
+        if keypoints is not None:
+            target["keypoints"] = _resize_points(keypoints, own_size, size)
+        if "ignore_boxes" in target:
+            target["ignore_boxes"] = _resize_boxes(target["ignore_boxes"].float(), own_size, size)
+        if "points" in target:
+            target["points"] = _resize_points(target["points"].float(), own_size, size)
+        if self.keeps_images:
+            mean, std = self._mean_and_std(image)
+            target["resized_image"] = image * std + mean
+        if masks is not None:
+            target["masks"] = _resize_masks(masks, *size, aligned=self.aligned_masks)
+        return image, target
+
+    def normalize(self, image: Tensor) -> Tensor:
+        """Subtract the mean from an image (3, H, W) and divide by the standard deviation, as torchvision does."""
+        if image.device.type == "cpu" or not image.is_floating_point():
+            normalized: Tensor = super().normalize(image)
+            return normalized
+        mean, std = self._mean_and_std(image)
+        return (image - mean) / std
+
+    def _mean_and_std(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the mean and the standard deviation, (3, 1, 1) each, in the image's dtype and on its device."""
+        if self._constants is None:
+            self._constants = {}
+        key = (image.device, image.dtype, tuple(self.image_mean), tuple(self.image_std))
+        if key not in self._constants:
             mean, std = (
-                image.new_tensor(values)[:, None, None] for values in (self.image_mean, self.image_std)
+                torch.tensor(values, dtype=image.dtype, device=image.device)[:, None, None]
+                for values in (self.image_mean, self.image_std)
             )
-            resized["resized_image"] = image * std + mean
-        if masks is not None and resized is not None:
-            resized["masks"] = _resize_masks(masks, *image.shape[-2:], aligned=self.aligned_masks)
-        return image, resized
+            self._constants[key] = mean, std
+        return self._constants[key]
 
     def _resize_in_export(self, image: Tensor) -> Tensor:
         """Resize an image of unknown size as torchvision does, which would fix the side that limits its scale."""
@@ -141,6 +168,29 @@ class RCNNTransform(GeneralizedRCNNTransform):
                 )
                 detection["masks"] = pasted[:, None]
         return result
+
+
+def _ratios(old: tuple[int, int], new: tuple[int, int]) -> tuple[float, float]:
+    """Return new / old, computed in float32 as in torchvision, of heights and widths."""
+    ratios = torch.tensor(new, dtype=torch.float32) / torch.tensor(old, dtype=torch.float32)
+    height, width = ratios.tolist()
+    return height, width
+
+
+def _resize_boxes(boxes: Tensor, old: tuple[int, int], new: tuple[int, int]) -> Tensor:
+    """Scale boxes (G, 4) by the ratio of two sizes (H, W); equal to torchvision's `resize_boxes`."""
+    height, width = _ratios(old, new)
+    x1, y1, x2, y2 = boxes.unbind(1)
+    return torch.stack((x1 * width, y1 * height, x2 * width, y2 * height), dim=1)
+
+
+def _resize_points(points: Tensor, old: tuple[int, int], new: tuple[int, int]) -> Tensor:
+    """Scale points (G, K, 3), x, y and another value, by the ratio of two sizes (H, W)."""
+    height, width = _ratios(old, new)
+    resized = points.clone()
+    resized[..., 0] *= width
+    resized[..., 1] *= height
+    return resized
 
 
 def _resize_masks(

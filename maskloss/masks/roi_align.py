@@ -1,15 +1,15 @@
-"""RoIAlign of one mask per box, as two small matrix products.
+"""RoIAlign of one mask per box: on a CPU as two small matrix products, on a GPU by torchvision's kernel.
 
 On an axis-aligned grid, bilinear sampling is separable: a target is `rows @ crop @ columns.T`, where `rows` and
 `columns` hold the weight of each pixel row and column in each cell. Only the crop is read and converted to float, never
-a full-image mask. (On a GPU the products follow torch's TF32 setting, which is off by default.)
+a full-image mask. On a GPU, where each of the many small steps would cost a launch, torchvision's kernel samples float
+copies of as many masks as fit a fixed amount of memory.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -19,9 +19,10 @@ from maskloss.masks.encoded import Runs
 
 #: Chunk size on a CPU: boxes whose weights are computed together; their crops are sampled one by one.
 _BOXES_AT_ONCE = 16
-#: Limits of a group of crops on a GPU: pixels after padding to one size, and the factor by which padding adds pixels.
-_PIXELS_AT_ONCE = 2**24
-_LARGEST_PADDING = 2.0
+#: Message for uint8 masks with other values.
+NOT_BINARY = "masks must hold 0 and 1 only, found larger values; use `masks > 0`"
+#: Chunk size on a GPU: pixels of masks that are copied to float together, 128 MiB. At 800 x 1333 px these are 31 masks.
+_PIXELS_AT_ONCE = 2**25
 
 
 @dataclass(frozen=True)
@@ -96,23 +97,12 @@ class AxisSampling:
             self.size,
         )
 
-    def to(self, device: torch.device) -> AxisSampling:
-        """Return a copy on a device, transferred from the host without synchronizing."""
-        low, cell, samples, start, stop = (
-            values.to(device, non_blocking=True)
-            for values in (self.low, self.cell, self.samples, self.start, self.stop)
-        )
-        return AxisSampling(low, cell, samples, start, stop, self.length, self.size)
-
     def sizes(self) -> tuple[int, int]:
-        """Return the largest stop - start and the largest number of samples per cell; tensors must be on the host."""
+        """Return the largest stop - start and the largest number of samples per cell."""
         return int((self.stop - self.start).max()), int(self.samples.max())
 
     def weights(self, window: int, most_samples: int) -> Tensor:
         """Compute the weight of each pixel in each cell.
-
-        Both arguments come from the host (`sizes`), so that this does not synchronize with the device, and
-        torch.compile captures it in one graph.
 
         Args:
             window: L, at least the largest stop - start.
@@ -148,12 +138,12 @@ class AxisSampling:
 def roi_align_bitmaps(
     masks: Tensor, boxes: Tensor, matched_idxs: Tensor, size: int, *, aligned: bool
 ) -> Tensor:
-    """Compute RoIAlign with an adaptive number of samples, one mask per box.
+    """Compute RoIAlign with an adaptive number of samples, one mask per box. On a GPU this does not synchronize.
 
     Args:
-        masks: (G, H, W) bool, or uint8 of 0 and 1, on any device.
-        boxes: (P, 4) float32, xyxy in px, finite, P >= 1, on the host.
-        matched_idxs: (P,) int64 in [0, G), on the host.
+        masks: (G, H, W) bool, or uint8 of 0 and 1, on any device. The values are checked on a CPU only.
+        boxes: (P, 4) float32, xyxy in px, finite, P >= 1, on the masks' device.
+        matched_idxs: (P,) int64 in [0, G), on the masks' device.
         size: M.
         aligned: True puts pixel k's center at k + 0.5; False at k, as torchvision's targets do.
 
@@ -161,7 +151,7 @@ def roi_align_bitmaps(
         (P, M, M) float32 in [0, 1], on the masks' device.
 
     Raises:
-        ValueError: a uint8 mask has a value above 1 in a box.
+        ValueError: a uint8 mask on a CPU has a value above 1 in a box.
 
     Example:
         >>> masks, boxes = torch.tensor([[[0, 1], [0, 1]]], dtype=torch.bool), torch.tensor([[0.0, 0.0, 2.0, 2.0]])
@@ -171,14 +161,15 @@ def roi_align_bitmaps(
 
     Source: He et al., "Mask R-CNN", 2017, section 3; `torchvision.ops.roi_align` with sampling_ratio=-1.
     """
+    if masks.device.type != "cpu":
+        return _as_shares(_by_kernel(masks, boxes, matched_idxs, size, aligned))
     height, width = masks.shape[1:]
     x1, y1, x2, y2 = boxes.unbind(1)
     rows = AxisSampling.of(y1, y2, height, size, aligned=aligned)
     columns = AxisSampling.of(x1, x2, width, size, aligned=aligned)
-    make = _one_by_one if masks.device.type == "cpu" else _in_groups
-    targets, largest = make(masks, rows, columns, matched_idxs)
-    if masks.dtype == torch.uint8 and largest > 1:
-        raise ValueError("masks must hold 0 and 1 only, found larger values; use `masks > 0`")
+    targets, largest = _one_by_one(masks, rows, columns, matched_idxs)
+    if largest > 1:
+        raise ValueError(NOT_BINARY)
     return _as_shares(targets)
 
 
@@ -249,81 +240,25 @@ def _one_by_one(
     return torch.stack(targets), int(torch.stack(peaks).max())
 
 
-def _in_groups(
-    masks: Tensor, rows: AxisSampling, columns: AxisSampling, matched_idxs: Tensor
-) -> tuple[Tensor, int]:
-    """Sample crops of similar size together: few kernels, because on a GPU a launch costs more than its arithmetic."""
-    device = masks.device
-    sizes = torch.stack([rows.stop - rows.start, columns.stop - columns.start], dim=1)
-    # By height in octaves, then by width, so that consecutive crops are similar in both.
-    order = (sizes[:, 0].log2().long() * (masks.shape[2] + 1) + sizes[:, 1]).argsort()
-    targets = torch.empty((len(order), rows.size, rows.size), device=device)
-    largest = masks.new_zeros((), dtype=torch.uint8)
-    for first, last in pairwise(_group_ends(sizes[order].tolist())):
-        boxes = order[first:last]
-        group_rows, group_columns = rows.of_boxes(boxes), columns.of_boxes(boxes)
-        group_targets, group_largest = align_crops(
-            masks,
-            matched_idxs[boxes].to(device, non_blocking=True),
-            group_rows.to(device),
-            group_columns.to(device),
-            group_rows.sizes(),
-            group_columns.sizes(),
-        )
-        if masks.dtype == torch.uint8:
-            largest = torch.maximum(largest, group_largest)
-        targets[boxes.to(device, non_blocking=True)] = group_targets
-    return targets, int(largest) if masks.dtype == torch.uint8 else 1
-
-
-def align_crops(
-    masks: Tensor,
-    instances: Tensor,
-    rows: AxisSampling,
-    columns: AxisSampling,
-    row_sizes: tuple[int, int],
-    column_sizes: tuple[int, int],
-) -> tuple[Tensor, Tensor]:
-    """Compute RoIAlign of B crops padded to one size, on the device and without synchronizing.
-
-    Args:
-        masks: (G, H, W) bool or uint8.
-        instances: (B,) int64, index of each crop's mask.
-        rows: sample positions of the B boxes in y, on the masks' device.
-        columns: sample positions of the B boxes in x, on the masks' device.
-        row_sizes: `rows.sizes()`, computed on the host.
-        column_sizes: `columns.sizes()`, computed on the host.
-
-    Returns:
-        (B, M, M) float32; and the largest value in the crops, a scalar, 1 for bool masks.
-
-    Example:
-        >>> masks = torch.tensor([[[0, 1], [0, 1]]], dtype=torch.bool)
-        >>> axis = AxisSampling.of(torch.tensor([0.0]), torch.tensor([2.0]), length=2, size=2, aligned=True)
-        >>> align_crops(masks, torch.tensor([0]), axis, axis, axis.sizes(), axis.sizes())[0].tolist()
-        [[[0.0, 1.0], [0.0, 1.0]]]
-    """
-    y, x = (
-        (axis.start[:, None] + torch.arange(window, device=masks.device)).clamp(max=axis.length - 1)
-        for axis, (window, _) in ((rows, row_sizes), (columns, column_sizes))
-    )
-    crops = masks[instances[:, None, None], y[:, :, None], x[:, None, :]]  # (B, h, w)
-    down, across = rows.weights(*row_sizes), columns.weights(*column_sizes)
-    largest = crops.amax() if masks.dtype == torch.uint8 else masks.new_ones(())
-    return _as_shares(down @ crops.float() @ across.transpose(1, 2)), largest
-
-
-def _group_ends(sizes: list[list[int]]) -> Iterator[int]:
-    """Yield 0, then the end index of each group of crops (sizes [h, w]) that are sampled together."""
-    yield 0
-    height = width = pixels = first = 0
-    for index, (h, w) in enumerate(sizes):
-        height, width, pixels = max(height, h), max(width, w), pixels + h * w
-        padded = height * width * (index + 1 - first)
-        if index > first and (padded > _PIXELS_AT_ONCE or padded > _LARGEST_PADDING * pixels):
-            yield index
-            height, width, pixels, first = h, w, h * w, index
-    yield len(sizes)
+def _by_kernel(masks: Tensor, boxes: Tensor, matched_idxs: Tensor, size: int, aligned: bool) -> Tensor:
+    """Sample float copies of the masks by torchvision's kernel, a chunk of masks at a time."""
+    count = max(_PIXELS_AT_ONCE // (masks.shape[1] * masks.shape[2]), 1)
+    targets = []
+    for first in range(0, len(masks), count):
+        chunk = masks[first : first + count]
+        index, read = matched_idxs, boxes
+        if len(chunk) < len(masks):
+            # Which boxes belong to a chunk is known on the device only. The kernel samples 0 for boxes outside.
+            elsewhere = (matched_idxs < first) | (matched_idxs >= first + count)
+            index = (matched_idxs - first).clamp(0, len(chunk) - 1)
+            read = boxes.masked_fill(elsewhere[:, None], -4.0)
+        rois = torch.cat([index[:, None], read], dim=1)
+        # The operator itself, because under deterministic algorithms `torchvision.ops.roi_align` replaces it by code
+        # that needs memory for every pixel of the image in every cell. Only its gradient is not deterministic.
+        sampled = torch.ops.torchvision.roi_align(chunk[:, None].float(), rois, 1.0, size, size, -1, aligned)
+        targets.append(sampled[:, 0])
+    summed: Tensor = sum(targets[1:], start=targets[0])
+    return summed
 
 
 def _chunks(count: int) -> Iterator[slice]:

@@ -16,7 +16,8 @@ from maskloss.masks.boxes import check_finite
 from maskloss.masks.coco_format import rasterize_polygons
 from maskloss.masks.coverage import polygon_coverage
 from maskloss.masks.encoded import EncodedMasks, FloatArray
-from maskloss.masks.roi_align import AxisSampling, roi_align_bitmaps, roi_align_runs
+from maskloss.masks.roi_align import NOT_BINARY, AxisSampling, roi_align_bitmaps, roi_align_runs
+from maskloss.masks.transfer import to_host
 
 #: Minimum side of a box in px. A box without area is treated as a point.
 _LEAST_SIDE = 1e-6
@@ -63,8 +64,8 @@ def mask_targets(
 ) -> Tensor:
     """Crop each RoI's matched ground-truth mask to its box and resize it to the M x M grid.
 
-    Boxes on a GPU cost one synchronization. Bitmaps are sampled on their own device; uint8 bitmaps cost another
-    synchronization there, to check their values. Encoded masks are processed on the host.
+    Bitmaps are sampled on their own device, encoded masks on the host. Checking boxes or masks on a GPU costs one
+    synchronization.
 
     Args:
         gt_masks: one image's masks: (G, H, W) bool, or uint8 of 0 and 1, or `EncodedMasks`.
@@ -98,15 +99,28 @@ def mask_targets(
     if len(boxes) == 0:
         _check_form(gt_masks)
         return boxes.new_zeros((0, size, size), dtype=torch.float32)
-    if boxes.device.type == "cpu":
-        host_boxes, host_idxs = boxes.detach().cpu().double(), matched_idxs.cpu()
-    else:
-        # One transfer for both costs one synchronization. Not every device has float64; float32 holds indices below
-        # 2**24 exactly.
-        dtype = torch.promote_types(boxes.dtype, torch.float32)
-        on_host = torch.cat([boxes.detach().to(dtype), matched_idxs[:, None].to(dtype)], dim=1).cpu()
-        host_boxes, host_idxs = on_host[:, :4].double(), on_host[:, 4].long()
-    targets = targets_of_host_boxes(gt_masks, host_boxes, host_idxs, size, aligned=aligned, binary=binary)
+    _check_form(gt_masks)
+    bitmaps_on_gpu = gt_masks if isinstance(gt_masks, Tensor) and gt_masks.device.type != "cpu" else None
+    checked = [boxes.detach(), matched_idxs]
+    if bitmaps_on_gpu is not None and bitmaps_on_gpu.dtype == torch.uint8:
+        checked.append(bitmaps_on_gpu.amax())
+    host_boxes, host_idxs, *largest = to_host(checked)
+    if largest and int(largest[0]) > 1:
+        raise ValueError(NOT_BINARY)
+    host_boxes = host_boxes.double()
+    if bitmaps_on_gpu is None:
+        targets = targets_of_host_boxes(gt_masks, host_boxes, host_idxs, size, aligned=aligned, binary=binary)
+        return targets.to(boxes.device)
+    _check_matches(gt_masks, host_boxes, host_idxs)
+    there = bitmaps_on_gpu.device
+    targets = targets_of_bitmaps(
+        bitmaps_on_gpu,
+        boxes.detach().to(there),
+        matched_idxs.to(there),
+        size,
+        aligned=aligned,
+        binary=binary,
+    )
     return targets.to(boxes.device)
 
 
@@ -119,12 +133,10 @@ def targets_of_host_boxes(
     aligned: bool,
     binary: bool,
 ) -> Tensor:
-    """Compute `mask_targets` of boxes (P >= 1, float64) and indices that are already on the host.
-
-    Bool masks on a device cost no synchronization.
+    """Compute `mask_targets` of boxes (P >= 1, float64), indices and masks that are on the host.
 
     Returns:
-        (P, M, M) float32, on the device of bitmaps, or on the host for encoded masks.
+        (P, M, M) float32, on the host.
 
     Example:
         >>> masks, boxes = torch.eye(4, dtype=torch.bool)[None], torch.tensor([[0.0, 0.0, 4.0, 4.0]]).double()
@@ -133,6 +145,44 @@ def targets_of_host_boxes(
                  [0.0000, 0.5000]]])
     """
     _check_form(gt_masks)
+    _check_matches(gt_masks, boxes, matched_idxs)
+    if isinstance(gt_masks, Tensor):
+        return targets_of_bitmaps(gt_masks, boxes, matched_idxs, size, aligned=aligned, binary=binary)
+    # Autocast would round matrix products to half precision.
+    with torch.autocast("cpu", enabled=False):
+        return _from_encoded(gt_masks, boxes, matched_idxs, size, aligned, binary)
+
+
+def targets_of_bitmaps(
+    gt_masks: Tensor, boxes: Tensor, matched_idxs: Tensor, size: int, *, aligned: bool, binary: bool
+) -> Tensor:
+    """Compute `mask_targets` of bitmaps, with boxes and indices on their device, without synchronizing.
+
+    Args:
+        gt_masks: (G, H, W) bool, or uint8 of 0 and 1.
+        boxes: (P, 4), xyxy in px, finite, P >= 1.
+        matched_idxs: (P,) int64 in [0, G).
+        size: M.
+        aligned: see `mask_targets`.
+        binary: see `mask_targets`.
+
+    Returns:
+        (P, M, M) float32, on the masks' device.
+
+    Example:
+        >>> masks, boxes = torch.eye(4, dtype=torch.bool)[None], torch.tensor([[0.0, 0.0, 4.0, 4.0]])
+        >>> targets_of_bitmaps(masks, boxes, torch.tensor([0]), 2, aligned=True, binary=True)
+        tensor([[[1., 0.],
+                 [0., 1.]]])
+    """
+    # Autocast would round matrix products to half precision.
+    with torch.autocast(gt_masks.device.type, enabled=False):
+        targets = roi_align_bitmaps(gt_masks, boxes.float(), matched_idxs, size, aligned=aligned)
+    return _thresholded(targets) if binary else targets
+
+
+def _check_matches(gt_masks: Tensor | EncodedMasks, boxes: Tensor, matched_idxs: Tensor) -> None:
+    """Raise an error if boxes or indices, both on the host, are out of range."""
     check_finite(boxes)
     low, high = int(matched_idxs.min()), int(matched_idxs.max())
     if low < 0 or high >= len(gt_masks):
@@ -140,12 +190,6 @@ def targets_of_host_boxes(
         raise ValueError(
             f"matched_idxs must lie in [0, {len(gt_masks)}) for {len(gt_masks)} masks, found {found}"
         )
-    # Autocast would round matrix products to half precision.
-    with torch.autocast(gt_masks.device.type if isinstance(gt_masks, Tensor) else "cpu", enabled=False):
-        if isinstance(gt_masks, EncodedMasks):
-            return _from_encoded(gt_masks, boxes, matched_idxs, size, aligned, binary)
-        targets = roi_align_bitmaps(gt_masks, boxes.float(), matched_idxs, size, aligned=aligned)
-    return _thresholded(targets) if binary else targets
 
 
 def _check_form(gt_masks: Tensor | EncodedMasks) -> None:

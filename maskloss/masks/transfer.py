@@ -1,6 +1,8 @@
-"""Asynchronous transfers between the host and a device."""
+"""Transfers between the host and a device for which the host does not wait, or waits once."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -44,3 +46,30 @@ def send(tensor: Tensor, device: torch.device) -> Tensor:
     if device.type == "cuda" and tensor.device.type == "cpu":
         tensor = tensor.pin_memory()
     return tensor.to(device, non_blocking=True)
+
+
+def to_host(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Copy tensors to the host; all those of one device together, so that the host waits for it once.
+
+    Returns:
+        The tensors with equal values, dtypes and shapes; those that are on the host already, unchanged.
+
+    Example:
+        >>> to_host([torch.tensor([1, 2]), torch.tensor(0.5)])
+        [tensor([1, 2]), tensor(0.5000)]
+    """
+    by_device: dict[torch.device, list[int]] = {}
+    for place, tensor in enumerate(tensors):
+        by_device.setdefault(tensor.device, []).append(place)
+    on_host = list(tensors)
+    for device, places in by_device.items():
+        if device.type == "cpu":
+            continue
+        # As bytes, so that tensors of all dtypes fit in one.
+        as_bytes = [tensors[place].detach().contiguous().reshape(-1).view(torch.uint8) for place in places]
+        copied = torch.cat(as_bytes).cpu().split([len(of_tensor) for of_tensor in as_bytes])
+        for place, of_tensor in zip(places, copied, strict=True):
+            tensor = tensors[place]
+            # A clone begins at an address that is aligned for the dtype.
+            on_host[place] = of_tensor.clone().view(tensor.dtype).view(tensor.shape)
+    return on_host

@@ -21,6 +21,7 @@ from torchvision.ops import roi_align
 import maskloss
 from maskloss import EncodedMasks, LossWeights, MaskRCNNLoss, MaskTargets
 from maskloss.detection import ClassSelectedMaskPredictor, RCNNTransform, RegionProposalNetwork, RoIHeads
+from maskloss.detection.target_checks import check_inputs
 from maskloss.losses import (
     ClassAgnosticMaskLoss,
     MaskBCELoss,
@@ -489,7 +490,12 @@ def test_converting_again_does_not_double_the_hooks(monkeypatch):
 
     model = maskloss.convert(tiny_mask_rcnn())
     maskloss.convert(model, MaskRCNNLoss(regularization=penalty))
-    monkeypatch.setattr("maskloss.detection.conversion.check_inputs", lambda *_, **__: checked.append(1))
+
+    def watched(*given: Any, **options: Any) -> Any:
+        checked.append(1)
+        return check_inputs(*given, **options)
+
+    monkeypatch.setattr("maskloss.detection.conversion.check_inputs", watched)
     training_pass(model, *batch())
     assert len(checked) == 1
     assert penalized == [model]

@@ -3,32 +3,24 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from typing import Any
 from unittest.mock import patch
 
 import pytest
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import (
-    DataDependentOutputException,
-    DynamicOutputShapeException,
-    FakeTensorMode,
-)
 from torchvision.models.detection import MaskRCNN, maskrcnn_resnet50_fpn_v2
 from torchvision.models.detection._utils import BalancedPositiveNegativeSampler
-from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops import MultiScaleRoIAlign, batched_nms
 
+from benchmarks.pretended_device import Counts, counted, moved, pretended_device, sent
 from maskloss import EncodedMasks, convert, losses_and_detections
-from maskloss.detection import mask_branch, roi_heads, rpn
+from maskloss.detection import rpn
 from maskloss.detection.pooling import pooled_from_every_level
 from maskloss.detection.sampling import SampleCounts
-from maskloss.detection.transfer import AsyncHostCopy
+from maskloss.masks.transfer import AsyncHostCopy
 
-from .copies import BlockingCopies
 from .small_models import batch, tiny_keypoint_rcnn, tiny_mask_rcnn, training_pass, without_objects
 
 # Losses. A sampler that takes all candidates is not random, so both modes must agree.
@@ -217,109 +209,111 @@ def test_small_or_low_scoring_boxes_are_not_proposed(min_size, score_thresh):
     assert all(torch.equal(*pair) for pair in zip(found, expected, strict=True))
 
 
-# Synchronization. Fake tensors have no values, so every operation that would synchronize raises.
+# Synchronization, counted on a pretended device, with the values that it computes.
 
 
-class HostNumbers(list[int]):
-    """Numbers on the host, used because a fake tensor would have no values."""
-
-    def tolist(self) -> list[int]:
-        return list(self)
-
-
-class ReadElsewhere:
-    """Replacement for AsyncHostCopy that returns three positives and ten samples per image, without synchronizing."""
-
-    def __init__(self, num_positives: Tensor, num_sampled: Tensor, *others: Tensor) -> None:
-        self.num_images, self.others = len(num_positives), others
-
-    def result(self) -> list[Any]:
-        on_host = [torch.zeros(other.shape, dtype=other.dtype) for other in self.others]
-        return [HostNumbers([3] * self.num_images), HostNumbers([10] * self.num_images), *on_host]
+def on_the_device(images: list[Tensor], targets: list[dict[str, Any]]) -> tuple[Any, Any]:
+    there = [
+        {key: sent(value) if isinstance(value, Tensor) else value for key, value in target.items()}
+        for target in targets
+    ]
+    return [sent(image) for image in images], there
 
 
-@contextmanager
-def without_values(sync_free: bool, make: Any = tiny_mask_rcnn) -> Iterator[tuple[nn.Module, Any]]:
-    """A model on a fake GPU; NMS, host copies and mask targets, which synchronize by design, are replaced."""
-
-    def nms(boxes: Tensor, scores: Tensor, levels: Tensor, threshold: float) -> Tensor:
-        return torch.arange(len(boxes) // 2, device=boxes.device)
-
-    def grids(masks: Tensor, boxes: Tensor, idxs: Tensor, size: int, **settings: bool) -> Tensor:
-        # For uint8 masks, checking the largest value would synchronize.
-        assert masks.dtype == torch.bool
-        return torch.zeros(len(boxes), size, size, device=masks.device)
-
-    with ExitStack() as stack:
-        stack.enter_context(FakeTensorMode())
-        with torch.device("cuda"):
-            model = convert(make(), sync_free=sync_free)
-        for module in (rpn, roi_heads):
-            stack.enter_context(patch.object(module, "AsyncHostCopy", ReadElsewhere))
-        stack.enter_context(patch.object(rpn, "batched_nms", nms))
-        stack.enter_context(patch.object(mask_branch, "targets_of_host_boxes", grids))
-        stack.enter_context(patch.object(Tensor, "pin_memory", lambda tensor: tensor))
-        images = torch.rand(2, 3, 64, 96, device="cuda")
-        targets = [
-            {
-                "boxes": torch.rand(2, 4, device="cpu" if sync_free else "cuda"),
-                "labels": torch.ones(2, dtype=torch.int64, device="cuda"),
-                "masks": torch.zeros(2, 64, 80, dtype=torch.uint8, device="cuda"),
-            }
-            for _ in images
-        ]
-        yield model.train(), (images, targets)
+def counts_of_a_step(model: nn.Module, examples: Any) -> tuple[Counts, dict[str, Tensor]]:
+    """Train on the pretended device until nothing is checked or copied for the first time, and count one more step."""
+    with pretended_device():
+        moved(model).train()
+        model.backbone.norm.momentum = 0.0
+        if hasattr(model, "conversion"):
+            model.conversion.box_format_checks = 0
+        images, targets = on_the_device(*examples)
+        for _ in range(2):
+            model.zero_grad()
+            torch.manual_seed(0)
+            with counted() as counts:
+                losses = model(images, targets)
+                sum(losses.values()).backward()
+    return counts, {key: loss.values for key, loss in losses.items()}
 
 
-def losses_after_the_transform(model: nn.Module, images: Tensor, targets: Any) -> dict[str, Tensor]:
-    sizes = [(64, 80), (60, 96)]
-    features = {"0": model.backbone(images)}
-    proposals, losses = model.rpn(ImageList(images, sizes), features, targets)
-    return losses | model.roi_heads(features, proposals, sizes, targets)[1]
+@pytest.mark.parametrize("size", [1, 2, 5])
+@pytest.mark.parametrize("kind", ["bool", "uint8", "encoded"])
+def test_a_step_waits_for_nms_and_twice_per_batch(size, kind):
+    images, targets = repeated_batch(size)
+    for image, target in zip(images, targets, strict=True):
+        if kind == "encoded":
+            target["masks"] = EncodedMasks([[box_polygon(box)] for box in target["boxes"]], *image.shape[-2:])
+        else:
+            target["masks"] = target["masks"].to(getattr(torch, kind))
+    model = convert(tiny_mask_rcnn(), sync_free=True)
+    counts, losses = counts_of_a_step(model, (images, targets))
+    assert len(losses) == 5
+    # The checks read the boxes, and the mask branch the number of positives. When the RPN reads its sample, the host
+    # has waited for NMS since the sample was copied.
+    assert counts.waits == {"torchvision::nms": size, "copy to the host": 1, "event": 1}
 
 
-def test_between_transform_and_losses_only_nms_and_the_sample_sizes_synchronize():
-    with without_values(sync_free=True) as (model, examples):
-        # The first step copies the shapes of the anchors; later steps have them cached.
-        losses_after_the_transform(model, *examples)
-        with BlockingCopies() as copies:
-            losses = losses_after_the_transform(model, *examples)
-        assert len(losses) == 5
-        assert all(loss.device.type == "cuda" for loss in losses.values())
-    assert copies.found == []
-
-
-def test_the_parity_mode_synchronizes_and_the_check_detects_it():
-    raised = (DynamicOutputShapeException, DataDependentOutputException)
-    with without_values(sync_free=False) as (model, examples), pytest.raises(raised):
-        losses_after_the_transform(model, *examples)
-
-
-def test_the_pooler_does_not_synchronize_to_assign_boxes_to_levels():
-    names = ["0", "1"]
+@pytest.mark.parametrize("size", [1, 2, 5])
+@pytest.mark.parametrize("sync_free", [False, True])
+def test_a_step_launches_and_waits_less_than_torchvisions_and_has_the_losses_of_a_cpu(size, sync_free):
+    examples = repeated_batch(size)
+    stock, _ = counts_of_a_step(tiny_mask_rcnn(), examples)
     model = tiny_mask_rcnn()
-    heads = convert(model, sync_free=True).roi_heads
+    ours, losses = counts_of_a_step(convert(model, sync_free=sync_free), examples)
+    assert ours.waits.total() < stock.waits.total()
+    assert ours.launches.total() < stock.launches.total()
+    model = tiny_mask_rcnn()
+    model.backbone.norm.momentum = 0.0
+    torch.manual_seed(0)
+    expected = convert(model, sync_free=sync_free).train()(*examples)
+    for key, loss in expected.items():
+        torch.testing.assert_close(losses[key], loss.detach(), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("branch", ["point_rend", "mask_iou"])
+def test_a_step_with_another_mask_branch_waits_no_more_often(branch):
+    model = convert(tiny_mask_rcnn(), mask_branch=branch, sync_free=True)
+    counts, _ = counts_of_a_step(model, repeated_batch(2))
+    assert counts.waits.total() <= 4, counts.waits
+
+
+def repeated_batch(size: int) -> tuple[list[Tensor], list[dict[str, Any]]]:
+    images, targets = batch()
+    return [images[i % 2] for i in range(size)], [dict(targets[i % 2]) for i in range(size)]
+
+
+def box_polygon(box: Tensor) -> list[float]:
+    x1, y1, x2, y2 = box.tolist()
+    return [x1, y1, x2, y1, x2, y2, x1, y2]
+
+
+def test_the_pooler_does_not_wait_to_assign_boxes_to_levels():
+    names = ["0", "1"]
+    heads = convert(tiny_mask_rcnn(), sync_free=True).roi_heads
     for pooler in (heads.box_roi_pool, heads.mask_roi_pool):
         pooler.featmap_names = names
-        with FakeTensorMode():
+        with pretended_device():
             features = {
-                name: torch.rand(2, 6, 64 // stride, 96 // stride, device="cuda", requires_grad=True)
+                name: sent(torch.rand(2, 6, 64 // stride, 96 // stride)).requires_grad_()
                 for name, stride in zip(names, (8, 16), strict=True)
             }
-            boxes = [torch.rand(count, 4, device="cuda") for count in (5, 7)]
-            pooled = pooler.train()(features, boxes, [(64, 96)] * 2)
-            assert pooled.shape == (12, 6, *pooler.output_size)
-            with pytest.raises(DynamicOutputShapeException):
-                pooler.eval()(features, boxes, [(64, 96)] * 2)
+            boxes = [sent(torch.rand(count, 4).cumsum(1)) for count in (5, 7)]
+            waits = []
+            for training in (True, False):
+                with counted() as counts:
+                    pooled = pooler.train(training)(features, boxes, [(64, 96)] * 2)
+                assert pooled.shape == (12, 6, *pooler.output_size)
+                waits.append(counts.waits.total())
+        assert waits[0] == 0
+        assert waits[1] > 0
 
 
 def test_the_transform_keeps_boxes_on_the_host_only_in_training():
     model = convert(tiny_mask_rcnn(), sync_free=True)
-    with FakeTensorMode():
-        fake = torch.rand(2, 4, device="cuda")
-        model.transform.torch_choice = lambda sizes: sizes[0]
-        target = {"boxes": fake, "labels": torch.ones(2, dtype=torch.int64)}
-        image = torch.rand(3, 64, 80, device="cuda")
+    with pretended_device():
+        image = sent(torch.rand(3, 64, 80))
+        target = {"boxes": sent(torch.rand(2, 4)), "labels": torch.ones(2, dtype=torch.int64)}
         _, resized = model.transform.train().resize(image, target)
         assert resized["boxes"].device.type == "cpu"
         _, resized = model.transform.eval().resize(image, target)

@@ -1,23 +1,19 @@
-"""`maskloss.masks.roi_align`: RoIAlign of bitmaps, runs and groups of crops equals torchvision's operator."""
+"""`maskloss.masks.roi_align`: RoIAlign of bitmaps and runs equals torchvision's operator."""
 
 from __future__ import annotations
-
-from collections.abc import Iterator
-from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
-from torch._dynamo.testing import CompileCounterWithBackend
-from torchvision.ops import roi_align
 
+from benchmarks.pretended_device import counted, pretended_device, sent
 from maskloss import EncodedMasks, mask_targets
 from maskloss.masks import roi_align as roi_align_of_masks
 from maskloss.masks.encoded import Runs
-from maskloss.masks.roi_align import AxisSampling, align_crops, roi_align_bitmaps, roi_align_runs
+from maskloss.masks.roi_align import AxisSampling, roi_align_bitmaps, roi_align_runs
+from maskloss.masks.targets import targets_of_bitmaps
 from tests.masks.scenes import (
     BOXES,
     EXACT,
@@ -58,37 +54,44 @@ def test_each_box_uses_its_matched_mask():
     assert targets.tolist() == [[[1, 1], [1, 1]], [[0, 0], [0, 0]], [[1, 1], [1, 1]]]
 
 
+# On a GPU, whose code runs here on a pretended device.
+
+
 @pytest.mark.parametrize("dtype", [torch.bool, torch.uint8])
+@pytest.mark.parametrize("masks_at_once", [3, 2, 1])
 @both_alignments
-def test_crops_sampled_together_equal_crops_sampled_one_by_one(monkeypatch, generator, dtype, aligned):
-    # Run the code for GPUs on a CPU, with a pixel limit so low that there is more than one group.
+def test_a_gpu_samples_the_same_with_one_wait(monkeypatch, generator, dtype, masks_at_once, aligned):
+    monkeypatch.setattr(roi_align_of_masks, "_PIXELS_AT_ONCE", masks_at_once * 20 * 24 + 5)
     masks = random_masks(3, 20, 24, generator).to(dtype)
     boxes = torch.tensor(list(BOXES.values()))
     matched_idxs = torch.randint(0, 3, (len(boxes),), generator=generator)
     expected = mask_targets(masks, boxes, matched_idxs, 7, aligned=aligned)
-    monkeypatch.setattr(roi_align_of_masks, "_one_by_one", roi_align_of_masks._in_groups)
-    for pixels in (2**24, 300, 1):
-        monkeypatch.setattr(roi_align_of_masks, "_PIXELS_AT_ONCE", pixels)
-        targets = mask_targets(masks, boxes, matched_idxs, 7, aligned=aligned)
-        torch.testing.assert_close(targets, expected, **EXACT)
-    if dtype == torch.uint8:
-        masks[0, 5, 5] = 2
-        with pytest.raises(ValueError, match="masks must hold 0 and 1 only"):
-            mask_targets(masks, boxes, torch.zeros_like(matched_idxs), 7, aligned=aligned)
+    with pretended_device():
+        there = sent(masks), sent(boxes), sent(matched_idxs)
+        with counted() as counts:
+            targets = mask_targets(*there, 7, aligned=aligned)
+    assert targets.device.type == "cuda"
+    torch.testing.assert_close(targets.values, expected, **EXACT)
+    assert counts.waits.total() == 1
+    # Apple's devices have no float64.
+    assert torch.float64 not in counts.dtypes
 
 
-def test_groups_hold_every_crop_once_and_little_padding(generator):
-    heights, widths = torch.randint(1, 300, (2, 200), generator=generator).sort().values.tolist()
-    sizes = [[height, width] for height, width in zip(heights, widths, strict=True)]
-    ends = list(roi_align_of_masks._group_ends(sizes))
-    assert ends[0] == 0
-    assert ends[-1] == 200
-    assert ends == sorted(set(ends))
-    for first, last in pairwise(ends):
-        group = sizes[first:last]
-        padded = len(group) * max(height for height, _ in group) * max(width for _, width in group)
-        assert padded <= 2 * sum(height * width for height, width in group)
-    assert len(ends) < 20
+def test_a_gpu_launches_four_operations_for_the_masks_of_an_image(generator):
+    masks, boxes = random_masks(3, 20, 24, generator), torch.tensor(list(BOXES.values()))
+    idxs = torch.arange(len(boxes)) % 3
+    with pretended_device():
+        there = sent(masks), sent(boxes), sent(idxs)
+        with counted() as counts:
+            targets_of_bitmaps(*there, 7, aligned=False, binary=False)
+    assert counts.launches.total() == 4
+    assert counts.waits.total() == 0
+
+
+def test_a_mask_of_0_and_2_on_a_gpu_raises(generator):
+    masks = 2 * random_masks(3, 20, 24, generator).to(torch.uint8)
+    with pretended_device(), pytest.raises(ValueError, match="masks must hold 0 and 1 only"):
+        mask_targets(sent(masks), sent(torch.tensor([[1.0, 1.0, 9.0, 9.0]])), sent(torch.tensor([1])), 7)
 
 
 def test_more_boxes_than_one_chunk_all_get_targets(generator):
@@ -143,43 +146,6 @@ def test_only_pixels_that_are_read_are_checked():
     masks[0, 5, 5] = 255  # far from the box
     masks[1] = 255  # not matched
     assert targets_of(masks, [0.0, 0.0, 3.0, 3.0], 3).count_nonzero() == 0
-
-
-HEIGHT, WIDTH, M = 60, 80, 7
-
-
-@pytest.fixture
-def fresh_compiler() -> Iterator[None]:
-    torch._dynamo.reset()
-    yield
-    torch._dynamo.reset()
-
-
-def crops(count: int, largest_side: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Return masks, boxes, and the index of each box's mask."""
-    generator = torch.Generator().manual_seed(count)
-    masks = torch.rand(3, HEIGHT, WIDTH, generator=generator) < 0.5
-    low = torch.rand(count, 2, generator=generator) * 20
-    boxes = torch.cat([low, low + 4 + largest_side * torch.rand(count, 2, generator=generator)], dim=1)
-    return masks, boxes, torch.randint(3, (count,), generator=generator)
-
-
-@pytest.mark.parametrize("aligned", [False, True])
-def test_targets_are_one_graph_compiled_once_for_any_boxes(fresh_compiler: None, aligned: bool) -> None:
-    counter = CompileCounterWithBackend("aot_eager")
-    compiled = torch.compile(align_crops, backend=counter, fullgraph=True, dynamic=True)
-    compilations = []
-    for count, largest_side in ((9, 20.0), (30, 35.0), (5, 12.0), (17, 40.0)):
-        masks, boxes, instances = crops(count, largest_side)
-        x1, y1, x2, y2 = boxes.unbind(1)
-        rows = AxisSampling.of(y1, y2, HEIGHT, M, aligned=aligned)
-        columns = AxisSampling.of(x1, x2, WIDTH, M, aligned=aligned)
-        targets, _ = compiled(masks, instances, rows, columns, rows.sizes(), columns.sizes())
-        rois = torch.cat([instances[:, None].float(), boxes], dim=1)
-        expected = roi_align(masks[:, None].float(), rois, (M, M), 1.0, -1, aligned)[:, 0]
-        torch.testing.assert_close(targets, expected, rtol=0, atol=2e-6)
-        compilations.append(counter.frame_count)
-    assert compilations == [1, 1, 1, 1]
 
 
 # The functions by themselves.
@@ -238,11 +204,10 @@ def test_selected_boxes_have_their_own_weights(generator: torch.Generator) -> No
     whole = axis.weights(*axis.sizes())
     for boxes in (slice(2, 5), torch.tensor([5, 0])):
         assert torch.equal(axis.of_boxes(boxes).weights(*axis.sizes()), whole[boxes])
-    assert torch.equal(axis.to(torch.device("cpu")).weights(*axis.sizes()), whole)
 
 
 @both_alignments
-def test_runs_bitmaps_and_padded_crops_equal_roi_align(generator: torch.Generator, aligned: bool) -> None:
+def test_runs_and_bitmaps_equal_roi_align(generator: torch.Generator, aligned: bool) -> None:
     masks = random_masks(3, 20, 24, generator)
     boxes = torch.tensor(list(BOXES.values()))
     idxs = torch.arange(len(boxes)) % 3
@@ -253,9 +218,6 @@ def test_runs_bitmaps_and_padded_crops_equal_roi_align(generator: torch.Generato
     columns = AxisSampling.of(x1, x2, 24, 5, aligned=aligned)
     runs = [runs_of(masks[index].numpy()) for index in idxs.tolist()]
     torch.testing.assert_close(roi_align_runs(runs, rows, columns), expected, **EXACT)
-    targets, largest = align_crops(masks, idxs, rows, columns, rows.sizes(), columns.sizes())
-    torch.testing.assert_close(targets, expected, **EXACT)
-    assert largest == 1
 
 
 def runs_of(mask: np.ndarray) -> Runs:
@@ -271,12 +233,3 @@ def runs_of(mask: np.ndarray) -> Runs:
                 found.append((column, top, row))
                 top = None
     return Runs(*np.array(found, dtype=np.int64).reshape(-1, 3).T)
-
-
-def test_the_largest_value_of_the_crops_is_returned() -> None:
-    masks = torch.zeros(2, 6, 6, dtype=torch.uint8)
-    masks[1, 2, 2] = 3
-    axis = AxisSampling.of(torch.tensor([0.0]), torch.tensor([5.0]), length=6, size=2, aligned=True)
-    for instance, expected in ((0, 0), (1, 3)):
-        _, largest = align_crops(masks, torch.tensor([instance]), axis, axis, axis.sizes(), axis.sizes())
-        assert largest == expected

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
 from torchvision.models.detection.roi_heads import project_masks_on_boxes
 
+from benchmarks.pretended_device import counted, pretended_device, sent
 from maskloss import EncodedMasks, MaskTargets, mask_targets
-from maskloss.masks import roi_align as roi_align_of_masks
 from maskloss.masks.encoded import polygon_area
 from tests import reference
 from tests.masks.scenes import (
@@ -559,7 +559,7 @@ def test_targets_on_a_device_equal_those_on_the_cpu(generator, aligned):
 # Ranges, and devices without float64.
 
 
-@pytest.mark.parametrize("kind", ["bool", "uint8", "in groups", "rle", "polygon"])
+@pytest.mark.parametrize("kind", ["bool", "uint8", "on a GPU", "rle", "polygon"])
 @pytest.mark.parametrize("size", [7, 28])
 @both_alignments
 def test_targets_of_boxes_inside_an_object_never_leave_the_unit_interval(kind, size, aligned, generator):
@@ -575,10 +575,9 @@ def test_targets_of_boxes_inside_an_object_never_leave_the_unit_interval(kind, s
         "polygon": EncodedMasks([[[0, 0, width, 0, width, height, 0, height]]], height, width),
     }.get(kind, whole)
     idxs = torch.zeros(400, dtype=torch.int64)
-    if kind == "in groups":
-        rows = roi_align_of_masks.AxisSampling.of(boxes[:, 1], boxes[:, 3], height, size, aligned=aligned)
-        columns = roi_align_of_masks.AxisSampling.of(boxes[:, 0], boxes[:, 2], width, size, aligned=aligned)
-        targets, _ = roi_align_of_masks._in_groups(masks, rows, columns, idxs)
+    if kind == "on a GPU":
+        with pretended_device():
+            targets = mask_targets(sent(masks), sent(boxes), sent(idxs), size, aligned=aligned).values
     else:
         targets = mask_targets(masks, boxes, idxs, size, aligned=aligned)
     assert targets.max() <= 1
@@ -586,30 +585,20 @@ def test_targets_of_boxes_inside_an_object_never_leave_the_unit_interval(kind, s
     torch.nn.functional.binary_cross_entropy(targets, targets)
 
 
-class WithoutFloat64(torch.Tensor):
-    """A tensor on a simulated device without float64, such as Apple's, until it is copied to the host."""
-
-    @classmethod
-    def __torch_function__(cls, func, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
-        asked = [*args[1:], *kwargs.values()]
-        if func is torch.Tensor.double or any(a is torch.float64 for a in asked):
-            raise TypeError("Cannot convert a MPS Tensor to float64 dtype")
-        if func is torch.Tensor.cpu or any(
-            isinstance(a, str | torch.device) and str(a) == "cpu" for a in asked
-        ):
-            return args[0].as_subclass(torch.Tensor)
-        return super().__torch_function__(func, types, args, kwargs)
-
-
-def test_nothing_on_a_device_becomes_float64(generator):
-    masks = random_masks(2, 20, 24, generator)
-    boxes, idxs = torch.tensor([BOXES["inside"], BOXES["the image"]]), torch.tensor([0, 1])
-    expected = mask_targets(masks, boxes, idxs, 7)
-    there = [value.as_subclass(WithoutFloat64) for value in (masks, boxes, idxs)]
-    assert torch.equal(mask_targets(*there, 7).as_subclass(torch.Tensor), expected)
-    encoded = EncodedMasks([encode(mask) for mask in masks], 20, 24)
-    assert torch.equal(mask_targets(encoded, *there[1:], 7), mask_targets(encoded, boxes, idxs, 7))
+@pytest.mark.parametrize("kind", ["rle", "polygon"])
+def test_targets_of_encoded_masks_for_boxes_on_a_gpu_need_one_wait_and_no_float64_there(kind, generator):
+    bitmaps = random_masks(1, 20, 24, generator)
+    segmentation = encode(bitmaps[0]) if kind == "rle" else [[2, 3, 20, 4, 15, 18]]
+    masks = EncodedMasks([segmentation], 20, 24)
+    boxes, idxs = torch.tensor([BOXES["inside"], BOXES["the image"]]), torch.tensor([0, 0])
+    with pretended_device():
+        there = sent(boxes), sent(idxs)
+        with counted() as counts:
+            targets = mask_targets(masks, *there, 7)
+    assert torch.equal(targets.values, mask_targets(masks, boxes, idxs, 7))
+    # One to read the boxes, and one to send the targets, because the caller may change them in between.
+    assert counts.waits.total() == 2
+    assert torch.float64 not in counts.dtypes
 
 
 @pytest.mark.parametrize("binary", [False, True])

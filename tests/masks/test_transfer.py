@@ -1,4 +1,4 @@
-"""`maskloss.detection.transfer`: copies between the host and a device, for which the host does not wait."""
+"""`maskloss.masks.transfer`: copies between the host and a device, for which the host does not wait."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from maskloss.detection.transfer import AsyncHostCopy, send
+from maskloss.masks.transfer import AsyncHostCopy, send
 
 from .copies import BlockingCopies
 
