@@ -187,11 +187,8 @@ def test_a_loss_function_documents_its_result_an_example_and_its_source(name):
 
 
 def modules() -> list[str]:
-    names = ["maskloss"]
-    for package in (maskloss.losses, maskloss.masks, maskloss.detection):
-        names.append(package.__name__)
-        names += [module.name for module in pkgutil.iter_modules(package.__path__, f"{package.__name__}.")]
-    return names
+    found = pkgutil.walk_packages(maskloss.__path__, "maskloss.")
+    return ["maskloss", *sorted(module.name for module in found if not module.name.endswith("__main__"))]
 
 
 @pytest.mark.parametrize("name", modules())

@@ -126,8 +126,13 @@ def augmented(transforms: Transforms, image: Tensor, target: Target, seed: int) 
             The message names the field.
 
     Example:
-        >>> transforms = v2.Compose([v2.RandomRotation(10, fill=127), v2.SanitizeBoundingBoxes()])
-        >>> image, target = augmented(transforms, image, target, seed=0)
+        >>> image, masks = torch.zeros(3, 8, 8, dtype=torch.uint8), torch.zeros(1, 8, 8, dtype=torch.uint8)
+        >>> masks[0, 2:6, 2:4] = 1
+        >>> boxes, labels = torch.tensor([[2.0, 2.0, 4.0, 6.0]]), torch.tensor([1])
+        >>> target = {"boxes": boxes, "labels": labels, "masks": masks}
+        >>> flip = v2.RandomHorizontalFlip(p=1.0)
+        >>> augmented(flip, image, target, seed=0)[1]["boxes"]
+        tensor([[4., 2., 6., 6.]])
     """
     given = _validate(image, target)
     masks, every = given["masks"], torch.arange(len(given["boxes"]))

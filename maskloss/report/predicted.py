@@ -170,7 +170,7 @@ def perimeter(mask: npt.NDArray[np.uint8]) -> float:
 
     Example:
         >>> y, x = np.mgrid[-50:51, -50:51]
-        >>> round(perimeter((x * x + y * y <= 40**2).astype(np.uint8)) / (2 * np.pi * 40), 2)
+        >>> round(perimeter((x * x + y * y <= 40**2).astype(np.uint8)) / (2 * np.pi * 40), 1)
         1.0
 
     Source: the Cauchy-Crofton formula.
