@@ -148,7 +148,8 @@ def gains_of_branches() -> tuple[str, bool]:
     holds = (
         round(found["shapes", "point_rend"], 1) == 3.5
         and round(found["shapes", "mask_iou"], 1) == 0.8
-        and round(found["photographs", "mask_iou"], 1) == 0.5
+        and round(found["photographs", "mask_iou"], 1) == 0.6
+        and abs(found["photographs", "point_rend"]) < 0.5
     )
     return text, holds
 
