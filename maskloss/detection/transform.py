@@ -17,11 +17,11 @@ Paste = Literal["torchvision", "matched", "aligned"] | None
 
 
 class RCNNTransform(GeneralizedRCNNTransform):
-    """torchvision's `GeneralizedRCNNTransform` without a float copy of the ground-truth masks, and without waiting.
+    """torchvision's `GeneralizedRCNNTransform` without float copies of the masks, and without synchronizing.
 
     Masks are resized in their own dtype; `EncodedMasks` are not rasterized. torchvision copies the mean, the standard
-    deviation and four ratios to the device for each image, and the host waits each time; here they are copied once or
-    remain numbers.
+    deviation and four ratios to the device for each image, and synchronizes each time. Here the first two are copied
+    once, and ratios remain numbers.
 
     Attributes:
         paste: "torchvision" pastes as torchvision does; "matched" samples at pixel centers and undoes the offset of the

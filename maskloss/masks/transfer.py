@@ -1,4 +1,4 @@
-"""Transfers between the host and a device for which the host does not wait, or waits once."""
+"""Transfers between the host and a device that do not synchronize, or only once for many tensors."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class AsyncHostCopy:
 
 
 def send(tensor: Tensor, device: torch.device) -> Tensor:
-    """Copy a tensor to a device without waiting for the device.
+    """Copy a tensor to a device without synchronizing with it.
 
     Example:
         >>> send(torch.tensor([1, 2]), torch.device("cpu"))
@@ -49,7 +49,7 @@ def send(tensor: Tensor, device: torch.device) -> Tensor:
 
 
 def to_host(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Copy tensors to the host; all those of one device together, so that the host waits for it once.
+    """Copy tensors to the host; those of one device together, with one synchronization.
 
     Returns:
         The tensors with equal values, dtypes and shapes; those that are on the host already, unchanged.

@@ -194,7 +194,7 @@ def _in_float32(model: nn.Module) -> Iterator[None]:
 def batches_on(loader: Any, device: torch.device) -> Iterator[tuple[list[Tensor], list[dict[str, Any]]]]:
     """Yield the loader's batches on a device, with pixels as float32 in [0, 1].
 
-    The host does not wait for the transfers. `EncodedMasks` remain on the host.
+    The transfers do not synchronize. `EncodedMasks` remain on the host.
 
     Raises:
         InputError: an image cannot be read. The loader returns this error in place of the batch.
