@@ -102,10 +102,12 @@ class RCNNTransform(GeneralizedRCNNTransform):
             self._constants = {}
         key = (image.device, image.dtype, tuple(self.image_mean), tuple(self.image_std))
         if key not in self._constants:
-            mean, std = (
-                torch.tensor(values, dtype=image.dtype, device=image.device)[:, None, None]
-                for values in (self.image_mean, self.image_std)
-            )
+            # Constants made in inference mode could not be used in training.
+            with torch.inference_mode(False):
+                mean, std = (
+                    torch.tensor(values, dtype=image.dtype, device=image.device)[:, None, None]
+                    for values in (self.image_mean, self.image_std)
+                )
             self._constants[key] = mean, std
         return self._constants[key]
 

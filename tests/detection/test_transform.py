@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
+from benchmarks.pretended_device import counted, pretended_device, sent
 from maskloss import EncodedMasks
 from maskloss.detection.transform import RCNNTransform
 from maskloss.masks.paste import paste_masks, unaligned_offset
@@ -63,6 +64,33 @@ def test_bool_masks_stay_bool_and_show_torchvisions_pixels():
     _, [resized] = make(RCNNTransform)([image], [target])
     assert resized["masks"].dtype == torch.bool
     assert torch.equal(resized["masks"], expected["masks"].bool())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_gpu_gets_mean_and_ratios_once_and_computes_torchvisions_values(dtype):
+    image, target = scene(31, 47)
+    image = image.to(dtype)
+    expected_images, [expected] = make(GeneralizedRCNNTransform)([image], [target])
+    transform = make(RCNNTransform)
+    with pretended_device():
+        there = {key: sent(value) for key, value in target.items()}
+        for waits in (2, 0):
+            with counted() as counts:
+                images, [resized] = transform([sent(image, waits=False)], [there])
+            assert counts.waits.total() == waits
+    assert torch.equal(images.tensors.values, expected_images.tensors)
+    for field in ("boxes", "keypoints"):
+        assert torch.equal(resized[field].values, expected[field])
+
+
+def test_constants_made_in_inference_mode_are_used_in_training():
+    transform = make(RCNNTransform)
+    with torch.inference_mode():
+        transform._mean_and_std(torch.rand(3, 4, 4))
+    image = torch.rand(3, 4, 4, requires_grad=True)
+    mean, std = transform._mean_and_std(image)
+    ((image - mean) / std).sum().backward()
+    torch.testing.assert_close(image.grad, (1 / std).expand(3, 4, 4))
 
 
 def test_masks_that_have_the_right_size_are_not_copied():
