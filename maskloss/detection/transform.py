@@ -7,7 +7,9 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
+import torchvision
 from torch import Tensor
+from torchvision.models.detection import transform as torchvision_transform
 from torchvision.models.detection.transform import GeneralizedRCNNTransform, resize_boxes, resize_keypoints
 
 from maskloss.masks.encoded import EncodedMasks
@@ -155,14 +157,19 @@ class RCNNTransform(GeneralizedRCNNTransform):
         original_image_sizes: list[tuple[int, int]],
     ) -> list[dict[str, Tensor]]:
         """Scale detections to the original image sizes, and paste their masks."""
-        if self.training or self.paste == "torchvision":
+        if self.training or (self.paste == "torchvision" and torchvision._is_tracing()):
             return super().postprocess(result, image_shapes, original_image_sizes)
         for detection, size, original_size in zip(result, image_shapes, original_image_sizes, strict=True):
-            boxes = resize_boxes(detection["boxes"], size, original_size)
+            boxes = _resize_boxes(detection["boxes"], size, original_size)
             detection["boxes"] = boxes
             if "keypoints" in detection:
-                detection["keypoints"] = resize_keypoints(detection["keypoints"], size, original_size)
-            if "masks" in detection and self.paste is not None:
+                detection["keypoints"] = _resize_points(detection["keypoints"], size, original_size)
+            if "masks" in detection and self.paste == "torchvision":
+                # torchvision reads each box several times, so with boxes on a GPU it would synchronize each time.
+                detection["masks"] = torchvision_transform.paste_masks_in_image(
+                    detection["masks"], boxes.cpu(), original_size
+                )
+            elif "masks" in detection and self.paste is not None:
                 undone = self.paste == "matched" and not self.aligned_masks
                 offset = unaligned_offset(original_size, size) if undone else (0.0, 0.0)
                 pasted = paste_masks(
@@ -181,6 +188,8 @@ def _ratios(old: tuple[int, int], new: tuple[int, int]) -> tuple[float, float]:
 
 def _resize_boxes(boxes: Tensor, old: tuple[int, int], new: tuple[int, int]) -> Tensor:
     """Scale boxes (G, 4) by the ratio of two sizes (H, W); equal to torchvision's `resize_boxes`."""
+    if torch.compiler.is_exporting() or torchvision._is_tracing():  # there, sizes are no numbers
+        return resize_boxes(boxes, old, new)
     height, width = _ratios(old, new)
     x1, y1, x2, y2 = boxes.unbind(1)
     return torch.stack((x1 * width, y1 * height, x2 * width, y2 * height), dim=1)
@@ -188,6 +197,8 @@ def _resize_boxes(boxes: Tensor, old: tuple[int, int], new: tuple[int, int]) -> 
 
 def _resize_points(points: Tensor, old: tuple[int, int], new: tuple[int, int]) -> Tensor:
     """Scale points (G, K, 3), x, y and another value, by the ratio of two sizes (H, W)."""
+    if torch.compiler.is_exporting() or torchvision._is_tracing():
+        return resize_keypoints(points, old, new)
     height, width = _ratios(old, new)
     resized = points.clone()
     resized[..., 0] *= width

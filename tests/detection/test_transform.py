@@ -83,6 +83,22 @@ def test_a_gpu_gets_mean_and_ratios_once_and_computes_torchvisions_values(dtype)
         assert torch.equal(resized[field].values, expected[field])
 
 
+def test_masks_of_a_gpu_are_pasted_with_one_synchronization_and_torchvisions_values():
+    detection = {
+        "boxes": torch.tensor([[3.0, 4.0, 20.0, 31.0], [-2.0, 5.0, 39.0, 44.0], [7.2, 3.1, 9.9, 8.8]]),
+        "masks": torch.rand(3, 1, 7, 7, generator=torch.Generator().manual_seed(0)),
+        "keypoints": torch.rand(3, 4, 3) * 40,
+    }
+    expected = make(GeneralizedRCNNTransform).postprocess([dict(detection)], [(40, 50)], [(31, 47)])
+    with pretended_device():
+        there = {key: sent(value) for key, value in detection.items()}
+        with counted() as counts:
+            (found,) = make(RCNNTransform).postprocess([there], [(40, 50)], [(31, 47)])
+    assert counts.waits.total() == 1
+    for field, values in expected[0].items():
+        assert torch.equal(found[field].values, values), field
+
+
 def test_constants_made_in_inference_mode_are_used_in_training():
     transform = make(RCNNTransform)
     with torch.inference_mode():
