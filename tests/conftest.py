@@ -1,10 +1,17 @@
 """Fixtures that every part of the suite uses; what belongs to one part stays in its own file."""
 
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+
+
+def pytest_configure() -> None:
+    """Let Ctrl-C interrupt also if the tests run in the background, where shells ignore it."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture
