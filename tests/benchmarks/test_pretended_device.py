@@ -88,6 +88,7 @@ def test_gradients_are_those_of_a_cpu() -> None:
     assert torch.equal(there.grad.values, weight.grad)
 
 
+@pytest.mark.slow
 def test_the_script_prints_a_table_and_writes_results(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

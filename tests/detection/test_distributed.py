@@ -27,6 +27,8 @@ from tests.processes import run_ranks
 
 from .small_models import batch, tiny_mask_rcnn, training_pass, without_objects
 
+pytestmark = pytest.mark.slow
+
 WORLD, STEPS, LIMIT_S = 2, 3, 120
 
 CASES: dict[str, dict[str, Any]] = {

@@ -336,6 +336,7 @@ def test_losses_with_detections_are_torchvisions_on_the_proposals_of_evaluation(
         assert float(losses[key].detach()) == pytest.approx(expected, rel=1e-6), key
 
 
+@pytest.mark.slow
 def test_losses_do_not_depend_on_how_images_are_grouped(photos):
     model = maskloss.convert(mask_rcnn(), MaskRCNNLoss(regularization=MatterportL2Loss()))
     images, targets = choose(photos, CROWDED, FEW, UPRIGHT, WITHOUT)

@@ -19,6 +19,8 @@ from maskloss.training.loop import train
 from tests.training.small_runs import narrow_models, small_config, write_data
 from tests.training.test_partial_labels import weak_labels
 
+pytestmark = pytest.mark.slow
+
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 

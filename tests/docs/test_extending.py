@@ -19,6 +19,8 @@ from maskloss import cli
 from maskloss.training.metrics import METRICS
 from tests.training.small_runs import narrow_models
 
+pytestmark = pytest.mark.slow
+
 PAGE = Path(__file__).parents[2] / "docs" / "extending.md"
 
 

@@ -220,7 +220,8 @@ def test_torchs_label_smoothing_is_a_valid_term(generator):
 
 @pytest.mark.parametrize("gamma", [0.0, 0.5, 2.0])
 def test_class_focal_is_kornias(generator, gamma):
-    kornia = pytest.importorskip("kornia.losses", reason="kornia is not installed")
+    # Earlier versions, the newest for Python 3.10, add 1e-6 to every class of the target.
+    kornia = pytest.importorskip("kornia", minversion="0.9", reason="kornia 0.9 is not installed").losses
     class_logits = 2 * torch.randn(7, 4, generator=generator, dtype=torch.float64)
     labels = torch.randint(4, (7,), generator=generator)
     per_class = kornia.focal_loss(class_logits, labels, alpha=None, gamma=gamma, reduction="none")

@@ -17,6 +17,8 @@ from maskloss.losses.presets import PRESETS
 from maskloss.losses.terms import KeypointBatch, MaskBatch, RoIBatch, RPNBatch
 from tests.processes import run_ranks
 
+pytestmark = pytest.mark.slow
+
 WORLD, LIMIT_S, C = 2, 120, 4
 #: Per process: images, sampled anchors, positives among them, sampled RoIs, positives among them, keypoints.
 SHARES = [(1, 40, 3, 30, 11, 5), (3, 90, 20, 70, 0, 0)]

@@ -70,6 +70,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_data(tmp_path_factory.mktemp("averaged"))
 
 
+@pytest.mark.slow
 def test_a_run_evaluates_and_saves_the_average_and_resumes_exactly(data: Path, tmp_path: Path) -> None:
     changes = {
         "max_steps": 4,

@@ -25,6 +25,8 @@ from maskloss.training.loop import train
 from tests.processes import run_ranks
 from tests.training.small_runs import learned_loss, narrow_models, small_config
 
+pytestmark = pytest.mark.slow
+
 WORLD, LIMIT_S = 2, 240
 KEY = "maskloss.loss.mask.log_scale"
 CHANGES: dict[str, Any] = {

@@ -139,6 +139,7 @@ def test_a_users_code_goes_from_train_to_predict(
     assert not (tmp_path / "refused").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["point_rend", "mask_iou"])
 def test_a_named_branch_goes_from_train_to_predict(
     name: str, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -167,6 +168,7 @@ def test_a_named_branch_goes_from_train_to_predict(
     assert f"its mask branch is {name}; omit --mask-branch" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("size", "settings"),
     [(14, {}), (56, {}), (56, {"mask_branch": "mask_iou"}), (56, {"model": f"{HERE}.my_model"})],
