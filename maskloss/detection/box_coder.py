@@ -40,7 +40,7 @@ class BoxCoder(TorchvisionBoxCoder):
         boxes = boxes.to(rel_codes.dtype)[:, None]  # (R, 1, 4)
         size = boxes[..., 2:] - boxes[..., :2]
         center = boxes[..., :2] + 0.5 * size
-        deltas = rel_codes.reshape(len(rel_codes), rel_codes.shape[1] // 4, 4)
+        deltas = rel_codes.unflatten(1, (-1, 4))  # (R, C, 4)
         of_offset, of_growth = self._weights()
         offset = _each(torch.div, deltas[..., :2], of_offset)
         # exp of an untrained network's delta can overflow.

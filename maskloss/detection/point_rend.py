@@ -122,13 +122,14 @@ class PointHead(nn.Module):
             labels: (P,) int64.
         """
         hidden = fine_features
+        count = labels.shape[0]  # in torch.export, len() would have to be a number
         layer: Any
         for layer in self.layers:
             # One product for all RoIs, and changes in place, take a third of the time of a convolution on a CPU.
             weight, bias = layer.weight[:, :-1, 0].to(hidden.dtype), layer.bias.to(hidden.dtype)
             hidden = torch.baddbmm(
-                bias[:, None].expand(len(labels), -1, hidden.shape[2]),
-                weight.expand(len(labels), -1, -1),
+                bias[:, None].expand(count, -1, hidden.shape[2]),
+                weight.expand(count, -1, -1),
                 hidden,
             )
             hidden = hidden.addcmul_(
