@@ -7,7 +7,8 @@ import matplotlib.pyplot as plt
 
 from maskloss.ablation.analysis import summarized
 
-BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
+# Sphinx runs a figure in its own folder, without __file__.
+BENCHMARKS = Path("../../benchmarks")
 NAMES = {
     "lovasz": "Lovász",
     "bce_dice": "BCE + Dice",
