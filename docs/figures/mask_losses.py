@@ -7,8 +7,8 @@ import matplotlib.pyplot as plt
 
 from maskloss.ablation.analysis import summarized
 
-# Sphinx runs a figure in its own folder, without __file__.
-BENCHMARKS = Path("../../benchmarks")
+# Sphinx runs a figure in docs/, without __file__.
+BENCHMARKS = Path("../benchmarks")
 NAMES = {
     "lovasz": "Lovász",
     "bce_dice": "BCE + Dice",
