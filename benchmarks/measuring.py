@@ -139,8 +139,12 @@ def environment(device: str | torch.device = "cpu") -> dict[str, Any]:
 def write_results(name: str, device: str | torch.device, results: dict[str, Any]) -> None:
     """Write `results/NAME.json`, or on CUDA `results/NAME-cuda.json`, with the environment and the command."""
     RESULTS.mkdir(exist_ok=True)
+    # Results are committed, so folders of this machine are left out of paths.
+    shown = [
+        Path(argument).name if Path(argument).is_absolute() else argument for argument in sys.orig_argv[1:]
+    ]
     document = {
-        "command": " ".join(["python", *sys.orig_argv[1:]]),
+        "command": " ".join(["python", *shown]),
         "environment": environment(device),
         "results": results,
     }
