@@ -30,7 +30,7 @@ class BoxCoder(TorchvisionBoxCoder):
         gt_low, gt_size = reference_boxes[:, :2], reference_boxes[:, 2:] - reference_boxes[:, :2]
         offset = (gt_low + 0.5 * gt_size) - (low + 0.5 * size)
         growth = (gt_size / size).log()
-        of_offset, of_growth = self._weights()
+        of_offset, of_growth = self.weights[:2], self.weights[2:]
         return torch.cat(
             [_each(torch.mul, offset, of_offset) / size, _each(torch.mul, growth, of_growth)], dim=1
         )
@@ -41,17 +41,12 @@ class BoxCoder(TorchvisionBoxCoder):
         size = boxes[..., 2:] - boxes[..., :2]
         center = boxes[..., :2] + 0.5 * size
         deltas = rel_codes.unflatten(1, (-1, 4))  # (R, C, 4)
-        of_offset, of_growth = self._weights()
+        of_offset, of_growth = self.weights[:2], self.weights[2:]
         offset = _each(torch.div, deltas[..., :2], of_offset)
         # exp of an untrained network's delta can overflow.
         growth = _each(torch.div, deltas[..., 2:], of_growth).clamp(max=self.bbox_xform_clip)
         center, half = offset * size + center, 0.5 * (growth.exp() * size)
         return torch.cat([center - half, center + half], dim=2).flatten(1)
-
-    def _weights(self) -> tuple[tuple[float, float], tuple[float, float]]:
-        """Return the weights of x and y, and of width and height."""
-        wx, wy, ww, wh = self.weights
-        return (wx, wy), (ww, wh)
 
 
 def _each(operation: Any, values: Tensor, weights: tuple[float, float]) -> Tensor:

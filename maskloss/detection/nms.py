@@ -41,7 +41,7 @@ def batched_nms(boxes: Tensor, scores: Tensor, groups: Tensor, iou_threshold: fl
 
 
 def batched_nms_once(boxes: Tensor, scores: Tensor, groups: Tensor, iou_threshold: float) -> Tensor:
-    """Do the same with a single synchronization, whatever the number of boxes and groups.
+    """Suppress boxes as `batched_nms` does, with one synchronization whatever the number of boxes and groups.
 
     torchvision suppresses many boxes group by group, and synchronizes a few times for each group. This always moves the
     groups apart. The coordinates become larger, so that IoUs within rounding errors of the threshold may be decided
