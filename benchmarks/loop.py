@@ -43,11 +43,17 @@ SIDES = ("plain loop", "maskloss train")
 
 
 class PlainDataset(Dataset[tuple[Tensor, dict[str, Tensor]]]):
-    """Images and targets as torchvision's reference script makes them: float pixels, and a bitmap for each object."""
+    """Images and targets as torchvision's reference script makes them: float pixels, and a bitmap for each object.
 
-    def __init__(self, images: Path, annotations: Path) -> None:
+    Args:
+        images: folder of the images.
+        annotations: COCO-format file, with polygons.
+        flip: probability of flipping an image.
+    """
+
+    def __init__(self, images: Path, annotations: Path, *, flip: float = 0.5) -> None:
         document = json.loads(annotations.read_text())
-        self.folder, self.images = images, document["images"]
+        self.folder, self.images, self.flip = images, document["images"], flip
         self.labels = {category["id"]: place + 1 for place, category in enumerate(document["categories"])}
         self.objects: dict[int, list[dict[str, Any]]] = {image["id"]: [] for image in self.images}
         for annotation in document["annotations"]:
@@ -70,7 +76,7 @@ class PlainDataset(Dataset[tuple[Tensor, dict[str, Tensor]]]):
             ]
         )
         bitmaps = torch.from_numpy(masks.astype(np.uint8))
-        if torch.rand(()) < 0.5:
+        if torch.rand(()) < self.flip:
             pixels, bitmaps = pixels.flip(-1), bitmaps.flip(-1)
             corners[:, [0, 2]] = width - corners[:, [2, 0]]
         labels = torch.tensor([self.labels[one["category_id"]] for one in objects])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any, Literal
 
 import torch
@@ -143,12 +142,15 @@ class RCNNTransform(GeneralizedRCNNTransform):
         """
         if self.aligned_masks:
             return 0.0, 0.0
-        # torchvision's own code computes the new size, on a meta tensor without memory; in training it draws one.
-        in_evaluation = copy.copy(self)
-        in_evaluation.training = False
-        image = torch.empty((3, *image_size), device="meta")
-        resized, _ = GeneralizedRCNNTransform.resize(in_evaluation, image, None)
-        return unaligned_offset(image_size, (resized.shape[-2], resized.shape[-1]))
+        return unaligned_offset(image_size, self._size_in_evaluation(*image_size))
+
+    def _size_in_evaluation(self, height: int, width: int) -> tuple[int, int]:
+        """Return the (H, W) to which `resize` brings an image of this size in evaluation, in px."""
+        if self.fixed_size is not None:
+            return self.fixed_size[1], self.fixed_size[0]
+        scale = min(self.min_size[-1] / min(height, width), self.max_size / max(height, width))
+        # Floored, as by `interpolate`.
+        return int(height * scale), int(width * scale)
 
     def postprocess(
         self,

@@ -9,6 +9,7 @@ from torch import nn
 from maskloss.detection.builders import MODEL_NAMES, ModelSettings, build_model
 from maskloss.detection.compatibility import check_parts, full_name, has_replaceable_transform
 from maskloss.detection.conversion import MASK_BRANCHES
+from maskloss.detection.convolutions import fold_frozen_norms, use_channels_last
 from maskloss.detection.mask_branch import MaskBranch
 from maskloss.detection.mask_size import set_mask_size
 from maskloss.errors import InputError
@@ -16,7 +17,7 @@ from maskloss.training.import_paths import called, imported
 
 
 def make_model(settings: ModelSettings) -> nn.Module:
-    """Make the model that `settings.name` names, not converted yet.
+    """Make the model that `settings.name` names, not converted yet, with cheaper convolutions.
 
     A name with a dot is the import path of a builder, `(num_classes, settings) -> model`. Its model must be one that
     `maskloss.convert` accepts, with torchvision's own transform. The builder decides how to use `settings.min_size` and
@@ -26,8 +27,11 @@ def make_model(settings: ModelSettings) -> nn.Module:
         InputError: the builder does not exist, raises, or returns anything else; or a size of masks is given for mask
             layers that are not torchvision's.
     """
-    if settings.name in MODEL_NAMES:
-        return build_model(settings)
+    model = build_model(settings) if settings.name in MODEL_NAMES else _users_model(settings)
+    return use_channels_last(fold_frozen_norms(model))
+
+
+def _users_model(settings: ModelSettings) -> nn.Module:
     where = f"--model {settings.name!r}"
     model = called(imported(settings.name, "--model"), where, settings.num_classes, settings)
     is_detector = all(hasattr(model, part) for part in ("transform", "backbone", "rpn", "roi_heads"))

@@ -377,3 +377,24 @@ def test_nothing_is_pasted_in_training(paste):
     transform = make(RCNNTransform, training=True)
     transform.paste = paste
     assert transform.postprocess([], [RESIZED], [ORIGINAL]) == []
+
+
+@given(
+    height=st.integers(1, 3000),
+    width=st.integers(1, 3000),
+    min_sizes=st.lists(st.integers(1, 1500), min_size=1, max_size=3),
+    longest=st.integers(1, 2000),
+    fixed=st.none() | st.tuples(st.integers(1, 100), st.integers(1, 100)),
+)
+def test_the_mask_offset_follows_from_the_size_to_which_torchvision_resizes(
+    height: int, width: int, min_sizes: list[int], longest: int, fixed: tuple[int, int] | None
+) -> None:
+    transform = RCNNTransform(min_sizes, longest, [0.5], [0.5], fixed_size=fixed).eval()
+    # One channel without memory of its own: torchvision resizes it by its own code.
+    image = torch.zeros(1, 1, 1).expand(1, height, width)
+    try:
+        resized, _ = GeneralizedRCNNTransform.resize(transform, image, None)
+    except RuntimeError:  # a side of 0 px
+        return
+    expected = unaligned_offset((height, width), (resized.shape[-2], resized.shape[-1]))
+    assert transform.mask_offset((height, width)) == expected
