@@ -14,6 +14,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 from torchvision.models.detection import maskrcnn_resnet50_fpn, maskrcnn_resnet50_fpn_v2
+from torchvision.ops import FrozenBatchNorm2d
 
 import maskloss
 from maskloss.data.coco import Category
@@ -486,15 +487,19 @@ def test_default_weights_build_torchvisions_network(
     assert not loaded.left
     trained = {key for key, value in model.named_parameters() if value.requires_grad}
     assert trained == {key for key, value in stock.named_parameters() if value.requires_grad}
-    assert {key: type(module).__name__ for key, module in model.backbone.named_modules()} == {
-        key: type(module).__name__ for key, module in stock.backbone.named_modules()
-    }
+    frozen_norms = [
+        {key for key, module in net.backbone.named_modules() if isinstance(module, FrozenBatchNorm2d)}
+        for net in (model, stock)
+    ]
+    assert frozen_norms[0] == frozen_norms[1]
     if trainable_layers is None:
         images = torch.rand(1, 3, 64, 96)
         with torch.no_grad():
             one, other = (net.eval().backbone(images) for net in (model, stock))
         assert all(other[level].isfinite().all() for level in other)
-        assert all(torch.equal(one[level], other[level]) for level in other)
+        for level, values in other.items():
+            # Frozen norms are folded into the convolutions, which rounds differently.
+            torch.testing.assert_close(one[level], values, rtol=1e-4, atol=1e-5 * float(values.abs().max()))
         # The file rebuilds it.
         description = ModelDescription(
             settings, tuple(Category(i, str(i)) for i in range(1, 91)), aligned=False
@@ -502,7 +507,7 @@ def test_default_weights_build_torchvisions_network(
         save_model(tmp_path / "model.safetensors", maskloss.convert(model), description)
         with torch.no_grad():
             again = load_model(tmp_path / "model.safetensors").model.backbone(images)
-        assert all(torch.equal(again[level], other[level]) for level in other)
+        assert all(torch.equal(again[level], one[level]) for level in one)
 
 
 def test_how_many_stages_of_a_small_backbone_are_trained() -> None:
