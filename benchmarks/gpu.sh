@@ -44,7 +44,8 @@ if [ "$device" = cpu ]; then
 else
     # The files with tests for a GPU, because collecting all tests needs packages that are not carried.
     part 120 python -m pytest -q -m cuda -p no:cacheprovider tests/masks/test_paste.py tests/masks/test_targets.py \
-        tests/masks/test_transfer.py tests/detection/test_target_checks.py tests/detection/test_on_a_gpu.py
+        tests/masks/test_transfer.py tests/detection/test_target_checks.py tests/detection/test_on_a_gpu.py \
+        tests/detection/test_cuda_graphs.py
     part 40 python benchmarks/mask_tail.py --device "$device"
     part 60 python benchmarks/masks.py --device "$device"
     part 40 python benchmarks/matching.py --device "$device"

@@ -1,14 +1,15 @@
 """Images per second of `maskloss train` beside a plain training loop with torchvision, loader included.
 
     python benchmarks/loop.py --images DIR --annotations FILE [--batch-sizes 2 4] [--threads 1 2] [--rounds 3]
-                              [--num-images 24] [--min-size 320] [--device cpu|cuda]
+                              [--num-images 24] [--min-size 320] [--device cpu|cuda] [--options JSON]
 
 Both sides fine-tune Mask R-CNN R50-FPN with frozen norms and three trainable stages, by SGD, on the same images of a
 COCO-format file, flipped with probability 0.5, in batches of images with the same orientation. The plain loop is what
 torchvision's reference script does: masks as pixels, made by pycocotools, and in each step the losses are read to stop
 if they are not finite. Each measurement is a process of its own: it takes one epoch, and counts from the end of its
-first step. The sides alternate. Prints medians, ratios and peak memory, and writes results/loop.json. With the default
-options, a quarter of an hour on two CPU cores.
+first step. The sides alternate. `--options '{"sync_free": true, "cuda_graphs": true}'` changes settings of `maskloss
+train`. Prints medians, ratios and peak memory, and writes results/loop.json. With the default options, a quarter of an
+hour on two CPU cores.
 """
 
 from __future__ import annotations
@@ -118,27 +119,28 @@ def maskloss_train(arguments: argparse.Namespace, weights: Path, annotations: Pa
     """Run `maskloss train` for one epoch, and yield the time after each step."""
     validation = annotations.with_name("validation.json")
     output = Path(tempfile.mkdtemp(dir=annotations.parent))
-    config = TrainConfig(
-        train_images=str(arguments.images),
-        train_annotations=str(annotations),
-        val_images=str(arguments.images),
-        val_annotations=str(validation),
-        output=str(output),
-        weights=str(weights),
-        frozen_normalization=True,
-        trainable_layers=3,
-        max_steps=len(PlainDataset(arguments.images, annotations).batches(arguments.batch)),
-        batch_size=arguments.batch,
-        learning_rate=1e-4,
-        min_size=arguments.min_size,
-        max_size=2 * arguments.min_size,
-        log_every=1,
-        evaluate_every=0,
-        val_losses=False,
-        workers=0,
-        device=arguments.device,
-        trackers="",
-    )
+    settings: dict[str, Any] = {
+        "train_images": str(arguments.images),
+        "train_annotations": str(annotations),
+        "val_images": str(arguments.images),
+        "val_annotations": str(validation),
+        "output": str(output),
+        "weights": str(weights),
+        "frozen_normalization": True,
+        "trainable_layers": 3,
+        "max_steps": len(PlainDataset(arguments.images, annotations).batches(arguments.batch)),
+        "batch_size": arguments.batch,
+        "learning_rate": 1e-4,
+        "min_size": arguments.min_size,
+        "max_size": 2 * arguments.min_size,
+        "log_every": 1,
+        "evaluate_every": 0,
+        "val_losses": False,
+        "workers": 0,
+        "device": arguments.device,
+        "trackers": "",
+    }
+    config = TrainConfig(**{**settings, **arguments.options})
     # Memory counts up to the evaluation after the last step, which the plain loop lacks; the checkpoint is included.
     evaluate = loop.evaluate
 
@@ -235,6 +237,7 @@ def main() -> None:
     parser.add_argument("--num-images", type=int, default=24)
     parser.add_argument("--min-size", type=int, default=320, help="shorter side, in px")
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--options", type=json.loads, default={}, help="settings of maskloss train, as JSON")
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
     parser.add_argument("--batch", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--inputs", type=Path, help=argparse.SUPPRESS)

@@ -31,6 +31,8 @@ class RCNNTransform(GeneralizedRCNNTransform):
         aligned_masks: `MaskTargets.aligned` of the loss; if True, mask targets have no offset.
         boxes_on_host: keep the boxes of training targets on the host, so that torchvision's check of each image's
             boxes, after this transform, does not synchronize.
+        padded_sizes: sizes (H, W) in px to which batches are padded in training, the first one that is large enough; a
+            batch that fits none is padded to its largest image.
         keeps_images: add the resized image (3, H, W), RGB in [0, 1], to its target as "resized_image", for a mask term
             that needs it.
 
@@ -43,6 +45,7 @@ class RCNNTransform(GeneralizedRCNNTransform):
     paste: Paste = "torchvision"
     aligned_masks: bool = False
     boxes_on_host: bool = False
+    padded_sizes: tuple[tuple[int, int], ...] = ()
     keeps_images: bool = False
 
     #: Mean and standard deviation, (3, 1, 1) each, by device, dtype and their values.
@@ -123,12 +126,24 @@ class RCNNTransform(GeneralizedRCNNTransform):
     def batch_images(self, images: list[Tensor], size_divisible: int = 32) -> Tensor:
         """Pad the images to one size and stack them, as torchvision does; `torch.export` traces one image."""
         if not torch.compiler.is_exporting():
+            if self.training and self.padded_sizes:
+                images = self._padded(images)
             batch: Tensor = super().batch_images(images, size_divisible)
             return batch
         # torchvision computes the size with floats, which would fix it in the exported graph.
         (image,) = images
         height, width = image.shape[-2:]
         return F.pad(image, (0, -width % size_divisible, 0, -height % size_divisible))[None]
+
+    def _padded(self, images: list[Tensor]) -> list[Tensor]:
+        """Pad the first image to the first of `padded_sizes` that holds all images, which is then the batch's size."""
+        needed = [max(image.shape[axis] for image in images) for axis in (-2, -1)]
+        for height, width in self.padded_sizes:
+            if needed[0] <= height and needed[1] <= width:
+                first, *others = images
+                padding = (0, width - first.shape[-1], 0, height - first.shape[-2])
+                return [F.pad(first, padding), *others]
+        return images
 
     def mask_offset(self, image_size: tuple[int, int]) -> tuple[float, float]:
         """Return the sub-pixel offset of masks predicted by a network trained with this transform.

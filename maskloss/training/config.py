@@ -113,7 +113,10 @@ class TrainConfig:
             mobilenet_v2. It needs weights. If omitted: 3 with weights, all without, as in torchvision.
         freeze: names of parts of the model that are not trained, such as "backbone" or "rpn.head"; * stands for any
             text. Give several as a list or separated by commas.
-        sync_free: sample anchors and RoIs without waiting for the GPU; see `maskloss.convert`.
+        sync_free: sample anchors and RoIs without synchronizing with the GPU; see `maskloss.convert`.
+        cuda_graphs: replay the backbone, the FPN and the RPN head as CUDA graphs; see
+            `maskloss.detection.cuda_graphs.graph_convolutions`. Batches are then padded to one of two sizes. Needs a
+            CUDA GPU, and no accumulation_steps.
         synchronized: with several processes, divide the losses by the counts of all of them, so that they are those of
             one process with the whole batch.
         crowds: "leave_out" trains the regions inside a crowd's box as background. "ignore" trains them neither as
@@ -178,6 +181,7 @@ class TrainConfig:
     trainable_layers: int | None = None
     freeze: str | list[str] = ""
     sync_free: bool = False
+    cuda_graphs: bool = False
     synchronized: bool = False
     crowds: Crowds = "leave_out"
     max_detections: int = 100
@@ -219,6 +223,12 @@ class TrainConfig:
             "epochs",
             "omitted with --max-steps",
             self.epochs,
+        )
+        _check(
+            not self.cuda_graphs or self.accumulation_steps == 1,
+            "accumulation_steps",
+            "1 with --cuda-graphs, because a graph overwrites its gradients",
+            self.accumulation_steps,
         )
         for name, most in _LARGEST.items():
             values = getattr(self, name)

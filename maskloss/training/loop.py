@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from maskloss.data.coco import CocoData
 from maskloss.data.sampler import mixed_seed
 from maskloss.detection.conversion import convert, loss_parameters
+from maskloss.detection.cuda_graphs import graph_convolutions
 from maskloss.detection.sampling import SeededSampler
 from maskloss.files import locked, make_folder, remove_leftovers, write_text
 from maskloss.training.averaging import WeightAverage
@@ -36,6 +37,8 @@ from maskloss.training.setup import Pictures, Run, device_of, guest, make_loader
 from maskloss.training.term_errors import terms_named
 
 logger = logging.getLogger(__name__)
+
+_AUTOCAST = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -93,6 +96,11 @@ def _train_in_locked_folder(run: Run) -> TrainingResult:
     average = None if config.ema is None else WeightAverage(model, config.ema)
     if average is not None and checkpoint is not None:
         average.load_state_dict(checkpoint.get("average", {}), str(config.output_folder / "checkpoints"))
+    model.train()
+    for module in frozen:
+        module.eval()
+    if config.cuda_graphs:
+        graph_convolutions(model, config.batch_size, autocast=_AUTOCAST[config.mixed_precision])
     prepared, optimizer = accelerator.prepare(model, optimizer)
     if checkpoint is not None and accelerator.scaler is not None:
         accelerator.scaler.load_state_dict(checkpoint["scaler"])
@@ -111,9 +119,6 @@ def _train_in_locked_folder(run: Run) -> TrainingResult:
             _warn(run)
             if run.pictures is not None and start == 0:
                 _draw_first_batches(run, run.pictures, loader)
-        model.train()
-        for module in frozen:
-            module.eval()
         incoming = keyed_batches(loader, accelerator.device)
         checked = LossCheck()
         began = time.perf_counter() - elapsed

@@ -215,6 +215,8 @@ def device_of(config: TrainConfig) -> torch.device:
     device = chosen_device(config.device)
     if config.mixed_precision == "fp16" and device.type == "cpu":
         raise InputError("--mixed-precision fp16 needs a GPU; bf16 runs on CPUs")
+    if config.cuda_graphs and device.type != "cuda":
+        raise InputError(f"--cuda-graphs needs a CUDA GPU, but the device is {device}")
     cpus = os.cpu_count() or 1
     if config.workers > max(16, 4 * cpus):
         raise InputError(

@@ -539,3 +539,29 @@ def test_sync_free_trains(shapes: Path, tmp_path: Path) -> None:
     # Other samples of the same images.
     assert losses[0] != losses[1]
     assert losses[0] == pytest.approx(losses[1], rel=0.3)
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [("no", None), ("bf16", torch.bfloat16)])
+def test_cuda_graphs_are_captured_once_the_model_is_ready(
+    precision: str, dtype: torch.dtype | None, shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    captured = []
+
+    def capture(model: Any, batch_size: int, *, autocast: torch.dtype | None) -> None:
+        assert model.training
+        assert not model.backbone.body.conv1.training
+        assert not model.backbone.body.conv1.weight.requires_grad
+        captured.append((batch_size, autocast))
+
+    monkeypatch.setattr(loop, "graph_convolutions", capture)
+    monkeypatch.setattr(loop, "device_of", lambda config: torch.device("cpu"))
+    config = small_config(
+        shapes,
+        tmp_path / "run",
+        max_steps=1,
+        cuda_graphs=True,
+        mixed_precision=precision,
+        freeze="backbone.body.conv1",
+    )
+    train(config)
+    assert captured == [(config.batch_size, dtype)]

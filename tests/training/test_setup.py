@@ -19,7 +19,14 @@ import maskloss
 from maskloss.errors import InputError
 from maskloss.training.loop import train
 from maskloss.training.model_file import load_model
-from maskloss.training.setup import chosen_device, image_repeats, make_accelerator, make_optimizer, read_data
+from maskloss.training.setup import (
+    chosen_device,
+    device_of,
+    image_repeats,
+    make_accelerator,
+    make_optimizer,
+    read_data,
+)
 from tests.training.small_runs import small_config, tensors
 
 
@@ -66,6 +73,16 @@ def test_cuda_without_a_device_is_refused(monkeypatch: pytest.MonkeyPatch) -> No
     with pytest.raises(InputError, match="--device cuda: torch finds no CUDA device"):
         chosen_device("cuda")
     assert chosen_device("auto") == chosen_device("cpu") == torch.device("cpu")
+
+
+def test_cuda_graphs_on_a_cpu_are_refused(shapes: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="--cuda-graphs needs a CUDA GPU, but the device is cpu"):
+        device_of(small_config(shapes, tmp_path / "run", cuda_graphs=True))
+
+
+def test_cuda_graphs_refuse_accumulated_gradients(shapes: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="--accumulation-steps must be 1 with --cuda-graphs"):
+        small_config(shapes, tmp_path / "run", cuda_graphs=True, accumulation_steps=2)
 
 
 def test_fp16_on_a_cpu_is_refused(shapes: Path, tmp_path: Path) -> None:
