@@ -20,6 +20,7 @@ from maskloss.errors import InputError, RunError
 from maskloss.training import evaluation
 from maskloss.training.evaluation import batches_on, evaluate
 from tests.data.coco_files import HEIGHT, WIDTH, write_coco
+from tests.photos import ANNOTATIONS, FOLDER, read_photos
 from tests.training.rectangles import write_rectangles
 
 
@@ -101,3 +102,13 @@ def test_another_error_of_the_loader_is_not_called_a_dead_worker() -> None:
 
     with pytest.raises(RuntimeError, match="The size of tensor a"):
         next(batches_on(loader(), torch.device("cpu")))
+
+
+def test_photographs_are_sent_in_a_quarter_of_the_bytes_of_floats_and_bitmaps() -> None:
+    photos = read_photos()
+    dataset = CocoDataset(read_coco(FOLDER, ANNOTATIONS), scaled=False)
+    batch = collate([dataset[index] for index in range(len(photos))])
+    with pretended_device(), counted() as counts:
+        next(batches_on([batch], DEVICE))
+    plain = sum(image.nbytes + target["masks"].to(torch.uint8).nbytes for image, target in photos)
+    assert 0 < counts.bytes_sent < plain / 4
