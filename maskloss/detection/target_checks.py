@@ -342,14 +342,23 @@ def is_resized_to_nothing(height: int, width: int, min_size: int, max_size: int)
 
 def _check_form(name: _ImageName, image: Tensor, target: Target, expected: ModelInputs) -> None:
     """Check keys, types, dtypes, shapes and counts, without reading values."""
-    masks_needed = expected.has_masks and not {"has_mask", "points"} & set(target)
-    needed = ["boxes", "labels"] + ["masks"] * masks_needed + ["keypoints"] * expected.has_keypoints
-    for field in needed:
-        if field not in target:
-            raise ValueError(f"{name}: the target has no {field}")
-    boxes, labels = target["boxes"], target["labels"]
+    if "boxes" not in target:
+        raise ValueError(f"{name}: the target has no boxes")
+    boxes = target["boxes"]
+    # As in torchvision, the boxes are checked before other fields.
     if not isinstance(boxes, Tensor):
         raise TargetTypeError(f"{name}, boxes: expected a tensor, got {type(boxes).__name__}")
+    # Without objects, users pass empty fields of many shapes; they hold no values.
+    is_empty = boxes.numel() == 0 and boxes.shape[:1] in ((), (0,))
+    if not is_empty and (boxes.dim() != 2 or boxes.shape[1] != 4):
+        raise TargetValueError(f"{name}, boxes: expected shape (G, 4), got {tuple(boxes.shape)}")
+    masks_needed = expected.has_masks and not {"has_mask", "points"} & set(target)
+    needed = ["labels"] + ["masks"] * masks_needed + ["keypoints"] * expected.has_keypoints
+    for field in needed:
+        if field not in target:
+            # torchvision finds boxes without area first, and raises AssertionError for them.
+            raise TargetValueError(f"{name}: the target has no {field}")
+    labels = target["labels"]
     if not isinstance(labels, Tensor):
         raise TypeError(f"{name}, labels: expected a tensor, got {type(labels).__name__}")
     if boxes.is_complex() or boxes.dtype == torch.bool:
@@ -361,11 +370,8 @@ def _check_form(name: _ImageName, image: Tensor, target: Target, expected: Model
         )
     if "ignore_boxes" in target:
         _check_ignore_boxes_form(name, target["ignore_boxes"])
-    if boxes.numel() == 0 and boxes.shape[:1] in ((), (0,)):
-        # Without objects, users pass empty fields of many shapes; they hold no values.
+    if is_empty:
         return
-    if boxes.dim() != 2 or boxes.shape[1] != 4:
-        raise TargetValueError(f"{name}, boxes: expected shape (G, 4), got {tuple(boxes.shape)}")
     count = len(boxes)
     if labels.dtype != torch.int64:
         raise TypeError(f"{name}, labels: expected torch.int64, got {labels.dtype}")

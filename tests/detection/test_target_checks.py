@@ -214,6 +214,24 @@ def test_losses_and_detections_raises_the_same_errors(bad, guarded_model):
         maskloss.losses_and_detections(guarded_model, images, targets)
 
 
+@pytest.mark.parametrize(
+    ("boxes", "message"),
+    [
+        (0.0, "boxes: expected a tensor, got float"),
+        (torch.rand(4), r"boxes: expected shape \(G, 4\), got \(4,\)"),
+        (torch.rand(1, 5), r"boxes: expected shape \(G, 4\), got \(1, 5\)"),
+        (torch.tensor([[1, 3, 1, 4]]), "the target has no labels"),
+    ],
+)
+def test_wrong_boxes_alone_raise_the_assertion_error_of_torchvision(boxes, message, guarded_model):
+    # torchvision's `test_detection_model_validation`: targets with nothing but wrong boxes.
+    images, _ = batch(num_images=1)
+    with pytest.raises(AssertionError, match=message):
+        guarded_model.train()(images, [{"boxes": boxes}])
+    with pytest.raises(AssertionError):
+        tiny_mask_rcnn().train()(images, [{"boxes": boxes}])
+
+
 def test_good_input_reaches_the_transform(guarded_model):
     # Without this, a check that rejects every input would pass the tests above.
     with pytest.raises(NotReached):
