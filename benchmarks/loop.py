@@ -8,8 +8,8 @@ COCO-format file, flipped with probability 0.5, in batches of images with the sa
 torchvision's reference script does: masks as pixels, made by pycocotools, and in each step the losses are read to stop
 if they are not finite. Each measurement is a process of its own: it takes one epoch, and counts from the end of its
 first step. The sides alternate. `--options '{"sync_free": true, "cuda_graphs": true}'` changes settings of `maskloss
-train`. Prints medians, ratios and peak memory, and writes results/loop.json. With the default options, a quarter of an
-hour on two CPU cores.
+train`. Prints medians, ratios, peak memory and the seconds from the start of a process to the end of its first step,
+and writes results/loop.json. With the default options, a quarter of an hour on two CPU cores.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from typing import Any
 from unittest.mock import patch
 
 import numpy as np
+import psutil
 import torch
 from measuring import Spread, speedup, write_results
 from PIL import Image
@@ -112,6 +113,7 @@ def plain_loop(arguments: argparse.Namespace, weights: Path, annotations: Path) 
         optimizer.zero_grad()
         total.backward()
         optimizer.step()
+        arguments.first_step = arguments.first_step or time.time()
         yield time.perf_counter()
 
 
@@ -142,13 +144,21 @@ def maskloss_train(arguments: argparse.Namespace, weights: Path, annotations: Pa
     }
     config = TrainConfig(**{**settings, **arguments.options})
     # Memory counts up to the evaluation after the last step, which the plain loop lacks; the checkpoint is included.
-    evaluate = loop.evaluate
+    evaluate, take_step = loop.evaluate, loop.take_step
 
     def after_training(*given: Any, **options: Any) -> Any:
         arguments.peak = peak(arguments.device)
         return evaluate(*given, **options)
 
-    with patch.object(loop, "evaluate", after_training):
+    def timed_step(*given: Any, **options: Any) -> Any:
+        losses = take_step(*given, **options)
+        arguments.first_step = arguments.first_step or time.time()
+        return losses
+
+    with (
+        patch.object(loop, "evaluate", after_training),
+        patch.object(loop, "take_step", timed_step),
+    ):
         loop.train(config)
     for line in (output / "history.jsonl").read_text().splitlines():
         entry = json.loads(line)
@@ -213,7 +223,9 @@ def measure(arguments: argparse.Namespace) -> None:
     dataset = PlainDataset(arguments.images, folder / "train.json")
     images = len(dataset) - len(dataset.batches(arguments.batch)[0])
     most = getattr(arguments, "peak", None) or peak(arguments.device)
-    print(json.dumps({"images_per_second": images / (times[-1] - times[0]), "bytes": most}))
+    until_first_step = arguments.first_step - psutil.Process().create_time()
+    speed = images / (times[-1] - times[0])
+    print(json.dumps({"images_per_second": speed, "bytes": most, "until_first_step": until_first_step}))
 
 
 def peak(device: str) -> int:
@@ -242,6 +254,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--inputs", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    arguments.first_step = None
     if arguments.side:
         measure(arguments)
         return
@@ -264,9 +277,11 @@ def main() -> None:
                         found[side].append(json.loads(output.splitlines()[-1]))
                 results[f"batch {batch}, {threads} threads"] = row = summary(found)
                 speeds, ratio = row["images_per_second"], row["times_as_fast"]
+                until = row["seconds_until_first_step"]
                 print(
                     f"{batch:>5} {threads:>7}  {speeds[SIDES[0]]:>20.3f} {speeds[SIDES[1]]:>15.3f}  "
-                    f"{ratio.median:.2f}x ({ratio.low:.2f} to {ratio.high:.2f}), memory {row['memory']:.2f}x",
+                    f"{ratio.median:.2f}x ({ratio.low:.2f} to {ratio.high:.2f}), memory {row['memory']:.2f}x, "
+                    f"first step after {until[SIDES[0]]:.1f} and {until[SIDES[1]]:.1f} s",
                     flush=True,
                 )
     write_results("loop", arguments.device, results)
@@ -275,12 +290,14 @@ def main() -> None:
 def summary(found: dict[str, list[dict[str, float]]]) -> dict[str, Any]:
     """Return the medians of both sides, and ratios of neighboring measurements."""
     speeds = {side: [one["images_per_second"] for one in measured] for side, measured in found.items()}
+    until = {side: [one["until_first_step"] for one in measured] for side, measured in found.items()}
     peaks = {side: Spread.of([one["bytes"] for one in measured]).median for side, measured in found.items()}
     return {
         "images_per_second": {side: Spread.of(values).median for side, values in speeds.items()},
         "times_as_fast": speedup(speeds[SIDES[1]], speeds[SIDES[0]]),
         "bytes": peaks,
         "memory": peaks[SIDES[1]] / peaks[SIDES[0]],
+        "seconds_until_first_step": {side: Spread.of(values).median for side, values in until.items()},
     }
 
 

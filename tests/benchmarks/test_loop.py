@@ -72,3 +72,4 @@ def test_the_script_compares_both_sides(tmp_path: Path) -> None:
     assert set(row["images_per_second"]) == {"plain loop", "maskloss train"}
     assert all(speed > 0 for speed in row["images_per_second"].values())
     assert f"{row['memory']:.2f}x" in printed
+    assert all(seconds > 0 for seconds in row["seconds_until_first_step"].values())
