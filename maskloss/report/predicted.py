@@ -17,7 +17,7 @@ from PIL import Image
 
 from maskloss.errors import RunError
 from maskloss.files import make_folder, reason_of, write_bytes
-from maskloss.report.pictures import cut_out_rle, draw_results, names_for, png
+from maskloss.report.pictures import cut_out_results, draw_results, names_for, png
 
 #: Columns of objects.csv. Lengths are in px, areas in px².
 COLUMNS = (
@@ -107,10 +107,8 @@ class PredictedFiles:
             RunError: the disk is full, or the folder is not writable.
         """
         names = names_for(self.names, len(results))
-        write_bytes(self.folder / name, png(draw_results(image, [dict(result) for result in results], names)))
-        cuts = [
-            cut_out_rle(result["segmentation"]) if "segmentation" in result else None for result in results
-        ]
+        cuts = cut_out_results(results)
+        write_bytes(self.folder / name, png(draw_results(image, results, names, cuts=cuts)))
         label_map = np.zeros((image.height, image.width), dtype=np.uint16) if self.label_maps else None
         try:
             for number, (result, cut) in enumerate(zip(results, cuts, strict=True), start=1):

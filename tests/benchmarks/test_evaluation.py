@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.photos import ANNOTATIONS, FOLDER
 
 ROOT = Path(__file__).parents[2]
@@ -25,6 +27,7 @@ def build():
 """
 
 
+@pytest.mark.slow
 def test_the_script_compares_both_sides(tmp_path: Path) -> None:
     script = tmp_path / "benchmarks"
     script.mkdir()

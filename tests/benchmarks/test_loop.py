@@ -57,6 +57,7 @@ def test_batches_have_one_orientation(loop: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.slow
 def test_the_script_compares_both_sides(tmp_path: Path) -> None:
     data = write_rectangles(tmp_path / "data")
     images, annotations = data.image_path(data.images[0]).parent, data.annotation_file

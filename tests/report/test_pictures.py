@@ -7,10 +7,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 from PIL import Image
+from pycocotools import mask as coco_mask
 
 from maskloss.data.coco import CocoData, read_coco
-from maskloss.report.pictures import category_color, draw_truth, shortened
+from maskloss.report.pictures import category_color, cut_out, cut_out_rle, draw_truth, shortened
 from tests.data.coco_files import write_coco
 
 GRAY = (150, 150, 150)
@@ -62,3 +66,25 @@ def test_names_and_ids_of_any_length_are_drawn() -> None:
     assert category_color(3) == category_color(3 + 2**31)
     assert len(shortened("W" * 2_000_000)) == 40
     assert shortened("caf\udce9") == "caf\\udce9"
+
+
+@given(
+    mask=arrays(np.uint8, st.tuples(st.integers(1, 30), st.integers(1, 30)), elements=st.integers(0, 1)),
+    as_text=st.booleans(),
+)
+def test_the_part_of_an_rle_that_is_set_is_that_of_the_decoded_mask(mask: Any, as_text: bool) -> None:
+    rle = coco_mask.encode(np.asfortranarray(mask))
+    if as_text:
+        rle["counts"] = rle["counts"].decode()
+    part, corner = cut_out_rle(rle)
+    expected, expected_corner = cut_out(coco_mask.decode(rle))
+    assert part.shape == expected.shape
+    assert np.array_equal(part, expected)
+    assert corner == expected_corner or not expected.size
+
+
+def test_runs_of_length_0_change_nothing() -> None:
+    rle = coco_mask.frPyObjects({"size": [3, 2], "counts": [0, 2, 0, 1, 3]}, 3, 2)
+    part, corner = cut_out_rle(rle)
+    assert np.array_equal(part, [[1], [1], [1]])
+    assert corner == (0, 0)
