@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -75,3 +76,63 @@ def test_every_script_takes_the_options_that_it_is_given() -> None:
         source = (ROOT / f"benchmarks/{name}.py").read_text("utf-8")
         for option in re.findall(r"--([\w-]+)", options):
             assert f'"--{option}"' in source, (name, option)
+
+
+#: Packages that a machine with torch, torchvision and the carried pycocotools and pytest may lack.
+MISSING = (
+    "accelerate", "faster_coco_eval", "filelock", "jinja2", "jsonargparse", "matplotlib", "psutil", "safetensors",
+    "scipy", "tensorboard", "tqdm",
+)  # fmt: skip
+#: Hides them in every Python process that has this file on its path.
+HIDING = """
+from importlib.machinery import PathFinder
+
+own = PathFinder.find_spec
+
+def find_spec(finder, name, path=None, target=None):
+    return None if name.partition(".")[0] in MISSING else own(name, path, target)
+
+PathFinder.find_spec = classmethod(find_spec)
+"""
+
+
+@pytest.fixture
+def without_packages(tmp_path: Path) -> dict[str, str]:
+    """An environment in which the packages cannot be imported."""
+    (tmp_path / "sitecustomize.py").write_text(f"MISSING = {MISSING!r}\n{HIDING}")
+    return {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}", "OMP_NUM_THREADS": "1"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(set(re.findall(r"benchmarks/(\w+)\.py", SCRIPT.read_text()))))
+def test_every_script_starts_without_the_packages_of_training(
+    name: str, without_packages: dict[str, str]
+) -> None:
+    command = [sys.executable, f"benchmarks/{name}.py", "--help"]
+    if name == "table":  # has no options
+        command = command[:2]
+    done = subprocess.run(command, cwd=ROOT, env=without_packages, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+@pytest.mark.slow
+def test_the_tests_for_a_gpu_are_collected_without_the_packages_of_training(
+    without_packages: dict[str, str],
+) -> None:
+    files = re.findall(r"tests/\S+\.py", SCRIPT.read_text())
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "--collect-only",
+        "-m",
+        "cuda",
+        "-p",
+        "no:cacheprovider",
+        *files,
+    ]
+    done = subprocess.run(command, cwd=ROOT, env=without_packages, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    for file in files:
+        assert f"{file}::" in done.stdout
