@@ -34,7 +34,8 @@ class FoldedNorm(FrozenBatchNorm2d):
 
         They are computed again only after a buffer has been changed, replaced or moved.
         """
-        if torch.compiler.is_compiling() or self.weight.is_inference():  # there, changes are not counted
+        # Changes of inference tensors are not counted, and constants that a graph reads must be part of the graph.
+        if self.weight.is_inference() or torch.compiler.is_compiling() or _is_captured(self.weight):
             return self._computed()
         buffers = [self.weight, self.bias, self.running_mean, self.running_var]
         versions = [buffer._version for buffer in buffers]
@@ -108,6 +109,11 @@ def fold_frozen_norms(model: nn.Module) -> nn.Module:
                 norm.__class__ = FoldedNorm
                 conv.__dict__["_norm"] = norm
     return model
+
+
+def _is_captured(tensor: Tensor) -> bool:
+    """Return whether the next operation on a tensor becomes part of a CUDA graph."""
+    return tensor.is_cuda and torch.cuda.is_current_stream_capturing()
 
 
 def _pairs(module: nn.Module) -> Iterator[tuple[nn.Module, nn.Module]]:

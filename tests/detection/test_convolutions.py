@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torchvision.ops.misc import Conv2dNormActivation, FrozenBatchNorm2d
 
 import maskloss
+from maskloss.detection import convolutions
 from maskloss.detection.builders import ModelSettings, build_model
 from maskloss.detection.convolutions import FoldedConv2d, FoldedNorm, fold_frozen_norms, use_channels_last
 from tests.detection.small_models import NUM_CLASSES, batch
@@ -102,6 +103,17 @@ def test_constants_made_in_inference_mode_are_used_in_training() -> None:
         folded(torch.rand(1, 3, 8, 8))
     folded(torch.rand(1, 3, 8, 8)).sum().backward()
     assert folded[0].weight.grad is not None
+
+
+def test_a_graph_computes_the_constants_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    folded = fold_frozen_norms(block())
+    folded(torch.rand(1, 3, 8, 8))
+    kept = folded[1].scale_and_shift()
+    assert folded[1].scale_and_shift() is kept
+    monkeypatch.setattr(convolutions, "_is_captured", lambda tensor: True)
+    own = folded[1].scale_and_shift()
+    # A tensor from outside the graph would be freed when the norm is changed, and the graph would read its memory.
+    assert all(new is not old and torch.equal(new, old) for new, old in zip(own, kept, strict=True))
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
