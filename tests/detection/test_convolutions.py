@@ -16,7 +16,7 @@ import maskloss
 from maskloss.detection import convolutions
 from maskloss.detection.builders import ModelSettings, build_model
 from maskloss.detection.convolutions import FoldedConv2d, FoldedNorm, fold_frozen_norms, use_channels_last
-from tests.detection.small_models import NUM_CLASSES, batch
+from tests.detection.small_models import NUM_CLASSES, batch, tiny_mask_rcnn
 
 
 def randomized(module: nn.Module) -> nn.Module:
@@ -187,10 +187,27 @@ def test_channels_last_keeps_the_features() -> None:
         torch.testing.assert_close(features[level], values, rtol=1e-4, atol=1e-5)
 
 
-def test_other_inputs_of_a_backbone_pass_the_hook_unchanged() -> None:
-    model = nn.Module()
-    model.backbone = nn.Identity()
-    use_channels_last(model)
+def test_the_mask_head_gets_channels_last_and_the_box_head_without_convolutions_does_not() -> None:
+    model = use_channels_last(maskloss.convert(tiny_mask_rcnn())).eval()
+    layouts = {}
+
+    def record(name: str) -> None:
+        def hook(head: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            layouts[name] = inputs[0].is_contiguous(memory_format=torch.channels_last)
+
+        getattr(model.roi_heads, name).register_forward_pre_hook(hook)
+
+    record("mask_head")
+    record("box_head")
+    images, _ = batch()
+    with torch.no_grad():
+        assert sum(len(detection["boxes"]) for detection in model(images)) > 0
+    assert layouts == {"mask_head": True, "box_head": False}
+
+
+def test_other_inputs_pass_the_hook_unchanged() -> None:
+    layers = nn.Sequential(nn.Identity())
+    layers.register_forward_pre_hook(convolutions._with_channels_last)
     pair = torch.rand(2, 3)
-    assert model.backbone(pair) is pair
-    assert model.backbone("text") == "text"
+    assert layers(pair) is pair
+    assert layers("text") == "text"
