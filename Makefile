@@ -33,10 +33,14 @@ types: $(INSTALLED)
 docs: $(INSTALLED)
 	$(BIN)/sphinx-build -E -W --keep-going -q docs build/docs
 
-# Takes about twenty minutes on two cores, ideally with nothing else running.
-BENCHMARKS := mask_tail masks mask_fidelity matching roi_path inference_tail profile_step
+# Takes about half an hour on two cores, ideally with nothing else running. With IMAGES=DIR ANNOTATIONS=FILE, also the
+# whole training loop and the evaluation, on these photographs.
+BENCHMARKS := mask_tail masks mask_fidelity matching roi_path inference_tail profile_step launches growth
+ON_PHOTOGRAPHS := $(if $(IMAGES),loop evaluation)
 bench: $(INSTALLED)
 	for name in $(BENCHMARKS); do $(BIN)/python benchmarks/$$name.py || exit 1; done
+	for name in $(ON_PHOTOGRAPHS); do \
+	    $(BIN)/python benchmarks/$$name.py --images $(IMAGES) --annotations $(ANNOTATIONS) || exit 1; done
 	$(BIN)/python benchmarks/table.py
 
 # Without a GPU, the CPU wheels of torch and torchvision (pytorch.org, "Get started") save 4 GB: install these two in

@@ -1,7 +1,7 @@
 """Images per second of `maskloss train` beside a plain training loop with torchvision, loader included.
 
     python benchmarks/loop.py --images DIR --annotations FILE [--batch-sizes 2 4] [--threads 1 2] [--rounds 3]
-                              [--num-images 24] [--min-size 320] [--device cpu|cuda] [--options JSON]
+                              [--num-images 24] [--min-sizes 320] [--device cpu|cuda] [--options JSON]
 
 Both sides fine-tune Mask R-CNN R50-FPN with frozen norms and three trainable stages, by SGD, on the same images of a
 COCO-format file, flipped with probability 0.5, in batches of images with the same orientation. The plain loop is what
@@ -23,6 +23,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -247,11 +248,12 @@ def main() -> None:
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--num-images", type=int, default=24)
-    parser.add_argument("--min-size", type=int, default=320, help="shorter side, in px")
+    parser.add_argument("--min-sizes", type=int, nargs="+", default=[320], help="shorter sides, in px")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--options", type=json.loads, default={}, help="settings of maskloss train, as JSON")
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
     parser.add_argument("--batch", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--min-size", type=int, default=320, help=argparse.SUPPRESS)
     parser.add_argument("--inputs", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     arguments.first_step = None
@@ -262,28 +264,29 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         write_inputs(arguments, Path(name))
         print(
-            f"{'batch':>5} {'threads':>7}  {'images/s: plain loop':>20} {'maskloss train':>15}  times as fast"
+            f"{'px':>4} {'batch':>5} {'threads':>7}  {'images/s: plain loop':>20} {'maskloss train':>15}  times as fast"
         )
-        for batch in arguments.batch_sizes:
-            for threads in arguments.threads:
-                found: dict[str, list[dict[str, float]]] = {side: [] for side in SIDES}
-                for _ in range(arguments.rounds):
-                    for side in SIDES:
-                        command = [sys.executable, __file__, *sys.argv[1:], "--threads", str(threads)]
-                        command += ["--side", side, "--batch", str(batch), "--inputs", name]
-                        output = subprocess.check_output(
-                            command, text=True, env={**os.environ, "OMP_NUM_THREADS": str(threads)}
-                        )
-                        found[side].append(json.loads(output.splitlines()[-1]))
-                results[f"batch {batch}, {threads} threads"] = row = summary(found)
-                speeds, ratio = row["images_per_second"], row["times_as_fast"]
-                until = row["seconds_until_first_step"]
-                print(
-                    f"{batch:>5} {threads:>7}  {speeds[SIDES[0]]:>20.3f} {speeds[SIDES[1]]:>15.3f}  "
-                    f"{ratio.median:.2f}x ({ratio.low:.2f} to {ratio.high:.2f}), memory {row['memory']:.2f}x, "
-                    f"first step after {until[SIDES[0]]:.1f} and {until[SIDES[1]]:.1f} s",
-                    flush=True,
-                )
+        for side_px, batch, threads in product(arguments.min_sizes, arguments.batch_sizes, arguments.threads):
+            found: dict[str, list[dict[str, float]]] = {side: [] for side in SIDES}
+            for _ in range(arguments.rounds):
+                for side in SIDES:
+                    command = [sys.executable, __file__, *sys.argv[1:], "--threads", str(threads)]
+                    command += ["--side", side, "--batch", str(batch), "--min-size", str(side_px)]
+                    output = subprocess.check_output(
+                        [*command, "--inputs", name],
+                        text=True,
+                        env={**os.environ, "OMP_NUM_THREADS": str(threads)},
+                    )
+                    found[side].append(json.loads(output.splitlines()[-1]))
+            results[f"{side_px} px, batch {batch}, {threads} threads"] = row = summary(found)
+            speeds, ratio = row["images_per_second"], row["times_as_fast"]
+            until = row["seconds_until_first_step"]
+            print(
+                f"{side_px:>4} {batch:>5} {threads:>7}  {speeds[SIDES[0]]:>20.3f} {speeds[SIDES[1]]:>15.3f}  "
+                f"{ratio.median:.2f}x ({ratio.low:.2f} to {ratio.high:.2f}), memory {row['memory']:.2f}x, "
+                f"first step after {until[SIDES[0]]:.1f} and {until[SIDES[1]]:.1f} s",
+                flush=True,
+            )
     write_results("loop", arguments.device, results)
 
 

@@ -67,9 +67,9 @@ def test_the_script_compares_both_sides(tmp_path: Path) -> None:
         (script / name).write_text((ROOT / "benchmarks" / name).read_text())
     command = [sys.executable, str(script / "loop.py"), "--images", str(images), "--annotations"]
     command += [str(annotations), "--batch-sizes", "1", "--threads", "1", "--rounds", "2"]
-    command += ["--num-images", "4", "--min-size", "64"]
+    command += ["--num-images", "4", "--min-sizes", "64"]
     printed = subprocess.check_output(command, text=True, cwd=ROOT)
-    row = json.loads((script / "results/loop.json").read_text())["results"]["batch 1, 1 threads"]
+    row = json.loads((script / "results/loop.json").read_text())["results"]["64 px, batch 1, 1 threads"]
     assert set(row["images_per_second"]) == {"plain loop", "maskloss train"}
     assert all(speed > 0 for speed in row["images_per_second"].values())
     assert f"{row['memory']:.2f}x" in printed
