@@ -213,6 +213,16 @@ def test_resizing_down_and_up_again_loses_nothing():
     assert torch.equal(masks.bitmaps(), encoded_pair().bitmaps())
 
 
+def test_translating_moves_masks_down_and_right_within_the_same_image():
+    moved = encoded_pair().translate(y=2, x=1)
+    assert moved.shape == (2, 8, 6)
+    expected = torch.zeros(2, 8, 6, dtype=torch.uint8)
+    expected[:, 2:, 1:] = encoded_pair().bitmaps()[:, :-2, :-1]
+    assert torch.equal(moved.bitmaps(), expected)
+    by_fractions = encoded_pair().translate(y=-0.75, x=0.25)
+    assert by_fractions.polygons(1)[0].tolist() == [[1.25, 0.25], [4.25, 0.25], [4.25, 3.25], [1.25, 3.25]]
+
+
 def test_operations_compose_in_their_order():
     # Resize, then crop, then flip moves x = 1 to 2 * 1 = 2, then to 2 - 3 = -1, then to 7 - (-1) = 8.
     masks = encoded_pair().resize(16, 12).crop(top=4, left=3, height=10, width=7).horizontal_flip()
@@ -222,10 +232,10 @@ def test_operations_compose_in_their_order():
 
 
 def test_a_crop_beyond_the_image_pads_with_zeros():
-    padded = encoded_pair().crop(top=-2, left=-1, height=12, width=9)
-    assert padded.shape == (2, 12, 9)
-    expected = torch.zeros(2, 12, 9, dtype=torch.uint8)
-    expected[:, 2:10, 1:7] = encoded_pair().bitmaps()
+    padded = encoded_pair().crop(top=-5, left=-4, height=16, width=13)
+    assert padded.shape == (2, 16, 13)
+    expected = torch.zeros(2, 16, 13, dtype=torch.uint8)
+    expected[:, 5:13, 4:10] = encoded_pair().bitmaps()
     assert torch.equal(padded.bitmaps(), expected)
     # The crop removed nothing, so more padding is allowed.
     assert padded.crop(top=-1, left=0, height=20, width=9).shape == (2, 20, 9)
@@ -238,6 +248,26 @@ def test_padding_after_a_crop_raises(window):
     for masks in (cropped, cropped.horizontal_flip().resize(5, 4), cropped.crop(0, 0, 5, 4)):
         with pytest.raises(ValueError, match="that were cropped cannot be padded"):
             masks.crop(*window)
+
+
+def test_extents_are_the_tight_boxes_within_the_current_image():
+    bitmap = torch.zeros(8, 6, dtype=torch.bool)
+    bitmap[2:5, 1:4] = True
+    outline = [1, 2, 4, 2, 4, 5, 1, 5]
+    masks = EncodedMasks([encode(bitmap), [outline], encode(torch.zeros(8, 6))], 8, 6)
+    for changed, expected in (
+        (masks, [1, 2, 4, 5]),
+        (masks.resize(16, 24), [4, 4, 16, 10]),  # 2 in y, 4 in x
+        (masks.horizontal_flip(), [2, 2, 5, 5]),
+        (masks.vertical_flip(), [1, 3, 4, 6]),
+        (masks.crop(top=1, left=0, height=5, width=6), [1, 1, 4, 4]),
+        (masks.crop(top=3, left=2, height=1, width=1), [0, 0, 1, 1]),
+    ):
+        boxes = changed.extents()
+        assert boxes[:2].tolist() == [expected, expected]
+        assert boxes[2].isnan().all()
+    below = masks.crop(top=5, left=0, height=3, width=6)
+    assert below.extents().isnan().all()
 
 
 def test_operations_do_not_change_the_original():
@@ -279,6 +309,7 @@ GOOD_RLE = {"size": [2, 3], "counts": [1, 2, 3]}
         ({"size": [2, 3], "counts": ["a"]}, "corrupt"),
         ({"size": [2, 3], "counts": [float("nan"), 6]}, "corrupt"),
         ({"size": [2, 3], "counts": "!"}, "the character '!' is not allowed"),
+        ({"size": [2, 3], "counts": "p"}, "the character 'p' is not allowed"),
         ({"size": [2, 3], "counts": "ü"}, "corrupt"),
         ({"size": [2, 3], "counts": "6o"}, "the last number is incomplete"),
         ({"size": [2, 3], "counts": b""}, "they cover 0 pixels of 6"),
