@@ -15,7 +15,7 @@ from pycocotools import mask as coco_mask
 
 import maskloss
 from maskloss.masks import coco_format
-from maskloss.masks.coco_format import clip_polygon, rasterize_polygons
+from maskloss.masks.coco_format import clip_polygon, count_pixels, rasterize_polygons
 
 HEIGHT, WIDTH = 40, 50
 
@@ -32,7 +32,9 @@ points = st.tuples(st.floats(-30, 80), st.floats(-30, 70))
 @given(st.lists(st.lists(points, min_size=3, max_size=9), min_size=1, max_size=3))
 def test_ordinary_polygons_match_pycocotools_bit_for_bit(polygons):
     arrays = [np.array(polygon) for polygon in polygons]
-    assert np.array_equal(rasterize_polygons(arrays, HEIGHT, WIDTH), by_pycocotools(arrays))
+    expected = by_pycocotools(arrays)
+    assert np.array_equal(rasterize_polygons(arrays, HEIGHT, WIDTH), expected)
+    assert count_pixels(arrays, HEIGHT, WIDTH) == expected.sum()
 
 
 @settings(deadline=None, max_examples=100, derandomize=True)
@@ -100,7 +102,10 @@ def test_a_clipped_polygon_fills_the_same_pixels(monkeypatch):
 
 def test_polygons_clipped_to_nothing_give_an_empty_mask():
     far = np.array([[1e9, 1e9], [2e9, 1e9], [2e9, 2e9]])
-    assert not rasterize_polygons([far], HEIGHT, WIDTH).any()
+    mask = rasterize_polygons([far], HEIGHT, WIDTH)
+    assert mask.dtype == np.uint8
+    assert not mask.any()
+    assert count_pixels([far], HEIGHT, WIDTH) == 0
 
 
 def test_huge_polygons_do_not_crash_the_process():
