@@ -327,6 +327,17 @@ def test_float64_stays_float64(case, generator):
     assert case.function(*arguments(predictions), **case.knobs).dtype == torch.float64
 
 
+@each([*OF_MASKS, *OF_OBJECTNESS, *OF_ALL_MASKS, *OF_BOX_GRIDS])
+@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.float16, torch.bfloat16])
+def test_targets_of_any_dtype_are_computed_in_float32(case, generator, dtype):
+    predictions, arguments = inputs(case, generator, dtype=torch.float32)
+    _, targets, *labels = arguments(predictions)
+    targets = targets.to(dtype) if dtype.is_floating_point else (targets > 0.5).to(dtype)
+    values = case.function(predictions, targets, *labels, **case.knobs)
+    expected = case.function(predictions, targets.float(), *labels, **case.knobs)
+    torch.testing.assert_close(values, expected, rtol=0, atol=0)
+
+
 @each([*OF_MASKS, *OF_OBJECTNESS])
 def test_shapes_that_differ_raise_with_both(case, generator):
     predictions, arguments = inputs(case, generator)
@@ -335,7 +346,7 @@ def test_shapes_that_differ_raise_with_both(case, generator):
         case.function(predictions, targets[:1], **case.knobs)
 
 
-@each(OF_MASKS)
+@each([*OF_MASKS, *OF_BOX_GRIDS])
 def test_dense_logits_keep_their_first_axes(case, generator):
     logits = torch.randn(2, 3, 5, 7, generator=generator)
     targets = torch.rand(2, 3, 5, 7, generator=generator)
