@@ -175,6 +175,22 @@ def test_lovasz_is_smps(smp, logits, targets):
     torch.testing.assert_close(mask_lovasz_loss(logits, targets), expected)
 
 
+def test_lovasz_is_a_loop_over_its_definition(logits, targets, tolerance):
+    expected = []
+    for z, t in zip(logits.flatten(1).tolist(), targets.flatten(1).tolist(), strict=True):
+        errors = [1 - (logit if wanted else -logit) for logit, wanted in zip(z, t, strict=True)]
+        wanted = {pixel for pixel, target in enumerate(t) if target}
+        total, before, mask = 0.0, 0.0, wanted
+        for pixel in sorted(range(len(z)), key=lambda pixel: -errors[pixel]):
+            mask = mask ^ {pixel}  # wrong in one more pixel
+            delta = 1 - len(mask & wanted) / len(mask | wanted)
+            total, before = total + max(errors[pixel], 0) * (delta - before), delta
+        expected.append(total)
+    torch.testing.assert_close(
+        mask_lovasz_loss(logits, targets).tolist(), expected, **tolerance[torch.float64]
+    )
+
+
 def test_lovasz_of_hard_errors_is_one_minus_iou():
     # With all margins ±1 wrong pixels have an error of 2 and right ones of 0, and the hinge is 2 (1 - IoU).
     generator = torch.Generator().manual_seed(3)
