@@ -202,6 +202,12 @@ def test_class_weights_need_one_finite_weight_per_class(generator):
     assert "3 classes" in repr(ClassWeightedCrossEntropyLoss([0.5, 2.0, 4.0]))
 
 
+def test_class_weights_that_are_whole_numbers_are_kept_as_float32():
+    module = ClassWeightedCrossEntropyLoss([1, 2, 4])
+    assert module.class_weights.dtype == torch.float32
+    assert module.class_weights.tolist() == [1, 2, 4]
+
+
 def test_torchs_label_smoothing_is_a_valid_term(generator):
     class_logits = torch.randn(7, 3, generator=generator)
     labels = torch.randint(3, (7,), generator=generator)

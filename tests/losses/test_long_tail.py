@@ -87,6 +87,12 @@ def test_no_gradient_goes_through_the_seesaws_factors(class_logits):
     torch.testing.assert_close(found.grad, expected.grad)
 
 
+def test_the_seesaw_of_the_background_and_one_class_is_cross_entropy(class_logits):
+    logits, labels = class_logits[:, :2], LABELS.clamp(max=1)
+    expected = torch.nn.functional.cross_entropy(logits, labels, reduction="none")
+    torch.testing.assert_close(SeesawLoss(2)(logits, labels), expected)
+
+
 # EQL v2
 
 
@@ -116,6 +122,11 @@ def test_the_equalized_module_sums_the_gradients_of_each_class(class_logits):
         module(class_logits, LABELS)
     assert all(torch.equal(before[key], value) for key, value in module.state_dict().items())
     assert "mu=0.8" in repr(module)
+
+
+def test_one_class_besides_the_background_can_be_equalized(class_logits):
+    logits, labels = class_logits[:, :2], LABELS.clamp(max=1)
+    torch.testing.assert_close(EqualizationLossV2(2)(logits, labels), class_sigmoid_loss(logits, labels))
 
 
 # Federated
@@ -166,10 +177,27 @@ def test_all_classes_in_the_batch_count_even_if_they_are_more_than_num_classes()
     assert "num_classes=1 of 5" in repr(FederatedLoss([1.0] * 6, num_classes=1))
 
 
+def test_counts_that_are_whole_numbers_are_kept_as_float32(class_logits):
+    module = FederatedLoss([0, 5, 3, 2, 1], power=1)
+    assert module.class_weights.dtype == torch.float32
+    assert module.class_weights.tolist() == [0, 5, 3, 2, 1]
+    # All foreground classes are in the loss.
+    torch.testing.assert_close(module(class_logits, LABELS), class_sigmoid_loss(class_logits, LABELS))
+
+
 # All of them
 
 
 MODULES = [SeesawLoss(C), EqualizationLossV2(C), FederatedLoss([1.0] * C, num_classes=3)]
+
+
+def test_the_defaults_are_those_of_the_papers(class_logits):
+    found = seesaw_loss(class_logits, LABELS, class_counts=COUNTS)
+    expected = reference.seesaw(class_logits, LABELS.tolist(), COUNTS.tolist(), 0.8, 2.0)
+    torch.testing.assert_close(found.tolist(), expected)
+    found = equalization_loss_v2(class_logits, LABELS, gradient_ratio=RATIO)
+    expected, _, _ = reference.equalized(class_logits, LABELS.tolist(), RATIO.tolist(), 12.0, 0.8, 4.0)
+    torch.testing.assert_close(found.tolist(), expected)
 
 
 @pytest.mark.parametrize("module", MODULES, ids=lambda module: type(module).__name__)
