@@ -3,6 +3,7 @@
 import copy
 import math
 import pickle
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -16,8 +17,11 @@ from maskloss import BoxRegression, LossWeights, MaskRCNNLoss, MaskTargets, mask
 from maskloss.losses import (
     BatchCounts,
     BoxSmoothL1Loss,
+    ClassAgnosticMaskLoss,
     MaskBCELoss,
     MaskDiceLoss,
+    MaskLabels,
+    MaskSoftmaxLoss,
     WeightDecayLoss,
     per_full_batch,
     per_location,
@@ -208,8 +212,36 @@ def test_a_mask_term_of_all_classes_gets_all_channels_and_the_labels(batches):
     assert torch.equal(labels, batches.mask_labels)
 
 
+def test_a_mask_term_of_the_image_gets_the_crops_and_the_box_grids(batches, generator):
+    class OfTheImage:
+        uses_image = True
+
+        def __call__(self, mask_logits, mask_targets, image_crops, gt_box_grids):
+            self.seen = mask_logits, mask_targets, image_crops, gt_box_grids
+            return ones(mask_logits)
+
+    term = OfTheImage()
+    crops, grids = torch.rand(3, 3, 2, 2, generator=generator), torch.rand(3, 2, 2, generator=generator)
+    labels = replace(MaskLabels.of_masks(batches.mask_targets), image_crops=crops, gt_box_grids=grids)
+    logits = batches.leaves["mask"]
+    MaskRCNNLoss(mask=term).mask_losses(
+        MaskBatch(logits, batches.mask_targets, batches.mask_labels, COUNTS, mask_labels=labels)
+    )
+    own = torch.stack([logits[roi, label] for roi, label in enumerate(batches.mask_labels)])
+    for seen, expected in zip(term.seen, (own, batches.mask_targets, crops, grids), strict=True):
+        assert torch.equal(seen, expected)
+
+
 def test_the_default_mask_term_does_not_need_all_classes():
     assert not MaskRCNNLoss().needs_all_mask_classes
+
+
+def test_the_channel_that_a_mask_term_reads_is_its_own_or_that_of_the_label():
+    labels = torch.tensor([2, 0, 1])
+    assert MaskRCNNLoss().mask_channels(labels).tolist() == [2, 0, 1]
+    assert MaskRCNNLoss(mask=MaskSoftmaxLoss()).mask_channels(labels) is None
+    of_channel_0 = MaskRCNNLoss(mask=ClassAgnosticMaskLoss(MaskBCELoss()))
+    assert of_channel_0.mask_channels(labels).tolist() == [0, 0, 0]
 
 
 def test_the_gradient_of_the_mask_loss_is_zero_on_every_other_class(batches):
