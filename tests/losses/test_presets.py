@@ -13,7 +13,7 @@ from maskloss import BoxRegression, LossWeights, MaskRCNNLoss, MaskTargets
 from maskloss.losses import ActiveClassCrossEntropyLoss, BatchCounts
 from maskloss.losses.criterion import PresetName
 from maskloss.losses.presets import PRESETS
-from maskloss.losses.terms import MaskBatch, RoIBatch, RPNBatch
+from maskloss.losses.terms import MaskBatch, RoIBatch, RPNBatch, Supervision
 from tests.reference import module_of
 
 LOG2 = math.log(2)
@@ -110,10 +110,19 @@ def test_an_error_beyond_the_corner_costs_its_distance_less_half_beta(name):
         ("matterport", MaskTargets(aligned=False, binary=True)),
         ("paper", MaskTargets(aligned=True, binary=True)),
         ("aligned", MaskTargets(aligned=True, binary=False)),
+        ("weak", MaskTargets(aligned=True, binary=False)),
     ],
 )
 def test_mask_targets_of_each_preset(name, settings):
     assert MaskRCNNLoss.preset(name).mask_targets == settings
+
+
+def test_weak_learns_from_every_kind_of_label_and_warms_up_in_1000_steps():
+    loss = MaskRCNNLoss.preset("weak")
+    assert loss.mask_supervision == set(Supervision)
+    assert loss.mask.boxes.warmup_steps == 1000
+    for name in EXPECTED.keys() - {"weak"}:
+        assert MaskRCNNLoss.preset(name).mask_supervision == {Supervision.MASK}
 
 
 @pytest.mark.parametrize("name", [name for name in EXPECTED if name != "matterport"])
