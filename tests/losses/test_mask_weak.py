@@ -224,6 +224,10 @@ def test_extreme_logits_are_finite(name, value, generator):
             lambda: mask_pairwise_loss(torch.zeros(2, 4, 4), torch.zeros(2, 3, 5, 5), torch.zeros(2, 4, 4)),
             "shapes differ",
         ),
+        (
+            lambda: mask_pairwise_loss(torch.zeros(2, 4, 4), torch.zeros(2, 3, 4, 4), torch.zeros(2, 1, 1)),
+            "shapes differ: mask_logits .*, gt_box_grids",
+        ),
         (lambda: losses.MaskPairwiseLoss(color_threshold=1.5), r"color_threshold must be in \[0, 1\]"),
         (lambda: losses.MaskPairwiseLoss(dilation=0), "dilation must be at least 1"),
     ],
@@ -269,10 +273,13 @@ def test_the_box_loss_is_the_sum_of_both(generator):
     torch.testing.assert_close(module(logits, crops, boxes), found)
 
 
-def test_the_pairwise_weight_warms_up_in_training_steps(generator):
+@pytest.mark.parametrize("warmup_steps", [4, 1])
+def test_the_pairwise_weight_warms_up_in_training_steps(generator, warmup_steps):
     arguments = box_arguments(generator)
-    module = losses.MaskBoxLoss(pairwise_weight=2.0, warmup_steps=4)
-    expected = [losses.mask_box_loss(*arguments, pairwise_weight=2.0 * min(k / 4, 1)) for k in range(6)]
+    module = losses.MaskBoxLoss(pairwise_weight=2.0, warmup_steps=warmup_steps)
+    expected = [
+        losses.mask_box_loss(*arguments, pairwise_weight=2.0 * min(k / warmup_steps, 1)) for k in range(6)
+    ]
     for step in range(6):
         with torch.no_grad():
             torch.testing.assert_close(module(*arguments), expected[step])
@@ -280,9 +287,10 @@ def test_the_pairwise_weight_warms_up_in_training_steps(generator):
         torch.testing.assert_close(module(*arguments), expected[step])
         module.train()
         torch.testing.assert_close(module(*arguments), expected[step])
-    restored = losses.MaskBoxLoss(pairwise_weight=2.0, warmup_steps=4)
+    restored = losses.MaskBoxLoss(pairwise_weight=2.0, warmup_steps=warmup_steps)
     restored.load_state_dict(module.state_dict())
     assert restored.steps == 6
+    assert restored.steps.dtype == torch.int64
 
 
 def test_knobs_of_the_box_loss_out_of_range_raise():
