@@ -67,6 +67,26 @@ def test_a_term_of_other_arguments_raises_with_the_expected_ones(term, wrong, ar
         MaskRCNNLoss(**{term: wrong})
 
 
+def test_only_a_mask_term_of_three_arguments_is_told_of_all_classes():
+    def of_three(first: Tensor, second: Tensor, third: Tensor) -> Tensor:
+        return first
+
+    with pytest.raises(TypeError, match=r"^mask: .* and mask_targets; .* the attribute all_classes = True$"):
+        MaskRCNNLoss(mask=of_three)
+    with pytest.raises(
+        TypeError, match=r"^classification: .* cannot be called with class_logits and labels$"
+    ):
+        MaskRCNNLoss(classification=of_three)
+
+
+def test_a_regularization_term_may_have_a_reduction_of_its_own():
+    def penalty(model: nn.Module, *, reduction: str) -> Tensor:
+        return torch.zeros(())
+
+    term = functools.partial(penalty, reduction="sum")
+    assert MaskRCNNLoss(regularization=term).regularization is term
+
+
 @pytest.mark.parametrize(
     ("term", "wrong"),
     [
