@@ -131,8 +131,14 @@ def test_many_edges_in_many_boxes_are_integrated_in_groups(monkeypatch):
     boxes = np.array([[0.1 * i, 0.0, 9.0, 10.0 - 0.2 * i] for i in range(8)])
     of_box = np.zeros(8, np.int64)
     expected = polygon_coverage([[polygon]], of_box, boxes, 6, AxisMap(), AxisMap())
+    groups = []
+    of_group = coverage_module._coverage
+    monkeypatch.setattr(
+        coverage_module, "_coverage", lambda *given: groups.append(len(given[3])) or of_group(*given)
+    )
     monkeypatch.setattr(coverage_module, "_EDGES_AT_ONCE", 450)
     assert torch.equal(polygon_coverage([[polygon]], of_box, boxes, 6, AxisMap(), AxisMap()), expected)
+    assert groups == [2, 2, 2, 2]  # 200 edges for each box
 
 
 def test_edges_and_their_pieces_are_integrated_in_chunks(monkeypatch):

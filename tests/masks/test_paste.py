@@ -522,6 +522,16 @@ def test_an_invalid_offset_raises(offset):
         paste_masks(torch.ones(1, 4, 4), torch.tensor([BOXES["inside"]]), (HEIGHT, WIDTH), offset=offset)
 
 
+@pytest.mark.parametrize("output", ["bool", "float", "rle"])
+def test_on_the_host_no_whole_images_are_computed(monkeypatch, generator, output):
+    def refused(*_):
+        raise AssertionError("pixels outside the box were computed")
+
+    monkeypatch.setattr(paste_module, "_whole_images", refused)
+    grids = torch.rand(1, 5, 5, generator=generator)
+    paste_masks(grids, torch.tensor([BOXES["inside"]]), (HEIGHT, WIDTH), output=output)
+
+
 @pytest.mark.parametrize("pixels_at_once", [1, 40, 2**21])
 @pytest.mark.parametrize("output", ["bool", "float", "rle"])
 def test_large_boxes_are_pasted_in_chunks(monkeypatch, generator, pixels_at_once, output):
