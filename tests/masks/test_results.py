@@ -37,6 +37,12 @@ def test_results_have_xywh_boxes_category_ids_and_rle_masks():
     json.dumps(found)
 
 
+def test_boxes_are_rounded_to_a_thousandth_of_a_pixel():
+    boxes = torch.tensor([[1 / 3, 0.12345, 2 / 3, 9.0]])
+    (found,) = image_results({**detection(), "boxes": boxes}, 42, (10, 12))
+    assert found["bbox"] == [0.333, 0.123, 0.333, 8.877]
+
+
 def test_labels_are_the_category_ids_by_default():
     assert image_results(detection(), 42, (10, 12))[0]["category_id"] == 2
 
