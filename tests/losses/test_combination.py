@@ -54,6 +54,20 @@ def test_it_is_a_term_and_its_parts_move_save_and_copy_with_it():
     assert moved.terms[0].class_counts.device.type == "meta"
 
 
+def test_a_sum_of_terms_of_all_classes_is_one_too():
+    class AllClasses:
+        all_classes = True
+
+        def __call__(self, mask_logits, mask_targets, labels):
+            return mask_logits[:, 0].mean(dim=(1, 2))
+
+    loss = WeightedSum([AllClasses(), AllClasses()], weights=[1.0, 2.0])
+    assert MaskRCNNLoss(mask=loss).needs_all_mask_classes
+    mask_logits = torch.arange(12.0).reshape(1, 3, 2, 2)
+    assert loss(mask_logits, torch.zeros(1, 2, 2), torch.tensor([2])).tolist() == [3 * 1.5]
+    assert not MaskRCNNLoss(mask=WeightedSum([MaskBCELoss()])).needs_all_mask_classes
+
+
 @pytest.mark.parametrize(
     ("terms", "weights", "message"),
     [
