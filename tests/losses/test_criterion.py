@@ -558,6 +558,8 @@ def test_a_penalty_of_weight_zero_is_not_called_and_stays_connected():
     value.backward()
     assert value == 0
     assert model.weight_0.grad.tolist() == [0, 0]
+    # Also of a model without parameters.
+    assert loss.regularization_losses(nn.Identity())["loss_regularization"] == 0
 
 
 @pytest.mark.parametrize("value", [torch.ones(2), 1.0], ids=["vector", "float"])
