@@ -72,6 +72,15 @@ def test_of_a_data_set_pixels_are_counted_by_label(encoded):
     torch.testing.assert_close(weights, torch.tensor([1 / 13, 1 / 4, 1 / 4]))
 
 
+def test_a_mask_with_the_label_0_is_background():
+    masks = torch.zeros(2, 2, 3, dtype=torch.bool)
+    masks[0, 0, :2], masks[1, 1, :] = True, True
+    target = {"labels": torch.tensor([0, 1]), "masks": masks}
+    # Of 6 pixels 3 are class 1, and the others are background, 2 of them by their label.
+    weights = inverse_frequency_weights([(None, target)], num_classes=2)
+    assert weights.tolist() == pytest.approx([1 / 3, 1 / 3])
+
+
 @pytest.mark.parametrize("kind", ["array", "image"])
 def test_class_maps_may_be_arrays_and_images(kind):
     arrays = [classes.numpy().astype("uint8") for classes in class_maps(6)]
