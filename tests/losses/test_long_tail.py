@@ -262,6 +262,9 @@ def test_statistics_move_and_are_saved_with_the_loss(module):
     assert all(value.device.type == "meta" for value in copy.deepcopy(loss).to("meta").state_dict().values())
 
 
+NO_LOGITS, NO_LABELS = torch.zeros(0, C), torch.zeros(0, dtype=torch.int64)
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -272,6 +275,11 @@ def test_statistics_move_and_are_saved_with_the_loss(module):
         (lambda: EqualizationLossV2(C, alpha=-1.0), "alpha"),
         (lambda: EqualizationLossV2(C, mu=float("nan")), "mu"),
         (lambda: EqualizationLossV2(1), "num_classes"),
+        (lambda: seesaw_loss(NO_LOGITS, NO_LABELS, class_counts=COUNTS, p=-1.0), "p must be"),
+        (lambda: seesaw_loss(NO_LOGITS, NO_LABELS, class_counts=COUNTS, q=-1.0), "q must be"),
+        (lambda: equalization_loss_v2(NO_LOGITS, NO_LABELS, gradient_ratio=RATIO, gamma=0.0), "gamma"),
+        (lambda: equalization_loss_v2(NO_LOGITS, NO_LABELS, gradient_ratio=RATIO, mu=-1.0), "mu"),
+        (lambda: equalization_loss_v2(NO_LOGITS, NO_LABELS, gradient_ratio=RATIO, alpha=-1.0), "alpha"),
         (lambda: FederatedLoss([1.0, 1.0], power=float("nan")), "power"),
         (lambda: FederatedLoss([1.0, -1.0]), "class_counts"),
         (lambda: FederatedLoss([1.0, 2.0], num_classes=0), "num_classes"),
