@@ -127,6 +127,18 @@ def test_a_term_that_uses_the_image_needs_it(logits):
         MaskRCNNLoss(mask=OfTheImage()).mask_losses(batch)
 
 
+def test_a_term_that_uses_the_image_is_no_term_for_masks_alone():
+    class OfTheImage:
+        uses_image = True
+
+        def __call__(self, mask_logits: Tensor, mask_targets: Tensor, crops: Tensor, boxes: Tensor) -> Tensor:
+            return mask_logits.mean(dim=(1, 2))
+
+    for make in (ClassAgnosticMaskLoss, MaskBySupervision):
+        with pytest.raises(TypeError, match=r"must take \(mask_logits, mask_targets\) and nothing else"):
+            make(OfTheImage())
+
+
 def test_supervision_follows_the_terms():
     assert MaskBySupervision().supervision == {Supervision.MASK, Supervision.POINTS}
     assert not MaskBySupervision().uses_image
