@@ -403,6 +403,23 @@ def test_an_unknown_normalizer_raises():
         MaskRCNNLoss(normalizers={"masks": per_positive})
 
 
+@pytest.fixture
+def group_of_one_process(tmp_path):
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+def test_the_mean_counts_of_one_process_are_its_own(batches, group_of_one_process):
+    # `test_synchronized` has two processes.
+    loss = MaskRCNNLoss(synchronized=True)
+    mean = loss.synchronize(replace(COUNTS, weight_sum=2.5), torch.device("cpu"))
+    assert all(isinstance(count, torch.Tensor) for count in (mean.sampled, mean.weight_sum))
+    assert {name: float(count) for name, count in vars(mean).items()} == {**vars(COUNTS), "weight_sum": 2.5}
+    torch.testing.assert_close(batches.losses(loss), batches.losses(MaskRCNNLoss()))
+    assert loss.eval().synchronize(COUNTS, torch.device("cpu")) is COUNTS
+
+
 # Weights
 
 
