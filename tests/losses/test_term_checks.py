@@ -218,8 +218,14 @@ def test_parts_are_found_in_nested_attributes_and_not_in_what_a_function_refers_
 
 
 def test_without_parts_nothing_is_registered():
+    class WithSlots:
+        __slots__ = ()
+
+        def __call__(self, mask_logits: Tensor, mask_targets: Tensor) -> Tensor:
+            return mask_logits
+
     owner = nn.Module()
-    register_parts(owner, [losses.mask_dice_loss, losses.MaskDiceLoss()])
+    register_parts(owner, [losses.mask_dice_loss, losses.MaskDiceLoss(), WithSlots()])
     assert list(owner.children()) == []
 
 
