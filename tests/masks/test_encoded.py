@@ -77,6 +77,15 @@ def test_runs_down_the_columns_cover_each_pixel_of_the_mask_once(bitmap):
     assert torch.equal(covered, bitmap.long())
 
 
+def test_runs_without_a_pixel_are_left_out():
+    # Down the columns of 2 pixels: 0, 0 | 0, 1 | 1, 0.
+    masks = EncodedMasks([{"size": [2, 3], "counts": [1, 0, 2, 2, 0, 0, 1]}], 2, 3)
+    assert masks.bitmaps()[0].tolist() == [[0, 0, 1], [0, 1, 0]]
+    runs = masks.runs(0)
+    found = zip(runs.column.tolist(), runs.top.tolist(), runs.bottom.tolist(), strict=True)
+    assert list(found) == [(1, 1, 2), (2, 0, 1)]
+
+
 def test_long_runs_and_differences_of_either_sign_decode():
     # Up to seven characters a number; and each number from the fourth on is stored as a difference.
     runs = [0, 1, 2**31, 40_000_000_000, 3, 0, 5]
