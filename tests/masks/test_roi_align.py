@@ -163,6 +163,13 @@ def test_weights_by_hand() -> None:
     assert unaligned.weights(4, 2).tolist() == [[[0, 0.25, 0.5, 0.25]]]
 
 
+def test_a_window_far_from_the_first_pixel_is_as_short_as_its_box() -> None:
+    axis = AxisSampling.of(torch.tensor([60.0]), torch.tensor([62.0]), length=100, size=1, aligned=True)
+    window, most_samples = axis.sizes()
+    assert 2 <= window <= 6  # the two pixels of the box, and at most two more at either end
+    assert most_samples == 2
+
+
 def test_a_given_number_of_samples_replaces_that_of_one_per_pixel() -> None:
     # Three samples in the cell from 0 to 6, at 1, 3 and 5: halfway between pixels.
     axis = AxisSampling.of(
