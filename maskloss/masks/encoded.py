@@ -84,7 +84,7 @@ class EncodedMasks:
         source_size: (H, W) of the annotated image.
         x_map: from x in the annotated image to x in the current image.
         y_map: from y in the annotated image to y in the current image.
-        cut: whether a crop has removed a part of the image.
+        cut: whether a part of the image has been cropped or moved out of it.
 
     Raises:
         ValueError: a segmentation is empty; a polygon has an odd number of coordinates, fewer than three points, or
@@ -168,7 +168,11 @@ class EncodedMasks:
 
     def translate(self, y: float, x: float) -> EncodedMasks:
         """Return the masks moved down by y px and right by x px, also by fractions; the image size stays."""
-        return self._with(x_map=self.x_map.then(1.0, x), y_map=self.y_map.then(1.0, y))
+        return self._with(
+            x_map=self.x_map.then(1.0, x),
+            y_map=self.y_map.then(1.0, y),
+            cut=self.cut or (y, x) != (0, 0),
+        )
 
     def crop(self, top: int, left: int, height: int, width: int) -> EncodedMasks:
         """Return the masks cropped to a window, in px; a window that extends beyond the image pads it.
@@ -176,11 +180,11 @@ class EncodedMasks:
         Parts of the masks outside the window are kept, so use only boxes inside the window to read them.
 
         Raises:
-            ValueError: the window pads after an earlier crop; the parts that the crop removed would reappear.
+            ValueError: the window pads after an earlier crop or translation, whose removed parts would reappear.
         """
         bottom, right = top + height, left + width
         if self.cut and (top < 0 or left < 0 or bottom > self.height or right > self.width):
-            raise ValueError("encoded masks that were cropped cannot be padded; use `bitmaps()`")
+            raise ValueError("encoded masks that were cropped or moved cannot be padded; use `bitmaps()`")
         return self._with(
             height=height,
             width=width,

@@ -251,11 +251,12 @@ def test_a_crop_beyond_the_image_pads_with_zeros():
 
 
 @pytest.mark.parametrize("window", [(-1, 0, 5, 4), (0, -1, 5, 4), (0, 0, 6, 4), (0, 0, 5, 5)])
-def test_padding_after_a_crop_raises(window):
+def test_padding_after_a_crop_or_a_translation_raises(window):
     cropped = encoded_pair().crop(top=2, left=1, height=5, width=4)
     assert cropped.crop(top=1, left=1, height=4, width=3).shape == (2, 4, 3)
-    for masks in (cropped, cropped.horizontal_flip().resize(5, 4), cropped.crop(0, 0, 5, 4)):
-        with pytest.raises(ValueError, match="that were cropped cannot be padded"):
+    moved = encoded_pair().translate(y=0, x=-2).resize(5, 4)
+    for masks in (cropped, cropped.horizontal_flip().resize(5, 4), cropped.crop(0, 0, 5, 4), moved):
+        with pytest.raises(ValueError, match="that were cropped or moved cannot be padded"):
             masks.crop(*window)
 
 
