@@ -6,6 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
+
+# The same examples in every run, and no limit of time, so that no test depends on chance or on a quiet machine.
+settings.register_profile("repeatable", deadline=None, derandomize=True)
+# `pytest --hypothesis-profile thorough` draws more examples, and other ones each time.
+settings.register_profile("thorough", deadline=None, max_examples=1_000)
+settings.load_profile("repeatable")
 
 
 def pytest_configure() -> None:

@@ -103,7 +103,7 @@ def batches(draw: st.DrawFn) -> tuple[list[Tensor], list[dict[str, Any]]]:
     return images, targets
 
 
-@settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=25, suppress_health_check=list(HealthCheck))
 @given(models(), batches())
 def test_a_converted_model_equals_the_stock_one(
     stock: MaskRCNN, batch: tuple[list[Tensor], list[dict[str, Any]]]

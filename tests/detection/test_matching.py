@@ -53,7 +53,7 @@ def test_a_gpu_matches_as_torchvision_without_waiting(
         assert torch.equal(found.values, matcher(box_iou(gt_boxes, boxes)))
 
 
-@settings(deadline=None, max_examples=300, derandomize=True)
+@settings(max_examples=300)
 @given(
     gt_boxes=boxes_on_a_lattice,
     boxes=boxes_on_a_lattice,

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 from torchvision.ops import MultiScaleRoIAlign as TorchvisionMultiScaleRoIAlign
@@ -95,7 +95,6 @@ def test_bfloat16_features_under_autocast_equal_torchvisions(
         torch.testing.assert_close(gradient, other, rtol=2**-7, atol=1e-5 * other.abs().max().item())
 
 
-@settings(deadline=None, max_examples=100, derandomize=True)
 @given(
     box=st.tuples(st.floats(-30, 60), st.floats(-30, 60), st.floats(-2, 90), st.floats(-2, 90)),
     size=st.tuples(st.integers(1, 12), st.integers(1, 12)),

@@ -41,7 +41,7 @@ def scene(height: int, width: int, seed: int = 0, count: int = 3) -> tuple[Tenso
     }
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     height=st.integers(2, 97), width=st.integers(2, 97), min_size=st.integers(8, 60), seed=st.integers(0, 9)
 )

@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
 
@@ -28,7 +28,6 @@ def by_pycocotools(polygons: list[np.ndarray]) -> np.ndarray:
 points = st.tuples(st.floats(-30, 80), st.floats(-30, 70))
 
 
-@settings(deadline=None, max_examples=100, derandomize=True)
 @given(st.lists(st.lists(points, min_size=3, max_size=9), min_size=1, max_size=3))
 def test_ordinary_polygons_match_pycocotools_bit_for_bit(polygons):
     arrays = [np.array(polygon) for polygon in polygons]
@@ -37,7 +36,6 @@ def test_ordinary_polygons_match_pycocotools_bit_for_bit(polygons):
     assert count_pixels(arrays, HEIGHT, WIDTH) == expected.sum()
 
 
-@settings(deadline=None, max_examples=100, derandomize=True)
 @given(st.lists(points, min_size=3, max_size=9))
 def test_clipping_does_not_change_pixels_inside_the_box(polygon):
     # The margin keeps the clipped border outside the image, so pycocotools fills the same pixels up to rounded slopes.

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from maskloss.masks import coverage as coverage_module
@@ -56,7 +56,6 @@ def test_areas_by_hand(polygons, area):
     assert union_area(polygons) == pytest.approx(area, abs=1e-9)
 
 
-@settings(deadline=None, max_examples=60, derandomize=True)
 @given(st.integers(0, 10_000), st.integers(3, 12), st.integers(1, 3))
 def test_areas_agree_with_a_fine_raster(seed, count, polygons):
     arrays = [shuffled(count, seed + i) for i in range(polygons)]

@@ -45,7 +45,6 @@ def runs_of(bitmap: torch.Tensor) -> list[int]:
 # Construction and decoding
 
 
-@settings(deadline=None, max_examples=60, derandomize=True)
 @given(bitmap=bitmaps, form=st.sampled_from(["bytes", "str", "list", "array"]))
 def test_an_rle_of_every_form_decodes_to_its_mask(bitmap, form):
     counts = {
@@ -60,13 +59,11 @@ def test_an_rle_of_every_form_decodes_to_its_mask(bitmap, form):
     assert masks.is_rle(0)
 
 
-@settings(deadline=None, max_examples=60, derandomize=True)
 @given(bitmap=bitmaps)
 def test_decoded_counts_are_the_runs(bitmap):
     assert decode_counts(encode(bitmap)["counts"]).tolist() == runs_of(bitmap)
 
 
-@settings(deadline=None, max_examples=60, derandomize=True)
 @given(bitmap=bitmaps)
 def test_runs_down_the_columns_cover_each_pixel_of_the_mask_once(bitmap):
     runs = EncodedMasks([encode(bitmap)], *bitmap.shape).runs(0)
@@ -338,7 +335,7 @@ def test_an_image_without_pixels_raises(height, width):
         EncodedMasks([], height, width)
 
 
-@settings(deadline=None, max_examples=200, derandomize=True)
+@settings(max_examples=200)
 @given(
     counts=st.one_of(st.binary(max_size=12), st.text(alphabet=[chr(c) for c in range(48, 112)], max_size=12))
 )

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
 from torch.nn.functional import interpolate
@@ -154,7 +154,6 @@ def paste_scene(scene, output):
     )
 
 
-@settings(deadline=None, max_examples=100, derandomize=True)
 @given(scene=scenes)
 def test_bool_float_and_rle_agree(scene):
     masks, probs = paste_scene(scene, "bool"), paste_scene(scene, "float")
@@ -164,7 +163,6 @@ def test_bool_float_and_rle_agree(scene):
     assert torch.equal(decode(paste_scene(scene, "rle")), masks)
 
 
-@settings(deadline=None, max_examples=100, derandomize=True)
 @given(scene=scenes)
 def test_any_rle_is_byte_for_byte_pycocotools_encoding(scene):
     assert paste_scene(scene, "rle") == [encode(mask) for mask in paste_scene(scene, "bool")]
@@ -346,7 +344,6 @@ def test_a_box_without_area_gives_an_empty_mask(side, aligned):
     assert not paste_masks(torch.ones(1, 4, 4), box, (HEIGHT, WIDTH), offset=offset_of(aligned)).any()
 
 
-@settings(deadline=None, max_examples=60, derandomize=True)
 @given(scene=scenes, dx=st.integers(0, 9), dy=st.integers(0, 9))
 def test_moving_a_box_by_whole_pixels_moves_its_mask(scene, dx, dy):
     probs = torch.rand(
@@ -367,7 +364,6 @@ def test_moving_a_box_by_whole_pixels_moves_its_mask(scene, dx, dy):
     torch.testing.assert_close(moved[:, dy:, dx:], pasted, rtol=0, atol=1e-6)
 
 
-@settings(deadline=None, max_examples=60, derandomize=True)
 @given(scene=scenes)
 def test_a_flipped_grid_in_a_flipped_box_gives_the_flipped_mask(scene):
     probs = torch.rand(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks.pretended_device import counted, pretended_device, sent
@@ -105,7 +105,6 @@ def test_more_boxes_than_one_chunk_all_get_targets(generator):
     torch.testing.assert_close(mask_targets(rles, boxes, matched_idxs, 5), expected, **EXACT)
 
 
-@settings(deadline=None, max_examples=100, derandomize=True)
 @given(scene=scenes)
 def test_targets_of_any_bitmap_and_box_equal_roi_align(scene):
     masks, boxes, matched_idxs = masks_of(scene)
@@ -114,7 +113,6 @@ def test_targets_of_any_bitmap_and_box_equal_roi_align(scene):
     torch.testing.assert_close(targets, roi_aligned(masks, boxes, matched_idxs, size, aligned), **EXACT)
 
 
-@settings(deadline=None, max_examples=60, derandomize=True)
 @given(scene=scenes, binary=st.booleans())
 def test_targets_of_any_rle_equal_those_of_its_bitmap(scene, binary):
     masks, boxes, matched_idxs = masks_of(scene)

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
 from torchvision.models.detection.roi_heads import project_masks_on_boxes
@@ -318,7 +318,6 @@ corners = st.one_of(
 any_polygons = st.lists(st.lists(corners, min_size=3, max_size=7).map(np.array), min_size=1, max_size=3)
 
 
-@settings(deadline=None, max_examples=150, derandomize=True)
 @given(polygons=any_polygons, size=st.integers(1, 3))
 def test_polygons_may_cross_themselves_and_each_other_in_any_way(polygons, size):
     box, samples = [0.4, 0.4, 11.6, 12.4], 80
@@ -365,7 +364,6 @@ def test_a_polygon_without_area_covers_nothing(points):
     assert targets.count_nonzero() == 0
 
 
-@settings(deadline=None, max_examples=60, derandomize=True)
 @given(seed=st.integers(0, 10_000), size=st.integers(1, 28))
 def test_coverage_sums_to_the_polygons_area(seed, size):
     polygon = star(torch.Generator().manual_seed(seed), (25.0, 20.0), 16.0, points=3 + seed % 40)
@@ -374,7 +372,6 @@ def test_coverage_sums_to_the_polygons_area(seed, size):
     torch.testing.assert_close(area.item(), polygon_area(polygon), rtol=1e-5, atol=0)
 
 
-@settings(deadline=None, max_examples=60, derandomize=True)
 @given(scene=scenes, dx=st.integers(-5, 5), dy=st.integers(-5, 5))
 def test_moving_image_and_box_by_whole_pixels_changes_nothing(scene, dx, dy):
     masks, boxes, matched_idxs = masks_of(scene)
@@ -397,10 +394,11 @@ def test_moving_image_and_box_by_whole_pixels_changes_nothing(scene, dx, dy):
     )
 
 
-@settings(deadline=None, max_examples=60, derandomize=True)
 @given(scene=scenes)
 def test_targets_of_flipped_bitmaps_are_flipped(scene):
     masks, boxes, matched_idxs = masks_of(scene)
+    # RoIAlign's samples end a pixel beyond the image, where rounding would decide on a sample that lies exactly there.
+    assume(bool((boxes[:, 0] >= -0.5).all() and (boxes[:, 2] <= scene["width"] + 0.5).all()))
     flipped = torch.stack(
         [scene["width"] - boxes[:, 2], boxes[:, 1], scene["width"] - boxes[:, 0], boxes[:, 3]], dim=1
     )
@@ -431,7 +429,6 @@ def test_polygon_targets_are_close_to_those_of_its_bitmap(generator, aligned):
     torch.testing.assert_close(soft, pixels, rtol=0, atol=0.02)
 
 
-@settings(deadline=None, max_examples=60, derandomize=True)
 @given(seed=st.integers(0, 10_000), box=boxes_on_a_grid, size=st.integers(1, 6))
 def test_soft_targets_of_any_polygon_are_the_exact_area(seed, box, size):
     generator = torch.Generator().manual_seed(seed)
