@@ -11,9 +11,11 @@ import torch
 import yaml
 from pycocotools import mask as coco_mask
 from safetensors.torch import save_file
+from torchvision.models import mobilenet_v2
 
 from benchmarks.ablations.hard_shapes import CLASSES, SIZE, write_set
 from maskloss.ablation.plan import read_plan
+from maskloss.data.shapes import write_shapes
 from maskloss.detection.builders import ModelSettings, build_model
 
 SWEEPS = Path(__file__).parents[2] / "benchmarks/ablations"
@@ -28,6 +30,10 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model = build_model(ModelSettings("resnet18", len(CLASSES) + 1))
     for name in ("start", "start_masks"):
         save_file(model.state_dict(), folder / f"runs/ablations/{name}.safetensors")
+    small = folder / "runs/ablations/small"
+    write_shapes(small / "train", 4, size=64, seed=10)
+    write_shapes(small / "val", 10, size=64, seed=11)
+    save_file(mobilenet_v2(weights=None).state_dict(), small / "mobilenet_v2_imagenet.safetensors")
     return folder
 
 
@@ -42,7 +48,7 @@ def test_sweep_is_valid_and_its_losses_can_be_computed(file, data, monkeypatch):
 
 
 def test_number_of_sweeps():
-    assert len(list(SWEEPS.glob("*/ablation.yaml"))) == 8
+    assert len(list(SWEEPS.glob("*/ablation.yaml"))) == 9
 
 
 def test_two_bases_differ_only_in_their_weights():

@@ -14,6 +14,8 @@ from maskloss.losses.normalizers import BatchCounts
 from maskloss.losses.presets import PRESETS
 from maskloss.losses.terms import MaskBatch, RoIBatch, RPNBatch
 
+pytestmark = pytest.mark.slow
+
 C, M = 5, 7
 #: Sampled anchors, positives among them, sampled RoIs, positives among them. torch.compile specializes on 0 and 1.
 SIZES = [(512, 30, 1024, 60), (511, 31, 1000, 61), (300, 2, 900, 9), (7, 3, 5, 2)]
