@@ -113,7 +113,7 @@ def fold_frozen_norms(model: nn.Module) -> nn.Module:
 
 def _is_captured(tensor: Tensor) -> bool:
     """Return whether the next operation on a tensor becomes part of a CUDA graph."""
-    return tensor.is_cuda and torch.cuda.is_current_stream_capturing()
+    return tensor.is_cuda and torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
 
 
 def _pairs(module: nn.Module) -> Iterator[tuple[nn.Module, nn.Module]]:
