@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from faster_coco_eval import COCO, COCOeval_faster
 
 from maskloss.data.coco import Annotation, CocoData
@@ -76,9 +77,12 @@ def coco_summary(
     """
 
     def evaluate(truth: COCO, results: COCO, max_detections: int) -> Values:
-        # More threads would not pay for the few boundaries of an evaluation; they change no number.
         evaluation = COCOeval_faster(
-            truth, results, iou_type, print_function=lambda *_: None, boundary_cpu_count=1
+            truth,
+            results,
+            iou_type,
+            print_function=lambda *_: None,
+            boundary_cpu_count=torch.get_num_threads(),  # changes no number
         )
         evaluation.params.maxDets = [1, min(10, max_detections), max_detections]
         evaluation.params.useCats = int(use_categories)
