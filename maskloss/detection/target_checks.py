@@ -15,6 +15,7 @@ from torch import Tensor
 from torchvision.ops import box_convert
 from torchvision.tv_tensors import BoundingBoxes, BoundingBoxFormat
 
+from maskloss.detection.transform import resized_size
 from maskloss.masks.encoded import EncodedMasks
 from maskloss.masks.transfer import to_host
 
@@ -336,8 +337,7 @@ def is_resized_to_nothing(height: int, width: int, min_size: int, max_size: int)
         >>> is_resized_to_nothing(1, 2160, min_size=800, max_size=1333)
         True
     """
-    shorter, longer = sorted((height, width))
-    return int(shorter * min(min_size / shorter, max_size / longer)) < 1
+    return min(resized_size(height, width, min_size, max_size)) < 1
 
 
 def _check_form(name: _ImageName, image: Tensor, target: Target, expected: ModelInputs) -> None:

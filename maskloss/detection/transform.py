@@ -163,9 +163,7 @@ class RCNNTransform(GeneralizedRCNNTransform):
         """Return the (H, W) to which `resize` brings an image of this size in evaluation, in px."""
         if self.fixed_size is not None:
             return self.fixed_size[1], self.fixed_size[0]
-        scale = min(self.min_size[-1] / min(height, width), self.max_size / max(height, width))
-        # Floored, as by `interpolate`.
-        return int(height * scale), int(width * scale)
+        return resized_size(height, width, self.min_size[-1], self.max_size)
 
     def postprocess(
         self,
@@ -194,6 +192,24 @@ class RCNNTransform(GeneralizedRCNNTransform):
                 )
                 detection["masks"] = pasted[:, None]
         return result
+
+
+def resized_size(height: int, width: int, min_size: int, max_size: int) -> tuple[int, int]:
+    """Return the (H, W) in px to which torchvision resizes an image.
+
+    Args:
+        height: height of the image, in px.
+        width: width of the image, in px.
+        min_size: shorter side after resizing, in px.
+        max_size: maximum longer side after resizing, in px.
+
+    Example:
+        >>> resized_size(480, 640, min_size=800, max_size=1333)
+        (800, 1066)
+    """
+    scale = min(min_size / min(height, width), max_size / max(height, width))
+    # Floored, as by `interpolate`.
+    return int(height * scale), int(width * scale)
 
 
 def _ratios(old: tuple[int, int], new: tuple[int, int]) -> tuple[float, float]:
