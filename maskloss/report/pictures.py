@@ -11,10 +11,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
-from pycocotools import mask as coco_mask
 
 from maskloss.data.coco import ImageRecord
-from maskloss.masks.encoded import decode_counts
+from maskloss.masks.encoded import EncodedMasks
 
 Color = tuple[int, int, int]
 
@@ -74,17 +73,19 @@ def cut_out(mask: npt.NDArray[np.uint8]) -> Cut:
 def cut_out_rle(rle: dict[str, Any]) -> Cut:
     """Return the part of an RLE's mask that is set, and x and y of its top left corner.
 
-    Only the columns of this part are decoded, which are few in a large photograph.
+    Only this part is decoded, which is small in a large photograph.
     """
-    left, top, width, height = (int(value) for value in coco_mask.toBbox(rle))
-    rows, counts = rle["size"][0], rle["counts"]
-    ends = decode_counts(counts.encode("ascii") if isinstance(counts, str) else counts).cumsum()
-    starts, stops = ends[::2], ends[1::2]
-    changes = np.zeros(width * rows + 1, dtype=np.int8)
-    np.add.at(changes, starts[: len(stops)] - left * rows, 1)
-    np.add.at(changes, stops - left * rows, -1)
-    columns = changes[:-1].cumsum(dtype=np.int8).view(np.uint8).reshape(width, rows)
-    return columns.T[top : top + height], (left, top)
+    counts = rle["counts"]
+    as_bytes = {**rle, "counts": counts.encode("ascii") if isinstance(counts, str) else counts}
+    runs = EncodedMasks.of_checked([as_bytes], *rle["size"]).runs(0)
+    if len(runs.column) == 0:
+        return _NO_MASK, (0, 0)
+    left, top = int(runs.column.min()), int(runs.top.min())
+    shape = (int(runs.bottom.max()) - top, int(runs.column.max()) + 1 - left)
+    changes = np.zeros((shape[0] + 1, shape[1]), dtype=np.int8)
+    np.add.at(changes, (runs.top - top, runs.column - left), 1)
+    np.add.at(changes, (runs.bottom - top, runs.column - left), -1)
+    return changes[:-1].cumsum(axis=0, dtype=np.int8).view(np.uint8), (left, top)
 
 
 def category_color(category_id: int) -> Color:
