@@ -139,7 +139,7 @@ def _is_plain(layer: nn.Module, kind: type[nn.Module]) -> bool:
 
 
 def use_channels_last(model: Any) -> Any:
-    """Give a detector's convolutions their inputs with channels last on a CPU, where they then take less time.
+    """Convert the inputs of a detector's convolutions to channels last on a CPU, where they then take less time.
 
     These are the images of the backbone, and the pooled features of the heads for boxes and masks if these have
     convolutions. Nothing changes on a GPU, where the gain depends on the precision.

@@ -20,7 +20,7 @@ from tests.detection.small_models import NUM_CLASSES, batch, tiny_mask_rcnn
 
 
 def randomized(module: nn.Module) -> nn.Module:
-    """Give frozen norms statistics and weights as after training."""
+    """Set the statistics and weights of frozen norms to values as after training, and return the module."""
     generator = torch.Generator().manual_seed(1)
     for norm in module.modules():
         if isinstance(norm, FrozenBatchNorm2d):
