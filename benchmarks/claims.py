@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import statistics
 import time
 from collections.abc import Callable
@@ -25,6 +24,7 @@ from measuring import alternating, speedup
 from torchvision.models.detection import maskrcnn_resnet50_fpn
 
 import maskloss
+from maskloss.ablation.analysis import summarized
 
 ROOT = Path(__file__).parents[1]
 
@@ -162,11 +162,12 @@ def gains_of_losses() -> tuple[str, bool]:
     for run in map(json.loads, lines):
         if run["kind"] == "run":
             runs.setdefault(run["variant"], {})[run["seed"]] = 100 * run["metrics"]["AP"]
+    summaries = summarized(runs, "bce")
     found = {}
     for loss in ("lovasz", "bce_dice"):
-        differences = [runs[loss][seed] - runs["bce"][seed] for seed in sorted(runs["bce"])]
-        half_width = 2.776 * statistics.stdev(differences) / math.sqrt(len(differences))  # Student, 5 seeds
-        found[loss] = (round(statistics.mean(differences), 1), round(half_width, 1))
+        difference = summaries[loss].difference
+        assert difference is not None
+        found[loss] = (round(difference.mean, 1), round(difference.half_width, 1))
     text = ", ".join(f"{loss} {mean:+.1f} ± {half:.1f}" for loss, (mean, half) in found.items())
     return text, len(runs["bce"]) == 5 and found == {"lovasz": (1.2, 0.2), "bce_dice": (0.4, 0.2)}
 
