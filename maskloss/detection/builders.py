@@ -144,7 +144,7 @@ _SMALL_WIDTH = 128
 def _resnet18_fpn() -> BackboneWithFPN:
     body = torchvision.models.resnet18(weights=None)
     layers = {f"layer{i + 1}": str(i) for i in range(4)}
-    return BackboneWithFPN(body, layers, [64, 128, 256, 512], _SMALL_WIDTH)
+    return BackboneWithFPN(body, layers, [body.inplanes // 2**i for i in (3, 2, 1, 0)], _SMALL_WIDTH)
 
 
 def _mobilenet_v2_fpn() -> BackboneWithFPN:
