@@ -72,7 +72,7 @@ def _count_pixels(item: Any, index: int, num_classes: int) -> Tensor:
             raise ValueError(
                 f"mask {index}: classes {int(classes.min())} to {int(classes.max())} are not in [0, {num_classes})"
             )
-        return torch.bincount(classes, minlength=num_classes).double().cpu()
+        return torch.bincount(classes, minlength=num_classes).cpu().double()  # MPS has no float64
     _, target = item
     masks = target["masks"]
     masks = (masks.bitmaps() if hasattr(masks, "bitmaps") else _as_tensor(masks)) != 0
@@ -82,7 +82,7 @@ def _count_pixels(item: Any, index: int, num_classes: int) -> Tensor:
             f"item {index}: labels {int(labels.min())} to {int(labels.max())} are not in [0, {num_classes})"
         )
     pixels = torch.zeros(num_classes, dtype=torch.float64)
-    pixels.index_add_(0, labels.cpu(), masks.flatten(1).sum(dim=1).double().cpu())
+    pixels.index_add_(0, labels.cpu(), masks.flatten(1).sum(dim=1).cpu().double())
     pixels[0] += int((~masks.any(dim=0)).sum())
     return pixels
 

@@ -61,7 +61,8 @@ def to_host(tensors: Sequence[Tensor]) -> list[Tensor]:
     by_device: dict[torch.device, list[int]] = {}
     for place, tensor in enumerate(tensors):
         by_device.setdefault(tensor.device, []).append(place)
-    on_host = list(tensors)
+    # `cpu` returns a tensor on the host unchanged, unless its class simulates another device.
+    on_host = [tensor.cpu() if tensor.device.type == "cpu" else tensor for tensor in tensors]
     for device, places in by_device.items():
         if device.type == "cpu":
             continue

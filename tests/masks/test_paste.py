@@ -544,28 +544,3 @@ def test_large_boxes_are_pasted_in_chunks(monkeypatch, generator, pixels_at_once
         found = decode(found).float()
         expected = (expected >= 0.5).float()
     torch.testing.assert_close(found.float(), (expected >= 0.5).float() if output == "bool" else expected)
-
-
-class WithoutFloat64(torch.Tensor):
-    """A tensor on a simulated device without float64, such as Apple's, until it is copied to the host."""
-
-    @classmethod
-    def __torch_function__(cls, func, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
-        asked = [*args[1:], *kwargs.values()]
-        if func is torch.Tensor.double or any(a is torch.float64 for a in asked):
-            raise TypeError("Cannot convert a MPS Tensor to float64 dtype")
-        if func is torch.Tensor.cpu or any(
-            isinstance(a, str | torch.device) and str(a) == "cpu" for a in asked
-        ):
-            return args[0].as_subclass(torch.Tensor)
-        return super().__torch_function__(func, types, args, kwargs)
-
-
-def test_nothing_on_a_device_becomes_float64(generator):
-    grids, boxes = torch.rand(2, 5, 5, generator=generator), torch.tensor([BOXES["inside"], BOXES["narrow"]])
-    there = [value.as_subclass(WithoutFloat64) for value in (grids, boxes)]
-    for output in ("bool", "float", "rle"):
-        expected = paste_masks(grids, boxes, (HEIGHT, WIDTH), output=output)
-        found = paste_masks(*there, (HEIGHT, WIDTH), output=output)
-        assert found == expected if output == "rle" else torch.equal(found, expected)
