@@ -336,12 +336,15 @@ class _Conversion:
         replaced_functions: names of torchvision's loss functions that had already been replaced at the conversion.
         box_format_checks: number of further batches in which boxes are compared with masks.
         warned_of_border: whether the warning about boxes outside the image has been issued.
+        loss_versions: how often each of the loss's parameters with a gradient, and the model's all together, had been
+            changed at the last forward pass in training; None after the warning about a loss without an optimizer.
     """
 
     paste: Paste
     replaced_functions: list[str]
     box_format_checks: int = 10
     warned_of_border: bool = False
+    loss_versions: tuple[dict[str, int], int] | None = ({}, 0)
 
 
 def _check_inputs(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -352,6 +355,8 @@ def _check_inputs(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
     """
     conversion: _Conversion = model.conversion
     check_still_converted(model, paste=conversion.paste, allowed=conversion.replaced_functions)
+    if model.training and conversion.loss_versions is not None:
+        _warn_if_loss_is_not_optimized(model, *conversion.loss_versions)
     if not model.roi_heads.training or not _takes_images_and_targets(type(model).forward):
         return None
     given: dict[str, Any] = {**dict(zip(("images", "targets"), args, strict=False)), **kwargs}
@@ -360,6 +365,29 @@ def _check_inputs(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
     images = given["images"]
     targets = _checked_targets(model, images, given.get("targets"))
     return (images, targets, *args[2:]), {k: v for k, v in kwargs.items() if k not in ("images", "targets")}
+
+
+def _warn_if_loss_is_not_optimized(model: Any, before: dict[str, int], model_before: int) -> None:
+    """Warn once if the model's parameters change between forward passes, but the loss's, despite a gradient, do not.
+
+    Comparing with the model's parameters keeps the accumulation of gradients over several batches from being reported.
+    """
+    # An optimizer's `zero_grad` sets the gradients to None by default, so this is empty if it has the parameters.
+    now = {
+        name: parameter._version
+        for name, parameter in model.roi_heads.loss.named_parameters()
+        if parameter.grad is not None
+    }
+    model_now = sum(parameter._version for parameter in model.parameters()) if now else 0
+    model.conversion.loss_versions = (now, model_now)
+    unchanged = [name for name, version in now.items() if before.get(name) == version]
+    if unchanged and model_now > model_before:
+        model.conversion.loss_versions = None
+        warnings.warn(
+            f"the loss's parameter {unchanged[0]} has a gradient, but the optimizer does not change it: pass "
+            "maskloss.loss_parameters(model) to the optimizer, too, or freeze it with requires_grad_(False)",
+            stacklevel=2,
+        )
 
 
 def _checked_targets(model: Any, images: Any, targets: Any) -> list[dict[str, Any]]:

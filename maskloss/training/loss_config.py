@@ -19,6 +19,7 @@ Terms need no registration: any object that Python can import can be a term.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -85,6 +86,40 @@ def changed_loss(base: LossConfig, changes: LossConfig) -> LossConfig:
     return changed
 
 
+def import_paths_of(config: dict[str, Any]) -> Iterator[str]:
+    """Yield all import paths in a mapping, and "" for each term or normalizer that is neither a path nor a mapping.
+
+    Whether a file's loss may be made depends on these paths, so no path that `make_loss` imports may be missing.
+
+    Example:
+        >>> config = {"mask": {"class_path": "maskloss.losses.MaskDiceLoss"}, "box": "my_losses.box"}
+        >>> list(import_paths_of(config))
+        ['maskloss.losses.MaskDiceLoss', 'my_losses.box']
+    """
+    normalizers = config.get("normalizers")
+    terms = [
+        value for key, value in config.items() if key not in ("preset", *_MAPPINGS) and value is not None
+    ]
+    for part in [*terms, *(normalizers.values() if isinstance(normalizers, dict) else [])]:
+        if isinstance(part, str):
+            yield part
+        elif isinstance(part, dict) and "class_path" in part:
+            yield from _class_paths_in(part)
+        else:
+            yield ""
+
+
+def _class_paths_in(value: Any) -> Iterator[str]:
+    """Yield the values of all keys `class_path` at any depth."""
+    if isinstance(value, dict):
+        if "class_path" in value:
+            yield str(value["class_path"])
+        value = list(value.values())
+    if isinstance(value, list):
+        for part in value:
+            yield from _class_paths_in(part)
+
+
 def _compose(config: dict[str, Any]) -> MaskRCNNLoss:
     """Make a loss from a mapping that replaces parts of a preset."""
     unknown = set(config) - set(_KEYS)
@@ -93,7 +128,7 @@ def _compose(config: dict[str, Any]) -> MaskRCNNLoss:
             f"--loss: no key is named {', '.join(sorted(map(str, unknown)))}; available: {', '.join(_KEYS)}"
         )
     preset = config.get("preset", "torchvision")
-    if preset not in PRESETS:
+    if not isinstance(preset, str) or preset not in PRESETS:
         raise InputError(f"--loss preset {preset!r}: no such preset; available: {', '.join(PRESETS)}")
     settings = PRESETS[preset]().settings()
     for term in TERMS:
@@ -134,8 +169,14 @@ def _make_callable(config: Any, where: str) -> Any:
     if isinstance(config, str):
         found = imported(config, where)
         return called(found, where) if isinstance(found, type) else found
-    if isinstance(config, dict) and set(config) <= {"class_path", "init_args"} and "class_path" in config:
+    if (
+        isinstance(config, dict)
+        and set(config) <= {"class_path", "init_args"}
+        and isinstance(config.get("class_path"), str)
+    ):
         init_args = config.get("init_args") or {}
+        if not isinstance(init_args, dict):
+            raise InputError(f"{where} init_args: expected a mapping, got {init_args!r}")
         arguments = {key: _make_argument(value, where) for key, value in init_args.items()}
         return called(imported(config["class_path"], where), where, **arguments)
     raise InputError(f"{where}: expected an import path, or class_path with init_args, got {config!r}")

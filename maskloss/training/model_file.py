@@ -6,7 +6,7 @@ Only tensors and JSON are read. No code that a file names is imported.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, get_args
@@ -29,7 +29,7 @@ from maskloss.losses.mask_pixels import MaskBCELoss
 from maskloss.losses.presets import PRESETS
 from maskloss.masks.targets import MaskTargets
 from maskloss.training.file_fields import check_field, first_line, is_number, is_whole
-from maskloss.training.loss_config import LossConfig, make_loss
+from maskloss.training.loss_config import LossConfig, import_paths_of, make_loss
 from maskloss.training.models import make_mask_branch, make_model
 
 #: Version of the description. Files of maskloss 0.1.0 have neither a version nor a loss.
@@ -135,30 +135,8 @@ def is_self_contained(config: LossConfig | None) -> bool:
         return config in PRESETS
     return isinstance(config, dict) and all(
         path.startswith("maskloss.losses.") and path.removeprefix("maskloss.losses.") in public_losses.__all__
-        for path in _import_paths(config)
+        for path in import_paths_of(config)
     )
-
-
-def _import_paths(config: dict[str, Any]) -> Iterable[str]:
-    """Yield the import paths in a `--loss` mapping, and "" for each invalid value."""
-    for key, value in config.items():
-        if key in ("preset", "weights", "mask_targets") or value is None:
-            continue
-        for part in value.values() if key == "normalizers" and isinstance(value, dict) else [value]:
-            yield from _paths_of_object(part)
-
-
-def _paths_of_object(value: Any) -> Iterable[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict) and "class_path" in value:
-        yield str(value["class_path"])
-        for argument in (value.get("init_args") or {}).values():
-            for part in argument if isinstance(argument, list) else [argument]:
-                if isinstance(part, dict):
-                    yield from _paths_of_object(part)
-    else:
-        yield ""  # no valid import path, so the config is not self-contained
 
 
 def save_model(path: Path, model: nn.Module, description: ModelDescription) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import warnings
 from typing import Any
 
 import pytest
@@ -972,3 +973,53 @@ def test_the_mask_offset_does_not_depend_on_the_models_mode():
     assert model.train().transform.mask_offset((50, 70)) == expected
     assert torch.equal(torch.get_rng_state(), before)
     assert model.transform.training
+
+
+class LearnedScale(nn.Module):
+    """Cross-entropy under a learned uncertainty, as in Kendall et al., 2018."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.log_variance = nn.Parameter(torch.tensor(0.0))
+
+    def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
+        values = nn.functional.binary_cross_entropy_with_logits(logits, targets, reduction="none")
+        return values * torch.exp(-self.log_variance) + self.log_variance
+
+
+def train_with_learned_scale(
+    *, optimize_it: bool, batches_per_step: int = 1, frozen: bool = False
+) -> list[str]:
+    """Train four batches; return the warnings."""
+    model = maskloss.convert(tiny_mask_rcnn(), MaskRCNNLoss(mask=LearnedScale()))
+    if frozen:
+        next(maskloss.loss_parameters(model)).requires_grad_(False)
+    parameters = [*model.parameters(), *(maskloss.loss_parameters(model) if optimize_it else [])]
+    optimizer = torch.optim.SGD(parameters, lr=1e-4)
+    images, targets = batch()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for step in range(4):
+            sum(model(images, targets).values()).backward()
+            if (step + 1) % batches_per_step == 0:
+                optimizer.step()
+                optimizer.zero_grad()
+    return [str(warning.message) for warning in caught]
+
+
+def test_a_loss_whose_parameters_no_optimizer_changes_is_warned_of_once() -> None:
+    (message,) = train_with_learned_scale(optimize_it=False)
+    assert "the loss's parameter mask.log_variance has a gradient" in message
+    assert "pass maskloss.loss_parameters(model) to the optimizer" in message
+
+
+@pytest.mark.parametrize(
+    "way",
+    [
+        {"optimize_it": True},
+        {"optimize_it": True, "batches_per_step": 3},
+        {"optimize_it": False, "frozen": True},
+    ],
+)
+def test_a_loss_that_is_optimized_or_frozen_is_not_warned_of(way: dict[str, Any]) -> None:
+    assert train_with_learned_scale(**way) == []

@@ -12,16 +12,20 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
+import torchvision
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, ResNet
 
 from maskloss.data.shapes import write_shapes
+from maskloss.detection import builders
 from maskloss.losses.criterion import MaskRCNNLoss
 from maskloss.training import loop
 from maskloss.training.config import TrainConfig
 
 #: Channels of the FPN and the heads, an eighth of what users get: three times as fast.
 WIDTH = 16
+#: What users get.
+RESNET18, FULL_WIDTH = torchvision.models.resnet18, builders._SMALL_WIDTH
 #: COCO's statistics in metrics.json.
 STATISTICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR")
 #: The loss terms of a Mask R-CNN without a penalty.
@@ -40,9 +44,19 @@ class NarrowResNet(ResNet):
 
 @contextlib.contextmanager
 def narrow_models() -> Iterator[None]:
+    """Build small models narrower than users get them, in this process."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("torchvision.models.resnet18", NarrowResNet)
-        patch.setattr("maskloss.detection.builders._SMALL_WIDTH", WIDTH)
+        patch.setattr(torchvision.models, "resnet18", NarrowResNet)
+        patch.setattr(builders, "_SMALL_WIDTH", WIDTH)
+        yield
+
+
+@contextlib.contextmanager
+def full_models() -> Iterator[None]:
+    """Build small models as users get them, and as processes that a test starts do, inside `narrow_models`."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torchvision.models, "resnet18", RESNET18)
+        patch.setattr(builders, "_SMALL_WIDTH", FULL_WIDTH)
         yield
 
 

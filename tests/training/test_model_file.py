@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 from dataclasses import replace
@@ -11,6 +12,8 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors import safe_open
 from torch import Tensor, nn
 from torchvision.models.detection import maskrcnn_resnet50_fpn, maskrcnn_resnet50_fpn_v2
@@ -23,7 +26,7 @@ from maskloss.errors import InputError, RunError
 from maskloss.losses import ClassAgnosticMaskLoss, MaskBCELoss, MaskRCNNLoss, MaskSoftmaxLoss
 from maskloss.training.checkpoints import read_weights
 from maskloss.training.config import TrainConfig
-from maskloss.training.loss_config import make_loss
+from maskloss.training.loss_config import import_paths_of, make_loss
 from maskloss.training.model_file import (
     ModelDescription,
     is_self_contained,
@@ -257,6 +260,10 @@ class Scaled(nn.Module):
         return self.scale * (mask_logits.sigmoid() - mask_targets).abs()
 
 
+def weighted_sum(terms: Any) -> dict[str, Any]:
+    return {"mask": {"class_path": "maskloss.losses.WeightedSum", "init_args": {"terms": terms}}}
+
+
 @pytest.mark.parametrize(
     ("config", "contained"),
     [
@@ -269,30 +276,53 @@ class Scaled(nn.Module):
         ({"mask": "maskloss.losses.mask_pixels.torch.load"}, False),
         ({"normalizers": {"box": "maskloss.losses.per_positive"}, "regularization": None}, True),
         ({"normalizers": {"box": "my.own"}}, False),
+        (weighted_sum([{"class_path": "os.x"}]), False),
+        (weighted_sum([{"class_path": "maskloss.losses.MaskDiceLoss"}]), True),
+        (weighted_sum([[{"class_path": "os.x"}]]), False),
+        (weighted_sum([[[{"class_path": "maskloss.losses.MaskDiceLoss"}]]]), True),
+        (weighted_sum({"class_path": "os.x"}), False),
+        (weighted_sum({"a": {"class_path": "os.x"}}), False),
         (
-            {
-                "mask": {
-                    "class_path": "maskloss.losses.WeightedSum",
-                    "init_args": {"terms": [{"class_path": "os.x"}]},
-                }
-            },
+            {"mask": {"class_path": "maskloss.losses.MaskDiceLoss", "init_args": [{"class_path": "os.x"}]}},
             False,
         ),
-        (
-            {
-                "mask": {
-                    "class_path": "maskloss.losses.WeightedSum",
-                    "init_args": {"terms": [{"class_path": "maskloss.losses.MaskDiceLoss"}]},
-                }
-            },
-            True,
-        ),
+        ({"mask": {"class_path": ["os.x"]}}, False),
+        ({"mask": {"class_path": {"class_path": "os.x"}}}, False),
+        ({"mask": {"init_args": {}}}, False),
+        ({"mask": ["os.x"]}, False),
+        ({"normalizers": {"box": [{"class_path": "os.x"}]}}, False),
         ({"mask": 3}, False),
         (None, False),
     ],
 )
 def test_only_losses_of_maskloss_are_rebuilt_from_a_file(config: Any, contained: bool) -> None:
     assert is_self_contained(config) is contained
+
+
+#: JSON values that hold import paths at any place.
+CONFIGS = st.recursive(
+    st.one_of(st.none(), st.integers(), st.sampled_from(["maskloss.losses.MaskDiceLoss", "os.x"])),
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3),
+        st.dictionaries(
+            st.sampled_from(["class_path", "init_args", "terms", "normalizers", "mask", "preset"]), inner
+        ),
+    ),
+)
+
+
+@given(config=st.dictionaries(st.sampled_from(["preset", "mask", "box", "normalizers", "weights"]), CONFIGS))
+def test_every_path_that_a_loss_imports_is_known_before(config: dict[str, Any]) -> None:
+    asked = []
+
+    def recorded(path: str, where: str) -> Any:
+        asked.append(path)
+        return lambda *_, **__: None
+
+    with pytest.MonkeyPatch.context() as patch, contextlib.suppress(InputError):
+        patch.setattr("maskloss.training.loss_config.imported", recorded)
+        make_loss(config)
+    assert set(asked) <= set(import_paths_of(config))
 
 
 def test_the_loss_comes_back_with_its_tensors(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from maskloss.training.evaluation import evaluate
 from maskloss.training.loop import train
 from maskloss.training.model_file import load_model
 
-from .small_runs import narrow_models, small_config, write_data
+from .small_runs import full_models, narrow_models, small_config, write_data
 
 
 class LearnedScale(nn.Module):
@@ -200,9 +200,7 @@ def test_two_processes_write_the_losses_that_one_evaluates(data, tmp_path):
     )
     assert done.returncode == 0, done.stderr[-3000:]
     written = json.loads((tmp_path / "run/metrics.json").read_text())
-    # The subprocess builds networks of their full width.
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("maskloss.detection.builders._SMALL_WIDTH", 128)
+    with full_models():
         found = evaluated(data, tmp_path / "run/model.safetensors", tmp_path / "out", "--loss", OWN)
     for key, value in written["loss"].items():
         assert found["loss"][key] == pytest.approx(value, rel=1e-6), key

@@ -17,7 +17,7 @@ from torch import nn
 
 from maskloss.detection.builders import ModelSettings, build_model
 
-from .small_runs import TERMS, lines, small_config, write_data
+from .small_runs import TERMS, full_models, lines, small_config, write_data
 
 pytestmark = pytest.mark.slow
 
@@ -33,9 +33,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """
     folder = write_data(tmp_path_factory.mktemp("data"))
     torch.manual_seed(0)
-    with pytest.MonkeyPatch.context() as patch:
-        # The processes build networks of their full width.
-        patch.setattr("maskloss.detection.builders._SMALL_WIDTH", 128)
+    with full_models():
         model = build_model(ModelSettings("resnet18", num_classes=4))
     nn.init.normal_(model.rpn.head.cls_logits.weight, std=0.5)
     safetensors.torch.save_file(model.state_dict(), folder / "weights.safetensors")
