@@ -299,19 +299,19 @@ def test_only_losses_of_maskloss_are_rebuilt_from_a_file(config: Any, contained:
     assert is_self_contained(config) is contained
 
 
-#: JSON values that hold import paths at any place.
-CONFIGS = st.recursive(
-    st.one_of(st.none(), st.integers(), st.sampled_from(["maskloss.losses.MaskDiceLoss", "os.x"])),
+PATHS = st.sampled_from(["maskloss.losses.MaskDiceLoss", "os.x"])
+#: Parts of a loss: paths, objects with arguments, and lists and mappings of these at any depth.
+PARTS = st.recursive(
+    st.one_of(PATHS, st.integers()),
     lambda inner: st.one_of(
         st.lists(inner, max_size=3),
-        st.dictionaries(
-            st.sampled_from(["class_path", "init_args", "terms", "normalizers", "mask", "preset"]), inner
-        ),
+        st.dictionaries(st.just("terms"), inner),
+        st.fixed_dictionaries({"class_path": PATHS, "init_args": st.dictionaries(st.just("terms"), inner)}),
     ),
 )
 
 
-@given(config=st.dictionaries(st.sampled_from(["preset", "mask", "box", "normalizers", "weights"]), CONFIGS))
+@given(config=st.dictionaries(st.sampled_from(["mask", "box", "normalizers", "weights"]), PARTS, max_size=2))
 def test_every_path_that_a_loss_imports_is_known_before(config: dict[str, Any]) -> None:
     asked = []
 
