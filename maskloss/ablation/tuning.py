@@ -185,6 +185,10 @@ def choose(trials: Sequence[tuple[Trial, Outcome]]) -> Tuned:
 
 
 def with_chosen(run: Run, chosen: Trial) -> Run:
-    """Return a run with the values that were chosen for its variant."""
-    values = {name: getattr(chosen.config, name) for name in chosen.values}
+    """Return a run with the values that were chosen for its variant, and as many steps as the trial had.
+
+    A trial's epochs, or those that its batch size makes longer, are given in steps by now.
+    """
+    names = {*chosen.values, "max_steps", "epochs", "evaluate_every"}
+    values = {name: getattr(chosen.config, name) for name in names}
     return replace(run, config=replace(run.config, **values))

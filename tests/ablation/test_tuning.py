@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -138,6 +139,25 @@ def test_chosen_values_are_set_and_nothing_else(data, tmp_path):
     assert run == replace(
         plan.runs[1], config=replace(plan.runs[1].config, learning_rate=1e-3, weight_decay=0.0)
     )
+
+
+@pytest.mark.parametrize(
+    ("length", "tune", "epochs"),
+    [({}, {"epochs": [1, 3]}, [1, 3]), ({"epochs": 2}, {"batch_size": [2, 3]}, [2, 2])],
+)
+def test_the_chosen_trial_gives_the_run_its_length(data, tmp_path, length, tune, epochs):
+    path = tuned_file(tmp_path, data, {"bce": {}}, tune=tune)
+    content = yaml.safe_load(path.read_text())
+    del content["base"]["max_steps"]
+    content["base"] |= length
+    path.write_text(yaml.safe_dump(content))
+    num_images = len(json.loads((data / "train/annotations.json").read_text())["images"])
+    plan = read_plan(path, tmp_path / "out")
+    assert plan.tuning is not None
+    for trial, count in zip(plan.tuning.trials, epochs, strict=True):
+        run = with_chosen(plan.runs[0], trial).config
+        assert run.epochs is None
+        assert run.max_steps == trial.config.max_steps == count * math.ceil(num_images / run.batch_size)
 
 
 def test_a_loss_can_be_tuned_in_parts(data, tmp_path):
