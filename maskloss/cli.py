@@ -7,7 +7,6 @@ that failed or a check that found errors.
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 import logging
@@ -31,8 +30,6 @@ logger = logging.getLogger(__name__)
 _MOST_CLASSES = 30
 #: Maximum length in characters of a line of `check`, which shows up to three examples.
 _REPORT_LENGTH = 800
-#: Maximum length of a picture's name without suffix, in bytes; file systems allow 255 for the whole name.
-_LONGEST_STEM = 200
 
 
 def demo(output: str = "runs/demo", max_steps: int = 260, seed: int = 0, device: str = "auto") -> None:
@@ -338,8 +335,8 @@ def predict(
         mask_branch: import path of the mask branch, required if user code builds it.
         device: device to run on, such as "cpu", "cuda" or "cuda:1"; "auto" is CUDA if available, otherwise the CPU.
     """
-    from maskloss.files import locked, make_folder
-    from maskloss.report.predicted import PredictedFiles
+    from maskloss.files import check_unused, locked, make_folder
+    from maskloss.report.predicted import PredictedFiles, picture_names
     from maskloss.training import prediction
     from maskloss.training.model_file import load_model
     from maskloss.training.setup import chosen_device
@@ -355,26 +352,27 @@ def predict(
     description = loaded.description
     folder = Path(output)
     files = prediction.image_files(image)
-    planned: set[str] = set()
-    for path in files:
-        _free_name(path.stem, planned)
+    pictures = picture_names(files)
     # The folder may be the one that contains the photos.
-    for name in ("results.json", "objects.csv", *sorted(planned)):
+    maps = [f"labels/{name}" for name in pictures if label_maps]
+    for name in ("results.json", "objects.csv", *sorted(pictures), *sorted(maps)):
         _refuse_to_overwrite(folder / name)
+    if crops:
+        check_unused(folder / "crops")
     make_folder(folder)
     names = {category.id: category.name for category in description.categories}
-    taken: set[str] = set()
     found_objects = 0
     with locked(folder), PredictedFiles(folder, names, crops=crops, label_maps=label_maps) as writer:
-        for found in prediction.predict(
+        predicted = prediction.predict(
             loaded.model.to(chosen),
             description,
             files,
             device=chosen,
             score_threshold=score_threshold,
             tile=tile,
-        ):
-            picture = writer.add(_free_name(found.path.stem, taken), found.path, found.image, found.results)
+        )
+        for name, found in zip(pictures, predicted, strict=True):
+            picture = writer.add(name, found.path, found.image, found.results)
             found_objects += len(found.results)
             print(f"{picture}: {len(found.results)} objects")
     if not found_objects:
@@ -652,19 +650,6 @@ def _print_classes(classes: list[dict[str, Any]]) -> None:
 def _refuse_to_overwrite(path: Path) -> None:
     if path.exists():
         raise InputError(f"{path}: already exists; name another --output")
-
-
-def _free_name(stem: str, taken: set[str]) -> str:
-    """Return a PNG file name that is not taken yet and is short enough for every file system."""
-    if len(os.fsencode(stem)) > _LONGEST_STEM:
-        digest = hashlib.sha256(os.fsencode(stem)).hexdigest()[:8]
-        stem = os.fsencode(stem)[:_LONGEST_STEM].decode(errors="ignore") + f"-{digest}"
-    name, number = f"{stem}.png", 1
-    while name in taken:
-        number += 1
-        name = f"{stem}-{number}.png"
-    taken.add(name)
-    return name
 
 
 def _fail(error: object, code: int) -> NoReturn:

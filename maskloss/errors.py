@@ -36,7 +36,8 @@ def one_line(text: object, limit: int = LINE_LENGTH) -> str:
         # The last parts of a path are the most informative.
         line = re.sub(r"/[^\s:]{40,}", lambda path: ".../" + "/".join(path.group().rsplit("/", 2)[-2:]), line)
     if len(line) > limit:
-        line = f"{line[: limit - _END_LENGTH - 5]} ... {line[-_END_LENGTH:]}"
+        end = min(_END_LENGTH, limit // 3)
+        line = f"{line[: limit - end - 5]} ... {line[-end:]}"
     return line
 
 

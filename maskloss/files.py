@@ -13,9 +13,8 @@ from typing import Any
 
 from maskloss.errors import InputError, RunError
 
-#: Independent of the final name, which may already be as long as the file system allows. The second pattern is that of
-#: versions before 0.2, which appended to the final name.
-_TEMPORARY = re.compile(r"\.maskloss-(\d+)-[0-9a-f]{8}\.tmp|\..+\.(\d+)\.tmp", re.DOTALL)
+#: The names of `temporary_path`.
+_TEMPORARY = re.compile(r"\.maskloss-(\d+)-[0-9a-f]{8}\.tmp")
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -66,10 +65,18 @@ def copy_file(source: Path, destination: Path) -> None:
         shutil.copyfile(source, temporary)
 
 
+def temporary_path(folder: Path) -> Path:
+    """Return a new path in a folder that `remove_leftovers` recognizes if the process is killed.
+
+    It does not contain the final name, which may already be as long as the file system allows.
+    """
+    return folder / f".maskloss-{os.getpid()}-{secrets.token_hex(4)}.tmp"
+
+
 @contextmanager
 def _replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; rename it to `path` on success, or remove it if writing fails."""
-    temporary = path.with_name(f".maskloss-{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    temporary = temporary_path(path.parent)
     try:
         yield temporary
         temporary.replace(path)
@@ -87,7 +94,7 @@ def remove_leftovers(*folders: Path) -> None:
         with suppress(OSError):
             for path in list(folder.iterdir()):
                 found = _TEMPORARY.fullmatch(path.name)
-                if found and not _is_running(int(found[1] or found[2])):
+                if found and not _is_running(int(found[1])):
                     with suppress(OSError):
                         path.unlink()
 
@@ -169,7 +176,7 @@ def make_folder(path: Path) -> None:
         raise InputError(f"{path}: the folder cannot be written to")
 
 
-def expect_unused(folder: Path) -> None:
+def check_unused(folder: Path) -> None:
     """Check that a folder does not exist yet or is empty.
 
     Raises:

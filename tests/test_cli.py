@@ -395,6 +395,37 @@ def test_predict_writes_tables_cut_outs_and_label_maps_of_a_folders_images(
     assert len(list((tmp_path / "out/crops").iterdir())) <= len(results)
 
 
+@pytest.mark.parametrize(
+    ("option", "existing"), [("--label-maps", "labels/000001.png"), ("--crops", "crops/mine.png")]
+)
+def test_predict_overwrites_no_label_map_or_crop(
+    data: Path,
+    trained: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    option: str,
+    existing: str,
+) -> None:
+    """Data sets often have their annotations in a folder named labels."""
+    mine = tmp_path / "out" / existing
+    mine.parent.mkdir(parents=True)
+    mine.write_bytes(b"mine")
+    code, text = failed(
+        capsys,
+        "predict",
+        "--checkpoint",
+        trained,
+        "--output",
+        tmp_path / "out",
+        option,
+        data / "val/images/000001.png",
+    )
+    assert code == 2
+    assert f"{mine if option == '--label-maps' else mine.parent}: already" in text
+    assert [path for path in (tmp_path / "out").rglob("*") if path.is_file()] == [mine]
+    assert mine.read_bytes() == b"mine"
+
+
 def test_predict_says_that_no_detection_reaches_the_threshold(
     data: Path, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -46,7 +46,14 @@ def test_a_text_of_the_limit_is_kept_and_a_longer_one_is_cut_in_the_middle() -> 
     assert one_line("x" * LINE_LENGTH) == "x" * LINE_LENGTH
     cut = one_line("a" * 300 + "b" * 300)
     assert cut == "a" * 195 + " ... " + "b" * 100
-    assert one_line("a" * 150 + "b" * 150, limit=120) == "a" * 15 + " ... " + "b" * 100
+    assert one_line("a" * 150 + "b" * 150, limit=120) == "a" * 75 + " ... " + "b" * 40
+
+
+@pytest.mark.parametrize("limit", [16, 30, 60, 80, 104, 105, 300])
+def test_a_line_never_exceeds_its_limit(limit: int) -> None:
+    for text in ("x" * 200, "y" * 5000, "/" + "z" * 90 + "/a.json: is odd", "\x1b" * 100):
+        assert len(one_line(text, limit)) <= limit
+    assert len(one_line("x" * 200, limit)) == min(limit, 200)
 
 
 def test_a_long_path_is_shortened_to_its_last_two_parts_first() -> None:

@@ -12,7 +12,7 @@ import pytest
 from maskloss.errors import InputError, RunError
 from maskloss.files import (
     append_line,
-    expect_unused,
+    check_unused,
     locked,
     make_folder,
     read_bytes,
@@ -39,7 +39,7 @@ def test_name_that_is_too_long_raises_and_leaves_no_file(tmp_path: Path) -> None
     for write in (write_text, append_line):
         with pytest.raises(RunError, match="cannot be written: File name too long"):
             write(tmp_path / ("n" * 256), "")
-    for read in (read_bytes, make_folder, expect_unused):
+    for read in (read_bytes, make_folder, check_unused):
         with pytest.raises(InputError, match="File name too long"):
             read(tmp_path / ("n" * 256))
     assert list(tmp_path.iterdir()) == []
@@ -53,9 +53,9 @@ def test_characters_that_utf8_cannot_encode_are_written_escaped(tmp_path: Path) 
 
 def test_leftovers_of_dead_processes_are_removed_and_those_of_running_ones_kept(tmp_path: Path) -> None:
     dead = dead_process()
-    for name in (f".maskloss-{dead}-0123abcd.tmp", f".model.safetensors.{dead}.tmp"):
-        (tmp_path / name).write_text("half")
-    kept = [f".maskloss-{os.getppid()}-0123abcd.tmp", f"mine.{dead}.tmp", "photo.png"]
+    (tmp_path / f".maskloss-{dead}-0123abcd.tmp").write_text("half")
+    # Other programs' temporary files are not ours to remove.
+    kept = [f".maskloss-{os.getppid()}-0123abcd.tmp", f"mine.{dead}.tmp", f".mine.{dead}.tmp", "photo.png"]
     for name in kept:
         (tmp_path / name).write_text("")
     remove_leftovers(tmp_path, tmp_path / "not there")

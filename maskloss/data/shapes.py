@@ -19,7 +19,7 @@ from PIL import Image, ImageDraw
 from pycocotools import mask as coco_mask
 
 from maskloss.errors import InputError
-from maskloss.files import expect_unused, make_folder, write_bytes, write_text
+from maskloss.files import check_unused, make_folder, write_bytes, write_text
 
 CATEGORIES = ("circle", "rectangle", "triangle")
 
@@ -47,7 +47,7 @@ def write_shapes(output: str | Path, num_images: int, *, size: int = 128, seed: 
     if size < 32:
         raise InputError(f"--size must be at least 32 px, got {size}")
     folder = Path(output)
-    expect_unused(folder)
+    check_unused(folder)
     make_folder(folder / "images")
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []

@@ -10,7 +10,7 @@ from typing import Any
 
 from maskloss.data.coco import CocoData, read_coco
 from maskloss.errors import InputError
-from maskloss.files import copy_file, expect_unused, make_folder, read_bytes, write_text
+from maskloss.files import check_unused, copy_file, make_folder, read_bytes, write_text
 
 
 def write_subset(
@@ -63,7 +63,7 @@ def write_subset(
         )
     parts = [(Path(output), chosen), *([(Path(rest), others)] if rest is not None else [])]
     for folder, _ in parts:
-        expect_unused(folder)
+        check_unused(folder)
     document = json.loads(read_bytes(data.annotation_file))
     for folder, images in parts:
         _write_part(data, document, folder, images, kept_categories)

@@ -255,7 +255,7 @@ def losses_and_detections(
 
     Raises:
         TypeError: the model has not been converted.
-        ValueError: the targets are invalid, as in training.
+        ValueError: there is no image, or the targets are invalid, as in training.
 
     Example:
         >>> import torch, torchvision
@@ -272,6 +272,8 @@ def losses_and_detections(
     rpn, heads = model.rpn, model.roi_heads
     if not isinstance(rpn, RegionProposalNetwork) or not isinstance(heads, RoIHeads):
         raise TypeError(f"{needs}, not a stock {full_name(model)}: call maskloss.convert(model) first")
+    if len(images) == 0:
+        raise ValueError("images is empty: losses and detections need at least one image")
     by_size: dict[tuple[int, ...], list[int]] = {}
     for index, image in enumerate(images):
         by_size.setdefault(tuple(getattr(image, "shape", ())[-2:]), []).append(index)
@@ -280,7 +282,8 @@ def losses_and_detections(
         targets = _checked_targets(model, images, targets)
     cuda_devices = sorted({p.device.index for p in model.parameters() if p.device.type == "cuda"})
     totals: dict[str, Tensor] = {}
-    with _evaluation_mode(model, rpn.loss), torch.random.fork_rng(devices=cuda_devices):
+    # The loss is not a submodule of the model. Its terms may update statistics in training mode.
+    with evaluation_mode(model, rpn.loss), torch.random.fork_rng(devices=cuda_devices):
         states = ImageRandomStates(cuda_devices)
         for indices in by_size.values():
             losses: dict[str, Tensor] = {}
@@ -295,12 +298,11 @@ def losses_and_detections(
 
 
 @contextmanager
-def _evaluation_mode(model: nn.Module, loss: nn.Module) -> Iterator[None]:
-    """Put a model and its loss into evaluation mode, and restore each module's mode afterwards."""
-    # The loss is not a submodule of the model. Its terms may update statistics in training mode.
-    modes = {module: module.training for part in (model, loss) for module in part.modules()}
-    model.eval()
-    loss.eval()
+def evaluation_mode(*modules: nn.Module) -> Iterator[None]:
+    """Put modules into evaluation mode, and restore the mode of each of their parts afterwards."""
+    modes = {module: module.training for part in modules for module in part.modules()}
+    for part in modules:
+        part.eval()
     try:
         yield
     finally:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
+from torchvision.ops import box_convert
 
 from maskloss.masks.paste import paste_masks
 
@@ -47,8 +48,7 @@ def image_results(
             f"masks must be probabilities (D, 1, M, M), not {tuple(masks.shape)}; "
             "call maskloss.convert(model, paste=None)"
         )
-    boxes = detection["boxes"].detach().cpu().double()
-    boxes[:, 2:] -= boxes[:, :2]
+    boxes = box_convert(detection["boxes"].detach().cpu().double(), "xyxy", "xywh")
     labels = detection["labels"].tolist()
     if category_ids is not None:
         beyond = [label for label in labels if not 1 <= label <= len(category_ids)]

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -16,7 +18,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from maskloss.errors import RunError
-from maskloss.files import make_folder, reason_of, write_bytes
+from maskloss.files import make_folder, reason_of, temporary_path, write_bytes
 from maskloss.report.pictures import cut_out_results, draw_results, names_for, png
 
 #: Columns of objects.csv. Lengths are in px, areas in px².
@@ -33,6 +35,9 @@ COLUMNS = (
     "area",
     "perimeter",
 )
+
+#: Maximum length of a picture's name without suffix, in bytes; file systems allow 255 for the whole name.
+_LONGEST_STEM = 200
 
 
 class PredictedFiles:
@@ -56,22 +61,27 @@ class PredictedFiles:
         self.folder, self.names, self.crops, self.label_maps = folder, dict(names), crops, label_maps
         self.images = 0
         self._first = True
+        self._temporary = {name: temporary_path(folder) for name in ("results.json", "objects.csv")}
 
     def __enter__(self) -> PredictedFiles:
-        try:
-            # File names that are not UTF-8 contain characters that cannot be encoded.
-            self._results, self._objects = (
-                self._temporary(name).open("w", encoding="utf-8", errors="backslashreplace", newline="")
-                for name in ("results.json", "objects.csv")
-            )
-        except OSError as error:
-            raise RunError(f"{self.folder}: cannot be written: {reason_of(error)}") from error
-        self._results.write("[")
-        self._table = csv.writer(self._objects)
-        self._table.writerow(COLUMNS)
         for wanted, name in ((self.crops, "crops"), (self.label_maps, "labels")):
             if wanted:
                 make_folder(self.folder / name)
+        with ExitStack() as opened:
+            try:
+                # File names that are not UTF-8 contain characters that cannot be encoded.
+                self._results, self._objects = (
+                    opened.enter_context(
+                        path.open("w", encoding="utf-8", errors="backslashreplace", newline="")
+                    )
+                    for path in self._temporary.values()
+                )
+                self._results.write("[")
+                self._table = csv.writer(self._objects)
+                self._table.writerow(COLUMNS)
+            except OSError as error:
+                raise RunError(f"{self.folder}: cannot be written: {reason_of(error)}") from error
+            opened.pop_all()  # `__exit__` closes them
         return self
 
     def __exit__(
@@ -80,16 +90,13 @@ class PredictedFiles:
         try:
             with self._results, self._objects:
                 self._results.write("]")
-            for name in ("results.json", "objects.csv"):
+            for name, path in self._temporary.items():
                 if self.images:
-                    os.replace(self._temporary(name), self.folder / name)
+                    path.replace(self.folder / name)
                 else:
-                    self._temporary(name).unlink()
+                    path.unlink()
         except OSError as failure:
             raise RunError(f"{self.folder}: cannot be written: {reason_of(failure)}") from failure
-
-    def _temporary(self, name: str) -> Path:
-        return self.folder / f".{name}.{os.getpid()}.tmp"
 
     def add(self, name: str, path: Path, image: Image.Image, results: Sequence[Mapping[str, Any]]) -> Path:
         """Write the files of an image.
@@ -155,6 +162,31 @@ class PredictedFiles:
             area,
             length,
         ]
+
+
+def picture_names(images: Iterable[Path]) -> list[str]:
+    """Return a different PNG file name for each image, short enough for every file system.
+
+    Names also differ from each other on file systems that ignore case.
+
+    Example:
+        >>> picture_names([Path("a/1.jpg"), Path("b/1.jpg"), Path("b/2.tif")])
+        ['1.png', '1-2.png', '2.png']
+    """
+    names: list[str] = []
+    taken: set[str] = set()
+    for image in images:
+        stem = image.stem
+        if len(os.fsencode(stem)) > _LONGEST_STEM:
+            digest = hashlib.sha256(os.fsencode(stem)).hexdigest()[:8]
+            stem = os.fsencode(stem)[:_LONGEST_STEM].decode(errors="ignore") + f"-{digest}"
+        name, number = f"{stem}.png", 1
+        while name.casefold() in taken:
+            number += 1
+            name = f"{stem}-{number}.png"
+        taken.add(name.casefold())
+        names.append(name)
+    return names
 
 
 def perimeter(mask: npt.NDArray[np.uint8]) -> float:

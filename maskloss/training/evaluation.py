@@ -19,7 +19,7 @@ from tqdm import tqdm
 from maskloss.data.coco import CocoData
 from maskloss.data.dataset import CocoDataset, Crowds, collate
 from maskloss.data.sampler import mixed_seed
-from maskloss.detection.conversion import losses_and_detections
+from maskloss.detection.conversion import evaluation_mode, losses_and_detections
 from maskloss.detection.results import coco_results
 from maskloss.detection.target_checks import is_resized_to_nothing
 from maskloss.errors import InputError, RunError
@@ -97,9 +97,7 @@ def evaluate(
     values: list[tuple[int, dict[str, float]]] = []
     bar = tqdm(loader, desc="evaluating", disable=None if rank == 0 else True, leave=False)
     remaining = iter(indices)
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    with _in_float32(model), torch.no_grad():
+    with evaluation_mode(model), _in_float32(model), torch.no_grad():
         for images, targets in batches_on(bar, device):
             for image, target in zip(images, targets, strict=True):
                 index = next(remaining)
@@ -112,8 +110,6 @@ def evaluate(
                     detections = model([image])
                 size = (image.shape[-2], image.shape[-1])
                 results += coco_results(model, detections, [size], [target["image_id"]], category_ids)
-    for module, mode in modes.items():
-        module.training = mode
     if world_size > 1:
         results, values = gather_object(results), gather_object(values)
     places = {image.id: place for place, image in enumerate(data.images)}

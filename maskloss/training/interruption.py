@@ -14,7 +14,7 @@ logger = logging.getLogger(__name__)
 
 
 class Interruption:
-    """Delays Ctrl-C to the end of a step, inside a `with` statement; a second one interrupts at once.
+    """Delay Ctrl-C to the end of a step, inside a `with` statement; a second one interrupts at once.
 
     It does nothing outside the main thread, where Python delivers no signals, and where the program ignores Ctrl-C or
     handles it in its own way.
@@ -41,7 +41,9 @@ class Interruption:
 
     @contextlib.contextmanager
     def at_once(self) -> Iterator[None]:
-        """Let Ctrl-C interrupt the block, in which the model does not change."""
+        """Let Ctrl-C interrupt the block, in which the model does not change; raise if it was pressed before."""
+        if self.requested:
+            raise KeyboardInterrupt
         self._is_safe = True
         try:
             yield

@@ -125,7 +125,7 @@ def _train_in_locked_folder(run: Run) -> TrainingResult:
         step = start
         if checkpoint is not None and not finished and checkpoint.get("evaluated", start) < start:
             # The run was interrupted in the evaluation of this step.
-            evaluation = _evaluate(run, average)
+            evaluation = _evaluate(run, average, interruption)
             best = _record(run, history, step, evaluation, best, average)
         while step < config.max_steps and not is_stalled(best, config.stop_after):
             step += 1
@@ -151,8 +151,7 @@ def _train_in_locked_folder(run: Run) -> TrainingResult:
             # Evaluate before saving: a checkpoint implies that everything up to its step is on the disk.
             if evaluation_due and not interruption.requested:
                 try:
-                    with interruption.at_once():
-                        evaluation = _evaluate(run, average)
+                    evaluation = _evaluate(run, average, interruption)
                 except KeyboardInterrupt:
                     interruption.requested = True
                 else:
@@ -174,8 +173,7 @@ def _train_in_locked_folder(run: Run) -> TrainingResult:
                 )
                 raise KeyboardInterrupt
         if evaluation is None:
-            with interruption.at_once():
-                evaluation = _evaluate(run, average)
+            evaluation = _evaluate(run, average, interruption)
             best = _record(run, history, step, evaluation, best, average)
         if step < config.max_steps:
             logger.info("step %d: stopped, because %d evaluations did not improve the AP", step, best.since)
@@ -227,12 +225,13 @@ def _save_model(run: Run, name: str, evaluation: Evaluation | None, average: Wei
         save_model(run.config.output_folder / name, run.model, description)
 
 
-def _evaluate(run: Run, average: WeightAverage | None) -> Evaluation:
+def _evaluate(run: Run, average: WeightAverage | None, interruption: Interruption) -> Evaluation:
     if run.accelerator.num_processes > 1:
         # Running statistics differ between processes. All processes use those of the main process, which are saved.
         for buffer in (*run.model.buffers(), *run.loss.buffers()):
             torch.distributed.broadcast(buffer, src=0)
-    with contextlib.nullcontext() if average is None else average.applied():
+    # Ctrl-C must not come while the weights and their average change places.
+    with contextlib.nullcontext() if average is None else average.applied(), interruption.at_once():
         return evaluate(
             run.model,
             run.validation,

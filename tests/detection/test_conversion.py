@@ -1023,3 +1023,8 @@ def test_a_loss_whose_parameters_no_optimizer_changes_is_warned_of_once() -> Non
 )
 def test_a_loss_that_is_optimized_or_frozen_is_not_warned_of(way: dict[str, Any]) -> None:
     assert train_with_learned_scale(**way) == []
+
+
+def test_losses_and_detections_of_no_image_raise() -> None:
+    with pytest.raises(ValueError, match="images is empty"):
+        maskloss.losses_and_detections(maskloss.convert(tiny_mask_rcnn()), [], [])

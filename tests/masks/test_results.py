@@ -75,3 +75,17 @@ def test_a_label_without_a_category_raises(label):
 def test_masks_that_are_pasted_already_raise():
     with pytest.raises(ValueError, match=r"must be probabilities \(D, 1, M, M\), not \(1, 1, 10, 12\)"):
         image_results(detection(masks=torch.ones(1, 1, 10, 12)), 42, (10, 12))
+
+
+def test_a_detection_in_float64_stays_as_it_is():
+    detection = {
+        "boxes": torch.tensor([[2.0, 1.0, 6.0, 9.0]]),
+        "labels": torch.tensor([1]),
+        "scores": torch.tensor([0.5]),
+        "masks": torch.ones(1, 1, 4, 4),
+    }
+    expected = image_results(detection, 7, (10, 12))
+    exact = {key: value.double() if value.is_floating_point() else value for key, value in detection.items()}
+    for _ in range(2):
+        assert image_results(exact, 7, (10, 12)) == expected
+        assert exact["boxes"].tolist() == [[2.0, 1.0, 6.0, 9.0]]

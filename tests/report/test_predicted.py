@@ -13,8 +13,8 @@ import pytest
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from maskloss.errors import RunError
-from maskloss.report.predicted import COLUMNS, PredictedFiles, perimeter
+from maskloss.errors import InputError, RunError
+from maskloss.report.predicted import COLUMNS, PredictedFiles, perimeter, picture_names
 from tests.training.small_runs import largest_file
 
 NAMES = {4: "cat", 8: "dog, or \N{DOG FACE}"}
@@ -168,3 +168,20 @@ def test_a_hole_adds_its_perimeter() -> None:
 
 def test_nothing_has_no_perimeter() -> None:
     assert perimeter(np.zeros((0, 0), np.uint8)) == perimeter(np.zeros((4, 4), np.uint8)) == 0
+
+
+def test_a_folder_that_cannot_be_made_leaves_no_temporary_file(tmp_path: Path) -> None:
+    (tmp_path / "crops").write_text("a file")
+    with pytest.raises(InputError, match="crops"), PredictedFiles(tmp_path, NAMES, crops=True):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == ["crops"]
+
+
+def test_pictures_have_different_names_on_every_file_system() -> None:
+    long = "n" * 240
+    names = picture_names(
+        [Path(name) for name in ("A.jpg", "a.png", "b/A.tif", f"{long}.jpg", f"{long}x.jpg")]
+    )
+    assert names[:3] == ["A.png", "a-2.png", "A-3.png"]
+    assert len({name.casefold() for name in names}) == 5
+    assert max(len(name) for name in names) <= 255

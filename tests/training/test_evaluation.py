@@ -62,8 +62,13 @@ def test_losses_are_means_over_images_that_are_seen_one_at_a_time(
 def test_an_unreadable_image_is_raised_as_an_input_error(tmp_path: Path) -> None:
     data = write_rectangles(tmp_path / "data")
     (tmp_path / "data/images/1.png").write_bytes(b"no image")
+    model = bare_model()
+    model.roi_heads.eval()
     with pytest.raises(InputError, match=r"1\.png: not a readable image"):
-        evaluate(bare_model(), data, batch_size=2, device=torch.device("cpu"))
+        evaluate(model, data, batch_size=2, device=torch.device("cpu"))
+    # Each part has its mode again.
+    assert model.training
+    assert not model.roi_heads.training
 
 
 def test_a_batch_is_sent_to_a_gpu_as_bytes_without_waiting(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from maskloss.errors import InputError, RunError
 from maskloss.files import append_line, copy_file, write_bytes
 from maskloss.losses.presets import PRESETS
 from maskloss.training import loop, setup
+from maskloss.training.averaging import WeightAverage
 from maskloss.training.checkpoints import checkpoint_files, load_checkpoint
 from maskloss.training.config import TrainConfig
 from maskloss.training.evaluation import Evaluation
@@ -295,6 +296,28 @@ def test_ctrl_c_in_an_evaluation_saves_the_step_and_repeats_the_evaluation(
 
     with monkeypatch.context() as patch:
         patch.setattr(loop, "evaluate", pressed)
+        with pytest.raises(KeyboardInterrupt):
+            train(small_config(shapes, tmp_path / "run", **changes))
+    assert [line["step"] for line in lines(tmp_path / "run/evaluations.jsonl")] == [1]
+    train(small_config(shapes, tmp_path / "run", **changes, resume=True))
+    assert_same_run(tmp_path / "run", tmp_path / "whole")
+
+
+def test_ctrl_c_while_the_average_replaces_the_weights_loses_neither(
+    shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changes = {"max_steps": 3, "evaluate_every": 1, "checkpoint_every": 10, "batch_size": 1, "ema": 0.5}
+    train(small_config(shapes, tmp_path / "whole", **changes))
+    real, calls = WeightAverage._swap, []
+
+    def pressed(average: WeightAverage) -> None:
+        real(average)
+        calls.append(1)
+        if len(calls) == 5:  # step 1 swaps twice for its evaluation, and twice to save the best model
+            signal.raise_signal(signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(WeightAverage, "_swap", pressed)
         with pytest.raises(KeyboardInterrupt):
             train(small_config(shapes, tmp_path / "run", **changes))
     assert [line["step"] for line in lines(tmp_path / "run/evaluations.jsonl")] == [1]
