@@ -142,8 +142,8 @@ def box_balanced_l1_loss(
     Args:
         regression: the P positives; only the deltas are read.
         alpha: α > 0; a lower α gives small errors more of the gradient.
-        gamma: γ > 0, the largest slope.
-        beta: β in (0, 1], in units of the encoded deltas. The paper has 1. Below 1 the slope jumps at β; above 1 a
+        gamma: γ > 0, the slope from β on.
+        beta: β in (0, 1], in units of the encoded deltas. The paper has 1. Below 1 the slope drops to γ at β; above 1 a
             perfect box would not have the lowest loss.
         reduction: "none" returns (P,); "sum" and "mean" return a scalar.
 
@@ -168,7 +168,9 @@ def box_balanced_l1_loss(
     deltas, targets = at_least_float32(regression.deltas), at_least_float32(regression.target_deltas)
     d = (deltas - targets).abs()
     b = math.expm1(gamma / alpha)
-    near = alpha / b * (b * d + 1) * (b * d / beta + 1).log() - alpha * d
+    # Above β, b d / β may overflow, and the gradient of a value that `where` discards would be NaN.
+    d_near = d.clamp(max=beta)
+    near = alpha / b * (b * d_near + 1) * (b * d_near / beta + 1).log() - alpha * d_near
     far = gamma * d + gamma / b - alpha * beta
     return reduced(torch.where(d < beta, near, far).sum(dim=1), reduction)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 Reduction = Literal["none", "sum", "mean"]
@@ -26,6 +27,21 @@ def check_same_shape(**tensors: Tensor) -> None:
     if any(other.shape != first.shape for other in others):
         shapes = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in tensors.items())
         raise ValueError(f"shapes differ: {shapes}")
+
+
+def check_labels(labels: Tensor, num_rois: int) -> None:
+    """Raise ValueError unless labels are (num_rois,) int64; reading their values would synchronize with a GPU.
+
+    Example:
+        >>> import torch
+        >>> check_labels(torch.tensor([1]), 2)
+        Traceback (most recent call last):
+        ValueError: labels must have shape (2,) and dtype int64, got (1,) and torch.int64
+    """
+    if labels.shape != (num_rois,) or labels.dtype != torch.int64:
+        raise ValueError(
+            f"labels must have shape ({num_rois},) and dtype int64, got {tuple(labels.shape)} and {labels.dtype}"
+        )
 
 
 def check_in_range(low: float, high: float = math.inf, /, **knobs: float) -> None:

@@ -15,8 +15,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from maskloss.losses.arithmetic import at_least_float32, power, reduced
-from maskloss.losses.checks import Reduction, check_in_range
+from maskloss.losses.checks import Reduction, check_in_range, check_labels
 from maskloss.losses.modules import LossModule
+
+#: A label that no data has.
+_NO_LABEL = -(2**62)
 
 
 def active_class_cross_entropy_loss(
@@ -58,7 +61,7 @@ def active_class_cross_entropy_loss(
         )
     class_logits = at_least_float32(class_logits)
     weights = active_classes.to(class_logits.device)[class_logits.argmax(dim=1)].to(class_logits.dtype)
-    return weights * F.cross_entropy(class_logits, labels, reduction="none"), weights
+    return weights * cross_entropy(class_logits, labels), weights
 
 
 class ActiveClassCrossEntropyLoss(nn.Module):
@@ -117,7 +120,7 @@ def class_weighted_cross_entropy_loss(
         )
     class_logits = at_least_float32(class_logits)
     weights = class_weights.to(class_logits)[labels]
-    return weights * F.cross_entropy(class_logits, labels, reduction="none"), weights
+    return weights * cross_entropy(class_logits, labels), weights
 
 
 class ClassWeightedCrossEntropyLoss(nn.Module):
@@ -182,9 +185,9 @@ def class_focal_loss(
     as section 3 allows.
     """
     check_in_range(0, gamma=gamma)
-    cross_entropy = F.cross_entropy(at_least_float32(class_logits), labels, reduction="none")
+    ce = cross_entropy(at_least_float32(class_logits), labels)
     # expm1 keeps the digits of 1 - p where p rounds to 1.
-    return reduced(power(-torch.expm1(-cross_entropy), gamma) * cross_entropy, reduction)
+    return reduced(power(-torch.expm1(-ce), gamma) * ce, reduction)
 
 
 class ClassFocalLoss(ClassLoss):
@@ -228,6 +231,13 @@ class ClassSigmoidLoss(ClassLoss):
         super().__init__(class_sigmoid_loss, reduction=reduction)
 
 
+def cross_entropy(class_logits: Tensor, labels: Tensor) -> Tensor:
+    """Return the softmax cross-entropy (R,); a label outside [0, C) is an error."""
+    check_labels(labels, class_logits.shape[0])
+    # By default, torch ignores the label -100.
+    return F.cross_entropy(class_logits, labels, reduction="none", ignore_index=_NO_LABEL)
+
+
 def foreground_of(class_logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Return the logits of the foreground classes, at least float32, and their one-hot targets, both (R, C - 1).
 
@@ -237,6 +247,7 @@ def foreground_of(class_logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]
         tensor([[0., 0.],
                 [0., 1.]])
     """
+    check_labels(labels, class_logits.shape[0])
     logits = at_least_float32(class_logits)
     # scatter raises for a label outside [0, C), which a comparison would turn into background.
     targets = torch.zeros_like(logits).scatter(1, labels[:, None], 1.0)

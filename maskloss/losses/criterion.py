@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from maskloss.losses.arithmetic import at_least_float32
 from maskloss.losses.boxes import BoxRegression
+from maskloss.losses.checks import check_same_shape
 from maskloss.losses.mask_classes import select_class_masks
 from maskloss.losses.normalizers import BatchCounts, Normalizer, per_location
 from maskloss.losses.term_checks import check_term, register_parts
@@ -382,6 +383,7 @@ class MaskRCNNLoss(nn.Module):
                 weight_sum = value_weights.sum()
             _check_values(name, values, count)
             if weights is not None:
+                check_same_shape(weights=weights, values=values)
                 # The divisor stays the same, so that the weight of one object does not change the others.
                 values = values * weights.to(values.dtype)
             counts = self.synchronize(replace(counts, weight_sum=weight_sum), predictions.device)

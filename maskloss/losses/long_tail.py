@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from maskloss.losses.arithmetic import at_least_float32, reduced
-from maskloss.losses.checks import Reduction, check_in_range, check_positive, check_reduction
-from maskloss.losses.classification import foreground_of
+from maskloss.losses.checks import Reduction, check_in_range, check_labels, check_positive, check_reduction
+from maskloss.losses.classification import cross_entropy, foreground_of
 
 #: Lower bound of the score of a RoI's own class in the ratios of the seesaw loss.
 _LEAST_SCORE = 1e-2
@@ -63,6 +63,7 @@ def seesaw_loss(
     """
     check_in_range(0, p=p, q=q)
     _check_per_class("class_counts", class_counts, class_logits)
+    check_labels(labels, class_logits.shape[0])
     logits = at_least_float32(class_logits)
     counts = class_counts.to(logits).clamp(min=1.0)
     count_ratios = counts / counts[labels][:, None]  # (R, C)
@@ -72,7 +73,7 @@ def seesaw_loss(
     classes = torch.arange(logits.shape[1], device=labels.device)
     untouched = (labels[:, None] == classes) | (classes == 0) | (labels == 0)[:, None]
     logits = logits + log_factors.masked_fill(untouched, 0.0)
-    return reduced(F.cross_entropy(logits, labels, reduction="none"), reduction)
+    return reduced(cross_entropy(logits, labels), reduction)
 
 
 class SeesawLoss(nn.Module):
@@ -111,6 +112,7 @@ class SeesawLoss(nn.Module):
     def forward(self, class_logits: Tensor, labels: Tensor) -> Tensor:
         """Count the labels, then compute `seesaw_loss`."""
         _check_per_class("class_counts", self.class_counts, class_logits)
+        check_labels(labels, class_logits.shape[0])
         if self.training and torch.is_grad_enabled():
             ones = torch.ones_like(labels, dtype=self.class_counts.dtype)
             counts = torch.zeros_like(self.class_counts).index_add_(0, labels, ones)
@@ -322,7 +324,8 @@ class FederatedLoss(nn.Module):
         check_in_range(0, power=power)
         self.num_classes = num_classes
         self.reduction = check_reduction(reduction)
-        self.register_buffer("class_weights", counts**power)
+        # 0**0 would be 1.
+        self.register_buffer("class_weights", torch.where(counts > 0, counts**power, 0.0))
 
     def extra_repr(self) -> str:
         """Show how many of the foreground classes are in the loss of a batch."""
@@ -331,6 +334,7 @@ class FederatedLoss(nn.Module):
     def forward(self, class_logits: Tensor, labels: Tensor) -> Tensor:
         """Sample the classes, then compute `federated_loss`."""
         _check_per_class("class_counts", self.class_weights, class_logits)
+        check_labels(labels, class_logits.shape[0])
         own = torch.zeros_like(self.class_weights, dtype=torch.bool).index_fill_(0, labels, True)
         # The largest log-weights plus Gumbel noise are a weighted sample without replacement. The classes in the batch
         # get the largest keys, and the background the smallest.

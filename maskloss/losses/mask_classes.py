@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from maskloss.losses.arithmetic import at_least_float32, reduced
-from maskloss.losses.checks import Reduction, check_same_shape
+from maskloss.losses.checks import Reduction, check_labels, check_same_shape
 from maskloss.losses.modules import LossModule
 from maskloss.losses.term_checks import check_term, register_parts
 from maskloss.losses.terms import MaskTerm
@@ -37,6 +37,7 @@ def select_class_masks(mask_logits: Tensor, labels: Tensor) -> Tensor:
     Source: He et al., Mask R-CNN, 2017, arXiv:1703.06870, section 3: for a RoI with ground-truth class k, L_mask is
     only defined on the k-th mask.
     """
+    check_labels(labels, mask_logits.shape[0])
     if mask_logits.shape[1] == 1:
         return mask_logits[:, 0]
     return mask_logits[torch.arange(labels.shape[0], device=labels.device), labels]

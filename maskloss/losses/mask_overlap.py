@@ -205,8 +205,8 @@ class MaskGeneralizedDiceLoss(MaskLoss):
         super().__init__(mask_generalized_dice_loss, reduction=reduction)
 
 
-#: Lower bound of 1 - TI for a power below 1, whose slope at 0 is infinite.
-_LEAST_TVERSKY_LOSS = 1e-6
+#: Where 1 - TI is smaller, a line through 0 replaces its power below 1, whose slope at 0 is infinite.
+_LEAST_TVERSKY_LOSS = 1e-12
 
 
 def mask_tversky_loss(
@@ -230,7 +230,8 @@ def mask_tversky_loss(
         mask_targets: same shape as the logits, in [0, 1].
         alpha: α >= 0, the weight of false positives.
         beta: β >= 0, the weight of false negatives.
-        gamma: γ > 0. The paper of the focal Tversky loss has 3/4; it writes the exponent as 1/γ with γ = 4/3.
+        gamma: γ > 0. The paper of the focal Tversky loss has 3/4; it writes the exponent as 1/γ with γ = 4/3. For
+            γ < 1, whose slope at 0 is infinite, the loss is linear where 1 - TI is below 1e-12.
         smooth: s > 0, in pixels.
         reduction: "none" returns (P,), or (...); "sum" and "mean" return a scalar.
 
@@ -253,7 +254,11 @@ def mask_tversky_loss(
     check_positive(gamma=gamma, smooth=smooth)
     errors = alpha * _area(p * (1 - t)) + beta * _area(q * t)
     loss = _share(errors, _area(p * t) + smooth)  # 1 - TI
-    return reduced(loss if gamma == 1 else loss.clamp(min=_LEAST_TVERSKY_LOSS) ** gamma, reduction)
+    if gamma >= 1:
+        return reduced(loss if gamma == 1 else loss**gamma, reduction)
+    least = _LEAST_TVERSKY_LOSS
+    power = torch.where(loss < least, loss * least ** (gamma - 1), loss.clamp(min=least) ** gamma)
+    return reduced(power, reduction)
 
 
 class MaskTverskyLoss(MaskLoss):

@@ -113,4 +113,5 @@ class MaskBySupervision(nn.Module):
                 raise ValueError(f"there is no term for objects whose best label is {kind.name.lower()}")
             values.append(loss)
             rows.append(own)
-        return torch.zeros_like(mask_logits[:, 0, 0]).index_copy(0, torch.cat(rows), torch.cat(values))
+        losses = torch.cat(values)
+        return losses.new_zeros(len(mask_logits)).index_copy(0, torch.cat(rows), losses)

@@ -195,17 +195,26 @@ def mask_pairwise_loss(
     BoxInst divides by the number of edges in the whole batch; here each object is divided by its own edges.
     """
     check_same_shape(mask_logits=mask_logits, gt_box_grids=gt_box_grids)
-    check_same_shape(mask_logits=mask_logits, a_channel_of_image_crops=image_crops[:, 0])
+    _check_image_crops(image_crops, mask_logits)
     check_in_range(0, 1, color_threshold=color_threshold)
     if dilation < 1:
         raise ValueError(f"dilation must be at least 1, got {dilation}")
     similarity = color_similarity(
         rgb_to_lab(at_least_float32(image_crops)), dilation=dilation
     )  # (P, 8, M, M)
-    counted = (similarity >= color_threshold) & (gt_box_grids >= 0.5)[:, None]
+    is_inside = neighbors(torch.ones_like(gt_box_grids[:, None]), dilation=dilation)[:, 0] > 0
+    counted = is_inside & (similarity >= color_threshold) & (gt_box_grids >= 0.5)[:, None]
     disagreement = pairwise_disagreement(mask_logits, dilation=dilation)  # (P, 8, M, M)
     values = torch.where(counted, disagreement, 0.0).sum(dim=(1, 2, 3))
     return reduced(values / counted.sum(dim=(1, 2, 3)).clamp(min=1), reduction)
+
+
+def _check_image_crops(image_crops: Tensor, mask_logits: Tensor) -> None:
+    expected = (len(mask_logits), 3, *mask_logits.shape[1:])
+    if image_crops.shape != expected:
+        raise ValueError(
+            f"image_crops must have three channels for each mask, {tuple(expected)}, got {tuple(image_crops.shape)}"
+        )
 
 
 class MaskPairwiseLoss(LossModule):

@@ -78,7 +78,9 @@ def matterport_l2_loss(model: nn.Module, *, weight_decay: float = 1e-4) -> Tenso
     "gamma" or "beta" in their names.
     """
     check_in_range(0, weight_decay=weight_decay)
-    return weight_decay * _total(at_least_float32(p).square().mean() for p in regularized_parameters(model))
+    return weight_decay * _total(
+        at_least_float32(p).square().mean() for p in regularized_parameters(model) if p.numel()
+    )
 
 
 class MatterportL2Loss(RegularizationLoss):
