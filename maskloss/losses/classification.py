@@ -119,8 +119,9 @@ def class_weighted_cross_entropy_loss(
             f"{class_logits.shape[1]} classes"
         )
     class_logits = at_least_float32(class_logits)
+    values = cross_entropy(class_logits, labels)
     weights = class_weights.to(class_logits)[labels]
-    return weights * cross_entropy(class_logits, labels), weights
+    return weights * values, weights
 
 
 class ClassWeightedCrossEntropyLoss(nn.Module):

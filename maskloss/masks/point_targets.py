@@ -7,7 +7,6 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from maskloss.masks.encoded import EncodedMasks, FloatArray
 
@@ -28,7 +27,8 @@ def point_targets(gt_masks: Tensor | EncodedMasks, points: Tensor, matched_idxs:
         interpolated bilinearly between pixel centers, with 0 outside the image.
 
     Raises:
-        ValueError: an object has no mask.
+        ValueError: an object has no mask, the points are not (P, K, 2), there is not one index per row of points, or,
+            on a CPU, an index is outside [0, G).
 
     Example:
         >>> masks = EncodedMasks([[[1.0, 1.0, 3.0, 1.0, 3.0, 3.0, 1.0, 3.0]]], height=4, width=4)
@@ -37,6 +37,16 @@ def point_targets(gt_masks: Tensor | EncodedMasks, points: Tensor, matched_idxs:
 
     Source: Kirillov et al., PointRend, 2019, arXiv:1912.08193; Detectron2's PointRend samples bitmaps.
     """
+    if points.dim() != 3 or points.shape[2] != 2 or matched_idxs.shape != points.shape[:1]:
+        raise ValueError(
+            "points must have shape (P, K, 2) and matched_idxs (P,), got "
+            f"{tuple(points.shape)} and {tuple(matched_idxs.shape)}"
+        )
+    # Reading indices on a GPU would synchronize.
+    if matched_idxs.device.type == "cpu" and len(matched_idxs):
+        low, high = int(matched_idxs.min()), int(matched_idxs.max())
+        if not 0 <= low <= high < len(gt_masks):
+            raise ValueError(f"matched_idxs must be in [0, {len(gt_masks)}), got {low} to {high}")
     if isinstance(gt_masks, Tensor):
         return bitmaps_at_points(gt_masks, points, matched_idxs)
     targets = points.new_zeros(points.shape[:2], dtype=torch.float32)
@@ -94,20 +104,18 @@ def _inside(instances: Sequence[Sequence[FloatArray]], points: Tensor) -> Tensor
     owner = [row for row, polygons in enumerate(instances) for _ in polygons]
     if not owner:
         raise ValueError("an object has no mask, so its points have no targets")
-    # Close each polygon with its first vertex, and pad with copies of it: edges of length 0 cross no line.
-    closed = [
-        torch.from_numpy(np.concatenate([polygon, polygon[:1]])).to(points.dtype)
-        for polygons in instances
-        for polygon in polygons
-    ]
-    lengths = torch.tensor([len(polygon) for polygon in closed])
-    vertices = pad_sequence(closed, batch_first=True)
-    positions = torch.minimum(torch.arange(vertices.shape[1])[None], lengths[:, None] - 1)
-    vertices = vertices.gather(1, positions[..., None].expand(-1, -1, 2)).to(points.device)  # (Q, V + 1, 2)
-    owners = torch.tensor(owner, device=points.device)
+    polygons = [polygon for of_instance in instances for polygon in of_instance]
+    # The longest first, so that few polygons are padded to the length of a much longer one.
+    order = sorted(range(len(polygons)), key=lambda polygon: -len(polygons[polygon]))
     inside = torch.zeros(points.shape[:2], dtype=torch.bool, device=points.device)
-    chunk = max(_PAIRS_AT_ONCE // max(points.shape[1] * vertices.shape[1], 1), 1)
-    for some, own in zip(torch.split(vertices, chunk), torch.split(owners, chunk), strict=True):
+    while order:
+        longest = len(polygons[order[0]]) + 1
+        chunk = max(_PAIRS_AT_ONCE // max(points.shape[1] * longest, 1), 1)
+        chosen, order = order[:chunk], order[chunk:]
+        some = _padded([polygons[polygon] for polygon in chosen]).to(
+            points.device, points.dtype
+        )  # (q, V + 1, 2)
+        own = torch.tensor([owner[polygon] for polygon in chosen], device=points.device)
         x, y = points[own][:, :, None].unbind(dim=-1)  # (q, K, 1)
         x1, y1 = some[:, None, :-1].unbind(dim=-1)  # (q, 1, V)
         x2, y2 = some[:, None, 1:].unbind(dim=-1)
@@ -117,3 +125,13 @@ def _inside(instances: Sequence[Sequence[FloatArray]], points: Tensor) -> Tensor
         is_in_polygon = (crosses & is_left).sum(dim=2) % 2 == 1  # (q, K)
         inside |= torch.zeros_like(inside, dtype=torch.int32).index_add_(0, own, is_in_polygon.int()) > 0
     return inside
+
+
+def _padded(polygons: Sequence[FloatArray]) -> Tensor:
+    """Close polygons with their first vertices, and pad them with copies: edges of length 0 cross no line."""
+    longest = max(len(polygon) for polygon in polygons) + 1
+    padded = np.empty((len(polygons), longest, 2))
+    for row, polygon in zip(padded, polygons, strict=True):
+        row[: len(polygon)] = polygon
+        row[len(polygon) :] = polygon[0]
+    return torch.from_numpy(padded)

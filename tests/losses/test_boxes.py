@@ -7,7 +7,7 @@ import torch
 from torchvision.models.detection._utils import BoxCoder
 from torchvision.ops import box_iou, complete_box_iou_loss
 
-from maskloss import BoxRegression
+from maskloss import BoxRegression, losses
 from maskloss.losses import (
     BoxGIoULoss,
     BoxSmoothL1Loss,
@@ -381,3 +381,19 @@ def test_balanced_l1_has_no_step_at_beta_and_a_slope_of_gamma_beyond():
 
     assert value(1 - 1e-9) == pytest.approx(value(1 + 1e-9), abs=1e-7)
     assert value(3.0) - value(2.0) == pytest.approx(1.5)
+
+
+@pytest.mark.parametrize(
+    ("d", "knobs", "slope"),
+    [
+        (10.0, {"alpha": 0.1, "gamma": 8.0, "beta": 1e-3}, 8.0),
+        (1e4, {"alpha": 0.1, "gamma": 8.0}, 8.0),
+        (1.0, {"beta": 1e-38}, 1.5),
+        (3e38, {}, 1.5),
+    ],
+)
+def test_the_balanced_l1_loss_has_its_slope_gamma_at_any_distance(d, knobs, slope):
+    """Below β, the formula overflows at distances far above it; its gradient must not become NaN."""
+    deltas = torch.full((1, 4), d, requires_grad=True)
+    losses.box_balanced_l1_loss(BoxRegression(deltas, torch.zeros(1, 4)), **knobs).sum().backward()
+    torch.testing.assert_close(deltas.grad, torch.full((1, 4), slope))

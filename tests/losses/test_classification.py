@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from maskloss import losses
 from maskloss.losses import (
     ActiveClassCrossEntropyLoss,
     BatchCounts,
@@ -244,3 +245,37 @@ def test_class_sigmoid_sums_binary_cross_entropies_and_leaves_the_background_alo
     torch.testing.assert_close(values, expected)
     values.sum().backward()
     assert class_logits.grad[:, 0].count_nonzero() == 0
+
+
+LABELED = {
+    "sigmoid": losses.ClassSigmoidLoss(),
+    "focal": losses.ClassFocalLoss(),
+    "class weights": losses.ClassWeightedCrossEntropyLoss(torch.ones(4)),
+    "active classes": losses.ActiveClassCrossEntropyLoss([True] * 4),
+    "seesaw": losses.SeesawLoss(4),
+    "equalization": losses.EqualizationLossV2(4),
+    "federated": losses.FederatedLoss([1.0] * 4, num_classes=2),
+}
+
+
+@pytest.mark.parametrize("loss", LABELED.values(), ids=LABELED.keys())
+@pytest.mark.parametrize(
+    "labels",
+    [torch.tensor([1]), torch.zeros(0, dtype=torch.int64), torch.tensor([[1], [2], [3]]), torch.ones(3)],
+    ids=["short", "empty", "two axes", "float"],
+)
+def test_labels_that_are_not_one_integer_per_roi_are_refused(loss, labels):
+    state = {name: tensor.clone() for name, tensor in loss.state_dict().items()}
+    with pytest.raises(ValueError, match=r"labels must have shape \(3,\) and dtype int64, got"):
+        loss(torch.zeros(3, 4), labels)
+    # A refused batch is not counted.
+    for name, tensor in loss.state_dict().items():
+        assert torch.equal(tensor, state[name])
+
+
+@pytest.mark.parametrize("loss", LABELED.values(), ids=LABELED.keys())
+@pytest.mark.parametrize("label", [-100, -1, 4])
+def test_a_label_outside_the_classes_is_an_error(loss, label):
+    """torch's cross-entropy ignores the label -100 by default."""
+    with pytest.raises((IndexError, RuntimeError)):
+        loss(torch.zeros(2, 4), torch.tensor([1, label]))

@@ -672,3 +672,16 @@ def test_a_keypoint_term_is_a_term_like_the_others() -> None:
         MaskRCNNLoss(keypoint=torch.nn.CrossEntropyLoss())
     with pytest.raises(ValueError, match=r"one value per visible keypoint"):
         MaskRCNNLoss(keypoint=lambda logits, cells: logits).keypoint_losses(batch)
+
+
+@pytest.mark.parametrize("weights", [torch.ones(1), torch.ones(3, 1), torch.ones(4)])
+def test_weights_of_another_number_of_rois_are_refused(weights):
+    rois = RoIBatch(
+        class_logits=torch.zeros(3, 2),
+        labels=torch.zeros(3, dtype=torch.int64),
+        box=BoxRegression(torch.zeros(0, 4), torch.zeros(0, 4)),
+        counts=BatchCounts(num_images=1, sampled=3, positives=0, batch_size_per_image=512),
+        weights=weights,
+    )
+    with pytest.raises(ValueError, match=r"shapes differ: weights .*, values \(3,\)"):
+        MaskRCNNLoss.preset("torchvision").roi_losses(rois)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import copy
+import math
 
 import pytest
 import torch
 from torch import Tensor
 
-from maskloss import MaskRCNNLoss
+from maskloss import MaskRCNNLoss, losses
 from maskloss.losses import (
     EqualizationLossV2,
     FederatedLoss,
@@ -288,3 +289,10 @@ NO_LOGITS, NO_LABELS = torch.zeros(0, C), torch.zeros(0, dtype=torch.int64)
 def test_bad_knobs_raise_by_name(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize("power", [0.0, 0.5])
+def test_a_class_without_an_object_is_never_sampled(power):
+    loss = losses.FederatedLoss([0.0, 5.0, 0.0, 3.0], num_classes=3, power=power)
+    for _ in range(20):  # classes 1 and 3, of ln 2 each
+        assert loss(torch.zeros(1, 4), torch.tensor([1])).item() == pytest.approx(2 * math.log(2))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from maskloss import losses
 from maskloss.losses import (
     ClassAgnosticMaskLoss,
     MaskBCELoss,
@@ -140,3 +141,13 @@ def test_class_agnostic_masks_are_channel_0_whatever_the_label(generator):
     values.sum().backward()
     assert mask_logits.grad[:, 1:].count_nonzero() == 0
     torch.testing.assert_close(loss.mask_probs(mask_logits, labels), mask_logits[:, 0].sigmoid())
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize(
+    "labels", [torch.tensor([1]), torch.tensor([1, 2], dtype=torch.uint8), torch.tensor([[1], [2]])]
+)
+def test_labels_that_are_not_one_integer_per_mask_are_refused(channels, labels):
+    """uint8 labels would be read as a mask of RoIs."""
+    with pytest.raises(ValueError, match=r"labels must have shape \(2,\) and dtype int64"):
+        losses.select_class_masks(torch.zeros(2, channels, 1, 1), labels)

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from maskloss import losses
 from maskloss.losses import (
     mask_background_dice_loss,
     mask_dice_loss,
@@ -204,3 +205,23 @@ def test_lovasz_is_nothing_past_the_margin_and_reads_soft_targets_at_a_half():
     soft = torch.tensor([[[0.9, 0.5], [0.49, 0.0]]])
     assert mask_lovasz_loss(torch.tensor([[[1.0, 5.0], [-1.0, -2.0]]]), soft).item() == 0
     assert mask_lovasz_loss(torch.tensor([[[1.0, -1.0], [-1.0, -2.0]]]), soft).item() > 0
+
+
+def test_the_focal_tversky_loss_is_exact_down_to_a_perfect_mask():
+    """1 - TI = 0.7 · 784 q / (784 (1 - q) + 0.7 · 784 q + 1) with q = σ(-x), in float64."""
+    for x, gamma in ((5.0, 0.5), (15.0, 0.5), (15.0, 0.75), (15.0, 2.0), (25.0, 0.5)):
+        q = 1 / (1 + math.exp(x))
+        share = 0.7 * 784 * q / (784 * (1 - q) + 0.7 * 784 * q + 1)
+        logits = torch.full((1, 28, 28), x, requires_grad=True)
+        found = losses.mask_tversky_loss(logits, torch.ones(1, 28, 28), gamma=gamma)
+        found.sum().backward()
+        assert found.item() == pytest.approx(share**gamma, rel=1e-4)
+        assert (logits.grad < 0).all()
+
+
+def test_a_perfect_mask_has_no_focal_tversky_loss_and_a_finite_gradient():
+    logits = torch.full((1, 4, 4), 200.0, requires_grad=True)
+    found = losses.mask_tversky_loss(logits, torch.ones(1, 4, 4), gamma=0.5)
+    found.sum().backward()
+    assert found.item() == 0
+    assert logits.grad.isfinite().all()

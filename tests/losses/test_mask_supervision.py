@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Any
 
@@ -197,3 +198,10 @@ def test_parameters_of_the_terms_are_the_losss():
             return self.scale * mask_projection_loss(logits, boxes)
 
     assert len(list(MaskRCNNLoss(mask=MaskBySupervision(boxes=Learned())).parameters())) == 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_logits_are_computed_in_float32(dtype):
+    labels = MaskLabels.of_masks(torch.ones(2, 4, 4))
+    found = MaskBySupervision()(torch.zeros(2, 4, 4, dtype=dtype), labels)
+    torch.testing.assert_close(found, torch.full((2,), math.log(2)))

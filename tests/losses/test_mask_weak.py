@@ -222,7 +222,7 @@ def test_extreme_logits_are_finite(name, value, generator):
         (lambda: mask_projection_loss(torch.zeros(2, 4, 4), torch.zeros(2, 4, 5)), "shapes differ"),
         (
             lambda: mask_pairwise_loss(torch.zeros(2, 4, 4), torch.zeros(2, 3, 5, 5), torch.zeros(2, 4, 4)),
-            "shapes differ",
+            r"image_crops must have three channels for each mask, \(2, 3, 4, 4\), got \(2, 3, 5, 5\)",
         ),
         (
             lambda: mask_pairwise_loss(torch.zeros(2, 4, 4), torch.zeros(2, 3, 4, 4), torch.zeros(2, 1, 1)),
@@ -297,3 +297,24 @@ def test_knobs_of_the_box_loss_out_of_range_raise():
     for knobs in ({"warmup_steps": -1}, {"pairwise_weight": -1.0}, {"color_threshold": 2.0}, {"dilation": 0}):
         with pytest.raises(ValueError, match=next(iter(knobs))):
             losses.MaskBoxLoss(**knobs)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 4])
+def test_crops_without_three_channels_are_refused(channels):
+    crops, grids = torch.rand(2, channels, 4, 4), torch.ones(2, 4, 4)
+    for loss in (losses.MaskPairwiseLoss(), losses.MaskBoxLoss()):
+        with pytest.raises(ValueError, match=rf"image_crops .* \(2, 3, 4, 4\), got \(2, {channels}, 4, 4\)"):
+            loss(torch.randn(2, 4, 4), crops, grids)
+
+
+@pytest.mark.parametrize("color_threshold", [0.0, 1e-9, 0.3])
+def test_only_edges_inside_the_grid_count(color_threshold):
+    """Of one color and undecided, each of the 40 edges of 3 x 3 cells has the loss ln 2."""
+    found = losses.mask_pairwise_loss(
+        torch.zeros(1, 3, 3),
+        torch.zeros(1, 3, 3, 3),
+        torch.ones(1, 3, 3),
+        dilation=1,
+        color_threshold=color_threshold,
+    )
+    assert found.item() == pytest.approx(math.log(2))

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from maskloss import losses
 from maskloss.losses import (
     L1RegularizationLoss,
     MatterportL2Loss,
@@ -185,3 +186,11 @@ def test_modules_equal_functions(generator):
 
 def test_l2_module_shows_its_weight_decay():
     assert repr(MatterportL2Loss()) == "MatterportL2Loss(weight_decay=0.0001)"
+
+
+def test_a_parameter_without_elements_adds_nothing():
+    linear = nn.Linear(1, 3)
+    linear.weight = nn.Parameter(torch.zeros(3, 0))
+    nn.init.constant_(linear.bias, 2.0)
+    for loss, expected in ((losses.matterport_l2_loss, 4.0), (losses.weight_decay_loss, 6.0)):
+        assert loss(linear, weight_decay=1.0).item() == expected

@@ -123,3 +123,33 @@ def test_no_points_and_no_rows():
 def test_an_object_without_a_mask_raises():
     with pytest.raises(ValueError, match="has no mask"):
         point_targets(EncodedMasks([None], HEIGHT, WIDTH), torch.zeros(1, 1, 2), torch.tensor([0]))
+
+
+def test_one_long_polygon_among_short_ones_changes_nothing(monkeypatch):
+    """Polygons are padded to the longest of a chunk."""
+    angles = np.linspace(0, 2 * math.pi, 500, endpoint=False)
+    circle = np.stack([25 + 18 * np.cos(angles), 20 + 15 * np.sin(angles)], axis=1)
+    instances = [[SQUARE], [circle.ravel().tolist(), SQUARE], [STAR]]
+    points = random_points(3)
+    monkeypatch.setattr(module, "_PAIRS_AT_ONCE", 2 * points.shape[1] * 501)
+    found = point_targets(EncodedMasks(instances, HEIGHT, WIDTH), points, torch.arange(3))
+    for row, polygons in enumerate(instances):
+        assert torch.equal(found[row], by_matplotlib(polygons, points[row]))
+
+
+@pytest.mark.parametrize(
+    "masks", [EncodedMasks([[SQUARE]] * 2, HEIGHT, WIDTH), torch.ones(2, HEIGHT, WIDTH).bool()]
+)
+@pytest.mark.parametrize(
+    ("shape", "matched_idxs", "message"),
+    [
+        ((3, 1, 2), [0], r"got \(3, 1, 2\) and \(1,\)"),
+        ((1, 1, 3), [0], r"got \(1, 1, 3\)"),
+        ((1, 2), [0], r"got \(1, 2\)"),
+        ((1, 1, 2), [-1], r"matched_idxs must be in \[0, 2\), got -1 to -1"),
+        ((2, 1, 2), [0, 2], "got 0 to 2"),
+    ],
+)
+def test_points_and_indices_that_do_not_fit_are_refused(masks, shape, matched_idxs, message):
+    with pytest.raises(ValueError, match=message):
+        point_targets(masks, torch.ones(shape), torch.tensor(matched_idxs))
