@@ -277,6 +277,41 @@ def test_option_overrides_the_config(trained: Path, tmp_path: Path) -> None:
     assert [line["step"] for line in history(tmp_path / "run")] == [1]
 
 
+NESTED: dict[str, Any] = {
+    "class_path": "maskloss.losses.WeightedSum",
+    "init_args": {
+        "terms": [
+            {"class_path": "maskloss.losses.MaskBCELoss"},
+            {"class_path": "maskloss.losses.MaskDiceLoss", "init_args": {"smooth": 2.0}},
+        ],
+        "weights": [1.0, 0.5],
+    },
+}
+
+
+@pytest.mark.parametrize("way", ["a file", "the command line", "a file and an option"])
+def test_a_loss_of_nested_objects_trains(data: Path, tmp_path: Path, way: str) -> None:
+    """jsonargparse would check and build the objects itself, and refuse nested ones."""
+    options: list[Any] = [*train_options(data, tmp_path / "run"), "--max-steps", 1, "--batch-size", 1]
+    if way == "the command line":
+        options += ["--loss.mask", json.dumps(NESTED)]
+    else:
+        (tmp_path / "loss.yaml").write_text(yaml.safe_dump({"loss": {"mask": NESTED}}))
+        options[1:1] = ["--config", tmp_path / "loss.yaml"]
+    if way == "a file and an option":
+        options += [
+            "--loss.box",
+            json.dumps({"class_path": "maskloss.losses.BoxSmoothL1Loss", "init_args": {"beta": 1.0}}),
+        ]
+    run(*options)
+    config = yaml.safe_load((tmp_path / "run/config.yaml").read_text())
+    assert config["loss"]["mask"] == NESTED
+    assert ("box" in config["loss"]) == (way == "a file and an option")
+    # The config that the run wrote repeats it.
+    run("train", "--config", tmp_path / "run/config.yaml", "--output", tmp_path / "again")
+    assert history(tmp_path / "again") == history(tmp_path / "run")
+
+
 def test_options_with_underscores_are_accepted(data: Path, tmp_path: Path) -> None:
     options = [str(o).replace("-", "_").replace("__", "--") for o in train_options(Path("data"), Path("run"))]
     options = [*options[:2], str(tmp_path / "run"), *options[3:]]

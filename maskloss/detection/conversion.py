@@ -86,7 +86,7 @@ def convert(
             "matched" samples at pixel centers and undoes the offset that the loss's mask targets have; use it for
             networks trained with this loss, such as torchvision's published weights with the preset "torchvision".
             "aligned" samples at pixel centers and undoes no offset; use it for other weights, such as Detectron2's and
-            mmdetection's. Undoing half a pixel that such a network does not have cost .4 mask AP on 131 COCO
+            mmdetection's. Undoing half a pixel that such a network does not have cost 0.4 mask AP on 131 COCO
             photographs. None returns the probabilities (D, 1, M, M), for `paste_masks` with `mask_offset`, and for
             `coco_results`.
         sync_free: in training, sample anchors and RoIs without synchronizing to count the positives, so that the GPU

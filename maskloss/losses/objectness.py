@@ -9,10 +9,16 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from maskloss.losses.arithmetic import at_least_float32, power, reduced, sigmoid_focal
+from maskloss.losses.arithmetic import (
+    at_least_float32,
+    binary_cross_entropy,
+    power,
+    probabilities,
+    reduced,
+    sigmoid_focal,
+)
 from maskloss.losses.checks import Reduction, check_in_range, check_same_shape
 from maskloss.losses.modules import LossModule
 
@@ -39,7 +45,8 @@ def objectness_focal_loss(
 ) -> Tensor:
     r"""Compute the focal loss of each anchor.
 
-    With p_t the predicted probability of the anchor's label and α_t its weight, loss = -α_t (1 - p_t)^γ log p_t.
+    With p_t the predicted probability of the anchor's label and α_t its weight, loss = -α_t (1 - p_t)^γ log p_t. For a
+    label y between 0 and 1, 1 - p_t is p (1 - y) + (1 - p) y, and BCE(p, y) takes the place of -log p_t.
 
     Args:
         logits: (S,), or any shape, pre-sigmoid.
@@ -90,7 +97,7 @@ def quality_focal_loss(
         reduction: "none" keeps the shape; "sum" and "mean" return a scalar.
 
     Returns:
-        At least float32, >= 0, and 0 exactly at σ = y. Empty input returns an empty tensor, or 0 when reduced.
+        At least float32, >= 0, and for β > 0 exactly 0 at σ = y. Empty input returns an empty tensor, or 0 when reduced.
 
     Raises:
         ValueError: shapes differ, or β < 0.
@@ -107,8 +114,9 @@ def quality_focal_loss(
     check_in_range(0, beta=beta)
     logits = at_least_float32(logits)
     quality = quality.to(logits.dtype)
-    cross_entropy = F.binary_cross_entropy_with_logits(logits, quality, reduction="none")
-    return reduced(power((quality - logits.sigmoid()).abs(), beta) * cross_entropy, reduction)
+    p, q = probabilities(logits)
+    error = (quality * q - (1 - quality) * p).abs()  # |y - σ|, also where σ rounds to 1
+    return reduced(power(error, beta) * binary_cross_entropy(logits, quality), reduction)
 
 
 class QualityFocalLoss(ObjectnessLoss):

@@ -7,12 +7,12 @@ import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader
 
+from maskloss import __version__
 from maskloss.data.coco import CocoData, ImageRecord
 from maskloss.data.images import read_image
 from maskloss.errors import InputError
@@ -106,7 +106,7 @@ def write_report(
         ],
         score_threshold=None if any(t is not None for t in thresholds) else score_threshold,
         date=datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
-        version=version("maskloss"),
+        version=__version__,
         config=(folder / "config.yaml").read_text("utf-8"),
     )
     path = folder / "report.html"

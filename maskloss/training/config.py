@@ -77,7 +77,7 @@ class TrainConfig:
             the size that a user's model has.
         weights: a .safetensors or .pt file with the weights of a whole model or of a backbone, "DEFAULT" to download
             torchvision's pretrained weights, or "none" to start from random weights.
-        loss: a preset (torchvision, detectron2, matterport, paper or aligned), or the import path
+        loss: a preset (torchvision, detectron2, matterport, paper, aligned or weak), or the import path
             "package.module.name" of a MaskRCNNLoss, or of a function or class that returns one. A YAML file may also
             give a mapping of terms, weights, mask_targets and normalizers that replaces parts of a preset.
         max_steps: number of optimizer steps, at least 1.

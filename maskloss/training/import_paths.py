@@ -21,6 +21,8 @@ def imported(path: str, where: str) -> Any:
         InputError: the object cannot be imported; the message names `where`, the path and the reason.
     """
     module_name, _, name = path.rpartition(".")
+    if not module_name:
+        raise InputError(f"{where} {path!r}: give an import path with its module, such as my_module.{path}")
     # `python -m` searches the working directory, the installed command does not. It comes last, so that its modules
     # hide no installed ones.
     if (folder := os.getcwd()) not in sys.path:

@@ -20,7 +20,7 @@ Terms need no registration: any object that Python can import can be a term.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 from maskloss.errors import InputError
@@ -29,7 +29,8 @@ from maskloss.losses.presets import PRESETS
 from maskloss.losses.terms import TERMS
 from maskloss.training.import_paths import called, imported
 
-LossConfig = str | dict[str, Any]
+#: The types of the values are left out: jsonargparse would build those that have a class_path, and refuse nested ones.
+LossConfig = str | dict
 
 _MAPPINGS = ("weights", "mask_targets", "normalizers")
 _KEYS = ("preset", *TERMS, *_MAPPINGS)
@@ -54,9 +55,17 @@ def make_loss(config: LossConfig) -> MaskRCNNLoss:
             "package.module.name"
         )
     found = imported(config, "--loss")
-    loss = found if isinstance(found, MaskRCNNLoss) or not callable(found) else called(found, "--loss")
+    way_out = f"for a single term, write --loss '{{mask: {config}}}'"
+    try:
+        loss = found if isinstance(found, MaskRCNNLoss) or not callable(found) else called(found, "--loss")
+    except InputError as error:
+        raise InputError(
+            f"{error}; --loss takes a function without arguments that returns a MaskRCNNLoss; {way_out}"
+        ) from error
     if not isinstance(loss, MaskRCNNLoss):
-        raise InputError(f"--loss {config!r}: must be or return a MaskRCNNLoss, not a {type(loss).__name__}")
+        raise InputError(
+            f"--loss {config!r}: must be or return a MaskRCNNLoss, not a {type(loss).__name__}; {way_out}"
+        )
     return loss
 
 
@@ -148,6 +157,15 @@ def _compose(config: dict[str, Any]) -> MaskRCNNLoss:
         for name, value in config.get(key, {}).items():
             if not isinstance(value, kind):
                 raise InputError(f"--loss {key} {name}: expected {expected}, got {value!r}")
+    for key in ("weights", "mask_targets", "normalizers"):
+        known = (
+            [*settings[key]]
+            if isinstance(settings[key], dict)
+            else [field.name for field in fields(settings[key])]
+        )
+        for name in config.get(key, {}):
+            if name not in known:
+                raise InputError(f"--loss {key} {name}: unknown; available: {', '.join(known)}")
     try:
         if "weights" in config:
             settings["weights"] = replace(settings["weights"], **config["weights"])

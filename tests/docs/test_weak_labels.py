@@ -9,10 +9,17 @@ import torch
 import yaml
 
 from maskloss import MaskRCNNLoss
+from maskloss.cli import COMMANDS
+from maskloss.parser import make_parser
 from maskloss.training.config import TrainConfig
 from maskloss.training.loss_config import make_loss
 
 PAGE = (Path(__file__).parents[2] / "docs" / "weak_labels.md").read_text("utf-8")
+
+
+REQUIRED = [
+    f"--{name}=x" for name in ("train_images", "train_annotations", "val_images", "val_annotations", "output")
+]
 
 
 def block(language: str) -> str:
@@ -25,6 +32,14 @@ def test_the_config_is_the_preset() -> None:
     assert repr(found) == repr(preset)
     assert found.mask_supervision == preset.mask_supervision
     assert found.mask_targets == preset.mask_targets
+
+
+def test_the_command_line_reads_the_config(tmp_path: Path) -> None:
+    (tmp_path / "loss.yaml").write_text(block("yaml"))
+    parsed = make_parser(COMMANDS, "train").parse_args(
+        ["train", "--config", str(tmp_path / "loss.yaml"), *REQUIRED]
+    )
+    assert repr(make_loss(parsed.train.loss)) == repr(MaskRCNNLoss.preset("weak"))
 
 
 def test_the_code_trains() -> None:

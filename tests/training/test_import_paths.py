@@ -45,7 +45,6 @@ def test_a_module_in_the_working_folder_hides_no_installed_one(
     [
         ("nowhere.to.be_found", "No module named 'nowhere'"),
         ("math.nothing", "module 'math' has no attribute 'nothing'"),
-        (".leading", "Empty module name"),
         ("trailing.", "No module named 'trailing'"),
     ],
 )
@@ -53,6 +52,12 @@ def test_a_path_to_nothing_is_named_with_its_option_and_the_reason(path: str, re
     with pytest.raises(InputError) as caught:
         imported(path, "--loss mask")
     assert str(caught.value) == f"--loss mask {path!r}: cannot be imported: {reason}"
+
+
+@pytest.mark.parametrize("path", ["MaskDiceLoss", ".leading"])
+def test_a_name_without_a_module_is_told_to_have_one(path: str) -> None:
+    with pytest.raises(InputError, match=rf"--loss mask '{path}': give an import path with its module"):
+        imported(path, "--loss mask")
 
 
 @pytest.mark.parametrize(

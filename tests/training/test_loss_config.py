@@ -143,13 +143,25 @@ def test_arguments_may_be_made_the_same_way():
         ({"masks": f"{HERE}.my_mask_loss"}, "--loss: no key is named masks; available: preset, objectness"),
         ({"preset": "caffe"}, "--loss preset 'caffe': no such preset"),
         ({"weights": {"mask": -1}}, "--loss: the weight of mask must be"),
-        ({"weights": {"msk": 1}}, "--loss: .*msk"),
+        ({"weights": {"msk": 1}}, "--loss weights msk: unknown; available: objectness, .*keypoint"),
         ({"weights": 3}, "--loss weights: expected a mapping, got 3"),
-        ({"mask_targets": {"alligned": True}}, "--loss: .*alligned"),
-        ({"normalizers": {"bx": "maskloss.losses.per_positive"}}, "--loss: no term is named bx"),
+        (
+            {"mask_targets": {"alligned": True}},
+            "--loss mask_targets alligned: unknown; available: aligned, binary",
+        ),
+        (
+            {"normalizers": {"bx": "maskloss.losses.per_positive"}},
+            "--loss normalizers bx: unknown; available: objectness",
+        ),
         ({"normalizers": {"box": "nowhere.f"}}, "--loss normalizers box 'nowhere.f': cannot be imported"),
     ],
 )
 def test_a_fault_in_a_config_is_named_with_its_key(config: Any, message: str):
     with pytest.raises(InputError, match=message):
+        make_loss(config)
+
+
+@pytest.mark.parametrize("config", ["maskloss.losses.mask_dice_loss", "maskloss.losses.MaskDiceLoss"])
+def test_a_term_in_the_place_of_a_loss_is_told_where_to_go(config: str) -> None:
+    with pytest.raises(InputError, match=rf"for a single term, write --loss '\{{mask: {config}\}}'"):
         make_loss(config)
