@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 from maskloss.errors import InputError, RunError, interrupt_by_exception, one_line
-from maskloss.parser import TRAINING, completion, make_parser, underscored
+from maskloss.parser import TRAINING, Parser, completion, make_parser, underscored
 from maskloss.screen import messages_on_screen
 
 logger = logging.getLogger(__name__)
@@ -455,10 +455,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _fail(error, 2)
     except RunError as error:
         _fail(error, 1)
-    except KeyboardInterrupt:
-        _fail("interrupted", 130)
     except _Terminated:
         _fail("terminated", 143)
+    except KeyboardInterrupt:
+        _fail("interrupted", 130)
     except BrokenPipeError:
         # The reader, such as `head`, has closed the pipe. Send what Python still flushes to the null device.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -472,7 +472,8 @@ def _run(arguments: list[str]) -> None:
         print(completion(COMMANDS, "=".join(arguments).partition("=")[2]))
         return
     parser = make_parser(COMMANDS, arguments[0] if arguments else "")
-    _check_config_files(arguments)
+    arguments, files = _with_configs_read(arguments, parser)
+    parser.files_of_options.update(files)
     try:
         options = parser.parse_args(arguments)
         command: str = options.command
@@ -486,23 +487,48 @@ def _run(arguments: list[str]) -> None:
 
     if threading.current_thread() is threading.main_thread():
         interrupt_by_exception()
-    COMMANDS[command](**settings)
+    try:
+        COMMANDS[command](**settings)
+    except InputError as error:
+        raise InputError(parser.with_file(str(error))) from error
 
 
-def _check_config_files(arguments: list[str]) -> None:
-    """Check the --config file of `train` and `find-lr` more strictly than jsonargparse does."""
+def _with_configs_read(arguments: list[str], parser: Parser) -> tuple[list[str], dict[str, str]]:
+    """Read the --config files of `train` and `find-lr`, more strictly than jsonargparse does.
+
+    Returns:
+        The arguments, with the content of each file in the place of its path and underscores in its keys; and the file
+        of each option that is given in a file and not in the arguments.
+
+    Raises:
+        InputError: a file cannot be read, or has a key that is no option.
+    """
     if not arguments or arguments[0] not in TRAINING:
-        return
-    from maskloss.training.yaml_files import read_yaml
+        return arguments, {}
+    from maskloss.training.yaml_files import dump_yaml, read_options
 
+    arguments = list(arguments)
+    files: dict[str, str] = {}
     for position, argument in enumerate(arguments):
         option, equals, value = argument.partition("=")
         if option == "--config" and (equals or position + 1 < len(arguments)):
-            read_yaml(Path(value if equals else arguments[position + 1]))
+            path = value if equals else arguments[position + 1]
+            content = read_options(Path(path), parser.option_names)
+            in_place = dump_yaml(content)
+            arguments[position if equals else position + 1] = f"{option}={in_place}" if equals else in_place
+            files |= dict.fromkeys(content, path)
+    given = {
+        argument[2:].partition("=")[0].partition(".")[0] for argument in arguments if argument[:2] == "--"
+    }
+    return arguments, {name: path for name, path in files.items() if name not in given}
 
 
-class _Terminated(BaseException):
+class _Terminated(KeyboardInterrupt):
     """Exception for SIGTERM, so that unfinished files are removed or completed on the way out, as for Ctrl-C."""
+
+
+#: Whether this process runs the `maskloss` command, which handles SIGTERM.
+_is_command = False
 
 
 @contextmanager
@@ -513,12 +539,15 @@ def _signals_handled() -> Iterator[None]:
     """
     in_main_thread = threading.current_thread() is threading.main_thread()
     ours = in_main_thread and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    global _is_command
     if ours:
         signal.signal(signal.SIGTERM, _terminate)
+        _is_command = True
     try:
         yield
     finally:
         if ours:
+            _is_command = False
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
@@ -605,12 +634,7 @@ def _print_contents(data: Any) -> None:
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=lambda: _quiet_in_forks() if _is_command() else None)
-
-
-def _is_command() -> bool:
-    """Return whether this process runs the `maskloss` command, which handles SIGTERM with `_terminate`."""
-    return signal.getsignal(signal.SIGTERM) is _terminate
+    os.register_at_fork(after_in_child=lambda: _quiet_in_forks() if _is_command else None)
 
 
 def _print_metrics(metrics: dict[str, Any]) -> None:

@@ -29,10 +29,12 @@ class Parser(ArgumentParser):
     Attributes:
         option_names: names of the command's options, without hyphens in front.
         command_names: names of all commands.
+        files_of_options: path of the config file that an option is from, by the option's name.
     """
 
     option_names: Sequence[str] = ()
     command_names: tuple[str, ...] = ()
+    files_of_options: dict[str, str] = {}  # noqa: RUF012, as make_parser gives each parser its own
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Exit with 2 and one line that says what is wrong, and what may have been meant."""
@@ -46,8 +48,14 @@ class Parser(ArgumentParser):
             line,
         )
         line = _hyphenated(in_plain_words(line)) + hint(str(message), self.option_names, self.command_names)
-        print(one_line(f"{self.prog}: error: {line}"), file=sys.stderr)
+        print(one_line(f"maskloss: error: {self.with_file(line)}"), file=sys.stderr)
         sys.exit(2)
+
+    def with_file(self, message: str) -> str:
+        """Return a message about an option, with the config file that the option is from in front of it."""
+        named = re.match(r"--([\w-]+)", message)
+        path = self.files_of_options.get(named[1].replace("-", "_")) if named else None
+        return message if path is None else f"{path}: {message}"
 
     def _shown_key(self, key: re.Match[str]) -> str:
         if key[1] in _POSITIONAL:
@@ -104,6 +112,7 @@ def make_parser(commands: Mapping[str, Callable[..., None]], command_name: str) 
         command.command_names = parser.command_names
         if command_name in (name, ALL_COMMANDS):
             _add_options(command, name, function)
+            parser.files_of_options = command.files_of_options = {}
             parser.option_names = command.option_names = [
                 option[2:]
                 for action in command._actions

@@ -24,6 +24,7 @@ from pycocotools.coco import COCO
 
 import maskloss
 from maskloss.cli import main
+from maskloss.training import loop
 from tests.data.coco_files import write_coco
 from tests.training.small_runs import STATISTICS, TERMS, files, history, largest_file, narrow_models
 
@@ -270,6 +271,36 @@ def test_train_prints_the_metrics_and_the_path_of_the_report(
 def test_the_saved_config_repeats_the_run(trained: Path, tmp_path: Path) -> None:
     run("train", "--config", trained / "config.yaml", "--output", tmp_path / "run")
     assert history(tmp_path / "run") == history(trained)
+
+
+@pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143)])
+def test_a_signal_during_training_saves_the_step(
+    data: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    code: int,
+) -> None:
+    command = [*train_options(data, tmp_path / "run"), "--max-steps", 3, "--batch-size", 1]
+    real = loop.take_step
+
+    def signaled(*arguments: Any) -> Any:
+        if arguments[4] == 2:
+            signal.raise_signal(getattr(signal, name))
+        return real(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "take_step", signaled)
+        with pytest.raises(SystemExit) as ended:
+            run(*command)
+    assert ended.value.code == code
+    assert "interrupted after step 2" in capsys.readouterr().err
+    assert (tmp_path / "run/model.safetensors").exists()
+    run(*command, "--resume")
+    run(*command[:2], tmp_path / "whole", *command[3:])
+    # Log lines before an interruption are kept.
+    assert history(tmp_path / "run")[-1] == history(tmp_path / "whole")[-1]
 
 
 def test_option_overrides_the_config(trained: Path, tmp_path: Path) -> None:
@@ -936,3 +967,50 @@ def test_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) -> N
     assert ended.value.code == 0
     assert capsys.readouterr().out == f"maskloss {maskloss.__version__}\n"
     assert importlib.metadata.version("maskloss") == maskloss.__version__
+
+
+def test_keys_of_a_config_have_underscores_or_hyphens(data: Path, tmp_path: Path) -> None:
+    given = train_options(data, tmp_path / "run")[1:]
+    options = {given[i].removeprefix("--"): given[i + 1] for i in range(0, len(given), 2)}
+    assert "train-images" in options
+    config = {
+        name: str(value) if isinstance(value, Path) else yaml.safe_load(value)
+        for name, value in options.items()
+    }
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump({**config, "max-steps": 1, "batch_size": 1}))
+    run("train", f"--config={tmp_path / 'c.yaml'}")
+    written = yaml.safe_load((tmp_path / "run/config.yaml").read_text())
+    assert (written["max_steps"], written["batch_size"], written["min_size"]) == (1, 1, 64)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("max-stps: 1", "unknown option max-stps; did you mean max_steps?"),
+        ("xyzzy: 1", "unknown option xyzzy; `maskloss train --help` lists the options"),
+        ("max-steps: 1\nmax_steps: 1", "the option max_steps is given twice"),
+        ("max_steps: 0", "--max-steps must be at least 1, got 0"),
+        ("max-steps: many", "--max-steps must be a whole number, got many"),
+        ("loss: {weights: {mask: -1}}", "--loss: the weight of mask must be a finite number >= 0"),
+    ],
+)
+@pytest.mark.parametrize("form", ["--config {}", "--config={}"])
+def test_an_error_in_a_config_names_the_file(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], content: str, message: str, form: str
+) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text(content)
+    code, text = failed(capsys, *train_options(data, tmp_path / "run"), *form.format(path).split())
+    assert code == 2
+    assert text.startswith("maskloss: error: ")
+    assert f"c.yaml: {message}" in text
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_option_on_the_command_line_is_not_blamed_on_the_config(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text("max_steps: 2")
+    code, text = failed(capsys, *train_options(data, tmp_path / "run"), "--config", path, "--max-steps", 0)
+    assert (code, text) == (2, "maskloss: error: --max-steps must be at least 1, got 0")

@@ -29,7 +29,7 @@ from maskloss.training.config import TrainConfig
 from maskloss.training.loss_config import changed_loss
 from maskloss.training.loss_probe import probe_copy
 from maskloss.training.setup import image_repeats, initial_model, read_data
-from maskloss.training.yaml_files import read_yaml
+from maskloss.training.yaml_files import read_yaml, with_underscores
 
 _KEYS = ("base", "variants", "seeds", "baseline", "cpus", "gpus", "tune", "tune_fraction")
 #: Options that the sweep sets for each run.
@@ -105,7 +105,7 @@ def read_plan(file: str | Path, output: str | Path) -> Plan:
         sys.path.append(folder)
 
     grid, fraction = read_tuning(path, content)
-    _check_fields(f"{path}: tune", grid)
+    grid = _checked_options(f"{path}: tune", grid)
     configs = {}
     trials: list[Trial] = []
     data: dict[tuple[str, ...], tuple[CocoData, CocoData]] = {}
@@ -159,11 +159,10 @@ def _read_base(path: Path, content: dict[str, Any]) -> dict[str, Any]:
         other = path.parent / base
         base, where = read_yaml(other), str(other)
         # A run's own config.yaml may be the base. Drop its options that the sweep sets.
-        base = {key: value for key, value in base.items() if key not in _OWN_FIELDS}
+        base = {key: value for key, value in base.items() if key.replace("-", "_") not in _OWN_FIELDS}
     if not isinstance(base, dict):
         raise InputError(f"{where}: expected a mapping of options, or the name of a YAML file of them")
-    _check_fields(where, base)
-    return base
+    return _checked_options(where, base)
 
 
 def _read_variants(path: Path, content: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -178,17 +177,17 @@ def _read_variants(path: Path, content: dict[str, Any]) -> dict[str, dict[str, A
             )
         if changes is not None and not isinstance(changes, dict):
             raise InputError(f"{path}: variant {name}: expected a mapping of options, got {changes!r}")
-        _check_fields(f"{path}: variant {name}", changes or {})
-    return {name: changes or {} for name, changes in variants.items()}
+    return {
+        name: _checked_options(f"{path}: variant {name}", changes or {}) for name, changes in variants.items()
+    }
 
 
-def _check_fields(where: str, options: dict[str, Any]) -> None:
-    known = [field.name for field in fields(TrainConfig) if field.name not in _OWN_FIELDS]
-    for name in options:
-        if name in _OWN_FIELDS:
-            raise InputError(f"{where}: {name} is set by the sweep; remove it")
-        if name not in known:
-            raise InputError(f"{where}: unknown option {name}; the options are {', '.join(known)}")
+def _checked_options(where: str, options: dict[str, Any]) -> dict[str, Any]:
+    """Return options with underscores in their names, after checking that a sweep may set them."""
+    for key in options:
+        if str(key).replace("-", "_") in _OWN_FIELDS:
+            raise InputError(f"{where}: {key} is set by the sweep; remove it")
+    return with_underscores(options, where, [field.name for field in fields(TrainConfig)])
 
 
 def _read_seeds(path: Path, content: dict[str, Any]) -> tuple[int, ...]:

@@ -170,10 +170,12 @@ class MaskRCNNLoss(nn.Module):
             names = ", ".join(sorted(map(str, unknown)))
             raise ValueError(f"no term is named {names}; the names are {', '.join(self.normalizers)}")
         for name, normalizer in (normalizers or {}).items():
-            if not callable(normalizer):
+            if not callable(normalizer) or isinstance(normalizer, type):
+                is_class = isinstance(normalizer, type)
+                found = f"the class {normalizer.__name__}" if is_class else type(normalizer).__name__
                 raise TypeError(
                     f"the normalizer of {name} must be a callable on BatchCounts such as "
-                    f"maskloss.losses.per_positive, not {type(normalizer).__name__}"
+                    f"maskloss.losses.per_positive, not {found}"
                 )
         self.normalizers.update(normalizers or {})
         for name in self.normalizers.keys() - {"objectness", "rpn_box"}:

@@ -97,7 +97,7 @@ def quality_focal_loss(
         reduction: "none" keeps the shape; "sum" and "mean" return a scalar.
 
     Returns:
-        At least float32, >= 0, and for β > 0 exactly 0 at σ = y. Empty input returns an empty tensor, or 0 when reduced.
+        At least float32, >= 0; for β > 0, exactly 0 at σ = y. Empty input returns an empty tensor, or 0 when reduced.
 
     Raises:
         ValueError: shapes differ, or β < 0.

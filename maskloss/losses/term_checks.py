@@ -67,6 +67,10 @@ def check_term(name: str, term: Any) -> None:
             raise TypeError(
                 f"mask: {_name_of(term)} is for objects without a mask; write MaskBySupervision(points=..., boxes=...)"
             )
+        if getattr(term, "all_classes", False) and getattr(term, "uses_image", False):
+            raise TypeError(
+                f"mask: {_name_of(term)} has both all_classes and uses_image; a term has one of them"
+            )
         arguments = mask_arguments(term)
     if not _accepts(term, len(arguments)):
         way_out = ""

@@ -8,7 +8,7 @@ import signal
 import threading
 from collections.abc import Iterator
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 logger = logging.getLogger(__name__)
 
@@ -16,34 +16,45 @@ logger = logging.getLogger(__name__)
 class Interruption:
     """Delay Ctrl-C to the end of a step, inside a `with` statement; a second one interrupts at once.
 
-    It does nothing outside the main thread, where Python delivers no signals, and where the program ignores Ctrl-C or
-    handles it in its own way.
+    SIGTERM, by which schedulers end jobs, is delayed likewise where it raises a KeyboardInterrupt, as in the `maskloss`
+    command. It does nothing outside the main thread, where Python delivers no signals, and where the program ignores
+    Ctrl-C or handles it in its own way.
 
     Args:
-        enabled: whether to delay Ctrl-C. Processes that train together receive it in different steps, and would wait
-            for each other.
+        enabled: whether to delay the signals. Processes that train together receive them in different steps, and would
+            wait for each other.
     """
 
     def __init__(self, *, enabled: bool = True) -> None:
         main = threading.current_thread() is threading.main_thread()
-        self._enabled = enabled and main and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        enabled = enabled and main and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        self._handlers: dict[int, Any] = {}
+        if enabled:
+            handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+            self._handlers = {number: handler for number, handler in handlers.items() if callable(handler)}
+        self._received = signal.SIGINT
         self._is_safe = False
         self.requested = False
 
     def __enter__(self) -> Interruption:
-        if self._enabled:
-            signal.signal(signal.SIGINT, self._request)
+        for number in self._handlers:
+            signal.signal(number, self._request)
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._enabled:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
+        self._restore_handlers()
+
+    def raise_now(self) -> NoReturn:
+        """Raise what the delayed signal would have raised."""
+        if handler := self._handlers.get(self._received):
+            handler(self._received, None)
+        raise KeyboardInterrupt
 
     @contextlib.contextmanager
     def at_once(self) -> Iterator[None]:
         """Let Ctrl-C interrupt the block, in which the model does not change; raise if it was pressed before."""
         if self.requested:
-            raise KeyboardInterrupt
+            self.raise_now()
         self._is_safe = True
         try:
             yield
@@ -51,15 +62,21 @@ class Interruption:
             self._is_safe = False
 
     def _request(self, number: int, frame: FrameType | None) -> None:
+        self._received = signal.Signals(number)
         if self.requested:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-            raise KeyboardInterrupt
+            self._restore_handlers()
+            self.raise_now()
         self.requested = True
         if self._is_safe:
-            raise KeyboardInterrupt
+            self.raise_now()
         logger.warning("stopping after this step; press Ctrl-C again to stop at once, without saving")
+
+    def _restore_handlers(self) -> None:
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
 
 
 def ignore_interrupts(*_: Any) -> None:
-    """Ignore Ctrl-C in a data-loader worker, so that the main process can finish its step."""
+    """Ignore Ctrl-C in a data-loader worker, so that the main process can finish its step; SIGTERM ends the worker."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -171,7 +171,7 @@ def _train_in_locked_folder(run: Run) -> TrainingResult:
                     step,
                     config.output_folder / "model.safetensors",
                 )
-                raise KeyboardInterrupt
+                interruption.raise_now()
         if evaluation is None:
             evaluation = _evaluate(run, average, interruption)
             best = _record(run, history, step, evaluation, best, average)

@@ -101,8 +101,8 @@ def coco_summary(
 def _class_values(accumulated: Mapping[str, Any]) -> list[dict[str, float | None]]:
     """Return the values of each category: COCO's summary, and precision, recall and score threshold of the best F1.
 
-    F1 is that of detections with an IoU of at least .5. COCO's curve has the precision at 101 values of the recall, so
-    the recall here is up to .01 too low.
+    F1 is that of detections with an IoU of at least 0.5. COCO's curve has the precision at 101 values of the recall, so
+    the recall here is up to 0.01 too low. Where no detection is right, no threshold is the best.
 
     Args:
         accumulated: precision and scores (IoU thresholds, recalls, categories, size classes, numbers of detections),
@@ -122,8 +122,9 @@ def _class_values(accumulated: Mapping[str, Any]) -> list[dict[str, float | None
         # At equal precision, F1 rises with the recall, so the maximum is a point of the curve, not its interpolation.
         best = int(f1.argmax())
         found = values["AP"] is not None and f1[best] > 0
-        values["precision"] = float(curve[best]) if found else None
-        values["recall"] = float(recalls[best]) if found else None
+        nothing = None if values["AP"] is None else 0.0
+        values["precision"] = float(curve[best]) if found else nothing
+        values["recall"] = float(recalls[best]) if found else nothing
         values["score_threshold"] = float(scores[0, best, category, 0]) if found else None
         classes.append(values)
     return classes

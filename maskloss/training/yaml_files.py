@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import difflib
+import math
 import re
-from collections.abc import Hashable
+from collections import Counter
+from collections.abc import Collection, Hashable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +27,11 @@ class _Loader(yaml.SafeLoader):
         # Keys from a merge, <<, may be overridden, so only the mapping's own keys are compared.
         own = [key for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
         keys = [self.construct_object(key, deep=True) for key in own]  # type: ignore[no-untyped-call]
-        for key in keys:
-            if keys.count(key) > 1:
+        # `repr`, because keys that cannot be hashed, such as lists, are refused with a message of their own below.
+        for key, count in Counter(map(repr, keys)).items():
+            if count > 1:
                 raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key!r} occurs {keys.count(key)} times", node.start_mark
+                    None, None, f"the key {key} occurs {count} times", node.start_mark
                 )
         return super().construct_mapping(node, deep)
 
@@ -60,6 +64,55 @@ def read_yaml(path: Path) -> dict[str, Any]:
         found = "nothing" if content is None else f"a {type(content).__name__}"
         raise InputError(f"{path}: expected a mapping with strings as keys, got {found}")
     return content
+
+
+def read_options(path: Path, names: Collection[str]) -> dict[str, Any]:
+    """Read a YAML file of options, whose keys have underscores or hyphens.
+
+    Args:
+        path: the file.
+        names: names of the options, with underscores.
+
+    Returns:
+        The options, with underscores in their names.
+
+    Raises:
+        InputError: see `read_yaml`; or a key is no option, or is given both ways.
+    """
+    return with_underscores(read_yaml(path), str(path), names)
+
+
+def with_underscores(content: Mapping[str, Any], where: str, names: Collection[str]) -> dict[str, Any]:
+    """Return options with underscores in their names, after checking the names.
+
+    Args:
+        content: the options, with underscores or hyphens in their names.
+        where: what the message of an error starts with.
+        names: names of the options, with underscores.
+
+    Raises:
+        InputError: a key is no option, or is given both ways.
+
+    Example:
+        >>> with_underscores({"max-steps": 3}, "c.yaml", ["max_steps"])
+        {'max_steps': 3}
+    """
+    options: dict[str, Any] = {}
+    for key, value in content.items():
+        name = str(key).replace("-", "_")
+        if name not in names:
+            similar = difflib.get_close_matches(name, names, n=1)
+            hint = f"did you mean {similar[0]}?" if similar else "`maskloss train --help` lists the options"
+            raise InputError(f"{where}: unknown option {one_line(key, 80)}; {hint}")
+        if name in options:
+            raise InputError(f"{where}: the option {name} is given twice, with underscores and with hyphens")
+        options[name] = value
+    return options
+
+
+def dump_yaml(content: Mapping[str, Any]) -> str:
+    """Return a mapping as YAML in one line."""
+    return yaml.safe_dump(dict(content), default_flow_style=True, width=math.inf, allow_unicode=True).strip()
 
 
 def _count_values(node: yaml.Node, known: dict[int, int], depth: int) -> int:

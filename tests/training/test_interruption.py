@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
+from collections.abc import Iterator
 
 import pytest
 
@@ -44,6 +45,43 @@ def test_after_the_block_it_is_delayed_again() -> None:
             pass
         press()
         assert interruption.requested
+
+
+class Terminated(KeyboardInterrupt):
+    pass
+
+
+def terminate(*_: object) -> None:
+    raise Terminated
+
+
+@pytest.fixture
+def handled_sigterm() -> Iterator[None]:
+    """Handle SIGTERM as the command line does."""
+    before = signal.signal(signal.SIGTERM, terminate)
+    yield
+    assert signal.getsignal(signal.SIGTERM) is terminate
+    signal.signal(signal.SIGTERM, before)
+
+
+@pytest.mark.usefixtures("handled_sigterm")
+def test_sigterm_is_delayed_and_raises_its_own_exception() -> None:
+    with Interruption() as interruption:
+        signal.raise_signal(signal.SIGTERM)
+        assert interruption.requested
+        with pytest.raises(Terminated):
+            interruption.raise_now()
+        with pytest.raises(Terminated):  # a second one ends the run at once
+            signal.raise_signal(signal.SIGTERM)
+    with Interruption() as interruption, pytest.raises(Terminated), interruption.at_once():
+        signal.raise_signal(signal.SIGTERM)
+
+
+def test_a_request_before_a_block_that_changes_nothing_interrupts_it() -> None:
+    with Interruption() as interruption:
+        press()
+        with pytest.raises(KeyboardInterrupt), interruption.at_once():
+            pytest.fail("the block must not begin")
 
 
 def test_disabled_it_changes_nothing() -> None:
