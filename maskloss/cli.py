@@ -49,15 +49,7 @@ def demo(output: str = "runs/demo", max_steps: int = 260, seed: int = 0, device:
     if not 0 <= seed < 2**61:
         raise InputError(f"--seed must be at least 0 and below 2^61, got {one_line(seed, 80)}")
     folder = Path(output)
-    for name, num_images, offset in (("train", 512, 0), ("val", 96, 1)):
-        part = folder / "data" / name
-        # The annotation file is written last, so the data are complete if it exists.
-        if not (part / "annotations.json").exists():
-            if part.exists() and any(part.glob("*")):
-                raise InputError(
-                    f"{part}: contains an incomplete data set; remove it, or name another --output"
-                )
-            write_shapes(part, num_images, size=128, seed=2 * seed + offset)
+    # Before the data are written, because it checks the options.
     config = TrainConfig(
         train_images=str(folder / "data/train/images"),
         train_annotations=str(folder / "data/train/annotations.json"),
@@ -83,6 +75,15 @@ def demo(output: str = "runs/demo", max_steps: int = 260, seed: int = 0, device:
         device=device,
         resume=True,
     )
+    for name, num_images, offset in (("train", 512, 0), ("val", 96, 1)):
+        part = folder / "data" / name
+        # The annotation file is written last, so the data are complete if it exists.
+        if not (part / "annotations.json").exists():
+            if part.exists() and any(part.glob("*")):
+                raise InputError(
+                    f"{part}: contains an incomplete data set; remove it, or name another --output"
+                )
+            write_shapes(part, num_images, size=128, seed=2 * seed + offset)
     _train_and_report(config)
 
 

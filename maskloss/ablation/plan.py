@@ -257,7 +257,8 @@ def _read_checked_data(
                 if category.id not in there:
                     raise InputError(
                         f"{annotations}: the {kind} set has no object of category {category.id} ({category.name}), "
-                        "so its AP would be meaningless"
+                        "so variants could not be compared in it; use more images, or leave the category out with "
+                        "`maskloss subset --categories`"
                     )
     return known[files]
 

@@ -423,8 +423,10 @@ def zero_of(tensors: Any) -> Tensor:
 def _check_values(name: str, values: Any, count: int) -> None:
     if isinstance(values, Tensor) and values.shape == (count,):
         return
+    or_cells = f" or ({count}, M, M)" if name == "mask" else ""
     raise ValueError(
-        f"the {name} term must return one value per {TERMS[name].per}, shape ({count},), not {_describe(values)}"
+        f"the {name} term must return one value per {TERMS[name].per}, shape ({count},){or_cells}, not "
+        f"{_describe(values)}"
         "; a torch.nn loss needs reduction='none'"
     )
 

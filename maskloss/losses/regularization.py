@@ -17,7 +17,8 @@ from maskloss.losses.arithmetic import at_least_float32
 from maskloss.losses.checks import check_in_range
 from maskloss.losses.modules import LossModule
 
-_NORMALIZATIONS = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
+#: Layers whose weights and biases are not regularized.
+NORMALIZATIONS = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 
 
 def regularized_parameters(model: nn.Module) -> Iterator[nn.Parameter]:
@@ -31,7 +32,7 @@ def regularized_parameters(model: nn.Module) -> Iterator[nn.Parameter]:
     """
     seen: set[int] = set()
     for module in model.modules():
-        if isinstance(module, _NORMALIZATIONS):
+        if isinstance(module, NORMALIZATIONS):
             continue
         for parameter in module.parameters(recurse=False):
             if parameter.requires_grad and id(parameter) not in seen:

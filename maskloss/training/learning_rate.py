@@ -49,7 +49,8 @@ def find_learning_rate(
         highest: learning rate of the last step. The search ends earlier if the loss rises to three times its minimum.
 
     Raises:
-        InputError: the config or the data are wrong, or `steps` or the rates are out of range.
+        InputError: the config or the data are wrong, `steps` or the rates are out of range, or there are several
+            processes.
 
     Source: Smith, Cyclical learning rates, 2015, arXiv:1506.01186, section 3.3.
     """
@@ -75,6 +76,8 @@ def find_learning_rate(
     average = 0.0
     with guest(device):
         run = set_up(config, device)
+        if run.accelerator.num_processes > 1:
+            raise InputError("find-lr runs in one process; start it without torchrun or accelerate launch")
         convert(run.model, run.loss, paste=None, sync_free=config.sync_free, mask_branch=run.branch)
         frozen = freeze(run.model, config.frozen_parts)
         samplers = seed_samples(run.model)

@@ -265,9 +265,11 @@ def _warn(run: Run) -> None:
     warn_of_crowded_images(run.validation, config.max_detections)
     if config.warmup_steps > config.max_steps:
         logger.warning(
-            "--warmup-steps %d exceeds --max-steps %d: the learning rate never reaches --learning-rate",
+            "--warmup-steps %d exceeds the run's %d steps: the learning rate never reaches --learning-rate; "
+            "--warmup-steps %d is a tenth of them",
             config.warmup_steps,
             config.max_steps,
+            config.max_steps // 10,
         )
 
 

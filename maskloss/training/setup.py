@@ -36,6 +36,7 @@ from maskloss.detection.conversion import loss_parameters
 from maskloss.detection.mask_branch import MaskBranch
 from maskloss.errors import InputError, one_line
 from maskloss.losses.criterion import MaskRCNNLoss
+from maskloss.losses.regularization import NORMALIZATIONS
 from maskloss.losses.terms import Supervision
 from maskloss.training.checkpoints import read_weights
 from maskloss.training.config import TrainConfig
@@ -49,14 +50,6 @@ from maskloss.training.resuming import check_output, fingerprint
 from maskloss.training.trackers import make_trackers
 
 logger = logging.getLogger(__name__)
-
-#: Layers whose weights and biases `--norm-weight-decay` sets, as in torchvision's reference scripts.
-_NORMALIZATION = (
-    nn.modules.batchnorm._BatchNorm,
-    nn.LayerNorm,
-    nn.GroupNorm,
-    nn.modules.instancenorm._InstanceNorm,
-)
 
 #: Environment variables that override the config in accelerate.
 _OVERRIDES = (
@@ -175,7 +168,12 @@ def set_up(config: TrainConfig, device: torch.device) -> Run:
     for data in (training, validation):
         check_sizes(data, model)
     branch = None if config.mask_branch is None else make_mask_branch(config.mask_branch, model)
+    heads: Any = model.roi_heads
+    if branch is not None:
+        heads.mask_branch = branch  # where `convert` puts it, so that parts of it can be named
     freeze(model, config.frozen_parts)
+    if branch is not None:
+        del heads.mask_branch
     model.to(accelerator.device)
     if branch is not None:
         branch.to(accelerator.device)
@@ -323,7 +321,7 @@ def _decay_groups(config: TrainConfig, model: nn.Module) -> list[dict[str, Any]]
             if parameter in seen or not parameter.requires_grad:
                 continue
             seen.add(parameter)
-            kind = "norm" if isinstance(module, _NORMALIZATION) else "bias" if name == "bias" else ""
+            kind = "norm" if isinstance(module, NORMALIZATIONS) else "bias" if name == "bias" else ""
             decay = decays.get(kind)
             groups.setdefault(config.weight_decay if decay is None else decay, []).append(parameter)
     return [{"params": own, "weight_decay": decay} for decay, own in groups.items() if own]

@@ -65,3 +65,19 @@ def test_an_unknown_name_is_refused_before_anything_is_written(shapes: Path, tmp
     with pytest.raises(InputError, match="--freeze: no part of the model is named 'neck'"):
         train(small_config(shapes, tmp_path / "run", freeze="neck"))
     assert not (tmp_path / "run").exists()
+
+
+def test_a_part_of_the_mask_branch_is_frozen(shapes: Path, tmp_path: Path) -> None:
+    """The branch becomes a part of the model after the names have been checked."""
+    ends = []
+    for steps in (1, 3):
+        output = tmp_path / f"run{steps}"
+        frozen = "roi_heads.mask_branch.coarse_head"
+        train(small_config(shapes, output, max_steps=steps, freeze=frozen, mask_branch="point_rend"))
+        ends.append(tensors(output))
+    first, last = ends
+    names = {name for name in first if name.startswith("roi_heads.mask_branch.") and name.endswith("weight")}
+    changed = {name for name in names if not torch.equal(first[name], last[name])}
+    kept = {name for name in names if ".coarse_head." in name}
+    assert kept
+    assert changed == names - kept

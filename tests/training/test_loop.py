@@ -442,7 +442,7 @@ def test_a_warmup_longer_than_the_run_is_warned_of(
     shapes: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     train(small_config(shapes, tmp_path / "run", max_steps=1, warmup_steps=2))
-    assert "--warmup-steps 2 exceeds --max-steps 1" in caplog.text
+    assert "--warmup-steps 2 exceeds the run's 1 steps" in caplog.text
 
 
 def test_an_output_below_a_file_is_refused(shapes: Path, tmp_path: Path) -> None:
