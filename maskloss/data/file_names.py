@@ -28,6 +28,8 @@ class ImageFolder:
     def has(self, name: str) -> bool:
         """Return whether a name, relative to the folder, is the name of a file."""
         try:
+            if ".." in name.split("/"):
+                return os.path.isfile(self.path / name)  # every folder of the name has to exist
             folder, base = os.path.split(os.path.normpath(name))
             # Some file systems also accept other spellings than the one that they list.
             return base in self._names(folder) or os.path.isfile(self.path / name)

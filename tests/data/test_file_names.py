@@ -64,6 +64,8 @@ def folder(tmp_path: Path) -> ImageFolder:
     [
         ("a.png", True),
         ("x/../a.png", True),
+        ("nowhere/../a.png", False),  # which no system call opens
+        ("a.png/../a.png", False),
         ("Sub/B 1.png", True),
         ("Sub", False),
         ("", False),
