@@ -13,7 +13,7 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from maskloss.data.columns import ABSENT, AREA_GIVEN, AREA_ODD, Columns, ImageColumns, integers
-from maskloss.data.entries import BAD_POINTS, RLE_SIZE
+from maskloss.data.entries import BAD_POINTS, RLE_SIZE, spelled_number
 from maskloss.data.findings import Findings, Kind, shown
 from maskloss.data.records import (
     NO_MASK,
@@ -305,11 +305,14 @@ def _match_images(table: _Table, faulty_ids: set[Any]) -> None:
                 )
             continue
         # If the image has an error, that one is the cause, and is reported alone.
-        if ABSENT not in faulty_ids and not (
-            isinstance(value, str | int | float | None) and value in faulty_ids
-        ):
+        if ABSENT not in faulty_ids and not _refers_to(value, faulty_ids):
             text = f"image_id {shown(value)} is not in the file"
             table.findings.add(UNKNOWN_IMAGE, int(table.positions[row]), table.name(row), text)
+
+
+def _refers_to(value: Any, ids: set[Any]) -> bool:
+    """Return whether a reference is to one of some ids, as written or as the number that its text spells."""
+    return isinstance(value, str | int | float) and (value in ids or spelled_number(value) in ids)
 
 
 def _match_categories(table: _Table, categories: set[int], faulty: set[Any] | None) -> None:
@@ -321,7 +324,7 @@ def _match_categories(table: _Table, categories: set[int], faulty: set[Any] | No
         value = table.columns.odd_category_ids.get(row, int(wanted[row]))
         if value is ABSENT and faulty is not None:
             table.report(UNKNOWN_CATEGORY, row, "missing category_id")
-        elif faulty is not None and not (isinstance(value, str | int | float | None) and value in faulty):
+        elif faulty is not None and not _refers_to(value, faulty):
             table.report(UNKNOWN_CATEGORY, row, f"category_id {shown(value)} is not in the file")
     table.kept &= good
 
@@ -342,7 +345,7 @@ def _measure_polygons(table: _Table) -> None:
     used = finite & table.kept[owner]
     far = used & ((low.min(axis=1) < -limit) | (high.max(axis=1) > limit)) if len(owner) else used
     for row in np.unique(owner[far]).tolist():
-        parts = np.nonzero(owner == row)[0]
+        parts = slice(table.part_first[row], table.part_first[row] + table.part_count[row])
         table.report(OUTSIDE, row, _outside_text(table, row, low[parts].min(axis=0), high[parts].max(axis=0)))
         table.kept[row] = False
     # A figure of eight has a signed area of zero, but covers pixels.

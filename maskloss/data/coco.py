@@ -19,9 +19,9 @@ from typing import Any
 
 from maskloss.data.annotations import check_annotations
 from maskloss.data.columns import ABSENT, Columns, ImageColumns
-from maskloss.data.entries import is_absent, whole_number
+from maskloss.data.entries import CATEGORY_ID_LIMIT, LONGEST_NAME, is_absent, spelled_number, whole_number
 from maskloss.data.file_names import ImageFolder, is_absolute, stays_inside
-from maskloss.data.findings import Findings, Kind, Problem, shown
+from maskloss.data.findings import Findings, Kind, Problem, printable, shown
 from maskloss.data.images import read_image_size
 from maskloss.data.json_stream import decode_object, decoded, without_trailing_commas
 from maskloss.data.records import (
@@ -62,7 +62,7 @@ NO_IMAGE = Kind("no_image", "file", True)
 NO_CATEGORIES = Kind("no_categories", "category", True)
 CATEGORY_ENTRY = Kind("category_entry", "category", True, "categories that cannot be read")
 CATEGORY_NAME = Kind(
-    "category_name", "category", True, "categories without a name", "`maskloss repair` names them"
+    "category_name", "category", True, "categories without a usable name", "`maskloss repair` names them"
 )
 CATEGORY_ID = Kind(
     "category_id", "category", True, "categories whose id is not an integer", "`maskloss repair` numbers them"
@@ -73,6 +73,12 @@ CATEGORY_REPEATED = Kind(
 )
 CATEGORY_FLOAT = Kind(
     "float_id_category", "category", False, "category ids that are whole floats are read as integers"
+)
+CATEGORY_SAME_NAME = Kind(
+    "category_same_name",
+    "category",
+    False,
+    "categories with the name of another one are trained as classes of their own",
 )
 OTHER_CATEGORY = Kind("other_category", "category", True, "categories that do not match the model's")
 
@@ -89,7 +95,13 @@ IMAGE_TWICE = Kind("image_twice", "image", True, "images with the id of another 
 IMAGE_FLOAT = Kind(
     "float_id_image", "image", False, "ids and sizes that are whole floats, such as 1.0, are read as integers"
 )
-FILE_NAME = Kind("file_name", "image", True, "images whose file_name is not the name of a file", _LEFT_OUT)
+FILE_NAME = Kind(
+    "file_name",
+    "image",
+    True,
+    "images whose file_name is not the name of a file",
+    "`maskloss repair` takes the file that a URL names, and leaves out the others",
+)
 FILE_OUTSIDE = Kind(
     "file_outside",
     "image",
@@ -238,7 +250,7 @@ def decode_file(path: Path, findings: Findings) -> Content | None:
         findings.add(NOT_JSON, -1, "", undecodable(error))
         return None
     except (ValueError, RecursionError) as error:
-        cause = _likely_cause(text[:100].encode("utf-8", "surrogatepass")) or _comma_hint(text)
+        cause = likely_cause(text[:100].encode("utf-8", "surrogatepass")) or _comma_hint(text)
         findings.add(NOT_JSON, -1, "", f"not valid JSON, broken or truncated: {str(error)[:200]}{cause}")
         return None
     finally:
@@ -261,7 +273,7 @@ def undecodable(error: UnicodeDecodeError) -> str:
             f"not valid JSON: the text is not UTF-8, but probably Latin-1 or Windows-1252 (byte 0x{byte:02x} in line "
             f"{line}); save it as UTF-8, or run `maskloss repair`, which converts it"
         )
-    return f"not valid JSON, broken or truncated: {error}{_likely_cause(content[:100])}"
+    return f"not valid JSON, broken or truncated: {error}{likely_cause(content[:100])}"
 
 
 def _comma_hint(text: str) -> str:
@@ -271,7 +283,8 @@ def _comma_hint(text: str) -> str:
     return ""
 
 
-def _likely_cause(beginning: bytes) -> str:
+def likely_cause(beginning: bytes) -> str:
+    """Return a hint at what a file that is not JSON is, judged by its beginning; empty if unknown."""
     if beginning.startswith(b"version https://git-lfs"):
         return "; it is a Git LFS pointer: run `git lfs pull`"
     if beginning.startswith((b"\x1f\x8b", b"PK\x03\x04")):
@@ -370,29 +383,59 @@ def _read_categories(
         given = item.get("id")
         name = f"category {shown(given)}" if "id" in item else f"category number {position}"
         identity = whole_number(given)
-        if identity is None:
-            text = f"id must be an integer, not {shown(given)}" if "id" in item else "missing id"
-            findings.add(CATEGORY_ID, position, name, text)
-            faulty.add(_hashable(given))
+        if identity is None or abs(identity) >= CATEGORY_ID_LIMIT:
+            large = f"id must be an integer of at most 63 bits, not {shown(given)}"
+            text = large if identity is not None else f"id must be an integer, not {shown(given)}"
+            findings.add(CATEGORY_ID, position, name, text if "id" in item else "missing id")
+            faulty |= {ABSENT} if is_absent(given) else _possible_ids(given)
         elif identity in categories:
-            if categories[identity][1] == item:
+            if _are_equal(categories[identity][1], item):
                 findings.add(CATEGORY_REPEATED, position, name, "is listed twice with equal fields")
             else:
                 text = f"the id is used twice: {shown(categories[identity][0].name)} and {shown(item.get('name'))}"
                 findings.add(CATEGORY_TWICE, position, name, text)
-        elif item.get("name") is None or item["name"] == "":
-            findings.add(CATEGORY_NAME, position, name, "missing name")
+        elif (fault := _name_fault(item.get("name"))) is not None:
+            findings.add(CATEGORY_NAME, position, name, fault)
             faulty.add(identity)
         else:
             if isinstance(given, float):
                 findings.add(CATEGORY_FLOAT, position, name, f"id {given} is read as an integer")
             categories[identity] = Category(identity, str(item["name"])), item
     own = sorted((category for category, _ in categories.values()), key=lambda category: category.id)
-    return own, None if ABSENT in faulty else faulty
+    _report_equal_names([category for category, _ in categories.values()], findings)
+    return own, None if ABSENT in faulty else faulty - categories.keys()
 
 
-def _hashable(value: Any) -> Any:
-    return value if isinstance(value, str | int | float) or value is None else repr(value)
+def _are_equal(one: Any, other: Any) -> bool:
+    try:
+        return bool(one == other)
+    except RecursionError:  # nested too deeply to be compared
+        return False
+
+
+def _name_fault(name: Any) -> str | None:
+    """Return what is wrong with a category's name, or None."""
+    if is_absent(name) or name == "":
+        return "missing name"
+    if isinstance(name, list | dict):
+        return f"name must be text, not {shown(name)}"
+    length = len(str(name))
+    return None if length <= LONGEST_NAME else f"name has {length:,} letters, more than {LONGEST_NAME:,}"
+
+
+def _report_equal_names(categories: list[Category], findings: Findings) -> None:
+    first: dict[str, int] = {}
+    for category in categories:
+        other = first.setdefault(category.name, category.id)
+        if other != category.id:
+            text = f"has the name of category {other}, {shown(category.name)}, and is another class"
+            findings.add(CATEGORY_SAME_NAME, -1, f"category {category.id}", text)
+
+
+def _possible_ids(value: Any) -> set[Any]:
+    """Return the ids by which annotations may refer to an entry: the one that is written, and the number it spells."""
+    plain = value if isinstance(value, str | int | float) else shown(value)
+    return {plain, spelled_number(value)} - {None}
 
 
 def _match_categories(
@@ -434,7 +477,7 @@ def _read_images(items: list[Any], folder: ImageFolder, findings: Findings) -> I
                 images.faulty.add(ABSENT)
             else:
                 findings.add(IMAGE_ID, position, name, f"id must be an integer, not {shown(given)}")
-                images.faulty.add(_hashable(given))
+                images.faulty |= _possible_ids(given)
             continue
         if identity in seen:
             findings.add(IMAGE_TWICE, position, name, "the id is used twice", seen[identity])
@@ -444,7 +487,7 @@ def _read_images(items: list[Any], folder: ImageFolder, findings: Findings) -> I
         if type(file_name) is str and folder.has(file_name) and stays_inside(file_name):
             found: str | None = file_name
         else:
-            found = _find_file(file_name, "file_name" in item, folder, position, name, findings, missing)
+            found = _find_file(item, folder, position, name, findings, missing)
         size = None if found is None else _read_size(item, found, folder, position, name, findings)
         if found is None or size is None:
             images.faulty.add(identity)
@@ -456,13 +499,19 @@ def _read_images(items: list[Any], folder: ImageFolder, findings: Findings) -> I
         images.widths.append(size[0])
         images.heights.append(size[1])
         images.positions.append(position)
+    images.faulty.difference_update(images.ids)
     _report_missing_files(missing, folder, findings)
     return images
 
 
+def url_of(item: dict[str, Any]) -> str | None:
+    """Return the URL of an image's file, which LVIS has instead of a `file_name`, or None."""
+    urls = (item.get(key) for key in ("coco_url", "url", "flickr_url"))
+    return next((url for url in urls if isinstance(url, str) and url and "\0" not in url), None)
+
+
 def _find_file(
-    file_name: Any,
-    given: bool,
+    item: dict[str, Any],
     folder: ImageFolder,
     position: int,
     name: str,
@@ -470,11 +519,16 @@ def _find_file(
     missing: list[tuple[int, str, str, str]],
 ) -> str | None:
     """Return the name of the file that a `file_name` refers to, or None; report a `file_name` that is not exact."""
+    file_name, given = item.get("file_name"), "file_name" in item
     if not isinstance(file_name, str) or not file_name or "\0" in file_name:
         text = (
             f"file_name must be the name of a file, not {shown(file_name)}" if given else "missing file_name"
         )
-        findings.add(FILE_NAME, position, name, text)
+        url = url_of(item) if is_absent(file_name) else None
+        found = None if url is None else folder.elsewhere(url)
+        if found is not None:
+            text += f", but {shown(url)} names {shown(found)}, which is in the folder"
+        findings.add(FILE_NAME, position, name, text, found)
         return None
     absolute = is_absolute(file_name)
     if not absolute and stays_inside(file_name):
@@ -502,10 +556,14 @@ def _find_file(
     elif found is not None:
         why = "another letter case" if found.casefold() == file_name.casefold() else "other folders"
         why = f"a Windows path, {why}" if "\\" in file_name else why
-        text = f"the file {folder.path / file_name} does not exist, but {shown(found)} does ({why})"
+        text = (
+            f"the file {printable(folder.path / file_name)} does not exist, but {shown(found)} does ({why})"
+        )
         findings.add(FILE_ELSEWHERE, position, name, text, found)
     else:
-        missing.append((position, name, file_name, f"the file {folder.path / file_name} does not exist"))
+        missing.append(
+            (position, name, file_name, f"the file {printable(folder.path / file_name)} does not exist")
+        )
     return None
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import numbers
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -58,6 +59,9 @@ BAD_POINTS = Kind(
 
 #: Bound on the absolute value of ids. Some tools use 64-bit hashes or 128-bit UUIDs as ids.
 _ID_LIMIT = 2**128
+#: Bound on the absolute value of a category's id, and the most letters of its name. Model files store both.
+CATEGORY_ID_LIMIT = 2**63
+LONGEST_NAME = 1_000
 
 
 #: Labels of points: outside the object, inside it, and without a label.
@@ -122,6 +126,14 @@ def whole_number(value: Any) -> int | None:
     if isinstance(value, int) and not isinstance(value, bool) and abs(value) < _ID_LIMIT:
         return value
     return None
+
+
+def spelled_number(value: Any) -> int | None:
+    """Return the integer that text such as "7" or "7.0" spells, 1 or 0 for a boolean, or None for all other values."""
+    if isinstance(value, bool):
+        return int(value)
+    match = re.fullmatch(r"\s*(-?[0-9]{1,39})(\.0*)?\s*", value) if isinstance(value, str) else None
+    return None if match is None else whole_number(int(match[1]))
 
 
 def read_crowd(value: Any) -> int | None:

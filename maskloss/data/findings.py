@@ -116,7 +116,14 @@ def shown(value: Any, most: int = 80) -> str:
         text = repr(value)
     except ValueError:  # an integer with more digits than Python converts to text
         text = "a number of thousands of digits"
+    except RecursionError:
+        text = f"a {type(value).__name__} that is nested too deeply"
     return text if len(text) <= most else f"{text[: most // 2]}...{text[-(most // 4) :]}"
+
+
+def printable(text: Any) -> str:
+    """Return text with its control characters, such as newlines, escaped."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
 
 
 def _make_problem(kind: Kind, findings: list[Finding], prefix: str) -> Problem:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import re
 from collections import Counter
@@ -23,12 +24,16 @@ from maskloss.data import annotations as rows_of
 from maskloss.data import check, coco, columns, entries
 from maskloss.data.columns import Columns
 from maskloss.data.entries import (
+    CATEGORY_ID_LIMIT,
     BadEntry,
     box_of_mask,
+    is_absent,
     read_box,
     read_crowd,
     read_points,
     read_segmentation,
+    read_weight,
+    spelled_number,
     whole_number,
 )
 from maskloss.data.findings import Finding, Findings, Kind, shown
@@ -44,6 +49,7 @@ from maskloss.masks.encoded import decode_counts
 _MAX_ROUNDS = 12
 #: Largest difference between the x, y, width and height of a corrected RLE's extent and those of its box, in px.
 _BOX_TOLERANCE = 2.0
+_SECTIONS = ("images", "annotations", "categories")
 
 
 @dataclass(frozen=True)
@@ -74,17 +80,37 @@ class Repair:
 class _Log:
     """The changes made so far, grouped by kind and change, in the order in which they were made."""
 
-    entries_by_change: dict[tuple[str, str, str], dict[str, str]] = field(default_factory=dict)
+    entries_by_change: dict[tuple[str, str, str], dict[Any, tuple[str, str]]] = field(default_factory=dict)
     #: Number of changes in the current round.
     count: int = 0
+    #: By the identity of an entry whose id is missing or not unique: the entry, and its name by position. Entries that
+    #: are left out stay alive here, so that no other entry gets their identity.
+    positions: dict[int, tuple[Any, str]] = field(default_factory=dict)
 
-    def add(self, kind: Kind, change: str, name: str, what: str) -> None:
+    def name_by_position(self, document: dict[str, Any]) -> None:
+        """Name the entries by their position in the file if their id is missing or not unique."""
+        for section, key in (("image", "images"), ("annotation", "annotations"), ("category", "categories")):
+            items = [
+                (position, item) for position, item in enumerate(document[key]) if isinstance(item, dict)
+            ]
+            counts = Counter(_id_key(item.get("id")) for _, item in items)
+            for position, item in items:
+                given = item.get("id")
+                if is_absent(given):
+                    self.positions[id(item)] = item, f"{section} number {position}"
+                elif counts[_id_key(given)] > 1:
+                    self.positions[id(item)] = item, f"{section} number {position} (id {shown(given)})"
+
+    def add(self, kind: Kind, change: str, name: str, what: str, item: Any = None) -> None:
+        """Add a change of an entry, once for each entry and change."""
         self.count += 1
-        key = (kind.name, kind.section, change)
-        self.entries_by_change.setdefault(key, {}).setdefault(name, what)
+        entries = self.entries_by_change.setdefault((kind.name, kind.section, change), {})
+        name = self.positions[id(item)][1] if id(item) in self.positions else name
+        # Unique ids and names by position tell the objects apart; other entries have no id and are changed only once.
+        entries.setdefault(name if isinstance(item, dict) else len(entries), (name, what))
 
     def repairs(self) -> list[Repair]:
-        return [Repair(*key, tuple(entries.items())) for key, entries in self.entries_by_change.items()]
+        return [Repair(*key, tuple(entries.values())) for key, entries in self.entries_by_change.items()]
 
 
 ENCODING = Kind("encoding", "file", True)
@@ -129,7 +155,9 @@ def repair(
             raise InputError(f"{file}: is there already; name another --output")
     log = _Log()
     document = _decode_document(path, log)
+    log.name_by_position(document)
     data = _repair_document(document, path, folder, crowds, boxes, log)
+    text = _encode_document(document, path, log)
     repairs = log.repairs()
     summary = {
         "input": str(path),
@@ -150,11 +178,45 @@ def repair(
     make_folder(target.parent)
     write_text(listing, json.dumps(summary, indent=1) + "\n")
     try:
-        write_text(target, json.dumps(document))
+        write_text(target, text)
     except BaseException:
         listing.unlink()
         raise
     return CocoData(target, data.image_folder, data.records, data.categories, data.warnings), repairs
+
+
+def _encode_document(document: dict[str, Any], path: Path, log: _Log) -> str:
+    """Encode the document as JSON, which has no NaN and no Infinity: in fields that are not COCO's they become null."""
+    try:
+        try:
+            return json.dumps(document, allow_nan=False)
+        except ValueError:
+            for key, value in document.items():
+                section = {"images": "image", "annotations": "annotation", "categories": "category"}.get(key)
+                for item in value if section is not None else [document]:
+                    if _remove_non_finite(item, skipped=() if section else tuple(_SECTIONS)):
+                        name = f"{section} {shown(item.get('id'))}" if section else ""
+                        kind = Kind("not_finite_field", section or "file", True)
+                        log.add(
+                            kind, "numbers that are not finite written as null", name, "NaN or Infinity", item
+                        )
+            return json.dumps(document, allow_nan=False)
+    except RecursionError:
+        raise InputError(f"{path}: is nested too deeply; it cannot be repaired") from None
+
+
+def _remove_non_finite(value: Any, skipped: tuple[str, ...]) -> bool:
+    """Replace numbers that are not finite by null, in place, and return whether there were any."""
+    found = False
+    left = [value]
+    while left:
+        inner = left.pop()
+        for key, part in list(inner.items() if isinstance(inner, dict) else enumerate(inner)):
+            if isinstance(part, float) and not math.isfinite(part):
+                inner[key], found = None, True
+            elif isinstance(part, dict | list) and not (inner is value and key in skipped):
+                left.append(part)
+    return found
 
 
 def _decode_document(path: Path, log: _Log) -> dict[str, Any]:
@@ -176,7 +238,8 @@ def _decode_document(path: Path, log: _Log) -> dict[str, Any]:
             document = json.loads(without_trailing_commas(text))
         except (ValueError, RecursionError):
             raise InputError(
-                f"{path}: not valid JSON, broken or truncated: {error}; it cannot be repaired"
+                f"{path}: not valid JSON, broken or truncated: {str(error)[:200]}"
+                f"{coco.likely_cause(content[:100]) or '; it cannot be repaired'}"
             ) from None
         log.add(COMMAS, "trailing commas removed", "", str(error))
     missing = [key for key in ("images", "annotations", "categories") if not coco.has_list(document, key)]
@@ -251,9 +314,14 @@ class _Fixes:
         """Repair all findings of the kinds that have a repair."""
         self.findings = findings
         before = self.log.count
+        causes_changed = False
         for kind, fix in self._fix_functions().items():
+            # A repaired image or category may be the one that annotations refer to, which the next round shows.
+            if kind in (rows_of.UNKNOWN_IMAGE, rows_of.UNKNOWN_CATEGORY) and causes_changed:
+                continue
             for finding in findings.of(kind):
                 fix(kind, finding)
+            causes_changed |= kind.section in ("image", "category") and self.log.count > before
         if self.crowds == "objects":
             self._turn_crowds_into_objects()
         for finding in findings.of(rows_of.FRACTIONS):
@@ -283,10 +351,10 @@ class _Fixes:
             coco.CATEGORY_FLOAT: whole,
             coco.IMAGE_ENTRY: leave_out,
             coco.IMAGE_TWICE: self._leave_out_duplicate_images,
-            coco.IMAGE_NO_ID: leave_out,
+            coco.IMAGE_NO_ID: self._find_image_id,
             coco.IMAGE_ID: self._number_image,
             coco.IMAGE_FLOAT: whole,
-            coco.FILE_NAME: leave_out,
+            coco.FILE_NAME: self._rename,
             coco.FILE_OUTSIDE: self._rename,
             coco.FILE_ELSEWHERE: self._rename,
             coco.FILE_SPELLING: self._rename,
@@ -317,7 +385,7 @@ class _Fixes:
             rows_of.DEGENERATE: leave_out,
             rows_of.DEGENERATE_PART: self._drop_degenerate,
             rows_of.OUTSIDE: leave_out,
-            rows_of.NO_BOX: leave_out,
+            rows_of.NO_BOX: self._read_text_box,
             rows_of.FLAT_BOX: self._leave_out_or_take_box,
             rows_of.BOX_OUTSIDE: self._leave_out_or_take_box,
             rows_of.BOX_FROM_MASK: self._write_box,
@@ -345,7 +413,7 @@ class _Fixes:
         if position in self.left_out[kind.section]:
             return
         self.left_out[kind.section].add(position)
-        self.log.add(kind, "left out", finding.name, finding.detail)
+        self.log.add(kind, "left out", finding.name, finding.detail, item)
         if kind.section == "image" and isinstance(item, dict) and "id" in item:
             self._leave_out_annotations_of(item["id"], finding.name)
 
@@ -357,8 +425,9 @@ class _Fixes:
         for position in self.by_image.get(_id_key(image_id), []):
             if position not in self.left_out["annotation"]:
                 self.left_out["annotation"].add(position)
-                identity = self.annotations[position].get("id", f"number {position}")
-                self.log.add(WITH_IMAGE, "left out with their image", f"annotation {shown(identity)}", name)
+                annotation = self.annotations[position]
+                own = f"annotation {shown(annotation.get('id'))}"
+                self.log.add(WITH_IMAGE, "left out with their image", own, name, annotation)
 
     def _write_integers(self, kind: Kind, finding: Finding) -> None:
         _, item = self._find_entry(kind, finding)
@@ -366,18 +435,41 @@ class _Fixes:
             number = whole_number(item.get(key))
             if isinstance(item.get(key), float) and number is not None:
                 item[key] = number
-        self.log.add(kind, "whole floats written as integers", finding.name, finding.detail)
+        self.log.add(kind, "whole floats written as integers", finding.name, finding.detail, item)
 
-    def _free_id(self, section: str, wanted: Any) -> int:
-        """Return an unused id: the integer that the text `wanted` spells if it is unused, else the highest plus 1."""
-        taken = self._used_ids[section]
-        if isinstance(wanted, str) and re.fullmatch(r"\d{1,15}", wanted) and int(wanted) not in taken:
-            number = int(wanted)
-        else:
+    def _give_id(self, section: str, item: Any) -> int:
+        """Give an entry an unused id: the integer that its id means if that is clear, else the highest plus 1."""
+        number = self._clear_id(section, item)
+        if number is None:
             self._highest_ids[section] += 1
             number = self._highest_ids[section]
-        taken.add(number)
+        self._used_ids[section].add(number)
+        item["id"] = number
         return number
+
+    def _clear_id(self, section: str, item: Any) -> int | None:
+        """Return the integer that an entry's id means if no other entry has it or may mean it."""
+        number = _meant_id(section, item)
+        if number is None and section == "category":
+            number = self._only_unknown_category
+        free = number not in self._used_ids[section] and self._meant_ids[section][number] < 2
+        return number if free else None
+
+    @cached_property
+    def _meant_ids(self) -> dict[str, Counter[int | None]]:
+        return {
+            section: Counter(_meant_id(section, item) for item in items if isinstance(item, dict))
+            for section, items in self._items.items()
+        }
+
+    @cached_property
+    def _only_unknown_category(self) -> int | None:
+        """The category id that annotations refer to and no category has, if only one category has no id."""
+        without = [c for c in self.categories if isinstance(c, dict) and _is_without_id("category", c)]
+        known = {*self._used_ids["category"], *self._meant_ids["category"]}
+        used = {whole_number(item.get("category_id")) for item in self.annotations if isinstance(item, dict)}
+        unknown = {n for n in used - known if n is not None and abs(n) < CATEGORY_ID_LIMIT}
+        return unknown.pop() if len(without) == 1 and len(unknown) == 1 else None
 
     @cached_property
     def _used_ids(self) -> dict[str, set[int | None]]:
@@ -388,11 +480,14 @@ class _Fixes:
 
     @cached_property
     def _highest_ids(self) -> dict[str, int]:
-        # Include the numbers that text ids spell, so that those numbers stay unused until these ids are converted.
+        # Include the numbers that ids of text mean, so that those numbers stay unused until these ids are converted.
         highest = {}
-        for section, items in self._items.items():
-            spelled = {int(item["id"]) for item in items if _spells_a_number(item)}
-            usual = {n for n in self._used_ids[section] | spelled if n is not None and n < 2**53}
+        for section in self._items:
+            usual = {
+                n
+                for n in self._used_ids[section] | set(self._meant_ids[section])
+                if n is not None and n < 2**53
+            }
             highest[section] = max(usual, default=0)
         return highest
 
@@ -432,29 +527,53 @@ class _Fixes:
 
     def _merge_categories(self, kind: Kind, finding: Finding) -> None:
         position, item = self._find_entry(kind, finding)
-        names = {
-            other.get("name")
-            for other in self.categories
-            if isinstance(other, dict) and _id_key(other.get("id")) == _id_key(item.get("id"))
-        }
+        names = {shown(other.get("name")) for other in self._categories_by_id[_id_key(item.get("id"))]}
         if len(names) == 1 and position not in self.left_out["category"]:
             self._leave_out(kind, finding)
 
     def _number_category(self, kind: Kind, finding: Finding) -> None:
         _, item = self._find_entry(kind, finding)
-        self._renumber(kind, finding, item, "category_id")
+        old = item.get("id")
+        equal = self._categories_by_id[_id_key(old)]
+        if is_absent(old) or len(equal) == 1:
+            self._renumber(kind, finding, item, "category_id")
+        elif len({shown(c.get("name")) for c in equal}) > 1:
+            names = " and ".join(shown(c.get("name")) for c in equal[:2])
+            raise InputError(
+                f"{finding.name}: the id is used twice: {names}; `repair` cannot decide which of them is meant"
+            )
+        elif item is not equal[0]:
+            self._leave_out(kind, Finding(finding.position, finding.name, "is listed twice"))
+        else:
+            self._renumber(kind, finding, item, "category_id")
+
+    @cached_property
+    def _categories_by_id(self) -> dict[Any, list[Any]]:
+        groups: dict[Any, list[Any]] = {}
+        for item in self.categories:
+            if isinstance(item, dict):
+                groups.setdefault(_id_key(item.get("id")), []).append(item)
+        return groups
 
     def _name_category(self, kind: Kind, finding: Finding) -> None:
         _, item = self._find_entry(kind, finding)
-        item["name"] = f"category {item['id']}"
-        self.log.add(kind, "named after its id", finding.name, finding.detail)
+        name = item.get("name")
+        others = (c for c in self.categories if isinstance(c, dict) and c is not item and c.get("name"))
+        if isinstance(name, str) and name:
+            item["name"] = name[: entries.LONGEST_NAME]
+            self.log.add(kind, f"cut to {entries.LONGEST_NAME:,} letters", finding.name, finding.detail, item)
+        elif any(_id_key(c.get("id")) == _id_key(item["id"]) for c in others):
+            self._leave_out(kind, finding)  # the id is that of another category, which has a name
+        else:
+            item["name"] = f"category {item['id']}"
+            self.log.add(kind, "named after its id", finding.name, finding.detail, item)
 
     # Images.
 
     def _renumber(self, kind: Kind, finding: Finding, item: Any, reference: str) -> None:
         old = item.get("id")
-        item["id"] = new = self._free_id(kind.section, old)
-        self.log.add(kind, "given a new id", finding.name, f"{shown(old)} is now {new}")
+        new = self._give_id(kind.section, item)
+        self.log.add(kind, "given a new id", finding.name, f"{shown(old)} is now {new}", item)
         if old is not None:
             for annotation in self._references(reference).get(_typed_key(old), []):
                 annotation[reference] = new
@@ -464,6 +583,13 @@ class _Fixes:
         if self._image_id_counts[_typed_key(item.get("id"))] > 1:
             # It is unknown to which of the images the annotations belong.
             self._leave_out(kind, Finding(finding.position, finding.name, "the id is used twice"))
+        else:
+            self._renumber(kind, finding, item, "image_id")
+
+    def _find_image_id(self, kind: Kind, finding: Finding) -> None:
+        _, item = self._find_entry(kind, finding)
+        if self._clear_id("image", item) is None:
+            self._leave_out(kind, finding)
         else:
             self._renumber(kind, finding, item, "image_id")
 
@@ -477,7 +603,7 @@ class _Fixes:
         first = self.images[finding.value]
         if first.get("file_name") == item.get("file_name"):
             self.left_out["image"].add(position)
-            self.log.add(kind, "left out, since it is listed twice", finding.name, finding.detail)
+            self.log.add(kind, "left out, since it is listed twice", finding.name, finding.detail, item)
             return
         # It is unknown to which of the images the annotations belong.
         for duplicate in (finding.value, position):
@@ -489,24 +615,27 @@ class _Fixes:
         if found is None:
             self._leave_out(kind, finding)
             return
-        other_names = self._names_of_file.get(found, set()) - {item["file_name"]}
+        given = item.get("file_name") or coco.url_of(item)
+        other_names = self._names_of_file.get(found, set()) - {given}
         if kind is not coco.FILE_SPELLING and other_names:
-            detail = f"{shown(item['file_name'])}: {shown(found)} may also be {shown(min(other_names))}"
+            detail = f"{shown(given)}: {shown(found)} may also be {shown(min(other_names))}"
             self._leave_out(kind, Finding(finding.position, finding.name, detail))
             return
-        self.log.add(
-            kind, "file_name corrected", finding.name, f"{shown(item['file_name'])} is now {shown(found)}"
-        )
+        what = f"{shown(given)} is now {shown(found)}"
+        self.log.add(kind, "file_name corrected", finding.name, what, item)
         item["file_name"] = found
 
     @cached_property
     def _names_of_file(self) -> dict[str, set[str]]:
         """The `file_name`s that may refer to each existing file, by the file's name."""
         names: dict[str, set[str]] = {}
-        for kind in (coco.FILE_OUTSIDE, coco.FILE_ELSEWHERE):
+        for kind in (coco.FILE_OUTSIDE, coco.FILE_ELSEWHERE, coco.FILE_NAME):
             for finding in self.findings.of(kind):
                 if finding.value is not None:
-                    names.setdefault(finding.value, set()).add(self.images[finding.position]["file_name"])
+                    item = self.images[finding.position]
+                    names.setdefault(finding.value, set()).add(
+                        str(item.get("file_name") or coco.url_of(item))
+                    )
         for image in self.data.images:
             names.setdefault(image.file_name, set()).add(image.file_name)
         return names
@@ -519,7 +648,7 @@ class _Fixes:
             self._leave_out(kind, finding)
             return
         item["width"], item["height"] = size
-        self.log.add(kind, "size taken from the image file", finding.name, finding.detail)
+        self.log.add(kind, "size taken from the image file", finding.name, finding.detail, item)
 
     def _swap_size(self, kind: Kind, finding: Finding) -> None:
         _, item = self._find_entry(kind, finding)
@@ -528,26 +657,29 @@ class _Fixes:
             self._leave_out(kind, finding)
             return
         item["width"], item["height"] = size
-        self.log.add(kind, "width and height swapped", finding.name, finding.detail)
+        self.log.add(kind, "width and height swapped", finding.name, finding.detail, item)
 
     # Annotations.
 
     def _number_annotation(self, kind: Kind, finding: Finding) -> None:
         _, item = self._find_entry(kind, finding)
-        old = item.get("id")
-        new = self._free_id("annotation", old)
-        item["id"] = new
-        self.log.add(kind, "given a new id", finding.name, f"is now {new}")
+        new = self._give_id("annotation", item)
+        self.log.add(kind, "given a new id", finding.name, f"is now {new}", item)
 
     def _set_crowd(self, kind: Kind, finding: Finding) -> None:
         _, item = self._find_entry(kind, finding)
         item["iscrowd"] = read_crowd(item["iscrowd"]) or 0
-        self.log.add(kind, "iscrowd set to 0 or 1", finding.name, finding.detail)
+        self.log.add(kind, "iscrowd set to 0 or 1", finding.name, finding.detail, item)
 
     def _remove_weight(self, kind: Kind, finding: Finding) -> None:
         _, item = self._find_entry(kind, finding)
+        number = _with_numbers(item["weight"])
+        with contextlib.suppress(BadEntry):
+            item["weight"] = read_weight(number)
+            self.log.add(kind, "weight written as a number", finding.name, finding.detail, item)
+            return
         del item["weight"]
-        self.log.add(kind, "weight removed", finding.name, finding.detail)
+        self.log.add(kind, "weight removed", finding.name, finding.detail, item)
 
     def _remove_points(self, kind: Kind, finding: Finding) -> None:
         _, item = self._find_entry(kind, finding)
@@ -564,7 +696,7 @@ class _Fixes:
             item["point_coords"] = [[x, y] for x, y, _ in points]
             item["point_labels"] = [label for *_, label in points]
         change = "points that cannot be read removed" if points else "all points removed"
-        self.log.add(kind, change, finding.name, finding.detail)
+        self.log.add(kind, change, finding.name, finding.detail, item)
 
     def _rewrite_segmentation(self, kind: Kind, finding: Finding) -> None:
         _, item = self._find_entry(kind, finding)
@@ -576,51 +708,61 @@ class _Fixes:
         else:
             # Placeholders for polygons of fewer than three points, which have their own finding in the next round.
             item["segmentation"] = segmentation.polygons + [[0, 0, 0, 0]] * segmentation.degenerate
-        self.log.add(kind, "segmentation rewritten in COCO's form", finding.name, finding.detail)
+        self.log.add(kind, "segmentation rewritten in COCO's form", finding.name, finding.detail, item)
 
     def _salvage_polygons(self, kind: Kind, finding: Finding) -> None:
         """Keep the readable polygons, converting numbers written as text, or only the box if there are none."""
-        _, item = self._find_entry(kind, finding)
-        given = item["segmentation"]
-        if isinstance(given, str):
-            with contextlib.suppress(ValueError, RecursionError):
-                item["segmentation"] = given = json.loads(given)
-            if not isinstance(given, str):
-                self.log.add(
-                    kind, "segmentation written as a list, not as text", finding.name, finding.detail
-                )
-                return
-        polygons, lost = [], 0
-        for polygon in given if isinstance(given, list) else []:
-            try:
-                numbers = [float(v) if isinstance(v, str) else v for v in polygon]
-                segmentation = read_segmentation([numbers])
-            except (ValueError, TypeError):
-                lost += 1
-                continue
-            polygons += segmentation.polygons
+        position, item = self._find_entry(kind, finding)
+        if position in self.left_out["annotation"] or self._read_text(kind, finding, item):
+            return
+        given = _with_numbers(item["segmentation"])
+        polygons = []
+        for part in given if isinstance(given, list) else []:
+            with contextlib.suppress(BadEntry):
+                polygons += read_segmentation([part]).polygons if isinstance(part, list) else []
         if not polygons:
             self._leave_mask_out(kind, finding)
             return
         item["segmentation"] = polygons
-        change = "kept without the polygons that cannot be read" if lost else "coordinates written as numbers"
-        self.log.add(kind, change, finding.name, finding.detail)
+        change = "kept without the polygons that cannot be read"
+        self.log.add(kind, change, finding.name, finding.detail, item)
+
+    def _read_text(self, kind: Kind, finding: Finding, item: Any) -> bool:
+        """Convert the text in a segmentation to the numbers and lists that it spells, if it then can be read."""
+        given = item["segmentation"]
+        converted = _with_numbers(given)
+        try:
+            segmentation = read_segmentation(converted)
+        except BadEntry:
+            return False
+        if segmentation.empty or shown(converted, 10**9) == shown(given, 10**9):
+            return False
+        item["segmentation"] = converted
+        was_text = isinstance(given, str)
+        change = (
+            "segmentation written as a list, not as text" if was_text else "coordinates written as numbers"
+        )
+        self.log.add(kind, change, finding.name, finding.detail, item)
+        return True
 
     def _leave_mask_out(self, kind: Kind, finding: Finding) -> None:
         position, item = self._find_entry(kind, finding)
-        if position in self.left_out["annotation"]:
+        if position in self.left_out["annotation"] or self._read_text(kind, finding, item):
             return
-        if read_box(item.get("bbox")) is None:
+        box = read_box(_with_numbers(item.get("bbox"), 4))
+        if box is None:
             self._leave_out(kind, finding)
             return
+        if read_box(item["bbox"]) is None:
+            item["bbox"] = list(box)
         item["segmentation"] = []
-        self.log.add(kind, "kept with its box and no mask", finding.name, finding.detail)
+        self.log.add(kind, "kept with its box and no mask", finding.name, finding.detail, item)
 
     def _correct_rle_size(self, kind: Kind, finding: Finding) -> None:
         """Correct an RLE whose size is swapped: transpose its mask or swap only the size, whichever fits its box."""
         _, item = self._find_entry(kind, finding)
         size, box = self.sizes.get(_id_key(item.get("image_id"))), read_box(item.get("bbox"))
-        if size is None:
+        if size is None or self._read_text(kind, finding, item):
             return
         width, height = size
         try:
@@ -646,7 +788,9 @@ class _Fixes:
             item["segmentation"] = {**item["segmentation"], "size": [height, width], "counts": runs}
         else:
             item["segmentation"] = _json_rle(fitting[0])
-        self.log.add(kind, "RLE's size and mask corrected to fit the image", finding.name, finding.detail)
+        self.log.add(
+            kind, "RLE's size and mask corrected to fit the image", finding.name, finding.detail, item
+        )
 
     def _find_image(self, kind: Kind, finding: Finding) -> None:
         self._find(kind, finding, "image_id")
@@ -658,18 +802,17 @@ class _Fixes:
         """Replace an id written as text by the number in the text, or by the id of the category with this name."""
         _, item = self._find_entry(kind, finding)
         text = item.get(key)
-        if isinstance(text, str) and re.fullmatch(r"\s*\d{1,15}(\.0+)?\s*", text):
-            number = int(float(text))
-            if number in self._used_ids[key.removesuffix("_id")]:
-                item[key] = number
-                self.log.add(kind, f"{key} written as a number", finding.name, finding.detail)
-                return
+        number = spelled_number(text)
+        if number is not None and number in self._used_ids[key.removesuffix("_id")]:
+            item[key] = number
+            self.log.add(kind, f"{key} written as a number", finding.name, finding.detail, item)
+            return
         ids = (
             self._category_ids_by_name.get(text, []) if key == "category_id" and isinstance(text, str) else []
         )
         if len(ids) == 1:
             item[key] = ids[0]
-            self.log.add(kind, "category_id taken from the name", finding.name, finding.detail)
+            self.log.add(kind, "category_id taken from the name", finding.name, finding.detail, item)
             return
         self._leave_out(kind, finding)
 
@@ -687,7 +830,7 @@ class _Fixes:
             for polygon in read_segmentation(item["segmentation"]).polygons
             if union_area([np.array(polygon, dtype=np.float64).reshape(-1, 2)]) > rows_of.NO_AREA
         ]
-        self.log.add(kind, "degenerate polygons left out", finding.name, finding.detail)
+        self.log.add(kind, "degenerate polygons left out", finding.name, finding.detail, item)
 
     def _box_of_mask(self, item: Any) -> list[float] | None:
         """Return the box [x, y, width, height] of an annotation's mask, clipped to the image, or None without one."""
@@ -702,6 +845,16 @@ class _Fixes:
         x1, y1, x2, y2 = max(x, 0.0), max(y, 0.0), min(x + width, size[0]), min(y + height, size[1])
         return [x1, y1, x2 - x1, y2 - y1] if x2 > x1 and y2 > y1 else None
 
+    def _read_text_box(self, kind: Kind, finding: Finding) -> None:
+        _, item = self._find_entry(kind, finding)
+        box = read_box(_with_numbers(item.get("bbox"), 4))
+        # A box that can be read is one of numbers that are too large.
+        if box is None or read_box(item["bbox"]) is not None:
+            self._leave_out(kind, finding)
+            return
+        item["bbox"] = list(box)
+        self.log.add(kind, "box written as numbers", finding.name, finding.detail, item)
+
     def _leave_out_or_take_box(self, kind: Kind, finding: Finding) -> None:
         position, item = self._find_entry(kind, finding)
         box = self._box_of_mask(item) if self.boxes == "from-masks" else None
@@ -709,22 +862,26 @@ class _Fixes:
             self._leave_out(kind, finding)
         elif position not in self.left_out["annotation"]:
             item["bbox"] = box
-            self.log.add(FROM_MASKS, "box taken from the mask", finding.name, finding.detail)
+            self.log.add(FROM_MASKS, "box taken from the mask", finding.name, finding.detail, item)
 
     def _write_box(self, kind: Kind, finding: Finding) -> None:
         position, item = self._find_entry(kind, finding)
         if position not in self.row:
             return  # the annotation has an error too; the finding comes back in the round after its repair
+        given = item.get("bbox")
+        if read_box(given) is None and read_box(_with_numbers(given, 4)) is not None:
+            self._read_text_box(kind, finding)
+            return
         x1, y1, x2, y2 = self.data.records.boxes[self.row[position]].tolist()
         item["bbox"] = [x1, y1, x2 - x1, y2 - y1]
         change = "box taken from the mask" if kind is rows_of.BOX_FROM_MASK else "box clipped at the border"
-        self.log.add(kind, change, finding.name, finding.detail)
+        self.log.add(kind, change, finding.name, finding.detail, item)
 
     def _write_area(self, kind: Kind, finding: Finding) -> None:
         position, item = self._find_entry(kind, finding)
         if position in self.row:
             item["area"] = self.data.records.area(self.row[position])
-            self.log.add(kind, "area computed from the mask or the box", finding.name, finding.detail)
+            self.log.add(kind, "area computed from the mask or the box", finding.name, finding.detail, item)
 
     def _replace_areas(self) -> None:
         records = self.data.records
@@ -740,7 +897,11 @@ class _Fixes:
                     item["area"] = area
                     name = f"annotation {shown(item.get('id'))}"
                     self.log.add(
-                        rows_of.AREA_OF_BOX, "area of the box replaced by the mask's", name, "area of the box"
+                        rows_of.AREA_OF_BOX,
+                        "area of the box replaced by the mask's",
+                        name,
+                        "area of the box",
+                        item,
                     )
 
     def _turn_crowds_into_objects(self) -> None:
@@ -748,7 +909,7 @@ class _Fixes:
             if isinstance(item, dict) and read_crowd(item.get("iscrowd", 0)) == 1:
                 item["iscrowd"] = 0
                 name = f"annotation {shown(item.get('id', position))}"
-                self.log.add(TO_OBJECTS, "iscrowd set to 0", name, "a crowd")
+                self.log.add(TO_OBJECTS, "iscrowd set to 0", name, "a crowd", item)
 
     def _convert_boxes(self, finding: Finding) -> None:
         """Convert the boxes of annotations without a mask from the convention that the other boxes follow."""
@@ -766,7 +927,7 @@ class _Fixes:
             x1, y1, x2, y2 = (float(side[0]) for side in reading)
             item["bbox"] = [x1, y1, x2 - x1, y2 - y1]
             name = f"annotation {shown(item.get('id', position))}"
-            self.log.add(rows_of.BOX_CONVENTION, f"box read as {finding.value}", name, "no mask")
+            self.log.add(rows_of.BOX_CONVENTION, f"box read as {finding.value}", name, "no mask", item)
 
     def _scale_fractions(self, finding: Finding) -> None:
         """Convert polygons from fractions of the image to px, and also the boxes if all of them are fractions."""
@@ -789,7 +950,9 @@ class _Fixes:
             if boxes_too and box is not None:
                 item["bbox"] = [value * size[i % 2] for i, value in enumerate(box)]
             name = f"annotation {shown(item.get('id'))}"
-            self.log.add(rows_of.FRACTIONS, "fractions multiplied by the image's size", name, finding.detail)
+            self.log.add(
+                rows_of.FRACTIONS, "fractions multiplied by the image's size", name, finding.detail, item
+            )
 
     def _take_boxes_from_masks(self) -> None:
         for position, item in enumerate(self.annotations):
@@ -802,7 +965,9 @@ class _Fixes:
                 continue
             item["bbox"] = box
             name = f"annotation {shown(item.get('id', position))}"
-            self.log.add(FROM_MASKS, "box taken from the mask", name, f"bbox {shown(old and list(old))}")
+            self.log.add(
+                FROM_MASKS, "box taken from the mask", name, f"bbox {shown(old and list(old))}", item
+            )
 
 
 def _id_key(value: Any) -> Any:
@@ -810,17 +975,58 @@ def _id_key(value: Any) -> Any:
     number = whole_number(value)
     if number is not None:
         return number
-    return value if isinstance(value, str | float) or value is None else repr(value)
+    return value if isinstance(value, str | float) or value is None else shown(value)
 
 
 def _typed_key(value: Any) -> tuple[type, Any]:
     """Return a hashable key that distinguishes 1, "1", True and 1.0."""
-    return type(value), value if isinstance(value, str | int | float) else repr(value)
+    return type(value), value if isinstance(value, str | int | float) else shown(value)
 
 
-def _spells_a_number(item: Any) -> bool:
-    text = item.get("id") if isinstance(item, dict) else None
-    return isinstance(text, str) and bool(re.fullmatch(r"\d{1,15}", text))
+_NUMBER = re.compile(r"\s*[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,3})?\s*")
+
+
+def _with_numbers(value: Any, least: int = 6, depth: int = 0) -> Any:
+    """Return a value with the numbers and the lists that its text spells.
+
+    Text is a number, JSON, or a list of numbers with either commas or spaces between them. A shorter list than `least`
+    is ambiguous: "8,5" is a point or a number with a decimal comma.
+    """
+    if depth > 4:
+        return value
+    if isinstance(value, list):
+        return [_with_numbers(part, least, depth + 1) for part in value]
+    if isinstance(value, dict):
+        # Compressed counts are text.
+        return {key: part if isinstance(part, str) and key == "counts" else _with_numbers(part, least, depth + 1)
+                for key, part in value.items()}  # fmt: skip
+    if not isinstance(value, str):
+        return value
+    if _NUMBER.fullmatch(value):
+        number = float(value)
+        return int(number) if number.is_integer() and abs(number) < 2**53 else number
+    with contextlib.suppress(ValueError, RecursionError):
+        found = json.loads(value)
+        if isinstance(found, list | dict):
+            return _with_numbers(found, least, depth + 1)
+    words = value.split(",") if "," in value else value.split()
+    if len(words) >= least and all(map(_NUMBER.fullmatch, words)):
+        return [_with_numbers(word) for word in words]
+    return value
+
+
+def _is_without_id(section: str, item: dict[str, Any]) -> bool:
+    return is_absent(item.get("id")) and whole_number(item.get(f"{section}_id")) is None
+
+
+def _meant_id(section: str, item: dict[str, Any]) -> int | None:
+    """Return the integer that an id of text spells, or that an entry without an id has as "image_id" and the like."""
+    given = item.get("id")
+    number = spelled_number(given)
+    if is_absent(given) and section != "annotation":
+        number = whole_number(item.get(f"{section}_id"))
+    large = number is not None and section == "category" and abs(number) >= CATEGORY_ID_LIMIT
+    return None if large else number
 
 
 def _json_rle(rle: dict[str, Any]) -> dict[str, Any]:

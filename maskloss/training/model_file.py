@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from maskloss import losses as public_losses
 from maskloss.data.coco import Category
 from maskloss.data.dataset import Crowds
+from maskloss.data.entries import CATEGORY_ID_LIMIT, LONGEST_NAME
 from maskloss.detection.builders import MODEL_NAMES, MOST_DETECTIONS, ModelSettings
 from maskloss.detection.conversion import MASK_BRANCHES, convert
 from maskloss.detection.mask_size import MASK_SIZES
@@ -39,7 +40,6 @@ _METADATA_KEY = "maskloss"
 _LOSS_PREFIX = "maskloss.loss."
 
 _LARGEST_SIZE = 20_000
-_LONGEST_NAME = 1_000
 
 
 @dataclass(frozen=True)
@@ -427,10 +427,13 @@ def _categories_of(content: Any) -> tuple[Category, ...]:
     for item in content:
         good = isinstance(item, dict) and is_whole(item.get("id")) and isinstance(item.get("name"), str)
         check_field(
-            good and abs(item["id"]) < 2**63, "categories", "objects with an integer id and a name", item
+            good and abs(item["id"]) < CATEGORY_ID_LIMIT,
+            "categories",
+            "objects with an integer id and a name",
+            item,
         )
-        short = len(item["name"]) <= _LONGEST_NAME
-        check_field(short, "categories", f"names of at most {_LONGEST_NAME} letters", item["name"])
+        short = len(item["name"]) <= LONGEST_NAME
+        check_field(short, "categories", f"names of at most {LONGEST_NAME} letters", item["name"])
         categories.append(Category(item["id"], item["name"]))
     different = len({category.id for category in categories}) == len(categories)
     check_field(different, "categories", "objects with distinct ids", "the same id twice")
@@ -438,6 +441,6 @@ def _categories_of(content: Any) -> tuple[Category, ...]:
 
 
 def _is_import_path(value: Any) -> bool:
-    if not isinstance(value, str) or len(value) > _LONGEST_NAME:
+    if not isinstance(value, str) or len(value) > LONGEST_NAME:
         return False
     return "." in value and all(part.isidentifier() for part in value.split("."))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from pathlib import Path
@@ -9,8 +10,10 @@ from typing import Any
 
 import pytest
 
+from maskloss.data.check import check_data
 from maskloss.data.coco import Category, find_problems, read_coco
 from maskloss.data.dataset import CocoDataset
+from maskloss.data.repair import repair
 from maskloss.errors import InputError
 from tests.data.coco_files import in_image, refusal, write_coco
 
@@ -257,3 +260,40 @@ def test_the_shared_sample_of_coco_has_no_errors(shared: Path) -> None:
     document = json.loads((folder / "annotations_val2017.json").read_text())
     assert len(data.images) == len(document["images"])
     assert data.num_objects == sum(not annotation["iscrowd"] for annotation in document["annotations"])
+
+
+def test_categories_of_one_name_are_read_with_a_warning(tmp_path: Path) -> None:
+    images, annotations = write_coco(tmp_path, lambda d: d["categories"].append({"id": 8, "name": "dog"}))
+    data = read_coco(images, annotations)
+    assert [category.id for category in data.categories] == [3, 7, 8]
+    assert (
+        f"{annotations}: category 8: has the name of category 7, 'dog', and is another class" in data.warnings
+    )
+
+
+def test_a_message_about_a_file_name_with_a_newline_is_one_line(tmp_path: Path) -> None:
+    images, annotations = write_coco(tmp_path, lambda d: d["images"][0].update(file_name="x\n.png"))
+    with pytest.raises(InputError, match=r"image 10: the file .*x\\n\.png does not exist") as caught:
+        read_coco(images, annotations)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("depth", [500, 930, 945, 960, 975, 990])
+@pytest.mark.parametrize("place", ["annotations", "images", "categories", "bbox", "id", "name"])
+def test_values_nested_deeply_are_reported_and_not_an_exception(
+    tmp_path: Path, depth: int, place: str
+) -> None:
+    def change(document: dict[str, Any]) -> None:
+        if place in document:
+            document[place].append("@")
+        elif place == "name":
+            document["categories"] += [{"id": 7, "name": "@"}, {"id": 7, "name": "@"}]
+        else:
+            document["annotations"][0][place] = "@"
+            document["images"][0][place] = "@"
+
+    images, annotations = write_coco(tmp_path, change)
+    annotations.write_text(annotations.read_text().replace('"@"', "[" * depth + "]" * depth))
+    check_data(images, annotations)
+    with contextlib.suppress(InputError):
+        repair(images, annotations, tmp_path / "fixed.json")

@@ -17,7 +17,7 @@ from maskloss.data.check import check_data
 from maskloss.data.coco import read_coco
 from maskloss.data.repair import repair
 from maskloss.errors import InputError
-from tests.data.coco_files import HEIGHT, RECTANGLE_COUNTS, WIDTH, write_coco
+from tests.data.coco_files import HEIGHT, RECTANGLE_COUNTS, WIDTH, refusal, write_coco
 
 
 def repaired(folder: Path, change: Any, **options: Any) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -269,6 +269,260 @@ def test_coordinates_that_are_fractions_are_reported_and_multiplied(tmp_path: Pa
 def test_crowds_become_objects_with_the_option(tmp_path: Path) -> None:
     document, _ = repaired(tmp_path, None, crowds="objects")
     assert [annotation["iscrowd"] for annotation in document["annotations"]] == [0, 0, 0]
+
+
+# References whose image or category has an id of another type.
+
+
+def refer(document: dict[str, Any], section: str, number: Any, reference: Any) -> None:
+    """Change the id of the only image or category that annotations use, and what they refer to it by."""
+    document["images"], document["categories"] = document["images"][:1], document["categories"][:1]
+    for annotation in document["annotations"]:
+        annotation.update(image_id=10, category_id=7)
+        annotation[f"{section}_id"] = reference
+    document["images" if section == "image" else "categories"][0]["id"] = number
+
+
+@pytest.mark.parametrize("section", ["image", "category"])
+@pytest.mark.parametrize(
+    ("number", "reference"),
+    [("5", 5), ("5", "5.0"), (" 5", 5), ("5.0", 5), (True, 1), (True, True), (5, "5"), ("-5", -5), ("a", "a"),
+     ("1234567890123456789", 1234567890123456789), (1234567890123456789, "1234567890123456789")],
+)  # fmt: skip
+def test_annotations_are_kept_that_refer_to_an_id_of_another_type(
+    tmp_path: Path, section: str, number: Any, reference: Any
+) -> None:
+    images, annotations = write_coco(tmp_path, lambda d: refer(d, section, number, reference))
+    _, problems = check_data(images, annotations)
+    # The references are a consequence if the id itself is wrong.
+    assert [problem.kind for problem in problems if problem.error] == [
+        f"{section}_id" if type(number) is not int else f"unknown_{section}"
+    ]
+    document, listing = repaired(tmp_path, lambda d: refer(d, section, number, reference))
+    assert ids(document) == [101, 102, 103]
+    assert {repair["kind"] for repair in listing["repairs"]} <= {f"{section}_id", f"unknown_{section}"}
+
+
+@pytest.mark.parametrize("category", [{"category_id": 7, "name": "dog"}, {"name": "dog"}])
+def test_a_category_without_an_id_gets_the_one_that_annotations_refer_to(
+    tmp_path: Path, category: Any
+) -> None:
+    def change(document: dict[str, Any]) -> None:
+        document["categories"][0] = category
+
+    document, _ = repaired(tmp_path, change)
+    assert document["categories"][0]["id"] == 7
+    assert ids(document) == [101, 102, 103]
+
+
+def test_an_image_without_an_id_gets_its_image_id(tmp_path: Path) -> None:
+    def change(document: dict[str, Any]) -> None:
+        document["images"][0]["image_id"] = document["images"][0].pop("id")
+
+    document, _ = repaired(tmp_path, change)
+    assert ids(document, "images") == [10, 20]
+    assert ids(document) == [101, 102, 103]
+
+
+def test_a_number_that_two_text_ids_spell_is_given_to_neither(tmp_path: Path) -> None:
+    def change(document: dict[str, Any]) -> None:
+        document["images"][0]["id"], document["images"][1]["id"] = "5", "05"
+        for annotation, reference in zip(document["annotations"], ("5", "05", 5), strict=True):
+            annotation["image_id"] = reference
+
+    document, _ = repaired(tmp_path, change)
+    numbers = {image["file_name"]: image["id"] for image in document["images"]}
+    assert 5 not in numbers.values()
+    assert [(a["id"], a["image_id"]) for a in document["annotations"]] == [
+        (101, numbers["a.png"]),
+        (102, numbers["nested/b.png"]),
+    ]
+
+
+@pytest.mark.parametrize(("other", "kept"), [("dog", True), ("wolf", False)])
+def test_two_categories_with_the_same_text_id_are_one_only_if_they_have_one_name(
+    tmp_path: Path, other: str, kept: bool
+) -> None:
+    def change(document: dict[str, Any]) -> None:
+        document["categories"][0]["id"] = "x"
+        document["categories"].append({"id": "x", "name": other})
+        document["annotations"][0]["category_id"] = "x"
+
+    if kept:
+        document, _ = repaired(tmp_path, change)
+        assert [c["name"] for c in document["categories"]] == ["dog", "cat"]
+        assert document["annotations"][0]["category_id"] == document["categories"][0]["id"]
+    else:
+        images, annotations = write_coco(tmp_path, change)
+        with pytest.raises(InputError, match="category 'x': the id is used twice: 'dog' and 'wolf'"):
+            repair(images, annotations, tmp_path / "fixed.json")
+
+
+def test_a_category_without_a_name_is_left_out_if_another_one_has_its_id(tmp_path: Path) -> None:
+    document, _ = repaired(tmp_path, lambda d: d["categories"].insert(0, {"id": 7}))
+    assert document["categories"] == [{"id": 7, "name": "dog"}, {"id": 3, "name": "cat"}]
+
+
+# The limits of a model file.
+
+
+@pytest.mark.parametrize("number", [2**63, -(2**63), 2**100])
+def test_a_category_id_of_more_than_63_bits_is_refused_and_numbered(tmp_path: Path, number: int) -> None:
+    def change(document: dict[str, Any]) -> None:
+        document["categories"][0]["id"] = document["annotations"][0]["category_id"] = number
+
+    text = refusal(tmp_path, change)
+    assert f"category {number}: id must be an integer of at most 63 bits, not {number}" in text
+    document, _ = repaired(tmp_path, change)
+    assert document["annotations"][0]["category_id"] == document["categories"][0]["id"] == 4
+    assert ids(document) == [101, 102, 103]
+
+
+def test_a_long_category_name_is_refused_and_cut(tmp_path: Path) -> None:
+    def change(document: dict[str, Any]) -> None:
+        document["categories"][0]["name"] = "ä" * 1001
+
+    assert "category 7: name has 1,001 letters, more than 1,000" in refusal(tmp_path, change)
+    document, _ = repaired(tmp_path, change)
+    assert document["categories"][0]["name"] == "ä" * 1000
+
+
+def test_a_category_name_that_is_a_list_is_refused_and_replaced(tmp_path: Path) -> None:
+    def change(document: dict[str, Any]) -> None:
+        document["categories"][0]["name"] = ["dog"]
+
+    assert "category 7: name must be text, not ['dog']" in refusal(tmp_path, change)
+    document, _ = repaired(tmp_path, change)
+    assert document["categories"][0]["name"] == "category 7"
+
+
+# The list of repairs.
+
+
+def test_annotations_with_the_same_id_or_none_are_counted_and_named_one_by_one(tmp_path: Path) -> None:
+    def change(document: dict[str, Any]) -> None:
+        first = document["annotations"][0]
+        document["images"].append({**document["images"][1], "id": 30, "file_name": "gone.png"})
+        document["annotations"] += [{**first, "id": 101, "category_id": 99} for _ in range(4)]
+        document["annotations"] += [{**first, "id": None, "image_id": 30} for _ in range(3)]
+        document["annotations"] += [5, 5, "x"]
+
+    document, listing = repaired(tmp_path, change)
+    assert len(document["annotations"]) == 3
+    found = {r["kind"]: [entry["name"] for entry in r["entries"]] for r in listing["repairs"]}
+    assert found["unknown_category"] == [f"annotation number {i} (id 101)" for i in range(3, 7)]
+    assert found["image_left_out"] == [f"annotation number {i}" for i in range(7, 10)]
+    assert found["not_an_object"] == [f"annotation number {i}" for i in range(10, 13)]
+
+
+# Text instead of numbers.
+
+
+@pytest.mark.parametrize(
+    "segmentation",
+    [
+        ["2", "1", "4", "1", "4", "3"],
+        [["2", "1", "4", "1", "4", "3"]],
+        [["2", "1"], ["4", "1"], ["4", "3"]],
+        [[["2", "1"], ["4", "1"], ["4", 3]]],
+        ["2,1,4,1,4,3"],
+        ["2 1 4 1 4 3.0"],
+        ["[2, 1, 4, 1, 4, 3]"],
+        "[[2, 1, 4, 1, 4, 3]]",
+        "2 1 4 1 4 3",
+        [[{"x": "2", "y": "1"}, {"x": "4", "y": "1"}, {"x": "4", "y": "3"}]],
+    ],
+    ids=str,
+)
+def test_polygons_written_as_text_are_kept(tmp_path: Path, segmentation: Any) -> None:
+    document, _ = repaired(tmp_path, lambda d: d["annotations"][0].update(segmentation=segmentation))
+    assert document["annotations"][0]["segmentation"] == [[2, 1, 4, 1, 4, 3]]
+
+
+@pytest.mark.parametrize(
+    "rle",
+    [
+        {"size": [str(HEIGHT), str(WIDTH)], "counts": RECTANGLE_COUNTS},
+        {"size": [HEIGHT, WIDTH], "counts": [str(run) for run in RECTANGLE_COUNTS]},
+        json.dumps({"size": [HEIGHT, WIDTH], "counts": RECTANGLE_COUNTS}),
+        [json.dumps({"size": [HEIGHT, WIDTH], "counts": RECTANGLE_COUNTS})],
+    ],
+    ids=str,
+)
+def test_an_rle_written_as_text_is_kept(tmp_path: Path, rle: Any) -> None:
+    good = write_coco(tmp_path)
+    mask = read_coco(*good).images[0].object_masks().bitmaps()[1]
+    repaired(tmp_path, lambda d: d["annotations"][1].update(segmentation=rle))
+    data = read_coco(tmp_path / "images", tmp_path / "fixed.json")
+    assert data.images[0].object_masks().bitmaps()[1].equal(mask)
+
+
+@pytest.mark.parametrize(
+    "segmentation",
+    [["123456", "234561", "345612"], ["8,5", "9,5", "7,5"], "abcdef", ["2,1 4,1 4,3"]],
+    ids=str,
+)
+def test_no_polygon_is_invented_from_text(tmp_path: Path, segmentation: Any) -> None:
+    document, _ = repaired(tmp_path, lambda d: d["annotations"][0].update(segmentation=segmentation))
+    assert document["annotations"][0]["segmentation"] == []
+
+
+@pytest.mark.parametrize(
+    "box", [["2", "1", "2", "2"], [2, 1, "2.0", 2], "2 1 2 2", "[2, 1, 2, 2]", "2,1,2,2"]
+)
+@pytest.mark.parametrize("segmentation", [[], "unreadable", [[2, 1, 4, 1, 4, 3]]], ids=str)
+def test_a_box_written_as_text_is_kept(tmp_path: Path, box: Any, segmentation: Any) -> None:
+    document, _ = repaired(
+        tmp_path, lambda d: d["annotations"][0].update(bbox=box, segmentation=segmentation)
+    )
+    assert document["annotations"][0]["bbox"] == [2, 1, 2, 2]
+
+
+def test_a_weight_written_as_text_is_kept(tmp_path: Path) -> None:
+    document, _ = repaired(tmp_path, lambda d: d["annotations"][0].update(weight="0.5"))
+    assert document["annotations"][0]["weight"] == 0.5
+
+
+# Other fields.
+
+
+def test_numbers_that_json_does_not_have_become_null_in_unknown_fields(tmp_path: Path) -> None:
+    def change(document: dict[str, Any]) -> None:
+        document["info"] = {"mean": [1.5, float("nan")]}
+        document["annotations"][0]["attributes"] = {"score": [{"a": float("-inf")}]}
+        document["images"][1]["time"] = float("nan")
+
+    document, listing = repaired(tmp_path, change)
+    text = (tmp_path / "fixed.json").read_text()
+    json.loads(text, parse_constant=lambda constant: pytest.fail(constant))
+    assert document["info"] == {"mean": [1.5, None]}
+    assert document["annotations"][0]["attributes"] == {"score": [{"a": None}]}
+    assert {r["section"]: [e["name"] for e in r["entries"]] for r in listing["repairs"]} == {
+        "file": [""],
+        "image": ["image 20"],
+        "annotation": ["annotation 101"],
+    }
+
+
+@pytest.mark.parametrize("key", ["coco_url", "url", "flickr_url"])
+def test_the_file_that_a_url_names_is_taken_for_a_missing_file_name(tmp_path: Path, key: str) -> None:
+    def change(document: dict[str, Any]) -> None:
+        del document["images"][0]["file_name"]
+        document["images"][0][key] = "http://images.example.org/train2017/a.png"
+
+    text = refusal(tmp_path, change)
+    assert (
+        "image 10: missing file_name, but 'http://images.example.org/train2017/a.png' names 'a.png'" in text
+    )
+    document, _ = repaired(tmp_path, change)
+    assert [image["file_name"] for image in document["images"]] == ["a.png", "nested/b.png"]
+
+
+def test_a_file_that_is_a_git_lfs_pointer_is_named(tmp_path: Path) -> None:
+    images, annotations = write_coco(tmp_path)
+    annotations.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 12345\n")
+    with pytest.raises(InputError, match="it is a Git LFS pointer: run `git lfs pull`"):
+        repair(images, annotations, tmp_path / "fixed.json")
 
 
 @pytest.mark.parametrize("seed", range(60))
