@@ -20,7 +20,7 @@ from maskloss.data.coco import (
     unreadable_text,
 )
 from maskloss.data.findings import Findings, Kind, Problem, shown
-from maskloss.data.images import is_turned_unseen, read_image, read_image_size
+from maskloss.data.images import has_no_end, is_turned_unseen, read_image, read_image_size
 from maskloss.data.records import (
     NO_MASK,
     POLYGONS,
@@ -44,6 +44,9 @@ TURNED = Kind(
     "image",
     False,
     "images are turned as their EXIF orientation says, which their size cannot confirm",
+)
+NO_END = Kind(
+    "no_end", "image", False, "JPEG files have no end, so that a part of the image may be missing and gray"
 )
 NO_USABLE_OBJECT = Kind("no_usable_object", "file", True)
 NO_ANNOTATION = Kind("no_annotation", "image", False)
@@ -100,6 +103,9 @@ def check_images(data: CocoData, findings: Findings, *, progress: bool = False) 
             if is_turned_unseen(path):
                 text = "is turned as its EXIF orientation says, which its size cannot confirm"
                 findings.add(TURNED, index, name, f"{image.file_name[:80]} {text}")
+            if has_no_end(path):
+                text = "has no end of a JPEG, so that a part of the image may be missing and gray"
+                findings.add(NO_END, index, name, f"{image.file_name[:80]} {text}")
         except InputError as error:
             _report_unreadable(image, path, error, findings)
 

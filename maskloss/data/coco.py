@@ -22,7 +22,7 @@ from maskloss.data.columns import ABSENT, Columns, ImageColumns
 from maskloss.data.entries import CATEGORY_ID_LIMIT, LONGEST_NAME, is_absent, spelled_number, whole_number
 from maskloss.data.file_names import ImageFolder, is_absolute, stays_inside
 from maskloss.data.findings import Findings, Kind, Problem, printable, shown
-from maskloss.data.images import read_image_size
+from maskloss.data.images import orientation_of, read_image_size
 from maskloss.data.json_stream import decode_object, decoded, without_trailing_commas
 from maskloss.data.records import (
     Annotation,
@@ -134,6 +134,12 @@ BAD_SIZE = Kind(
 )
 MISSING_SIZE = Kind(
     "missing_size", "image", False, "images without width and height; the sizes of the files are taken"
+)
+TURNED_SIZE = Kind(
+    "turned_size",
+    "image",
+    False,
+    "images without width and height are turned as their EXIF orientation says, which no size confirms",
 )
 SIZE_DIFFERS = Kind(
     "size_differs",
@@ -594,14 +600,16 @@ def _read_size(
     if is_absent(width) or is_absent(height):
         try:
             size = read_image_size(folder.path / file_name)
+            turned = orientation_of(folder.path / file_name) != 1
         except InputError as error:
             findings.add(unreadable_kind(error), position, name, unreadable_text(file_name, error))
             return None
+        text = f"missing width and height; {file_name[:80]} is {size[0]} x {size[1]}"
         findings.add(
-            MISSING_SIZE,
+            TURNED_SIZE if turned else MISSING_SIZE,
             position,
             name,
-            f"missing width and height; {file_name[:80]} is {size[0]} x {size[1]}",
+            f"{text}, turned as its EXIF orientation says" if turned else text,
             size,
         )
         return size

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
+import re
+import struct
 import warnings
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 # Pillow loads only its most common format plugins by itself; importing those of TIFF and WebP registers them too.
@@ -13,7 +17,7 @@ from PIL import (
     ExifTags,
     Image,
     ImageOps,
-    TiffImagePlugin,  # noqa: F401
+    TiffImagePlugin,
     UnidentifiedImageError,
     WebPImagePlugin,  # noqa: F401
 )
@@ -24,12 +28,21 @@ from maskloss.errors import InputError
 #: in unusual ways on damaged files.
 FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP", "GIF", "PPM")
 
+# Pillow logs why it cannot open a TIFF; without a handler, Python prints that to stderr. The error says it too.
+logging.getLogger("PIL").addHandler(logging.NullHandler())
+
+# Tags of TIFF files.
+_WIDTH, _HEIGHT, _BITS, _PHOTOMETRIC, _BANDS, _SAMPLE_FORMAT = 256, 257, 258, 262, 277, 339
+_SIGNED = 2
+#: Marker of a JPEG after which the image itself follows.
+_START_OF_SCAN = 0xDA
+
 
 def read_image(path: str | os.PathLike[str], size: tuple[int, int] | None = None) -> Image.Image:
     """Read an image as RGB, upright: JPEG, PNG, BMP, TIFF, WebP, GIF (the first frame) or PPM.
 
-    Gray, palette, CMYK and 16-bit files are converted; transparency is dropped. 32-bit pixels are refused, because
-    their range is unknown.
+    Gray, palette, CMYK, 12-bit and 16-bit files are converted; transparency is dropped. Pixels that are signed or have
+    32 bits are refused, because their range is unknown.
 
     Args:
         path: Path of the file.
@@ -38,11 +51,12 @@ def read_image(path: str | os.PathLike[str], size: tuple[int, int] | None = None
 
     Raises:
         InputError: The file is missing, truncated or not an image, its size differs from `size`, or its pixels are
-            32-bit numbers.
+            signed or 32-bit numbers.
     """
     path = Path(path)
     with _open_image(path) as file:
-        return _to_rgb(_load_upright(file, path, size), file.format)
+        tags = _Tags.of(file)
+        return _to_rgb(_load_upright(file, path, size), file.format, tags)
 
 
 def read_image_size(path: str | os.PathLike[str], size: tuple[int, int] | None = None) -> tuple[int, int]:
@@ -56,7 +70,35 @@ def read_image_size(path: str | os.PathLike[str], size: tuple[int, int] | None =
         InputError: The file is missing or not an image.
     """
     with _open_image(Path(path)) as file:
-        return file.size if file.size == size else _turned_size(file)
+        return size if size is not None and _stored_size(file) == size else _turned_size(file)
+
+
+def orientation_of(path: str | os.PathLike[str]) -> int:
+    """Return the EXIF orientation of an image, 1 without one.
+
+    Raises:
+        InputError: The file is missing or not an image.
+    """
+    with _open_image(Path(path)) as file:
+        found = _orientation(file)
+        return found if found in range(1, 9) else 1
+
+
+def has_no_end(path: str | os.PathLike[str]) -> bool:
+    """Return whether a file is a JPEG without an end of its image: a part of it is probably missing."""
+    with open(path, "rb") as file:
+        content = file.read(2)
+        if content != b"\xff\xd8":
+            return False
+        content += file.read()
+    position = 2
+    # Skip the segments before the image, which may hold a thumbnail with an end of its own.
+    while content[position : position + 1] == b"\xff":
+        marker, length = content[position + 1], content[position + 2 : position + 4]
+        if marker == _START_OF_SCAN:
+            return b"\xff\xd9" not in content[position:]
+        position += 1 if marker == 0xFF else 2 + int.from_bytes(length, "big")
+    return False
 
 
 def is_turned_unseen(path: str | os.PathLike[str]) -> bool:
@@ -95,7 +137,16 @@ def _why_unreadable(path: str | os.PathLike[str], error: Exception) -> str:
         if file.read(23) == b"version https://git-lfs":
             return "not a readable image but a Git LFS pointer: run `git lfs pull`"
     if isinstance(error, UnidentifiedImageError):
+        tiff = _describe_tiff(path)
+        if tiff is not None:
+            return f"not a readable image: {tiff}, which cannot be decoded; convert it to 8-bit RGB"
         return "not a readable image: it is no JPEG, PNG, BMP, TIFF, WebP, GIF or PPM, or its beginning is damaged"
+    if isinstance(error, Image.DecompressionBombError):
+        pixels = re.search(r"\d+", str(error))
+        return (
+            f"not a readable image: it has {int(pixels[0]) if pixels else 0:,} pixels, and at most "
+            f"{2 * (Image.MAX_IMAGE_PIXELS or 0):,} are read; cut it into tiles or shrink it, with its annotations"
+        )
     says = " ".join(str(error).split()) or type(error).__name__
     return f"not a readable image: {says[:150]}"
 
@@ -103,7 +154,7 @@ def _why_unreadable(path: str | os.PathLike[str], error: Exception) -> str:
 def _load_upright(file: Image.Image, path: Path, size: tuple[int, int] | None) -> Image.Image:
     """Decode an image and apply its EXIF orientation, unless the annotations were made on the unturned image."""
     turned = _turned_size(file)
-    as_stored = size is not None and turned != size and file.size == size
+    as_stored = size is not None and turned != size and _stored_size(file) == size
     if size is not None and turned != size and not as_stored:
         raise InputError(
             f"{path}: the file is {turned[0]} x {turned[1]}, but {size[0]} x {size[1]} (width x height) "
@@ -120,9 +171,59 @@ def _load_upright(file: Image.Image, path: Path, size: tuple[int, int] | None) -
     return image
 
 
+def _describe_tiff(path: str | os.PathLike[str]) -> str | None:
+    """Return the bands and bits of a TIFF, or None for other files and for those whose header is damaged."""
+    # A file may be damaged anywhere, and Pillow raises many kinds of exceptions then.
+    with contextlib.suppress(Exception), warnings.catch_warnings(), open(path, "rb") as file:
+        warnings.simplefilter("ignore")
+        header = file.read(8)
+        if header[:4] not in (b"II*\0", b"MM\0*"):
+            return None
+        file.seek(struct.unpack("<I" if header[:1] == b"I" else ">I", header[4:])[0])
+        directory = TiffImagePlugin.ImageFileDirectory_v2(header)
+        directory.load(file)
+        bands, bits = int(directory.get(_BANDS, 1)), directory.get(_BITS, (1,))
+        kind = "signed " if directory.get(_SAMPLE_FORMAT, (1,))[0] == _SIGNED else ""
+        if bands >= 1 and bits[0] >= 1:
+            return f"a TIFF of {bands} band{'s' if bands > 1 else ''} of {kind}{bits[0]} bits"
+    return None
+
+
+@dataclass(frozen=True)
+class _Tags:
+    """What a TIFF's header says about its pixels, and Pillow does not apply.
+
+    Attributes:
+        bits: Bits of a sample.
+        signed: Whether samples are signed.
+        inverted: Whether 0 is white.
+    """
+
+    bits: int = 16
+    signed: bool = False
+    inverted: bool = False
+
+    @classmethod
+    def of(cls, file: Image.Image) -> _Tags:
+        if not isinstance(file, TiffImagePlugin.TiffImageFile):
+            return cls()
+        tags = file.tag_v2
+        bits = int(tags.get(_BITS, (1,))[0])
+        signed = tags.get(_SAMPLE_FORMAT, (1,))[0] == _SIGNED
+        return cls(bits, signed, tags.get(_PHOTOMETRIC) == 0)
+
+
+def _stored_size(file: Image.Image) -> tuple[int, int]:
+    """Return the image's size in its file; Pillow swaps that of a turned TIFF already when it opens the file."""
+    if isinstance(file, TiffImagePlugin.TiffImageFile):
+        stored = file.tag_v2.get(_WIDTH), file.tag_v2.get(_HEIGHT)
+        return file.size[::-1] if stored == file.size[::-1] else file.size
+    return file.size
+
+
 def _turned_size(file: Image.Image) -> tuple[int, int]:
     """Return the image's size after its EXIF orientation is applied."""
-    width, height = file.size
+    width, height = _stored_size(file)
     return (height, width) if _orientation(file) in _SWAPPING else (width, height)
 
 
@@ -135,10 +236,14 @@ def _orientation(file: Image.Image) -> int:
     return orientation
 
 
-def _to_rgb(image: Image.Image, file_format: str | None) -> Image.Image:
+def _to_rgb(image: Image.Image, file_format: str | None, tags: _Tags) -> Image.Image:
+    if tags.signed and tags.bits <= 16:
+        raise ValueError("its pixels are signed numbers; save it with 8 or 16 bits without a sign")
     if image.mode == "F" or (image.mode == "I" and file_format not in ("PNG", "PPM")):
         raise ValueError("its pixels are 32-bit numbers; save it with 8 or 16 bits")
     if image.mode.startswith("I;16") or image.mode == "I":
         # PIL clips 16-bit gray to 255 instead of scaling it.
-        image = image.convert("I").point(lambda value: value / 256).convert("L")
+        image = image.convert("I").point(lambda value: value / 2 ** (tags.bits - 8)).convert("L")
+        if tags.inverted:  # for 8 bits and less, Pillow does it
+            image = ImageOps.invert(image)
     return image.convert("RGB")

@@ -361,6 +361,7 @@ class _Fixes:
             coco.FILE_MISSING: leave_out,
             coco.BAD_SIZE: self._take_size_from_file,
             coco.MISSING_SIZE: self._take_size_from_file,
+            coco.TURNED_SIZE: self._take_size_from_file,
             coco.SIZE_DIFFERS: self._swap_size,
             coco.UNREADABLE_IMAGE: leave_out,
             coco.LFS_POINTER: leave_out,

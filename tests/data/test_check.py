@@ -139,3 +139,34 @@ def test_check_of_a_missing_folder_or_file_raises(tmp_path: Path) -> None:
         check_data(tmp_path / "nowhere", annotations)
     with pytest.raises(InputError, match=r"nowhere\.json: cannot be read"):
         check_data(images, tmp_path / "nowhere.json")
+
+
+def test_check_warns_about_a_jpeg_that_ends_in_zeros(tmp_path: Path) -> None:
+    images, annotations = write_coco(tmp_path, lambda d: d["images"][0].update(file_name="a.jpg"))
+    Image.open(images / "a.png").resize((80, 50)).resize((8, 5)).save(images / "a.jpg")
+    content = (images / "a.jpg").read_bytes()
+    (images / "a.jpg").write_bytes(content[:-2] + bytes(50))
+    _, problems = check_data(images, annotations)
+    assert [problem.text for problem in problems if problem.kind == "no_end"] == [
+        f"{annotations}: image 10: a.jpg has no end of a JPEG, so that a part of the image may be missing and gray"
+    ]
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6])
+def test_check_says_that_an_image_without_a_size_is_turned(tmp_path: Path, orientation: int) -> None:
+    def change(document: dict[str, Any]) -> None:
+        document["images"][0] = {"id": 10, "file_name": "a.jpg"}
+
+    images, annotations = write_coco(tmp_path, change)
+    exif = Image.Exif()
+    exif[0x112] = orientation
+    Image.new("RGB", (8, 5) if orientation < 5 else (5, 8)).save(images / "a.jpg", exif=exif)
+    _, problems = check_data(images, annotations)
+    texts = [problem.text for problem in problems if problem.kind == "turned_size"]
+    assert texts == (
+        []
+        if orientation == 1
+        else [
+            f"{annotations}: image 10: missing width and height; a.jpg is 8 x 5, turned as its EXIF orientation says"
+        ]
+    )

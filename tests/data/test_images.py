@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +11,7 @@ import numpy.typing as npt
 import pytest
 from PIL import ExifTags, Image
 
-from maskloss.data.images import read_image, read_image_size
+from maskloss.data.images import has_no_end, orientation_of, read_image, read_image_size
 from maskloss.errors import InputError
 
 Pixels = npt.NDArray[np.uint8]
@@ -318,3 +320,127 @@ def test_a_phones_two_pictures_in_one_jpeg_are_read_as_the_first(tmp_path: Path)
     path = tmp_path / "a.jpg"
     noise().save(path, format="MPO", save_all=True, append_images=[Image.new("RGB", (31, 24))])
     assert np.asarray(read_image(path)).std() > 10
+
+
+# Orientations of TIFFs, which Pillow turns by itself.
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_tiffs_orientation_is_applied_once(tmp_path: Path, upright: Pixels, orientation: int) -> None:
+    path = tmp_path / "a.tiff"
+    Image.fromarray(np.ascontiguousarray(stored(upright, orientation))).save(
+        path, tiffinfo={274: orientation}
+    )
+    assert orientation_of(path) == orientation
+    assert read_image_size(path) == read_image_size(path, (WIDTH, HEIGHT)) == (WIDTH, HEIGHT)
+    for size in (None, (WIDTH, HEIGHT)):
+        assert np.array_equal(np.asarray(read_image(path, size)), upright)
+
+
+# TIFFs that Pillow does not write.
+
+
+def write_tiff(
+    path: Path, pixels: bytes, *, bits: int, zero_is_white: bool = False, bands: int = 1, sign: int = 1
+) -> Path:
+    """Write an uncompressed TIFF of 4 x 2 pixels, as the TIFF 6.0 specification has it in section 2 and 4."""
+    fields = [(256, 4), (257, 2), (258, bits), (259, 1), (262, 0 if zero_is_white else 1), (273, 0), (277, bands),
+              (278, 2), (279, len(pixels)), (339, sign)]  # fmt: skip
+    end = 8 + 2 + 12 * len(fields) + 4
+    many = struct.pack(f"<{bands}H", *[bits] * bands) if bands > 2 else b""
+    directory = b""
+    for tag, value in fields:
+        if tag == 258 and many:
+            directory += struct.pack("<HHII", tag, 3, bands, end)
+        else:
+            directory += struct.pack("<HHII", tag, 4, 1, end + len(many) if tag == 273 else value)
+    path.write_bytes(b"II*\0" + struct.pack("<IH", 8, len(fields)) + directory + bytes(4) + many + pixels)
+    return path
+
+
+@pytest.mark.parametrize("zero_is_white", [False, True])
+@pytest.mark.parametrize("value", [0, 0x12FF, 60000, 0xFFFF])
+def test_16_bit_gray_of_a_tiff_whose_zero_is_white_is_inverted(
+    tmp_path: Path, value: int, zero_is_white: bool
+) -> None:
+    path = write_tiff(
+        tmp_path / "a.tif", struct.pack("<8H", *[value] * 8), bits=16, zero_is_white=zero_is_white
+    )
+    gray = value >> 8  # the upper byte
+    assert set(np.asarray(read_image(path)).flat) == {255 - gray if zero_is_white else gray}
+
+
+@pytest.mark.parametrize("zero_is_white", [False, True])
+def test_8_bit_gray_of_a_tiff_whose_zero_is_white_is_inverted(tmp_path: Path, zero_is_white: bool) -> None:
+    path = write_tiff(tmp_path / "a.tif", bytes([7] * 8), bits=8, zero_is_white=zero_is_white)
+    assert set(np.asarray(read_image(path)).flat) == {248 if zero_is_white else 7}
+
+
+@pytest.mark.parametrize(("pattern", "gray"), [(b"\xff\xff\xff", 255), (b"\x80\x08\x00", 128), (bytes(3), 0)])
+def test_12_bit_gray_is_scaled(tmp_path: Path, pattern: bytes, gray: int) -> None:
+    # Two samples of 12 bits in three bytes; 0x800 is half of the range.
+    path = write_tiff(tmp_path / "a.tif", pattern * 4, bits=12)
+    assert set(np.asarray(read_image(path)).flat) == {gray}
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+def test_signed_pixels_are_refused(tmp_path: Path, bits: int) -> None:
+    path = write_tiff(tmp_path / "a.tif", bytes(bits), bits=bits, sign=2)
+    with pytest.raises(
+        InputError, match=r"a\.tif: .*its pixels are signed numbers; save it with 8 or 16 bits"
+    ):
+        read_image(path)
+
+
+@pytest.mark.parametrize(("bands", "bits"), [(8, 8), (8, 16), (5, 32), (1, 24)])
+def test_a_tiff_that_cannot_be_decoded_is_described_and_nothing_is_printed(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], bands: int, bits: int
+) -> None:
+    path = write_tiff(tmp_path / "a.tif", bytes(bands * bits), bits=bits, bands=bands)
+    for read in (read_image, read_image_size):
+        with pytest.raises(InputError) as caught:
+            read(path)
+        assert str(caught.value) == (
+            f"{path}: not a readable image: a TIFF of {bands} band{'s' if bands > 1 else ''} of {bits} bits, which "
+            "cannot be decoded; convert it to 8-bit RGB"
+        )
+    assert capfd.readouterr() == ("", "")
+
+
+def test_an_image_of_too_many_pixels_is_refused_with_its_size(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    Image.new("RGB", (100, 50)).save(tmp_path / "a.png")
+    with pytest.raises(
+        InputError, match=r"it has 5,000 pixels, and at most 2,000 are read; cut it into tiles"
+    ):
+        read_image(tmp_path / "a.png")
+
+
+# JPEGs without an end.
+
+
+def jpeg_bytes() -> bytes:
+    buffer = io.BytesIO()
+    noise().resize((200, 150)).save(buffer, "JPEG")
+    return buffer.getvalue()
+
+
+def test_a_jpeg_without_an_end_is_found(tmp_path: Path) -> None:
+    whole = jpeg_bytes()
+    # A camera's thumbnail is a JPEG in a segment before the image; APP15 is not read by Pillow.
+    thumbnail = b"\xff\xef" + struct.pack(">H", len(whole) + 2) + whole
+    for beginning in (b"", thumbnail):
+        content = whole[:2] + beginning + whole[2:]
+        half = len(content) - len(whole) // 2
+        for name, written, ends in (
+            ("whole", content, True),
+            ("trailer", content + b"\xff\xda" + bytes(99), True),
+            ("zeros", content[:half] + bytes(len(whole) // 2), False),
+            ("cut", content[:-2], False),
+        ):
+            (tmp_path / name).write_bytes(written)
+            assert has_no_end(tmp_path / name) is not ends, name
+    (tmp_path / "a.png").write_bytes(b"\x89PNG")
+    assert not has_no_end(tmp_path / "a.png")
