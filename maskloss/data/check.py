@@ -37,6 +37,12 @@ from maskloss.masks.encoded import FloatArray, IntArray
 
 #: Largest distance in px between the sides of a box and its mask's extent without a warning.
 _BOX_TOLERANCE = 3.0
+# Bounds of the search for polygons inside other polygons of an annotation: see `_rows_with_holes`.
+_MOST_OUTER, _MOST_VERTICES, _MOST_TESTS = 100, 100, 10_000_000
+#: Tests that take as long as calling the function that makes them.
+_TESTS_PER_CALL = 1_000
+#: Most pairs of a vertex and an edge that are computed at once.
+_CHUNK = 1_000_000
 
 LISTED_TWICE = Kind("listed_twice", "image", False, "image files are listed twice or more")
 TURNED = Kind(
@@ -74,7 +80,8 @@ def check_data(
         The data set without the entries that have errors, or None if the file cannot be decoded; and the problems, one
         for each kind. Errors are faults that `read_coco` or the data loader refuses. Warnings are deviations that
         `read_coco` corrects, and data that can be trained on but may be a mistake: boxes that do not fit their masks,
-        categories and images without objects, files that are listed twice.
+        categories and images without objects, files that are listed twice. In an annotation of hundreds of polygons or
+        of thousands of vertices, only a sample of them is searched for polygons inside other polygons.
 
     Raises:
         InputError: The image folder or the annotation file does not exist.
@@ -194,28 +201,58 @@ def _box_distances(records: Records, owner: IntArray, parts: FloatArray) -> Floa
 
 
 def _rows_with_holes(records: Records, owner: IntArray, extents: FloatArray) -> Iterator[int]:
-    """Yield the rows of annotations that have a polygon inside another of their polygons."""
+    """Yield the rows of annotations that have a polygon inside another of their polygons.
+
+    The time is bounded: only the largest `_MOST_OUTER` polygons of an annotation may contain others, a polygon is
+    inside if `_MOST_VERTICES` of its vertices are, and after `_MOST_TESTS` vertices and edges the rest is not tested.
+    """
     starts = np.nonzero(np.diff(owner, prepend=-1))[0].tolist()
     for first, last in pairwise([*starts, len(owner)]):
-        if last - first < 2:
+        if last - first >= 2 and _has_hole(records, int(owner[first]), extents[first:last]):
+            yield int(owner[first])
+
+
+def _has_hole(records: Records, row: int, extents: FloatArray) -> bool:
+    """Return whether an annotation has a polygon inside another one, given the extents (P, 4) of its polygons."""
+    low, high = extents[:, :2], extents[:, 2:]
+    largest = np.argsort(-(high - low).prod(axis=1), kind="stable")[:_MOST_OUTER]
+    polygons: list[FloatArray] = []
+    tests = 0
+    for outer in largest.tolist():
+        inside = (low >= low[outer]).all(axis=1) & (high <= high[outer]).all(axis=1)
+        inside[outer] = False
+        candidates = np.nonzero(inside)[0]
+        if len(candidates) == 0:
             continue
-        low, high = extents[first:last, :2], extents[first:last, 2:]
-        # inside[i, j]: the extent of polygon i lies inside that of polygon j.
-        inside: BoolArray = np.array((low[:, None] >= low).all(axis=2) & (high[:, None] <= high).all(axis=2))
-        np.fill_diagonal(inside, False)
-        if inside.any():
-            polygons = records.polygons(int(owner[first]))
-            if any(_is_inside(polygons[i], polygons[j]) for i, j in np.argwhere(inside)):
-                yield int(owner[first])
+        polygons = polygons or records.polygons(row)
+        edges = polygons[outer]
+        # Most polygons that are not inside have their first vertex outside already.
+        first = np.stack([polygons[inner][0] for inner in candidates])
+        tests += len(first) * len(edges)
+        for inner in candidates[_are_inside(first, edges)].tolist():
+            vertices = polygons[inner][:: -(-len(polygons[inner]) // _MOST_VERTICES)]
+            if _are_inside(vertices, edges).all():
+                return True
+            tests += len(vertices) * len(edges) + _TESTS_PER_CALL
+            if tests > _MOST_TESTS:
+                return False
+        if tests > _MOST_TESTS:
+            return False
+    return False
 
 
-def _is_inside(inner: FloatArray, outer: FloatArray) -> bool:
-    """Return whether all vertices of `inner` lie inside `outer`, by counting the outer edges to their right."""
+def _are_inside(points: FloatArray, outer: FloatArray) -> BoolArray:
+    """Return whether each point lies inside `outer`, by counting the outer edges to its right."""
     following = np.roll(outer, -1, axis=0)
-    x, y = inner[:, :1], inner[:, 1:]
-    crosses = (outer[:, 1] > y) != (following[:, 1] > y)  # (V, E)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        at = outer[:, 0] + (y - outer[:, 1]) / (following[:, 1] - outer[:, 1]) * (
-            following[:, 0] - outer[:, 0]
-        )
-    return bool((((crosses & (x < at)).sum(axis=1) % 2) == 1).all())
+    inside = np.empty(len(points), dtype=bool)
+    # In chunks, to keep the arrays of all pairs of points and edges small.
+    chunk = max(_CHUNK // len(outer), 1)
+    for start in range(0, len(points), chunk):
+        x, y = points[start : start + chunk, :1], points[start : start + chunk, 1:]
+        crosses = (outer[:, 1] > y) != (following[:, 1] > y)  # (V, E)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            at = outer[:, 0] + (y - outer[:, 1]) / (following[:, 1] - outer[:, 1]) * (
+                following[:, 0] - outer[:, 0]
+            )
+        inside[start : start + chunk] = (crosses & (x < at)).sum(axis=1) % 2 == 1
+    return inside

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 
+from maskloss.data import check
 from maskloss.data.check import check_data
 from maskloss.errors import InputError
 from tests.data.coco_files import (
@@ -170,3 +173,61 @@ def test_check_says_that_an_image_without_a_size_is_turned(tmp_path: Path, orien
             f"{annotations}: image 10: missing width and height; a.jpg is 8 x 5, turned as its EXIF orientation says"
         ]
     )
+
+
+def ring(radius: float, count: int, x: float = 100.0) -> list[float]:
+    angles = np.linspace(0, 2 * np.pi, count, endpoint=False)
+    return np.stack([x + radius * np.cos(angles), 100 + radius * np.sin(angles)], axis=1).reshape(-1).tolist()
+
+
+@pytest.mark.parametrize(
+    ("segmentation", "filled"),
+    [
+        ([ring(80, 20_000), ring(40, 20_000)], True),
+        (
+            [
+                ring(80, 2_000),
+                *[[20 + i % 50, 150, 21 + i % 50, 150, 21 + i % 50, 151 + i % 40] for i in range(4_000)],
+            ],
+            True,
+        ),
+        # The corners of the ring's extent are outside the ring.
+        ([ring(80, 2_000), *[[22, 22, 25, 22, 25, 25 + i % 7] for i in range(4_000)]], False),
+        ([[10, 10, 100, 10, 100, 100, 10, 60 + i / 100] for i in range(4_000)], None),
+        ([[i, j, i + 0.5, j, i + 0.5, j + 0.5] for i in range(70) for j in range(70)], False),
+    ],
+    ids=["vertices", "parts", "parts outside", "similar parts", "grid"],
+)
+def test_the_search_for_holes_is_bounded_and_finds_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, segmentation: Any, filled: bool | None
+) -> None:
+    pairs, calls = [0], [0]
+    inside = check._are_inside
+
+    def counted(points: Any, outer: Any) -> bool:
+        pairs[0] += len(points) * len(outer)
+        calls[0] += 1
+        return inside(points, outer)
+
+    monkeypatch.setattr(check, "_are_inside", counted)
+    corners = np.concatenate([np.reshape(part, (-1, 2)) for part in segmentation])
+    low, high = corners.min(axis=0), corners.max(axis=0)
+    change = in_annotation(segmentation=segmentation, bbox=[*low.tolist(), *(high - low).tolist()])
+    images, annotations = write_coco(
+        tmp_path,
+        lambda d: (
+            d["images"][0].update(width=200, height=200),
+            change(d),
+            d["annotations"].__delitem__(slice(1, 3)),
+        ),
+    )
+    Image.new("RGB", (200, 200)).save(images / "a.png")
+    tracemalloc.start()
+    _, problems = check_data(images, annotations)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    if filled is not None:
+        assert any(problem.kind == "hole" for problem in problems) is filled
+    assert pairs[0] <= check._MOST_TESTS + 100 * 20_000
+    assert calls[0] <= 10_100
+    assert peak < 200e6
