@@ -8,7 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from maskloss.data.coco import CocoData, read_coco
+from maskloss.data.coco import CocoData, Content, read_coco, read_content
+from maskloss.data.columns import Columns
+from maskloss.data.findings import Findings
 from maskloss.errors import InputError
 from maskloss.files import check_unused, copy_file, make_folder, read_bytes, write_text
 
@@ -38,14 +40,15 @@ def write_subset(
         max_images: Take at most this number of images.
         fraction: Take this share of the images, above 0 and below 1, and of the images of each category.
         rest: A new or empty folder for the remaining images; only with `fraction`.
-        categories: Names of categories. Copy only these, and only images with at least one object of them.
+        categories: Names of categories, of which one with commas may come in parts. Copy only these, all that have one
+            of the names, and only images with at least one object of them.
 
     Returns:
         The subset, read from the new files.
 
     Raises:
-        InputError: The whole data set has errors, a category is unknown, no image is left, the options contradict each
-            other, or a folder is not empty.
+        InputError: The whole data set has errors, a category is unknown, no image is left, a part would be refused as a
+            set of its own, the options contradict each other, or a folder is not empty. Nothing is written then.
     """
     data = read_coco(image_folder, annotation_file)
     _check_options(images_per_class, max_images, fraction, output, rest, categories)
@@ -65,8 +68,10 @@ def write_subset(
     for folder, _ in parts:
         check_unused(folder)
     document = json.loads(read_bytes(data.annotation_file))
-    for folder, images in parts:
-        _write_part(data, document, folder, images, kept_categories)
+    documents = [part_of(document, images, kept_categories) for _, images in parts]
+    texts = [_encode_part(data, part, folder) for part, (folder, _) in zip(documents, parts, strict=True)]
+    for text, (folder, images) in zip(texts, parts, strict=True):
+        _write_part(data, text, folder, images)
     return read_coco(Path(output) / "images", Path(output) / "annotations.json")
 
 
@@ -100,11 +105,29 @@ def _check_options(
         )
 
 
-def _write_part(
-    data: CocoData, document: dict[str, Any], folder: Path, chosen: set[int], categories: set[int]
-) -> None:
-    """Write a folder with the images of the given ids and their annotations of the given categories."""
-    part = part_of(document, chosen, categories)
+def _encode_part(data: CocoData, part: dict[str, Any], folder: Path) -> str:
+    """Encode the annotation file of a part as JSON.
+
+    Raises:
+        InputError: The part would be refused as a set of its own, for example because all of its annotations are
+            crowds.
+    """
+    findings, columns = Findings(), Columns()
+    for annotation in part["annotations"]:
+        columns.take(annotation)
+    content = Content(part["images"], part["categories"], columns)
+    read_content(content, data.annotation_file, data.image_folder, None, findings)
+    errors = [problem for problem in findings.problems(str(folder)) if problem.error]
+    if errors:
+        raise InputError(f"{data.annotation_file}: nothing is written: {errors[0].shortened(200)}")
+    try:
+        return json.dumps(part)
+    except RecursionError:
+        raise InputError(f"{data.annotation_file}: is nested too deeply to be written") from None
+
+
+def _write_part(data: CocoData, text: str, folder: Path, chosen: set[int]) -> None:
+    """Write a folder with the images of the given ids and an annotation file."""
     make_folder(folder / "images")
     for image in data.images:
         if image.id in chosen:
@@ -112,7 +135,7 @@ def _write_part(
             make_folder(destination.parent)
             copy_file(data.image_path(image), destination)
     # Written last, so that a folder that has an annotation file is complete.
-    write_text(folder / "annotations.json", json.dumps(part))
+    write_text(folder / "annotations.json", text)
 
 
 def part_of(document: dict[str, Any], images: set[int], categories: set[int]) -> dict[str, Any]:
@@ -178,11 +201,28 @@ def stratified(
 def _category_ids(data: CocoData, names: Sequence[str] | None) -> set[int]:
     if names is None:
         return {category.id for category in data.categories}
-    by_name = {category.name: category.id for category in data.categories}
-    unknown = [name for name in names if name not in by_name]
+    by_name: dict[str, set[int]] = {}
+    for category in data.categories:
+        by_name.setdefault(_plain(category.name), set()).add(category.id)
+    found: set[int] = set()
+    unknown = []
+    first = 0
+    while first < len(names):
+        # A name with commas comes in several parts from the command line.
+        ends = range(len(names), first, -1)
+        end = next((e for e in ends if _plain(",".join(names[first:e])) in by_name), None)
+        if end is None:
+            unknown.append(names[first])
+        found |= by_name[_plain(",".join(names[first:end]))] if end is not None else set()
+        first = end or first + 1
     if unknown:
         raise InputError(f"{data.annotation_file}: no category is named {', '.join(map(repr, unknown))}")
-    return {by_name[name] for name in names}
+    return found
+
+
+def _plain(name: str) -> str:
+    """Return a category's name without the spaces around it and around its commas."""
+    return ",".join(part.strip() for part in name.split(","))
 
 
 def _choose_images(

@@ -263,3 +263,95 @@ def test_contradictory_options_are_refused(
         write_subset(*whole, str(tmp_path / "a"), **options)
     assert not (tmp_path / "a").exists()
     assert not (tmp_path / "b").exists()
+
+
+# Parts that would be refused.
+
+
+def change_document(whole: tuple[str, str], change: Any) -> None:
+    document = json.loads(Path(whole[1]).read_text())
+    change(document)
+    Path(whole[1]).write_text(json.dumps(document))
+
+
+def to_crowds(*numbers: int) -> Any:
+    def change(document: dict[str, Any]) -> None:
+        for annotation in document["annotations"]:
+            if annotation["image_id"] in numbers:
+                annotation["iscrowd"] = 1
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "options", "message"),
+    [
+        (to_crowds(1), {"max_images": 1}, "out: all 1 annotations are crowds"),
+        (to_crowds(1, 2), {"max_images": 2}, "out: all 3 annotations are crowds"),
+        (to_crowds(2, 4, 5), {"categories": ["dog", "cow"], "max_images": 1}, None),
+    ],
+)
+def test_a_part_that_would_be_refused_is_not_written(
+    whole: tuple[str, str], tmp_path: Path, change: Any, options: dict[str, Any], message: str | None
+) -> None:
+    change_document(whole, change)
+    read_coco(*whole)
+    if message is None:
+        write_subset(*whole, str(tmp_path / "out"), **options)
+        return
+    with pytest.raises(InputError, match=message) as caught:
+        write_subset(*whole, str(tmp_path / "out"), **options)
+    assert str(caught.value).startswith(f"{whole[1]}: nothing is written: ")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("fraction", [0.2, 0.5, 0.8])
+def test_both_parts_can_be_read_or_none_is_written(
+    whole: tuple[str, str], tmp_path: Path, fraction: float
+) -> None:
+    written = 0
+    for crowds in ((1,), (1, 2), (2, 4), (4, 5, 6), (1, 2, 4, 5)):
+        change_document(whole, to_crowds(*crowds))
+        name = "".join(map(str, crowds))
+        outputs = tmp_path / f"a{name}", tmp_path / f"b{name}"
+        try:
+            write_subset(*whole, str(outputs[0]), fraction=fraction, rest=str(outputs[1]))
+        except InputError:
+            assert not any(output.exists() for output in outputs)
+        else:
+            written += 1
+            for output in outputs:
+                read_coco(output / "images", output / "annotations.json")
+    assert written > 0
+
+
+# Names of categories.
+
+
+def test_all_categories_of_a_name_are_taken(whole: tuple[str, str], tmp_path: Path) -> None:
+    change_document(whole, lambda d: d["categories"][2].update(name="dog"))
+    data = write_subset(*whole, str(tmp_path / "out"), categories=["dog"])
+    assert [category.id for category in data.categories] == [6, 7]
+    assert taken(tmp_path / "out") == [2, 4, 5, 6]
+
+
+@pytest.mark.parametrize("name", ["lamp, table", "lamp,table", " lamp , table", "lamp, table, blue"])
+def test_a_name_with_commas_may_come_in_parts(whole: tuple[str, str], tmp_path: Path, name: str) -> None:
+    def change(document: dict[str, Any]) -> None:
+        document["categories"][0]["name"], document["categories"][1]["name"] = name, "lamp"
+
+    change_document(whole, change)
+    # As the command line splits it.
+    parts = [part.strip() for part in name.split(",")]
+    for given, expected in (
+        (parts, [5]),
+        ([name], [5]),
+        (["cow", *parts], [5, 7]),
+        (["lamp", "cow"], [6, 7]),
+        ([*parts, "lamp"], [5, 6]),
+    ):
+        output = tmp_path / f"out {len(list(tmp_path.iterdir()))}"
+        data = write_subset(*whole, str(output), categories=given)
+        assert [category.id for category in data.categories] == expected
+    with pytest.raises(InputError, match="no category is named 'table'"):
+        write_subset(*whole, str(tmp_path / "last"), categories=["cow", "table"])
