@@ -241,7 +241,7 @@ def decode_file(path: Path, findings: Findings) -> Content | None:
     columns = Columns()
 
     def restart() -> Any:
-        columns.__init__()  # type: ignore[misc]
+        columns.__init__(may_have_booleans="true" in text or "false" in text)  # type: ignore[misc]
         return columns.take
 
     # Decoding allocates millions of small objects without reference cycles, and the collector would scan them again

@@ -127,9 +127,13 @@ class Columns:
         weights: By row, the weight of an annotation that has one.
         points: By row, the labeled points (x, y, label) of an annotation that has some.
         rles: Compressed counts of the RLEs, in the order of their rows.
+
+    Args:
+        may_have_booleans: Whether coordinates may be booleans, which takes time to check.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, may_have_booleans: bool = True) -> None:
+        self.may_have_booleans = may_have_booleans
         self.count = 0
         self.positions, self.ids = array("q"), array("q")
         self.image_ids, self.category_ids = array("q"), array("q")
@@ -197,6 +201,8 @@ class Columns:
             for polygon in polygons:
                 length = len(polygon)
                 if type(polygon) is not list or length < 6 or length % 2:
+                    raise TypeError
+                if self.may_have_booleans and bool in map(type, polygon):
                     raise TypeError
                 self.coordinates.extend(polygon)
                 self.point_counts.append(length)

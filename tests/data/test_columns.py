@@ -209,3 +209,12 @@ def test_integers_of_more_than_64_bits_stay_exact() -> None:
     assert large.dtype == object
     assert large.tolist() == [1, 2**63]
     assert integers([]).dtype == np.int64
+
+
+@pytest.mark.parametrize("value", [True, False])
+@pytest.mark.parametrize("change", [{}, {"area": None}, {"id": None}, {"bbox": None}], ids=str)
+def test_a_boolean_coordinate_is_refused_whatever_the_other_fields_are(
+    tmp_path: Path, value: bool, change: dict[str, Any]
+) -> None:
+    text = refusal(tmp_path, in_annotation(segmentation=[[2, 1, 4, 1, 4, value]], **change))
+    assert f"a polygon is a flat list of numbers x0, y0, x1, y1, ..., but this one holds {value}" in text
