@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from pycocotools import mask as coco_mask
 from torch import Tensor
+from torchvision.ops import clip_boxes_to_image
 
 from maskloss.data.augmentation import Target
 from maskloss.masks.encoded import EncodedMasks
@@ -74,7 +75,7 @@ def paste_objects(
     kept, boxes, masks = _uncovered(target, pasted)
     offset = torch.tensor([left, top, left, top])
     moved = [
-        _extent(bitmap) if cut else box + offset
+        _extent(bitmap) if cut else _box_inside(box + offset, bitmap)
         for box, bitmap, cut in zip(source_target["boxes"][rows], bitmaps, is_cut, strict=True)
     ]
     result = {
@@ -85,6 +86,13 @@ def paste_objects(
     }
     result.update(_other_fields(target, source_target, kept, rows, (top, left), pasted))
     return composed, result
+
+
+def _box_inside(box: Tensor, bitmap: Tensor) -> Tensor:
+    """Return a pasted object's box inside the image, since boxes may be larger than their masks."""
+    clipped = clip_boxes_to_image(box, (bitmap.shape[0], bitmap.shape[1]))
+    has_area = bool((clipped[2:] > clipped[:2]).all())
+    return clipped if has_area else _extent(bitmap).to(box.dtype)
 
 
 def _choice(target: Target, generator: torch.Generator) -> Tensor:

@@ -146,3 +146,19 @@ def test_weights_and_points_are_joined() -> None:
     # The pasted square covers (1, 1), and the shorter list of points is padded.
     assert changed["points"][:, :, 2].tolist() == [[-1, 0], [-1, 0], [1, -1]]
     assert target["points"][0, 0, 2] == 1
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_pasted_box_that_is_larger_than_its_mask_stays_in_the_image(seed: int) -> None:
+    square = [[[6.0, 6, 10, 6, 10, 10, 6, 10]]]
+    source = {"boxes": torch.tensor([[0.0, 0, 16, 16]]), "labels": torch.tensor([2])}
+    source["masks"] = EncodedMasks(square, 16, 16)
+    images = [torch.zeros(3, size, size, dtype=torch.uint8) for size in (11, 16)]
+    _, changed = paste_objects(images[0], empty(11), images[1], source, seed)
+    boxes = changed["boxes"]
+    if len(boxes):
+        assert boxes.min() >= 0
+        assert boxes.max() <= 11
+        inner = extents(changed["masks"].bitmaps()).float()
+        assert (boxes[:, :2] <= inner[:, :2]).all()
+        assert (boxes[:, 2:] >= inner[:, 2:]).all()
