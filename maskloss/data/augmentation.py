@@ -260,7 +260,8 @@ def _transform(transforms: Transforms, image: Tensor, target: Target, seed: int)
         if target[key].numel():
             wrapped[key] = Points.of(target[key], size)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        # torch.manual_seed also seeds the generators of all GPUs, whose state is not restored here.
+        torch.default_generator.manual_seed(seed)
         changed_image, changed = transforms(tv_tensors.Image(image), wrapped)
     if not isinstance(changed_image, Tensor):
         raise TypeError(f"the transforms returned a {type(changed_image).__name__} as image, not a tensor")

@@ -531,3 +531,23 @@ def test_scale_jitter_repeats_with_its_seed_and_differs_with_another() -> None:
     first, again, other = (changed(transforms, seed)[0] for seed in (1, 1, 2))
     assert torch.equal(first, again)
     assert first.shape != other.shape
+
+
+def test_only_the_generator_whose_state_is_restored_is_seeded(monkeypatch: pytest.MonkeyPatch) -> None:
+    # torch.manual_seed also seeds the GPU's generator, which the training draws from.
+    monkeypatch.setattr(torch, "manual_seed", lambda seed: pytest.fail("seeds all generators"))
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", lambda seed: pytest.fail("seeds the GPUs"))
+    image, target = (
+        torch.rand(3, 8, 8),
+        {
+            "boxes": torch.tensor([[1.0, 1, 5, 5]]),
+            "labels": torch.tensor([1]),
+            "masks": torch.ones(1, 8, 8, dtype=torch.uint8),
+        },
+    )
+    before = torch.get_rng_state()
+    flip = v2.RandomHorizontalFlip(0.5)
+    flipped = [augmented(flip, image, target, seed)[1]["boxes"][0, 0].item() for seed in range(40)]
+    assert set(flipped) == {1.0, 3.0}
+    assert flipped == [augmented(flip, image, target, seed)[1]["boxes"][0, 0].item() for seed in range(40)]
+    assert torch.equal(torch.get_rng_state(), before)
