@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import math
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,6 +19,23 @@ from maskloss.report.pictures import shortened
 #: Line styles; each is used for ten variants, because there are ten colors.
 _LINES = ("-", "--", ":", "-.")
 _NOT_CURVES = {"step", "learning_rate", "seconds"}
+
+
+def literal(name: str) -> str:
+    """Escape a name so that Matplotlib draws it as it is: it takes text between $ as a formula.
+
+    Matplotlib also leaves names that begin with _ out of legends.
+    """
+    escaped = name.replace("$", r"\$")
+    return f" {escaped}" if name.startswith("_") else escaped
+
+
+@contextlib.contextmanager
+def without_glyph_warnings() -> Iterator[None]:
+    """Draw letters that the font lacks as boxes, without a Python warning for each."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"Glyph .* missing from", UserWarning)
+        yield
 
 
 def loss_curves(history: Sequence[dict[str, Any]], evaluations: Sequence[dict[str, Any]]) -> str:
@@ -105,7 +124,7 @@ def threshold_curves(
     few = len(names) <= 10
     for index, name in enumerate(names):
         style: dict[str, Any] = (
-            {"label": shortened(name), "lw": 1.1} if few else {"color": "#9ca3af", "lw": 0.6}
+            {"label": literal(shortened(name)), "lw": 1.1} if few else {"color": "#9ca3af", "lw": 0.6}
         )
         left.plot(recall, precision[index], **style)
         right.plot(thresholds, f1[index], **style)
@@ -177,7 +196,7 @@ def compared_curves(histories: Mapping[str, Sequence[Sequence[dict[str, Any]]]])
                 by_step.setdefault(line["step"], []).append(line[key])
             steps = sorted(by_step)
             means = [sum(by_step[step]) / len(by_step[step]) for step in steps]
-            axis.plot(steps, means, _LINES[number // 10 % len(_LINES)], lw=1.2, label=variant)
+            axis.plot(steps, means, _LINES[number // 10 % len(_LINES)], lw=1.2, label=literal(variant))
         _from_zero(axis)
     handles, labels = next(iter(axes.values())).get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=5, fontsize=9, frameon=False)
@@ -202,7 +221,7 @@ def _panels(keys: Sequence[str]) -> tuple[Figure, dict[str, Any]]:
     FigureCanvasSVG(figure)
     panels = list(figure.subplots(rows, columns, squeeze=False).flat)
     for axis, key in zip(panels, keys, strict=False):
-        axis.set_title(key, fontsize=10)
+        axis.set_title(literal(key), fontsize=10)
         axis.grid(alpha=0.25)
         axis.tick_params(labelsize=8)
     for axis in panels[len(keys) :]:
@@ -212,7 +231,8 @@ def _panels(keys: Sequence[str]) -> tuple[Figure, dict[str, Any]]:
 
 def _svg(figure: Figure) -> str:
     buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", metadata={"Date": None})
+    with without_glyph_warnings():
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
     text = buffer.getvalue()
     return text[text.index("<svg") :]
 
@@ -242,8 +262,8 @@ def forest_plot(intervals: Mapping[str, Mapping[str, tuple[float, float]]], base
             color = "#6b7280" if abs(mean) <= half else "#15803d" if mean > 0 else "#b91c1c"
             axis.errorbar(mean, place, xerr=half, fmt="o", color=color, ms=4, lw=1.4, capsize=2)
         axis.axvline(0, color="#9ca3af", lw=0.8)
-        axis.set_title(f"{metric} minus {baseline}", fontsize=10)
-        axis.set_yticks(range(len(variants)), [variant[:30] for variant in variants])
+        axis.set_title(literal(f"{metric} minus {baseline}"), fontsize=10)
+        axis.set_yticks(range(len(variants)), [literal(variant[:30]) for variant in variants])
         axis.set_ylim(len(variants) - 0.5, -0.5)
         axis.grid(alpha=0.25, axis="x")
         axis.tick_params(labelsize=8)

@@ -22,6 +22,7 @@ from maskloss.data.images import read_image
 from maskloss.errors import InputError
 from maskloss.files import write_bytes
 from maskloss.masks.encoded import EncodedMasks
+from maskloss.report.curves import literal, without_glyph_warnings
 from maskloss.report.errors import image_errors
 from maskloss.report.pictures import (
     DrawnObject,
@@ -148,7 +149,9 @@ def draw_distributions(data: CocoData) -> bytes:
     classes, sizes, numbers = figure.subplots(1, 3)
     named = counts[:_MOST_BARS]
     classes.bar(range(len(named)), [count for _, count in named], color="#2563eb")
-    classes.set_xticks(range(len(named)), [shortened(name) for name, _ in named], rotation=90, fontsize=7)
+    classes.set_xticks(
+        range(len(named)), [literal(shortened(name)) for name, _ in named], rotation=90, fontsize=7
+    )
     classes.set_title(
         "objects of each category" + (", the most frequent" if len(counts) > _MOST_BARS else "")
     )
@@ -157,7 +160,8 @@ def draw_distributions(data: CocoData) -> bytes:
     numbers.hist(per_image, bins=np.arange(per_image.max(initial=0) + 2) - 0.5, color="#2563eb")
     numbers.set_title("objects of each image")
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
+    with without_glyph_warnings():
+        figure.savefig(buffer, format="png")
     return buffer.getvalue()
 
 

@@ -187,3 +187,21 @@ def test_f1_over_the_threshold_is_that_of_the_detections_above_it() -> None:
     assert found.tolist() == pytest.approx([2 / 3, 2 / 3, 2 / 3, 2 / 3, 0.0])
     found = _f1_over(np.array([0.2, 0.6]), recall, np.array([1.0, 1.0, 0.25]), scores)
     assert found.tolist() == pytest.approx([2 * 0.25 / 1.25, 2 / 3])
+
+
+NAMES = ["$5_$10 bill", "$x$", r"\$", "$", "_hidden", "猫"]
+
+
+@pytest.mark.filterwarnings("error::UserWarning")
+def test_names_are_drawn_as_they_are() -> None:
+    recall, precision = np.linspace(0, 1, 5), np.full((len(NAMES), 5), 0.5)
+    history = [{"step": 1, "loss": 1.0}, {"step": 2, "loss": 0.5}]
+    for svg in (
+        threshold_curves(NAMES, recall, precision, precision),
+        compared_curves({name: [history] for name in NAMES}),
+        forest_plot({"AP": dict.fromkeys(NAMES, (1.0, 0.5))}, "$a_$"),
+    ):
+        # The comment before the paths of a text is the text that is drawn.
+        drawn = [text.strip() for text in re.findall(r"<!-- (.*?) -->", svg)]
+        assert [name for name in NAMES if name not in drawn] == []
+    assert "AP minus $a_$" in drawn

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -100,3 +101,11 @@ def test_a_run_without_pictures_draws_none(tmp_path: Path) -> None:
     with narrow_models():
         train(small_config(data, tmp_path / "run", max_steps=1))
     assert not (tmp_path / "run/training_images.jpg").exists()
+
+
+@pytest.mark.filterwarnings("error::UserWarning")
+@pytest.mark.parametrize("name", ["$5_$10 bill", "$x$", "猫", "_a"])
+def test_any_name_of_a_category_is_drawn(data: CocoData, name: str) -> None:
+    categories = tuple(replace(category, name=name) for category in data.categories)
+    named = CocoData(data.annotation_file, data.image_folder, data.records, categories, [])
+    assert draw_distributions(named).startswith(b"\x89PNG")
