@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from maskloss.data.coco import (
     SIZE_DIFFERS,
+    TURNED_SIZE,
     decode_file,
     read_content,
     size_text,
@@ -102,12 +103,13 @@ def check_data(
 def check_images(data: CocoData, findings: Findings, *, progress: bool = False) -> None:
     """Decode every image, and add those that cannot be decoded to the findings."""
     positions = range(len(data.images))
+    already_said = {finding.name for finding in findings.of(TURNED_SIZE)}
     for index in tqdm(positions, desc="images", disable=None if progress else True, leave=False):
         image = data.images[index]
         name, path = f"image {image.id}", data.image_path(image)
         try:
             read_image(path, (image.width, image.height))
-            if is_turned_unseen(path):
+            if name not in already_said and is_turned_unseen(path):
                 text = "is turned as its EXIF orientation says, which its size cannot confirm"
                 findings.add(TURNED, index, name, f"{image.file_name[:80]} {text}")
             if has_no_end(path):
