@@ -50,7 +50,7 @@ UNKNOWN_IMAGE = Kind(
     "annotation",
     True,
     "annotations of images that are not in the file",
-    "`maskloss repair` converts text that spells an id, and leaves out the others",
+    "`maskloss repair` converts text that spells an id or is a file_name, and leaves out the others",
 )
 UNKNOWN_CATEGORY = Kind(
     "unknown_category",

@@ -257,6 +257,8 @@ def _read_rle(value: dict[str, Any]) -> dict[str, Any]:
     if min(size) <= 0 or size[0] * size[1] >= 2**31:
         raise BadEntry(RLE_SIZE, f"segmentation: the RLE's size is {shown(value['size'])}")
     counts = value["counts"]
+    if isinstance(counts, list) and any(isinstance(run, bool) for run in counts):
+        raise BadEntry(CORRUPT_RLE, "segmentation: the RLE's counts hold booleans")
     if isinstance(counts, list) and any(isinstance(run, float) for run in counts):
         whole = [whole_number(run) for run in counts]
         counts = counts if None in whole else whole

@@ -800,7 +800,7 @@ class _Fixes:
         self._find(kind, finding, "category_id")
 
     def _find(self, kind: Kind, finding: Finding, key: str) -> None:
-        """Replace an id written as text by the number in the text, or by the id of the category with this name."""
+        """Replace an id of text by the number in the text, or by the id of the category or image with this name."""
         _, item = self._find_entry(kind, finding)
         text = item.get(key)
         number = spelled_number(text)
@@ -808,12 +808,11 @@ class _Fixes:
             item[key] = number
             self.log.add(kind, f"{key} written as a number", finding.name, finding.detail, item)
             return
-        ids = (
-            self._category_ids_by_name.get(text, []) if key == "category_id" and isinstance(text, str) else []
-        )
+        by_name = self._category_ids_by_name if key == "category_id" else self._image_ids_by_name
+        ids = by_name.get(text, []) if isinstance(text, str) else []
         if len(ids) == 1:
             item[key] = ids[0]
-            self.log.add(kind, "category_id taken from the name", finding.name, finding.detail, item)
+            self.log.add(kind, f"{key} taken from the name", finding.name, finding.detail, item)
             return
         self._leave_out(kind, finding)
 
@@ -822,6 +821,13 @@ class _Fixes:
         ids: dict[str, list[int]] = {}
         for category in self.data.categories:
             ids.setdefault(category.name, []).append(category.id)
+        return ids
+
+    @cached_property
+    def _image_ids_by_name(self) -> dict[str, list[int]]:
+        ids: dict[str, list[int]] = {}
+        for image in self.data.images:
+            ids.setdefault(image.file_name, []).append(image.id)
         return ids
 
     def _drop_degenerate(self, kind: Kind, finding: Finding) -> None:

@@ -12,6 +12,7 @@ from pycocotools import mask as coco_mask
 from maskloss.data.coco import read_coco
 from maskloss.data.dataset import CocoDataset
 from maskloss.data.entries import (
+    CORRUPT_RLE,
     FLAT_POLYGON,
     POINT_PAIRS,
     RLE_IN_LIST,
@@ -271,3 +272,10 @@ def test_the_box_of_a_mask_is_its_extent() -> None:
     # Columns 2 and 3 of rows 1 and 2.
     rle = read_segmentation({"size": [HEIGHT, WIDTH], "counts": RECTANGLE_COUNTS})
     assert box_of_mask(rle) == [2, 1, 2, 2]
+
+
+@pytest.mark.parametrize("counts", [[True, 39], [11, False, 29], [0, True, 39]])
+def test_counts_that_are_booleans_are_corrupt(counts: list[Any]) -> None:
+    with pytest.raises(BadEntry, match="the RLE's counts hold booleans") as caught:
+        read_segmentation({"size": [5, 8], "counts": counts})
+    assert caught.value.kind is CORRUPT_RLE

@@ -135,6 +135,11 @@ def test_a_category_name_instead_of_an_id_is_replaced_by_the_id(tmp_path: Path) 
     assert document["annotations"][0]["category_id"] == 3
 
 
+def test_a_file_name_instead_of_an_image_id_is_replaced_by_the_id(tmp_path: Path) -> None:
+    document, _ = repaired(tmp_path, lambda d: d["annotations"][0].update(image_id="nested/b.png"))
+    assert document["annotations"][0]["image_id"] == 20
+
+
 @pytest.mark.parametrize(
     "name",
     [

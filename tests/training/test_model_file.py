@@ -21,7 +21,8 @@ from torchvision.models.detection import maskrcnn_resnet50_fpn, maskrcnn_resnet5
 from torchvision.ops import FrozenBatchNorm2d
 
 import maskloss
-from maskloss.data.coco import Category
+from maskloss.data.coco import Category, read_coco
+from maskloss.data.shapes import write_shapes
 from maskloss.detection.builders import ModelSettings, build_model
 from maskloss.errors import InputError, RunError
 from maskloss.losses import ClassAgnosticMaskLoss, MaskBCELoss, MaskRCNNLoss, MaskSoftmaxLoss
@@ -71,6 +72,21 @@ def test_a_description_survives_the_round_trip() -> None:
     metadata = DESCRIPTION.to_metadata()
     assert all(isinstance(value, str) for value in metadata.values())
     assert ModelDescription.from_metadata(metadata) == DESCRIPTION
+
+
+def test_a_model_file_holds_every_category_that_is_read(tmp_path: Path) -> None:
+    ids, names = (2**63 - 1, -(2**63) + 1, 0), ("x" * 1000, "\ud800", "\0")
+    folder = tmp_path / "data"
+    write_shapes(folder, 1, size=64, seed=0)
+    document = json.loads((folder / "annotations.json").read_text())
+    document["categories"] = [{"id": number, "name": name} for number, name in zip(ids, names, strict=True)]
+    for annotation in document["annotations"]:
+        annotation["category_id"] = ids[0]
+    (folder / "annotations.json").write_text(json.dumps(document))
+    read = read_coco(folder / "images", folder / "annotations.json").categories
+    assert [(c.id, c.name) for c in read] == sorted(zip(ids, names, strict=True))
+    description = ModelDescription(ModelSettings("mobilenet_v2", 4), read, aligned=False)
+    assert ModelDescription.from_metadata(description.to_metadata()) == description
 
 
 def test_a_description_with_default_sizes_survives_the_round_trip() -> None:
