@@ -122,8 +122,10 @@ class MaskBranch(LossHolder, nn.Module):
     weights still load.
 
     Attributes:
-        uses_stock_layers: whether the branch calls torchvision's mask layers. If not, `convert` excludes these from
-            training, because DistributedDataParallel would wait for their gradients.
+        uses_stock_layers: whether the branch calls torchvision's mask layers. If so, the model has no masks while one
+            of these is None, as in torchvision. If not, `convert` excludes them from training, because
+            DistributedDataParallel would wait for their gradients.
+        num_classes: C, the number of classes whose masks the branch can predict, background included; None if any.
         loss: the model's `MaskRCNNLoss`, set by `convert`. `loss.mask_losses` evaluates its mask term, with weight and
             divisor; `loss.mask_targets` has the options for making mask targets.
 
@@ -140,6 +142,33 @@ class MaskBranch(LossHolder, nn.Module):
     """
 
     uses_stock_layers: bool = False
+    num_classes: int | None = None
+
+    def forward(
+        self,
+        features: Features,
+        rois: Positives | DetectedBoxes,
+        targets: list[Target] | None = None,
+        *,
+        with_probs: bool = False,
+    ) -> Any:
+        """Return `losses` if there are targets, and otherwise `predict`; both with the same arguments.
+
+        Everything enters the branch here, so that hooks run, such as those of `fully_shard`.
+
+        Args:
+            features: feature maps (N, channels, H_l, W_l), by level.
+            rois: the positives if there are targets, otherwise the detections.
+            targets: per image, the target after the transform.
+            with_probs: return `losses_and_probs` instead of `losses`.
+        """
+        if targets is None:
+            detections: Any = rois
+            return self.predict(features, detections)
+        positives: Any = rois
+        if with_probs:
+            return self.losses_and_probs(features, positives, targets)
+        return self.losses(features, positives, targets)
 
     def losses(self, features: Features, positives: Positives, targets: list[Target]) -> dict[str, Tensor]:
         """Compute the mask losses of a batch.

@@ -172,8 +172,8 @@ class MaskIoUBranch(MaskBranch):
         """Compute the losses of the inner branch and `loss_mask_iou`."""
         if self.loss.weights.mask == 0:
             zero = zero_of(self.iou_head.parameters())
-            return {**self.inner.losses(features, positives, targets), IOU_KEY: zero}
-        losses, probs = self.inner.losses_and_probs(features, positives, targets)
+            return {**self.inner(features, positives, targets), IOU_KEY: zero}
+        losses, probs = self.inner(features, positives, targets, with_probs=True)
         if positives.supervision is not None:
             positives, rows = positives.with_masks()
             probs = probs[rows]
@@ -194,7 +194,7 @@ class MaskIoUBranch(MaskBranch):
         self, features: Features, detections: DetectedBoxes
     ) -> tuple[list[Tensor], list[Tensor] | None]:
         """Return the inner branch's masks, and the class scores times the predicted IoUs."""
-        masks, _ = self.inner.predict(features, detections)
+        masks, _ = self.inner(features, detections)
         side = 2 * self.side
         probs = torch.cat([_resized(of_image, side) for of_image in masks])
         quality = at_least_float32(self._predicted_iou(features, detections, probs)).clamp(0, 1)

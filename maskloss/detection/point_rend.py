@@ -78,9 +78,7 @@ class CoarseMaskHead(nn.Module):
         """Compute the logits (P, 1, 7, 7) of each RoI's own class from features (P, channels, 14, 14)."""
         hidden = F.relu(self.reduce_side(self.reduce_channels(features))).flatten(1)
         hidden = F.relu(self.fc2(F.relu(self.fc1(hidden))))
-        return _own_class(self.prediction, hidden[..., None], labels, _COARSE_OUTPUT**2).unflatten(
-            1, (1, _COARSE_OUTPUT, _COARSE_OUTPUT)
-        )
+        return _own_class(self.prediction, hidden[..., None], labels, (1, _COARSE_OUTPUT, _COARSE_OUTPUT))
 
 
 class PointHead(nn.Module):
@@ -135,28 +133,31 @@ class PointHead(nn.Module):
             hidden = hidden.addcmul_(
                 layer.weight[None, :, -1].to(hidden.dtype), coarse_logits.to(hidden.dtype)
             ).relu_()
-        return _own_class(self.prediction, torch.cat([hidden, coarse_logits], dim=1), labels, 1)
+        return _own_class(self.prediction, torch.cat([hidden, coarse_logits], dim=1), labels, (1,))
 
 
-def _own_class(layer: Any, hidden: Tensor, labels: Tensor, per_class: int) -> Tensor:
+def _own_class(layer: Any, hidden: Tensor, labels: Tensor, shape: tuple[int, ...]) -> Tensor:
     """Return the outputs of a linear layer for each RoI's own class only.
 
     Args:
-        layer: linear or 1 x 1 convolutional layer with `per_class` outputs per class.
-        hidden: (P, channels, K).
+        layer: linear or 1 x 1 convolutional layer.
+        hidden: (P, channels, K); K is 1 if the layer is linear.
         labels: (P,) int64.
-        per_class: number of outputs per class.
+        shape: shape of the outputs of one class.
 
     Returns:
-        (P, per_class, K), or (P, per_class) if K is 1 and the layer is linear.
+        (P, *shape) of a linear layer, (P, *shape, K) of a convolutional one.
     """
-    inputs = hidden.shape[1]
+    inputs, per_class = hidden.shape[1], math.prod(shape)
     weight = F.embedding(labels, layer.weight.reshape(-1, per_class * inputs)).unflatten(
         1, (per_class, inputs)
     )
     bias = F.embedding(labels, layer.bias.reshape(-1, per_class))
-    outputs = torch.bmm(weight.to(hidden.dtype), hidden) + bias[..., None].to(hidden.dtype)
-    return outputs[..., 0] if isinstance(layer, nn.Linear) else outputs
+    products, bias = torch.bmm(weight.to(hidden.dtype), hidden), bias.to(hidden.dtype)
+    # Add the bias last, so that the result is not a view: fully_shard warns about modules that return views.
+    if isinstance(layer, nn.Linear):
+        return products[..., 0].unflatten(1, shape) + bias.unflatten(1, shape)
+    return products + bias[..., None]
 
 
 class PointRendBranch(MaskBranch):

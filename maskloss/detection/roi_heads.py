@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from torchvision.models.detection import roi_heads as torchvision_roi_heads
 from torchvision.models.detection.roi_heads import RoIHeads as TorchvisionRoIHeads
@@ -40,7 +40,7 @@ class RoIHeads(LossHolder, TorchvisionRoIHeads):
 
     Attributes:
         sync_free: in training, sample without synchronizing; see `convert`.
-        mask_branch: predicts masks and computes their losses; None for a model without masks.
+        mask_branch: predicts masks and computes their losses, if `has_mask()`.
 
     Example:
         >>> import maskloss
@@ -52,39 +52,50 @@ class RoIHeads(LossHolder, TorchvisionRoIHeads):
     sync_free: bool = False
 
     # No class-level default: it would hide a branch that is registered as a submodule.
-    mask_branch: MaskBranch | None
+    mask_branch: MaskBranch
 
     def use_mask_branch(self, branch: MaskBranch | None) -> None:
-        """Set the mask branch; None for torchvision's layers, if the model has any."""
+        """Set the mask branch; None for torchvision's layers, as long as the model has any."""
         self._modules.pop("mask_branch", None)
         self.__dict__.pop("mask_branch", None)
-        # Stock mask layers that no branch calls get no gradients, for which DistributedDataParallel would wait.
-        for parameter in self.__dict__.pop("_excluded", ()):
-            parameter.requires_grad_(True)
-        if branch is not None and not branch.uses_stock_layers:
-            own = {id(parameter) for parameter in branch.parameters()}
-            stock = [layer for layer in (self.mask_head, self.mask_predictor) if layer is not None]
-            parameters = [parameter for layer in stock for parameter in layer.parameters()]
-            unused = [p for p in parameters if p.requires_grad and id(p) not in own]
-            for parameter in unused:
-                parameter.requires_grad_(False)
-            self.__dict__["_excluded"] = unused
+        # Names, because `load_state_dict(assign=True)` replaces the parameters.
+        excluded = self.__dict__.pop("_excluded", ())
+        for name, parameter in self.named_parameters():
+            if name in excluded:
+                parameter.requires_grad_(True)
         if branch is not None:
             self.mask_branch = branch
         else:
             # Not a submodule: the layers that it uses are submodules of the heads already.
-            layers = TorchvisionMaskBranch(self) if super().has_mask() else None
-            self.__dict__["mask_branch"] = layers
+            self.__dict__["mask_branch"] = TorchvisionMaskBranch(self)
+        # Stock mask layers that no branch calls get no gradients, for which DistributedDataParallel would wait.
+        unused = dict(self._unused_parameters())
+        for parameter in unused.values():
+            parameter.requires_grad_(False)
+        self.__dict__["_excluded"] = frozenset(unused)
+
+    def _unused_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Yield the names and the trained parameters of torchvision's mask layers if the branch does not call these."""
+        if self.mask_branch.uses_stock_layers:
+            return
+        own = {id(parameter) for parameter in self.mask_branch.parameters()}
+        for name in ("mask_head", "mask_predictor"):
+            layer = getattr(self, name)
+            for key, parameter in () if layer is None else layer.named_parameters():
+                if parameter.requires_grad and id(parameter) not in own:
+                    yield f"{name}.{key}", parameter
 
     def has_mask(self) -> bool:
-        """Return whether there is a mask branch."""
-        return getattr(self, "mask_branch", None) is not None
+        """Return whether there is a mask branch, and torchvision's mask layers if the branch calls them."""
+        branch: MaskBranch | None = getattr(self, "mask_branch", None)
+        if branch is None or branch.uses_stock_layers:
+            return bool(super().has_mask())
+        return True
 
     def hold(self, loss: MaskRCNNLoss) -> None:
         """Set the loss, also of the mask branch."""
+        self.mask_branch.hold(loss)  # first, because a branch may refuse the loss
         super().hold(loss)
-        if self.mask_branch is not None:
-            self.mask_branch.hold(loss)
 
     def extra_repr(self) -> str:
         """Return the loss as text for `repr`."""
@@ -167,7 +178,7 @@ class RoIHeads(LossHolder, TorchvisionRoIHeads):
                 box_weights=box_weights,
             )
         )
-        if self.mask_branch is not None:
+        if self.has_mask():
             masked = Positives(
                 boxes=sampled.boxes,
                 labels=list(positive_labels.split([len(boxes) for boxes in sampled.boxes])),
@@ -180,7 +191,12 @@ class RoIHeads(LossHolder, TorchvisionRoIHeads):
             )
             if sampled.supervision is not None:
                 masked = masked.select([torch.where(kinds >= 0)[0] for kinds in sampled.supervision])
-            losses |= self.mask_branch.losses(features, masked, targets)
+            losses |= self.mask_branch(features, masked, targets)
+            # The user may have unfrozen or replaced the layers that `use_mask_branch` has excluded from training.
+            unused = [parameter for _, parameter in self._unused_parameters()]
+            if unused:
+                key = TERMS["classification"].key
+                losses[key] = losses[key] + zero_of(unused)
         if self.has_keypoint():
             losses |= self._keypoint_losses(features, sampled, image_shapes, counts, targets)
         return losses
@@ -361,8 +377,8 @@ class RoIHeads(LossHolder, TorchvisionRoIHeads):
         ]
         # Boxes were decoded in float32, but pooling needs the features' dtype.
         boxes = [b.to(p.dtype) for b, p in zip(boxes, proposals, strict=True)]
-        if self.mask_branch is not None:
-            masks, mask_scores = self.mask_branch.predict(
+        if self.has_mask():
+            masks, mask_scores = self.mask_branch(
                 features, DetectedBoxes(boxes, labels, scores, image_shapes)
             )
             for detection, probs in zip(detections, masks, strict=True):

@@ -409,15 +409,18 @@ def divisor_of(count: float | Tensor) -> float | Tensor:
 def zero_of(tensors: Any) -> Tensor:
     """Return a scalar 0 that backpropagates zero gradients to each tensor.
 
-    It sums an empty slice of each, which is 0 also where `tensor.sum() * 0` would be NaN because of an infinity.
+    It sums an empty slice of each, which is 0 also where `tensor.sum() * 0` would be NaN because of an infinity. Of a
+    parameter that `fully_shard` has divided, it takes the part on this process: the parameter's own gradient is divided
+    in the same way, and its other parts need not be collected.
 
     Example:
         >>> import torch
         >>> zero_of([torch.tensor([float("inf")])])
         tensor(0.)
     """
-    sums = [tensor.reshape(-1)[:0].sum() for tensor in tensors]
-    return torch.stack(sums).sum() if sums else torch.zeros(())
+    parts = [tensor.to_local() if hasattr(tensor, "to_local") else tensor for tensor in tensors]
+    sums = [part.reshape(-1)[:0].sum() for part in parts]
+    return torch.stack(sums).sum() if sums else torch.zeros((), dtype=torch.float32)
 
 
 def _check_values(name: str, values: Any, count: int) -> None:

@@ -25,7 +25,7 @@ from maskloss import LossWeights, MaskRCNNLoss
 from maskloss.detection import ClassSelectedMaskPredictor, RegionProposalNetwork, RoIHeads
 from maskloss.losses import BoxGIoULoss, MatterportL2Loss, per_location
 
-from .small_models import CHANNELS, NUM_CLASSES, batch, tiny_mask_rcnn, training_pass
+from .small_models import CHANNELS, NUM_CLASSES, batch, tiny_keypoint_rcnn, tiny_mask_rcnn, training_pass
 
 
 def mine(*arguments: Any, **more: Any) -> Any:
@@ -95,8 +95,6 @@ def test_a_function_replaced_before_an_explicit_loss_is_passed_stays_allowed(mon
 
 
 def test_torchvisions_keypoint_functions_are_looked_up_when_they_are_called(monkeypatch):
-    from .small_models import tiny_keypoint_rcnn
-
     model = maskloss.convert(tiny_keypoint_rcnn()).train()
     # Nothing is visible, so there is nothing to learn.
     monkeypatch.setattr(
@@ -330,6 +328,43 @@ def test_sharded_parameters_train_like_unsharded_ones(one_process):
     with torch.no_grad():
         found, _ = maskloss.losses_and_detections(model, *batch())
     assert found.keys() == expected.keys()
+
+
+#: Losses and branches of which some layers do not run in a step.
+SHARDED: dict[str, tuple[Any, dict[str, Any], tuple[str, ...]]] = {
+    "mask": (tiny_mask_rcnn, {}, ("mask_head", "mask_predictor")),
+    "keypoint": (tiny_keypoint_rcnn, {}, ("keypoint_head", "keypoint_predictor")),
+    "point_rend": (tiny_mask_rcnn, {"mask_branch": "point_rend"}, ("mask_branch.coarse_head", "mask_branch")),
+    "mask_iou": (tiny_mask_rcnn, {"mask_branch": "mask_iou"}, ("mask_branch.iou_head", "mask_head")),
+}
+
+
+@pytest.mark.parametrize("weight", [0.0, 1.0])
+@pytest.mark.parametrize("case", SHARDED)
+def test_layers_sharded_one_by_one_train_like_unsharded_ones(case, weight, one_process):
+    make, options, parts = SHARDED[case]
+
+    def built() -> nn.Module:
+        weights = LossWeights(mask=weight, keypoint=weight, regularization=weight)
+        loss = MaskRCNNLoss(regularization=MatterportL2Loss(1e-2), weights=weights)
+        return maskloss.convert(make(), loss, **options)
+
+    expected, gradients = training_pass(built(), *batch())
+    model = built()
+    mesh = torch.distributed.init_device_mesh("cpu", (1,))
+    for part in (model.backbone, *map(model.roi_heads.get_submodule, parts), model):
+        fully_shard(part, mesh=mesh)
+    losses, sharded = training_pass(model, *batch())
+    assert losses.keys() == expected.keys()
+    for key, value in expected.items():
+        assert losses[key].item() == pytest.approx(value.item(), rel=1e-6), key
+    for name, gradient in gradients.items():
+        if gradient is None:
+            assert sharded[name] is None, name
+        else:
+            assert torch.allclose(sharded[name].full_tensor(), gradient, rtol=1e-5, atol=1e-7), name
+    with torch.no_grad():
+        assert "boxes" in model.eval()(batch()[0])[0]
 
 
 def test_converting_a_sharded_model_raises(one_process):

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torchvision.models.detection.mask_rcnn import MaskRCNNPredictor
 
 import maskloss
 from maskloss import LossWeights, MaskRCNNLoss
@@ -20,6 +21,7 @@ from .small_models import (
     NUM_CLASSES,
     batch,
     tiny_faster_rcnn,
+    tiny_keypoint_rcnn,
     tiny_mask_rcnn,
     training_pass,
     without_objects,
@@ -233,3 +235,105 @@ def test_selected_positives_by_hand():
     assert selected.counts.sampled == positives.counts.sampled
     assert torch.equal(selected.on_host[0][0], positives.on_host[0][0][1:2])
     assert NUM_CLASSES > 1
+
+
+# torchvision's layers, which may change at any time.
+
+MASK_LAYERS = ("mask_roi_pool", "mask_head", "mask_predictor")
+
+
+def with_mask_layers(model: nn.Module) -> nn.Module:
+    """Give a model the mask layers of a Mask R-CNN, as users do with a Faster R-CNN."""
+    layers = tiny_mask_rcnn(seed=3).roi_heads
+    for name in MASK_LAYERS:
+        setattr(model.roi_heads, name, getattr(layers, name))
+    return model
+
+
+def without_mask_layers(model: nn.Module, names: tuple[str, ...] = MASK_LAYERS) -> nn.Module:
+    for name in names:
+        setattr(model.roi_heads, name, None)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("build", "change"),
+    [
+        (tiny_faster_rcnn, with_mask_layers),
+        (tiny_keypoint_rcnn, with_mask_layers),
+        (tiny_mask_rcnn, without_mask_layers),
+        (tiny_mask_rcnn, lambda model: without_mask_layers(model, ("mask_head",))),
+        (tiny_mask_rcnn, lambda model: with_mask_layers(without_mask_layers(model))),
+    ],
+)
+def test_mask_layers_added_or_removed_after_convert_train_and_predict_as_in_torchvision(build, change):
+    images, targets = batch()
+    stock, model = change(build()), change(maskloss.convert(build()))
+    expected, _ = training_pass(stock, images, targets)
+    losses, gradients = training_pass(model, images, targets)
+    assert losses.keys() == expected.keys()
+    for key, value in expected.items():
+        torch.testing.assert_close(losses[key], value, rtol=1e-5, atol=1e-7)
+    assert any("mask" in name for name in gradients) == any("mask" in name for name in model.state_dict())
+    for detection, wanted in zip(model.eval()(images), stock.eval()(images), strict=True):
+        assert detection.keys() == wanted.keys()
+        assert torch.equal(detection["boxes"], wanted["boxes"])
+
+
+def test_targets_of_mask_layers_added_after_convert_need_masks():
+    images, targets = batch()
+    model = with_mask_layers(maskloss.convert(tiny_faster_rcnn())).train()
+    for target in targets:
+        del target["masks"]
+    with pytest.raises(ValueError, match=r"image 0 of the batch.*the target has no masks"):
+        model(images, targets)
+
+
+def excluded(model: nn.Module) -> list[str]:
+    return [name for name, parameter in model.named_parameters() if not parameter.requires_grad]
+
+
+def test_layers_are_trained_again_after_their_parameters_have_been_replaced():
+    model = maskloss.convert(tiny_mask_rcnn(), mask_branch="point_rend")
+    assert (
+        len(excluded(model)) == 6
+    )  # weights and biases of the head's convolution and of the predictor's two layers
+    model.load_state_dict({key: value.clone() for key, value in model.state_dict().items()}, assign=True)
+    maskloss.convert(model)
+    assert not excluded(model)
+
+
+def test_layers_that_the_user_has_frozen_stay_frozen_after_a_branch():
+    model = tiny_mask_rcnn()
+    model.roi_heads.mask_head.requires_grad_(False)
+    frozen = excluded(model)
+    maskloss.convert(maskloss.convert(model, mask_branch="point_rend"))
+    assert excluded(model) == frozen
+
+
+@pytest.mark.parametrize("change", ["unfreeze", "replace"])
+def test_layers_that_a_branch_does_not_call_get_zero_gradients_if_they_are_trained(change):
+    # DistributedDataParallel waits for the gradients of all parameters that are trained when it wraps the model.
+    expected, _ = training_pass(maskloss.convert(tiny_mask_rcnn(), mask_branch="point_rend"), *batch())
+    model = maskloss.convert(tiny_mask_rcnn(), mask_branch="point_rend")
+    if change == "unfreeze":
+        model.requires_grad_(True)
+    else:
+        model.roi_heads.mask_predictor = MaskRCNNPredictor(CHANNELS, CHANNELS, NUM_CLASSES)
+    losses, gradients = training_pass(model, *batch())
+    assert all(torch.equal(losses[key], value) for key, value in expected.items())
+    trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    assert any("mask_predictor" in name for name in trained)
+    assert all(gradients[name] is not None for name in trained)
+    assert not any(gradients[name].any() for name in trained if "mask_predictor" in name)
+
+
+def test_everything_enters_a_branch_by_its_forward_pass_so_that_hooks_run():
+    model = maskloss.convert(tiny_mask_rcnn(), mask_branch="mask_iou")
+    branch = model.roi_heads.mask_branch
+    calls: list[str] = []
+    branch.register_forward_hook(lambda module, args, output: calls.append(type(output).__name__))
+    branch.inner.register_forward_hook(lambda module, args, output: calls.append("inner"))
+    training_pass(model, *batch())
+    model.eval()(batch()[0])
+    assert calls == ["inner", "dict", "inner", "tuple"]
