@@ -14,11 +14,13 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision.models.detection import roi_heads as torchvision_roi_heads
 from torchvision.models.detection._utils import BalancedPositiveNegativeSampler
 from torchvision.models.detection._utils import BoxCoder as TorchvisionBoxCoder
+from torchvision.models.detection.faster_rcnn import FastRCNNPredictor
 from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 from torchvision.models.detection.roi_heads import RoIHeads as TorchvisionRoIHeads
 from torchvision.models.detection.rpn import RegionProposalNetwork as TorchvisionRPN
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
+from maskloss.detection.mask_branch import MaskBranch
 from maskloss.detection.roi_heads import RoIHeads
 from maskloss.detection.rpn import RegionProposalNetwork
 from maskloss.detection.sampling import SeededSampler
@@ -121,6 +123,33 @@ def check_parts(model: GeneralizedRCNN) -> None:
         _check_code(name, part)
 
 
+def check_num_classes(branch: MaskBranch | None, model: GeneralizedRCNN) -> None:
+    """Check that a mask branch predicts the masks of all of a model's classes.
+
+    The number of classes is known for torchvision's box predictor.
+
+    Raises:
+        ValueError: the model has more classes.
+
+    Example:
+        >>> from maskloss.detection.builders import ModelSettings, build_model
+        >>> from maskloss.detection.point_rend import PointRendBranch
+        >>> model = build_model(ModelSettings("resnet18", num_classes=3))
+        >>> check_num_classes(PointRendBranch(256, num_classes=2), model)  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        ValueError: the mask branch has 2 classes, but model.roi_heads.box_predictor has 3 ...
+    """
+    predictor = model.roi_heads.box_predictor
+    if branch is None or branch.num_classes is None or type(predictor) is not FastRCNNPredictor:
+        return
+    count = getattr(predictor.cls_score, "out_features", 0)
+    if count > branch.num_classes:
+        raise ValueError(
+            f"the mask branch has {branch.num_classes} classes, but model.roi_heads.box_predictor has {count} (both "
+            "with the background); call maskloss.convert again with a new mask branch"
+        )
+
+
 def check_sync_free(model: GeneralizedRCNN) -> None:
     """Check that a model supports sampling without synchronization: torchvision's samplers, no BatchNorm in the heads.
 
@@ -196,7 +225,7 @@ def check_still_converted(model: GeneralizedRCNN, *, paste: str | None, allowed:
 
     Raises:
         TypeError: a part has been replaced or patched since `convert`.
-        ValueError: see `check_sync_free`.
+        ValueError: see `check_sync_free` and `check_num_classes`.
 
     Example:
         >>> import maskloss
@@ -213,6 +242,7 @@ def check_still_converted(model: GeneralizedRCNN, *, paste: str | None, allowed:
             )
         _check_code(name, part)
     check_functions(allowed)
+    check_num_classes(model.roi_heads.mask_branch, model)
     if paste != "torchvision":
         transform = model.transform
         if not isinstance(transform, RCNNTransform):

@@ -21,6 +21,7 @@ from torchvision.ops import MultiScaleRoIAlign as TorchvisionMultiScaleRoIAlign
 from maskloss.detection.box_coder import BoxCoder
 from maskloss.detection.compatibility import (
     check_functions,
+    check_num_classes,
     check_parts,
     check_postprocess,
     check_still_converted,
@@ -106,8 +107,9 @@ def convert(
         TypeError: the model, or a part whose code would be replaced, is not torchvision's; torchvision's loss
             functions have been replaced and no `loss` is given; or `sync_free` is requested with a custom sampler. The
             message names the cause. The model is not changed.
-        ValueError: the preset or paste is unknown; a term of the loss holds the model itself; or `sync_free` is
-            requested with a BatchNorm in the RoI heads, whose statistics would include rows without a sample.
+        ValueError: the preset or paste is unknown; a term of the loss holds the model itself; the mask branch has fewer
+            classes than the model; or `sync_free` is requested with a BatchNorm in the RoI heads, whose statistics
+            would include rows without a sample.
 
     Example:
         >>> import torchvision
@@ -154,6 +156,7 @@ def convert(
     if isinstance(mask_branch, str):
         mask_branch = MASK_BRANCHES[mask_branch](model)
     if mask_branch is not None:
+        check_num_classes(mask_branch, model)
         mask_branch.hold(loss)  # a branch may refuse the loss, before anything is changed
 
     # The instances change their class instead of being rebuilt, to keep everything that a user has set on them,

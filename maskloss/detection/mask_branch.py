@@ -326,6 +326,27 @@ def mask_batch_of(
     return MaskBatch(mask_logits, grids, torch.cat(positives.labels), positives.counts, weights, mask_labels)
 
 
+def check_values(name: str, values: Any, count: int) -> None:
+    """Check that a branch's own term has returned one value per RoI.
+
+    Args:
+        name: name of the term, for the message.
+        values: what it has returned.
+        count: P, number of RoIs.
+
+    Raises:
+        ValueError: the values are not a tensor (P,).
+
+    Example:
+        >>> check_values("point_loss", torch.zeros(2), 3)
+        Traceback (most recent call last):
+        ValueError: point_loss must return one value per RoI, shape (3,), not shape (2,)
+    """
+    if not isinstance(values, Tensor) or values.shape != (count,):
+        found = f"shape {tuple(values.shape)}" if isinstance(values, Tensor) else type(values).__name__
+        raise ValueError(f"{name} must return one value per RoI, shape ({count},), not {found}")
+
+
 def num_classes_of(model: Any) -> int:
     """Return the number of classes of a torchvision model, background included.
 

@@ -6,6 +6,7 @@ Shapes: see `maskloss.losses`.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -20,11 +21,14 @@ from maskloss.detection.mask_branch import (
     Positives,
     Target,
     TorchvisionMaskBranch,
+    check_values,
     grids_of,
     num_classes_of,
 )
 from maskloss.losses.arithmetic import at_least_float32
+from maskloss.losses.checks import check_in_range
 from maskloss.losses.criterion import MaskRCNNLoss, zero_of
+from maskloss.losses.term_checks import check_callable, check_unreduced, register_parts
 from maskloss.masks.coverage import union_area
 from maskloss.masks.encoded import EncodedMasks
 
@@ -100,11 +104,16 @@ class MaskIoUBranch(MaskBranch):
 
     Args:
         inner: the branch that predicts the masks: torchvision's, or another one with `losses_and_probs`.
-        pool: module that pools the features of RoIs to S x S cells.
+        pool: module that pools the features of RoIs to S x S cells, or a function that returns it, so that it can be
+            replaced at any time. Its parameters belong to another module.
         in_channels: number of channels of the features.
         num_classes: C, background included.
         iou_loss: the term, (predicted (P,), IoU (P,)) -> (P,).
         iou_weight: factor of `loss_mask_iou`, in addition to the loss's weight of the mask term.
+
+    Raises:
+        TypeError: `iou_loss` is a class or not callable.
+        ValueError: `iou_weight` is negative or not finite, or `iou_loss` sums or averages its values.
 
     Source: Huang et al., Mask Scoring R-CNN, 2019, arXiv:1903.00241; layers as in mmdetection 3.3.0's `MaskIoUHead`.
     mmdetection estimates an object's area outside the RoI from the fraction inside it; here areas are exact.
@@ -113,7 +122,7 @@ class MaskIoUBranch(MaskBranch):
     def __init__(
         self,
         inner: MaskBranch,
-        pool: nn.Module,
+        pool: nn.Module | Callable[[], nn.Module],
         in_channels: int,
         num_classes: int,
         *,
@@ -123,12 +132,18 @@ class MaskIoUBranch(MaskBranch):
         super().__init__()
         self.inner = inner
         self.uses_stock_layers = inner.uses_stock_layers
-        # torchvision's pooling has no parameters, and the RoI heads own it.
+        # The RoI heads own it.
         self.__dict__["pool"] = pool
-        size: Any = pool.output_size
+        size: Any = self._pool().output_size
         self.side: int = size if isinstance(size, int) else size[0]
         self.iou_head = MaskIoUHead(in_channels, num_classes, self.side)
+        if iou_loss is not None:
+            check_callable("iou_loss", iou_loss)
+            check_unreduced("iou_loss", iou_loss)
+        check_in_range(0, iou_weight=iou_weight)
         self.iou_loss = nn.MSELoss(reduction="none") if iou_loss is None else iou_loss
+        register_parts(self, [self.iou_loss])
+        self.num_classes = min(num_classes, inner.num_classes or num_classes)
         self.iou_weight = iou_weight
 
     @classmethod
@@ -157,16 +172,16 @@ class MaskIoUBranch(MaskBranch):
                     "the model has no mask layers whose masks mask_iou could score; pass an inner branch"
                 )
             inner = TorchvisionMaskBranch(heads)
-        pool = heads.mask_roi_pool
-        if pool is None:
+        pool: Any = _PoolOf(heads)
+        if heads.mask_roi_pool is None:
             pool = MultiScaleRoIAlign(heads.box_roi_pool.featmap_names, output_size=14, sampling_ratio=2)
         num_classes = num_classes_of(model)
         return cls(inner, pool, parts.backbone.out_channels, num_classes, **options)
 
     def hold(self, loss: MaskRCNNLoss) -> None:
         """Set the loss of this branch and of the inner branch."""
+        self.inner.hold(loss)  # first, because it may refuse the loss
         super().hold(loss)
-        self.inner.hold(loss)
 
     def losses(self, features: Features, positives: Positives, targets: list[Target]) -> dict[str, Tensor]:
         """Compute the losses of the inner branch and `loss_mask_iou`."""
@@ -183,10 +198,15 @@ class MaskIoUBranch(MaskBranch):
             # As in the source, masks that do not overlap their objects are excluded.
             is_counted = (wanted > 0).to(wanted.dtype)
         with torch.autocast(predicted.device.type, enabled=False):
-            values = self.iou_loss(at_least_float32(predicted), wanted) * is_counted
+            values = self.iou_loss(at_least_float32(predicted), wanted)
+            check_values("iou_loss", values, len(predicted))
+            values = values * is_counted
             if positives.weights is not None:
                 values = values * torch.cat(positives.weights).to(values.dtype)
-            loss = values.sum() / is_counted.sum().clamp(min=1)
+            counts = replace(positives.counts, weight_sum=is_counted.sum())
+            counted: Any = self.loss.synchronize(counts, values.device).weight_sum
+            # Without any, the sum is 0. The mean count of several processes may lie between 0 and 1.
+            loss = values.sum() / counted.clamp(min=1e-6)
         losses[IOU_KEY] = self.loss.weights.mask * self.iou_weight * loss
         return losses
 
@@ -201,8 +221,13 @@ class MaskIoUBranch(MaskBranch):
         scores = torch.cat(detections.scores) * quality
         return masks, list(scores.split([boxes.shape[0] for boxes in detections.boxes]))
 
+    def _pool(self) -> Any:
+        """Return the module that pools features."""
+        pool = self.__dict__["pool"]
+        return pool if isinstance(pool, nn.Module) else pool()
+
     def _predicted_iou(self, features: Features, rois: Positives | DetectedBoxes, probs: Tensor) -> Tensor:
-        pooled = self.__dict__["pool"](features, rois.boxes, rois.image_sizes)
+        pooled = self._pool()(features, rois.boxes, rois.image_sizes)
         return self.iou_head(pooled, _resized(probs, 2 * self.side), torch.cat(rois.labels))
 
     def _mask_iou(self, positives: Positives, targets: list[Target], probs: Tensor) -> Tensor:
@@ -219,6 +244,16 @@ class MaskIoUBranch(MaskBranch):
         # The grid contains only the object's part inside the RoI. By rounding, its area may exceed the whole.
         whole = torch.maximum(torch.cat(areas), grids.sum(dim=(1, 2)))
         return overlap / (predicted + whole - overlap).clamp(min=1e-6)
+
+
+class _PoolOf:
+    """Return the mask pooling of RoI heads at each call, also in copies of the heads."""
+
+    def __init__(self, heads: Any) -> None:
+        self.heads = heads
+
+    def __call__(self) -> Any:
+        return self.heads.mask_roi_pool
 
 
 def mask_areas(masks: Tensor | EncodedMasks, matched_idxs: Tensor) -> Tensor:

@@ -19,12 +19,15 @@ from maskloss.detection.mask_branch import (
     MaskBranch,
     Positives,
     Target,
+    check_values,
     mask_batch_of,
     num_classes_of,
 )
 from maskloss.losses.arithmetic import at_least_float32
+from maskloss.losses.checks import check_in_range
 from maskloss.losses.criterion import MaskRCNNLoss, divisor_of, zero_of
 from maskloss.losses.mask_weak import sample_at_points
+from maskloss.losses.term_checks import check_callable, check_unreduced, register_parts
 from maskloss.losses.terms import TERMS
 from maskloss.masks.encoded import EncodedMasks
 from maskloss.masks.point_targets import point_targets
@@ -180,7 +183,8 @@ class PointRendBranch(MaskBranch):
         points_per_step: maximum number of cells that the point head predicts per mask and step.
 
     Raises:
-        ValueError: a number is out of its range.
+        TypeError: `point_loss` is a class or not callable.
+        ValueError: a number is out of its range, or `point_loss` sums or averages its values.
 
     Source: Kirillov et al., PointRend, 2019, arXiv:1912.08193. The constants are Detectron2's. Its point head reads the
     coarse logits of all classes; this one reads only that of the RoI's own class.
@@ -206,11 +210,19 @@ class PointRendBranch(MaskBranch):
                 "num_points and oversample must be at least 1, importance in [0, 1] and steps at least 0, got "
                 f"{num_points}, {oversample:g}, {importance:g} and {steps}"
             )
+        if points_per_step < 1:
+            raise ValueError(f"points_per_step must be at least 1, got {points_per_step}")
+        check_in_range(0, point_weight=point_weight)
+        if point_loss is not None:
+            check_callable("point_loss", point_loss)
+            check_unreduced("point_loss", point_loss)
         self.levels = tuple(levels)
         self.coarse_head = CoarseMaskHead(in_channels, num_classes)
         self.point_head = PointHead(in_channels * len(self.levels), num_classes)
         self.point_loss = nn.BCEWithLogitsLoss(reduction="none") if point_loss is None else point_loss
+        register_parts(self, [self.point_loss])
         self.point_weight = point_weight
+        self.num_classes = num_classes
         self.num_points, self.oversample, self.importance = num_points, oversample, importance
         self.steps, self.points_per_step = steps, points_per_step
         self._strides: list[int] = []
@@ -284,7 +296,9 @@ class PointRendBranch(MaskBranch):
             wanted = self._point_targets(positives, targets, coords)
         with torch.autocast(logits.device.type, enabled=False):
             values = self.point_loss(at_least_float32(logits), wanted)
-            values = values.mean(dim=1) if values.dim() == 2 else values
+            if getattr(values, "shape", None) == logits.shape:
+                values = values.mean(dim=1)
+            check_values("point_loss", values, len(logits))
             if positives.weights is not None:
                 values = values * torch.cat(positives.weights).to(values.dtype)
             counts = self.loss.synchronize(positives.counts, values.device)

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import copy
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
-from torchvision.ops import roi_align
+from torch import Tensor, nn
+from torchvision.models.detection.faster_rcnn import FastRCNNPredictor
+from torchvision.ops import MultiScaleRoIAlign, roi_align
 
 import maskloss
 from maskloss import EncodedMasks, LossWeights, MaskRCNNLoss
-from maskloss.detection.mask_branch import MaskBranch, Positives, TorchvisionMaskBranch
+from maskloss.detection.mask_branch import DetectedBoxes, MaskBranch, Positives, TorchvisionMaskBranch
 from maskloss.detection.mask_iou import MaskIoUBranch, MaskIoUHead, mask_areas
 from maskloss.detection.point_rend import PointRendBranch
 from maskloss.losses import MaskSoftmaxLoss
 from maskloss.losses.normalizers import BatchCounts
 
-from .small_models import batch, tiny_faster_rcnn, tiny_mask_rcnn, training_pass, without_objects
+from .small_models import NUM_CLASSES, batch, tiny_faster_rcnn, tiny_mask_rcnn, training_pass, without_objects
 
 
 def test_the_head_selects_the_own_class():
@@ -219,6 +223,114 @@ def test_weights_of_stock_parts_load_and_features_are_pooled_by_the_models_pooli
     assert isinstance(branch.inner, TorchvisionMaskBranch)
     features = {"0": torch.rand(1, model.backbone.out_channels, 16, 16)}
     boxes = [torch.tensor([[4.0, 4.0, 40.0, 30.0]])]
-    pooled = branch.__dict__["pool"](features, boxes, [(64, 64)])
+    pooled = branch._pool()(features, boxes, [(64, 64)])
     expected = roi_align(features["0"], boxes, branch.side, 1 / 4, sampling_ratio=2)
     torch.testing.assert_close(pooled, expected)
+
+
+def test_features_are_pooled_by_the_models_pooling_at_the_time_of_the_pass():
+    model = maskloss.convert(tiny_mask_rcnn(), mask_branch="mask_iou")
+    heads: Any = copy.deepcopy(model).roi_heads
+    calls: list[nn.Module] = []
+
+    class Watched(MultiScaleRoIAlign):
+        def forward(self, *arguments: Any) -> Tensor:
+            calls.append(self)
+            return super().forward(*arguments)
+
+    heads.mask_roi_pool = Watched(["0"], output_size=4, sampling_ratio=2)
+    assert heads.mask_branch._pool() is heads.mask_roi_pool
+    assert model.roi_heads.mask_branch._pool() is model.roi_heads.mask_roi_pool
+    boxes, labels = [torch.tensor([[4.0, 4.0, 40.0, 30.0]])], [torch.tensor([1])]
+    features = {"0": torch.rand(1, model.backbone.out_channels, 16, 16)}
+    heads.mask_branch.predict(features, DetectedBoxes(boxes, labels, [torch.ones(1)], [(64, 64)]))
+    assert len(calls) == 2  # of the inner branch and of the IoU head
+
+
+def test_the_mean_count_of_all_processes_divides_the_loss(monkeypatch):
+    def losses_with(synchronize: Any) -> dict[str, Tensor]:
+        model = maskloss.convert(tiny_mask_rcnn(), mask_branch="mask_iou")
+        if synchronize is not None:
+            monkeypatch.setattr(model.roi_heads.loss, "synchronize", synchronize)
+        return training_pass(model, *batch())[0]
+
+    seen: list[float] = []
+
+    def halved(counts: BatchCounts, device: torch.device) -> BatchCounts:
+        seen.append(float(counts.weight_sum))
+        return replace(counts, weight_sum=torch.as_tensor(counts.weight_sum) / 2)
+
+    alone, synchronized = losses_with(None), losses_with(halved)
+    torch.testing.assert_close(synchronized["loss_mask_iou"], 2 * alone["loss_mask_iou"])
+    images, targets = batch()
+    monkeypatch.undo()
+    wanted: list[Tensor] = []
+    model = tiny_mask_rcnn()
+    branch = MaskIoUBranch.of(model, iou_loss=lambda predicted, iou: wanted.append(iou) or predicted * 0)
+    training_pass(maskloss.convert(model, mask_branch=branch), images, targets)
+    assert seen[-1] == int((wanted[0] > 0).sum())
+
+
+class Halved:
+    """A term with a parameter, that is not a module."""
+
+    def __init__(self) -> None:
+        self.scale = nn.Parameter(torch.tensor(0.5))
+
+    def __call__(self, predicted: Tensor, wanted: Tensor) -> Tensor:
+        return self.scale * (predicted - wanted).square()
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"iou_loss": nn.MSELoss}, TypeError, r"iou_loss: MSELoss is a class; write MSELoss\(\.\.\.\)"),
+        ({"iou_loss": "mse"}, TypeError, "iou_loss: a term is a function or a loss object"),
+        ({"iou_loss": nn.MSELoss()}, ValueError, 'iou_loss: MSELoss has reduction="mean"'),
+        ({"iou_loss": partial(nn.functional.mse_loss, reduction="sum")}, ValueError, "iou_loss: .*sum"),
+        ({"iou_weight": -1.0}, ValueError, "iou_weight must be >= 0 and finite, got -1"),
+        ({"iou_weight": float("nan")}, ValueError, "iou_weight must be >= 0 and finite, got nan"),
+    ],
+)
+def test_wrong_arguments_are_refused(options, error, message):
+    with pytest.raises(error, match=message):
+        MaskIoUBranch.of(tiny_mask_rcnn(), **options)
+
+
+def test_the_parameters_of_a_term_that_is_no_module_are_the_branchs():
+    branch = MaskIoUBranch.of(tiny_mask_rcnn(), iou_loss=Halved())
+    assert any(parameter is branch.iou_loss.scale for parameter in branch.parameters())
+
+
+def test_a_term_that_returns_another_shape_is_named():
+    model = tiny_mask_rcnn()
+    maskloss.convert(model, mask_branch=MaskIoUBranch.of(model, iou_loss=nn.functional.mse_loss))
+    with pytest.raises(
+        ValueError, match=r"iou_loss must return one value per RoI, shape \(\d+,\), not shape \(\)"
+    ):
+        training_pass(model, *batch())
+
+
+def test_a_loss_that_the_inner_branch_refuses_leaves_the_branch_as_it_was():
+    model = tiny_mask_rcnn()
+    branch = MaskIoUBranch.of(model, PointRendBranch.of(model))
+    with pytest.raises(TypeError, match="point_rend computes the logits of each object's own class only"):
+        maskloss.convert(model, MaskRCNNLoss(mask=MaskSoftmaxLoss()), mask_branch=branch)
+    with pytest.raises(RuntimeError, match="has no loss yet"):
+        _ = branch.loss
+
+
+@pytest.mark.parametrize("inner", inner_branches())
+def test_a_model_with_more_classes_than_its_branch_is_refused(inner):
+    model = tiny_mask_rcnn()
+    branch = MaskIoUBranch.of(model, inner_branches()[inner](model))
+    maskloss.convert(model, mask_branch=branch)
+    model.roi_heads.box_predictor = FastRCNNPredictor(16, NUM_CLASSES + 2)
+    message = rf"the mask branch has {NUM_CLASSES} classes, but .*box_predictor has {NUM_CLASSES + 2} .*convert again"
+    for training in (True, False):
+        with pytest.raises(ValueError, match=message):
+            model.train(training)(*batch())
+    with pytest.raises(ValueError, match=message):
+        maskloss.convert(model, mask_branch=branch)
+    maskloss.convert(model, mask_branch="point_rend")
+    training_pass(model, *batch())

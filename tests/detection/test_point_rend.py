@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torchvision.models.detection.faster_rcnn import FastRCNNPredictor
 
 import maskloss
 from maskloss import EncodedMasks, LossWeights, MaskRCNNLoss, MaskTargets
@@ -345,3 +346,53 @@ def test_an_unknown_name_is_refused():
 def test_numbers_out_of_range_are_refused(options):
     with pytest.raises(ValueError, match="num_points and oversample must be at least 1"):
         PointRendBranch(8, NUM_CLASSES, **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"points_per_step": 0}, ValueError, "points_per_step must be at least 1, got 0"),
+        ({"point_weight": -0.5}, ValueError, "point_weight must be >= 0 and finite, got -0.5"),
+        ({"point_loss": nn.BCEWithLogitsLoss}, TypeError, "point_loss: BCEWithLogitsLoss is a class"),
+        ({"point_loss": 3}, TypeError, "point_loss: a term is a function or a loss object"),
+        ({"point_loss": nn.BCEWithLogitsLoss()}, ValueError, 'BCEWithLogitsLoss has reduction="mean"'),
+    ],
+)
+def test_wrong_arguments_are_refused(options, error, message):
+    with pytest.raises(error, match=message):
+        PointRendBranch(8, NUM_CLASSES, **options)
+
+
+def test_a_term_that_returns_another_shape_is_named():
+    model = tiny_mask_rcnn()
+    summed = nn.functional.binary_cross_entropy_with_logits
+    maskloss.convert(model, mask_branch=PointRendBranch.of(model, point_loss=summed))
+    with pytest.raises(
+        ValueError, match=r"point_loss must return one value per RoI, shape \(\d+,\), not shape \(\)"
+    ):
+        training_pass(model, *batch())
+
+
+class Scaled:
+    """A term with a parameter, that is not a module."""
+
+    def __init__(self) -> None:
+        self.scale = nn.Parameter(torch.tensor(0.5))
+
+    def __call__(self, logits: Tensor, wanted: Tensor) -> Tensor:
+        return self.scale * (logits.sigmoid() - wanted).abs()
+
+
+def test_the_parameters_of_a_term_that_is_no_module_are_the_branchs():
+    model = tiny_mask_rcnn()
+    branch = PointRendBranch.of(model, point_loss=Scaled())
+    maskloss.convert(model, mask_branch=branch)
+    assert any(parameter is branch.point_loss.scale for parameter in model.parameters())
+
+
+def test_a_model_with_more_classes_than_its_branch_is_refused():
+    model = maskloss.convert(tiny_mask_rcnn(), mask_branch="point_rend")
+    model.roi_heads.box_predictor = FastRCNNPredictor(16, NUM_CLASSES + 1)
+    with pytest.raises(ValueError, match=f"the mask branch has {NUM_CLASSES} classes, but .*convert again"):
+        training_pass(model, *batch())
+    training_pass(maskloss.convert(model, mask_branch="point_rend"), *batch())
