@@ -6,19 +6,25 @@ and at every later forward pass.
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from typing import Any
+from collections.abc import Collection, Iterable
+from typing import Any, NamedTuple
 
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torchvision.models.detection import _utils as torchvision_utils
 from torchvision.models.detection import roi_heads as torchvision_roi_heads
+from torchvision.models.detection import transform as torchvision_transform
 from torchvision.models.detection._utils import BalancedPositiveNegativeSampler
 from torchvision.models.detection._utils import BoxCoder as TorchvisionBoxCoder
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor
 from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
+from torchvision.models.detection.mask_rcnn import MaskRCNNPredictor
 from torchvision.models.detection.roi_heads import RoIHeads as TorchvisionRoIHeads
 from torchvision.models.detection.rpn import RegionProposalNetwork as TorchvisionRPN
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
+from torchvision.ops import MultiScaleRoIAlign as TorchvisionMultiScaleRoIAlign
+from torchvision.ops import boxes as torchvision_boxes
+from torchvision.ops import poolers as torchvision_poolers
 
 from maskloss.detection.mask_branch import MaskBranch
 from maskloss.detection.roi_heads import RoIHeads
@@ -52,6 +58,70 @@ _REPLACED_FUNCTIONS: dict[str, tuple[Any, str]] = {
     "maskrcnn_inference": (torchvision_roi_heads, "a mask term with mask_probs"),
     "compute_loss": (TorchvisionRPN, "the objectness and rpn_box terms"),
 }
+
+_SUBCLASS = "derive your part from maskloss.detection.{} and override the method there"
+_TRANSFORM = "patch model.transform.{} of this model instead"
+_CODER = "give model.rpn and model.roi_heads a subclass of BoxCoder that overrides {}"
+_POOLER = "give model.roi_heads a subclass of MultiScaleRoIAlign with the change"
+
+#: torchvision's other code that the converted model does not call, or not always: where it is, names, and the way out.
+_UNCALLED_CODE: tuple[tuple[Any, tuple[str, ...], str], ...] = (
+    (TorchvisionRoIHeads, ("forward", "postprocess_detections"), _SUBCLASS.format("RoIHeads")),
+    (
+        TorchvisionRPN,
+        ("forward", "filter_proposals", "assign_targets_to_anchors"),
+        _SUBCLASS.format("RegionProposalNetwork"),
+    ),
+    (TorchvisionBoxCoder, ("encode", "encode_single"), _CODER.format("encode_single")),
+    (TorchvisionBoxCoder, ("decode", "decode_single"), _CODER.format("decode_single")),
+    (torchvision_utils, ("encode_boxes",), _CODER.format("encode_single")),
+    (TorchvisionMultiScaleRoIAlign, ("forward",), _POOLER),
+    (torchvision_poolers, ("roi_align",), _POOLER),
+    (MaskRCNNPredictor, ("forward",), "give model.roi_heads a subclass of MaskRCNNPredictor with the change"),
+)
+
+#: The same for the transform, if it is torchvision's own.
+_UNCALLED_IN_TRANSFORM: tuple[tuple[Any, tuple[str, ...], str], ...] = (
+    (GeneralizedRCNNTransform, ("resize",), _TRANSFORM.format("resize")),
+    (GeneralizedRCNNTransform, ("normalize",), _TRANSFORM.format("normalize")),
+    (GeneralizedRCNNTransform, ("postprocess",), _TRANSFORM.format("postprocess")),
+    (
+        torchvision_transform,
+        ("resize_boxes", "resize_keypoints", "_resize_image_and_masks"),
+        _TRANSFORM.format("resize"),
+    ),
+)
+
+#: The same with `sync_free`.
+_UNCALLED_IF_SYNC_FREE: tuple[tuple[Any, tuple[str, ...], str], ...] = (
+    (TorchvisionRoIHeads, ("select_training_samples", "subsample"), "leave sync_free out"),
+    (BalancedPositiveNegativeSampler, ("__call__",), "leave sync_free out"),
+    (torchvision_boxes, ("batched_nms", "remove_small_boxes"), "leave sync_free out"),
+)
+
+
+class _Code(NamedTuple):
+    """A function or method of torchvision's: where it is, its name, what it was at first, and the way out."""
+
+    owner: Any
+    name: str
+    original: Any
+    way_out: str
+
+
+def _recorded(rows: Iterable[tuple[Any, Iterable[str], str]]) -> list[_Code]:
+    """Record the code that the rows name, before user code replaces it.
+
+    Code that has been replaced before maskloss was imported is recognized by its module, if it is a plain function.
+    """
+    found = []
+    for owner, names, way_out in rows:
+        for name in names:
+            original = getattr(owner, name)
+            if not str(getattr(original, "__module__", None)).startswith(("torchvision.", "torch.")):
+                original = None
+            found.append(_Code(owner, name, original, way_out))
+    return found
 
 
 def full_name(thing: Any) -> str:
@@ -101,7 +171,8 @@ def check_parts(model: GeneralizedRCNN) -> None:
     """Check that the parts whose code `convert` replaces are torchvision's, or already converted.
 
     Raises:
-        TypeError: a part has another type or is sharded, or has user methods that would not be called.
+        TypeError: a part has another type or is sharded, or has user methods that would not be called; or such methods
+            of torchvision's classes have been replaced.
 
     Example:
         >>> from maskloss.detection.builders import ModelSettings, build_model
@@ -121,6 +192,7 @@ def check_parts(model: GeneralizedRCNN) -> None:
                 f"convert would drop model.{name}.forward, which has been patched on the instance"
             )
         _check_code(name, part)
+    check_code(model)
 
 
 def check_num_classes(branch: MaskBranch | None, model: GeneralizedRCNN) -> None:
@@ -154,7 +226,7 @@ def check_sync_free(model: GeneralizedRCNN) -> None:
     """Check that a model supports sampling without synchronization: torchvision's samplers, no BatchNorm in the heads.
 
     Raises:
-        TypeError: a sampler is not torchvision's, or `select_training_samples` has been patched.
+        TypeError: a sampler is not torchvision's, or code that would not be called has been patched.
         ValueError: a BatchNorm in the RoI heads would include rows without a sample in its statistics.
 
     Example:
@@ -168,10 +240,12 @@ def check_sync_free(model: GeneralizedRCNN) -> None:
                 f"sync_free would not call model.{name}.fg_bg_sampler, which is not torchvision's "
                 f"BalancedPositiveNegativeSampler but {full_name(sampler)}"
             )
-    if "select_training_samples" in vars(model.roi_heads):
-        raise TypeError(
-            "sync_free would drop model.roi_heads.select_training_samples, which has been patched on the instance"
-        )
+    for method in ("select_training_samples", "subsample"):
+        if method in vars(model.roi_heads):
+            raise TypeError(
+                f"sync_free would drop model.roi_heads.{method}, which has been patched on the instance"
+            )
+    _check_unchanged(_SYNC_FREE_CODE)
     for name, module in model.roi_heads.named_modules():
         if isinstance(module, _BatchNorm):
             raise ValueError(
@@ -190,7 +264,7 @@ def replaced_functions() -> list[str]:
     return [
         name
         for name, (owner, _) in _REPLACED_FUNCTIONS.items()
-        if getattr(getattr(owner, name), "__module__", None) != _home(owner)
+        if getattr(owner, name) is not _ORIGINAL_FUNCTIONS[name]
     ]
 
 
@@ -212,6 +286,30 @@ def check_functions(allowed: Collection[str] = ()) -> None:
             raise TypeError(
                 f"{_home(owner)}.{name} has been replaced, and a converted model does not call it; pass {instead} to "
                 "MaskRCNNLoss, or pass a preset's name to convert"
+            )
+
+
+def check_code(model: GeneralizedRCNN) -> None:
+    """Check that no code of torchvision's that a converted model does not call has been replaced.
+
+    Raises:
+        TypeError: some has been; the message has the way out.
+
+    Example:
+        >>> from maskloss.detection.builders import ModelSettings, build_model
+        >>> check_code(build_model(ModelSettings("resnet18", num_classes=2)))
+    """
+    _check_unchanged(_CODE)
+    if has_replaceable_transform(model):
+        _check_unchanged(_TRANSFORM_CODE)
+
+
+def _check_unchanged(recorded: Iterable[_Code]) -> None:
+    for owner, name, original, way_out in recorded:
+        if getattr(owner, name) is not original:
+            place = f"{owner.__module__}.{owner.__qualname__}" if isinstance(owner, type) else owner.__name__
+            raise TypeError(
+                f"{place}.{name} has been replaced, and a converted model would not call the replacement; {way_out}"
             )
 
 
@@ -242,6 +340,7 @@ def check_still_converted(model: GeneralizedRCNN, *, paste: str | None, allowed:
             )
         _check_code(name, part)
     check_functions(allowed)
+    check_code(model)
     check_num_classes(model.roi_heads.mask_branch, model)
     if paste != "torchvision":
         transform = model.transform
@@ -299,3 +398,12 @@ def _home(owner: Any) -> str:
     """Return the `__module__` of the functions that a module or a class defines itself."""
     home: str = owner.__module__ if isinstance(owner, type) else owner.__name__
     return home
+
+
+_CODE, _TRANSFORM_CODE, _SYNC_FREE_CODE = map(
+    _recorded, (_UNCALLED_CODE, _UNCALLED_IN_TRANSFORM, _UNCALLED_IF_SYNC_FREE)
+)
+_ORIGINAL_FUNCTIONS = {
+    code.name: code.original
+    for code in _recorded((owner, (name,), way_out) for name, (owner, way_out) in _REPLACED_FUNCTIONS.items())
+}

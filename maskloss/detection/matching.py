@@ -23,6 +23,9 @@ _LEAST_BOXES = 2048
 #: Up to this many pairs, a GPU remembers with one byte per pair which boxes may be an object's best, 256 MiB.
 _PAIRS_REMEMBERED = 2**28
 
+#: Methods that users may replace, as they were at first.
+_MATCHER_CODE = (Matcher.__call__, Matcher.set_low_quality_matches_)
+
 Similarity = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -37,7 +40,7 @@ def match(gt_boxes: Tensor, boxes: Tensor, matcher: Matcher, similarity: Similar
     Args:
         gt_boxes: (G, 4) xyxy, G >= 1.
         boxes: (A, 4) xyxy, anchors or proposals.
-        matcher: torchvision's `Matcher`; matchers of other types are called with the whole matrix.
+        matcher: torchvision's `Matcher`; matchers with other code are called with the whole matrix.
         similarity: computes a similarity >= 0 for each object and box, (G, A); torchvision's is the IoU.
 
     Returns:
@@ -50,7 +53,7 @@ def match(gt_boxes: Tensor, boxes: Tensor, matcher: Matcher, similarity: Similar
         tensor([ 0, -1])
     """
     pairs = _PAIRS_AT_ONCE.get(boxes.device.type, 2**24)
-    if type(matcher) is not Matcher or len(boxes) == 0:
+    if not _is_torchvisions(matcher) or len(boxes) == 0:
         matches: Tensor = matcher(similarity(gt_boxes, boxes))
         return matches
     low_quality = matcher.allow_low_quality_matches
@@ -63,6 +66,15 @@ def match(gt_boxes: Tensor, boxes: Tensor, matcher: Matcher, similarity: Similar
         return _apply_thresholds(best.values, best.indices, is_best, matcher)
     find = _best_on_cpu if boxes.device.type == "cpu" else _best_on_gpu
     return _apply_thresholds(*find(gt_boxes, boxes, similarity, pairs, low_quality), matcher)
+
+
+def _is_torchvisions(matcher: Matcher) -> bool:
+    """Return whether a matcher's code is torchvision's: its class, and no replaced method."""
+    return (
+        type(matcher) is Matcher
+        and (Matcher.__call__, Matcher.set_low_quality_matches_) == _MATCHER_CODE
+        and "set_low_quality_matches_" not in vars(matcher)
+    )
 
 
 def _best_on_cpu(

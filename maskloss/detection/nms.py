@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torchvision.ops import batched_nms as torchvision_batched_nms
+from torchvision.ops import boxes as torchvision_boxes
 from torchvision.ops import nms
 
 
@@ -29,7 +29,8 @@ def batched_nms(boxes: Tensor, scores: Tensor, groups: Tensor, iou_threshold: fl
         tensor([1, 2])
     """
     if not torch.compiler.is_exporting():
-        kept: Tensor = torchvision_batched_nms(boxes, scores, groups, iou_threshold)
+        # Looked up at each call, as in torchvision, so that a user's replacement is called.
+        kept: Tensor = torchvision_boxes.batched_nms(boxes, scores, groups, iou_threshold)
         return kept
     # A zero is added because the maximum of no boxes is undefined.
     moved = _moved_apart(boxes, groups, torch.cat([boxes.flatten(), boxes.new_zeros(1)]).max())

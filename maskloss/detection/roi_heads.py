@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from torchvision.models.detection import roi_heads as torchvision_roi_heads
 from torchvision.models.detection.roi_heads import RoIHeads as TorchvisionRoIHeads
-from torchvision.ops import clip_boxes_to_image, remove_small_boxes
+from torchvision.ops import boxes as torchvision_boxes
 
 from maskloss.detection.loss_holder import LossHolder, mean_losses
 from maskloss.detection.mask_branch import DetectedBoxes, MaskBranch, Positives, TorchvisionMaskBranch
@@ -428,8 +428,8 @@ class RoIHeads(LossHolder, TorchvisionRoIHeads):
             label = label + 1
             scores = scores[roi, label]
             boxes = self.box_coder.decode_single(deltas[roi, label], image_proposals[roi])
-            boxes = clip_boxes_to_image(boxes, size)
-            kept = remove_small_boxes(boxes, min_size=1e-2)
+            boxes = torchvision_boxes.clip_boxes_to_image(boxes, size)
+            kept = torchvision_boxes.remove_small_boxes(boxes, min_size=1e-2)
             boxes, scores, label = boxes[kept], scores[kept], label[kept]
             kept = batched_nms(boxes, scores, label, self.nms_thresh)[: self.detections_per_img]
             found.append((boxes[kept], scores[kept], label[kept]))

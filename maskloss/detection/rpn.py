@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
+from torchvision.models.detection import rpn as torchvision_rpn
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.rpn import RegionProposalNetwork as TorchvisionRPN
-from torchvision.models.detection.rpn import concat_box_prediction_layers
-from torchvision.ops import clip_boxes_to_image, remove_small_boxes
+from torchvision.ops import boxes as torchvision_boxes
 
 from maskloss.detection.loss_holder import LossHolder, mean_losses
 from maskloss.detection.matching import match, mostly_inside, object_weights
@@ -67,7 +67,8 @@ class RegionProposalNetwork(LossHolder, TorchvisionRPN):
         anchors = self.anchor_generator(images, maps)
         anchors_per_level = [o.shape[1] * o.shape[2] * o.shape[3] for o in objectness_maps]
         locations = sum(o.shape[0] * o.shape[2] * o.shape[3] for o in objectness_maps)
-        objectness, deltas = concat_box_prediction_layers(objectness_maps, delta_maps)
+        # torchvision's functions are looked up at each call, as there, so that a user's replacements are called.
+        objectness, deltas = torchvision_rpn.concat_box_prediction_layers(objectness_maps, delta_maps)
 
         if self.wants_losses and targets is None:
             raise ValueError("targets are needed to compute losses, got None")
@@ -191,14 +192,14 @@ class RegionProposalNetwork(LossHolder, TorchvisionRPN):
             boxes = self.box_coder.decode_single(
                 at_least_float32(deltas[image, chosen]), anchors[image][chosen]
             )
-            boxes = clip_boxes_to_image(boxes, size)
+            boxes = torchvision_boxes.clip_boxes_to_image(boxes, size)
             scores = at_least_float32(objectness[image, chosen].sigmoid())
             suppress = batched_nms
             if self.training and self.sync_free:
                 boxes, scores, levels_kept = self._replace_invalid_boxes(boxes, scores, levels, size)
                 suppress = batched_nms_once
             else:
-                kept = remove_small_boxes(boxes, self.min_size)
+                kept = torchvision_boxes.remove_small_boxes(boxes, self.min_size)
                 kept = kept[scores[kept] >= self.score_thresh]
                 boxes, scores, levels_kept = boxes[kept], scores[kept], levels[kept]
             kept = suppress(boxes, scores, levels_kept, self.nms_thresh)[: self.post_nms_top_n()]

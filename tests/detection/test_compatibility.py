@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import pickle
 import warnings
 from typing import Any
@@ -14,11 +15,15 @@ import torch.fx
 from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
 from torch.optim.swa_utils import AveragedModel
+from torchvision.models.detection import _utils as torchvision_utils
 from torchvision.models.detection import roi_heads as torchvision_roi_heads
 from torchvision.models.detection import rpn as torchvision_rpn
+from torchvision.models.detection import transform as torchvision_transform
 from torchvision.models.detection.mask_rcnn import MaskRCNNPredictor
 from torchvision.models.detection.rpn import concat_box_prediction_layers
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
+from torchvision.ops import boxes as torchvision_boxes
+from torchvision.ops import poolers as torchvision_poolers
 
 import maskloss
 from maskloss import LossWeights, MaskRCNNLoss
@@ -92,6 +97,148 @@ def test_a_function_replaced_before_an_explicit_loss_is_passed_stays_allowed(mon
     monkeypatch.setattr(torchvision_roi_heads, "maskrcnn_loss", mine)
     model = maskloss.convert(tiny_mask_rcnn(), "torchvision").train()
     model(*batch())
+
+
+#: Code of torchvision's that a converted model does not call, and the way out that the message names.
+UNCALLED: list[tuple[Any, str, str]] = [
+    (torchvision_roi_heads.RoIHeads, "forward", "from maskloss.detection.RoIHeads"),
+    (torchvision_roi_heads.RoIHeads, "postprocess_detections", "from maskloss.detection.RoIHeads"),
+    (torchvision_rpn.RegionProposalNetwork, "forward", "from maskloss.detection.RegionProposalNetwork"),
+    (torchvision_rpn.RegionProposalNetwork, "filter_proposals", "RegionProposalNetwork"),
+    (torchvision_rpn.RegionProposalNetwork, "assign_targets_to_anchors", "RegionProposalNetwork"),
+    (torchvision_utils.BoxCoder, "encode", "subclass of BoxCoder that overrides encode_single"),
+    (torchvision_utils.BoxCoder, "encode_single", "subclass of BoxCoder that overrides encode_single"),
+    (torchvision_utils.BoxCoder, "decode", "subclass of BoxCoder that overrides decode_single"),
+    (torchvision_utils.BoxCoder, "decode_single", "subclass of BoxCoder that overrides decode_single"),
+    (torchvision_utils, "encode_boxes", "subclass of BoxCoder that overrides encode_single"),
+    (torchvision_poolers.MultiScaleRoIAlign, "forward", "subclass of MultiScaleRoIAlign"),
+    (torchvision_poolers, "roi_align", "subclass of MultiScaleRoIAlign"),
+    (MaskRCNNPredictor, "forward", "subclass of MaskRCNNPredictor"),
+    (GeneralizedRCNNTransform, "resize", "patch model.transform.resize of this model"),
+    (GeneralizedRCNNTransform, "normalize", "patch model.transform.normalize of this model"),
+    (GeneralizedRCNNTransform, "postprocess", "patch model.transform.postprocess of this model"),
+    (torchvision_transform, "resize_boxes", "patch model.transform.resize of this model"),
+    (torchvision_transform, "resize_keypoints", "patch model.transform.resize of this model"),
+    (torchvision_transform, "_resize_image_and_masks", "patch model.transform.resize of this model"),
+]
+UNCALLED_IDS = [f"{owner.__name__.rpartition('.')[2]}.{name}" for owner, name, _ in UNCALLED]
+
+
+def wrapped(function: Any) -> Any:
+    """Return a function around another one that calls it, with its name and module, as decorators make it."""
+
+    @functools.wraps(function)
+    def outer(*arguments: Any, **more: Any) -> Any:
+        return function(*arguments, **more)
+
+    return outer
+
+
+@pytest.mark.parametrize(("owner", "name", "way_out"), UNCALLED, ids=UNCALLED_IDS)
+def test_code_of_torchvision_that_is_not_called_may_not_be_replaced(owner, name, way_out, monkeypatch):
+    model, stock = maskloss.convert(tiny_mask_rcnn()), tiny_mask_rcnn()
+    monkeypatch.setattr(owner, name, wrapped(getattr(owner, name)))
+    message = rf"^torchvision\.\S*{name} has been replaced, and a converted model would not call .*{way_out}"
+    for training in (True, False):
+        with pytest.raises(TypeError, match=message):
+            model.train(training)(*batch())
+    with pytest.raises(TypeError, match=message):
+        maskloss.convert(stock, "torchvision")
+    monkeypatch.undo()
+    training_pass(model, *batch())
+
+
+@pytest.mark.parametrize(
+    ("owner", "name"),
+    [
+        (torchvision_roi_heads.RoIHeads, "select_training_samples"),
+        (torchvision_roi_heads.RoIHeads, "subsample"),
+        (torchvision_utils.BalancedPositiveNegativeSampler, "__call__"),
+        (torchvision_boxes, "batched_nms"),
+        (torchvision_boxes, "remove_small_boxes"),
+    ],
+)
+def test_with_sync_free_less_code_of_torchvision_is_called(owner, name, monkeypatch):
+    model, other = maskloss.convert(tiny_mask_rcnn(), sync_free=True), maskloss.convert(tiny_mask_rcnn())
+    calls: list[Any] = []
+    original = getattr(owner, name)
+    monkeypatch.setattr(
+        owner, name, lambda *arguments, **more: calls.append(1) or original(*arguments, **more)
+    )
+    with pytest.raises(TypeError, match=rf"{name} has been replaced, .*; leave sync_free out"):
+        training_pass(model, *batch())
+    with pytest.raises(TypeError, match=rf"{name} has been replaced, .*; leave sync_free out"):
+        maskloss.convert(tiny_mask_rcnn(), sync_free=True)
+    training_pass(other, *batch())
+    assert calls
+
+
+def test_with_sync_free_a_patched_subsample_raises():
+    model = tiny_mask_rcnn()
+    model.roi_heads.subsample = model.roi_heads.subsample
+    with pytest.raises(TypeError, match=r"sync_free would drop model\.roi_heads\.subsample"):
+        maskloss.convert(model, sync_free=True)
+
+
+def first_three(function: Any) -> Any:
+    """Return a function with the first three entries of another one's result."""
+    return lambda *arguments, **more: function(*arguments, **more)[:3]
+
+
+def nothing_matches(self: Any, quality: Tensor) -> Tensor:
+    return torch.full_like(quality[0], -1, dtype=torch.int64)
+
+
+#: Replacements in torchvision that change the losses or the detections.
+CALLED: dict[str, tuple[Any, str, Any]] = {
+    "batched_nms": (torchvision_boxes, "batched_nms", first_three),
+    "remove_small_boxes": (torchvision_boxes, "remove_small_boxes", first_three),
+    "clip_boxes_to_image": (
+        torchvision_boxes,
+        "clip_boxes_to_image",
+        lambda function: lambda boxes, size: boxes.clamp(5, 40),
+    ),
+    "concat_box_prediction_layers": (
+        torchvision_rpn,
+        "concat_box_prediction_layers",
+        lambda function: lambda *maps: [values * 2 for values in function(*maps)],
+    ),
+    "matcher": (torchvision_utils.Matcher, "__call__", lambda function: nothing_matches),
+    "low-quality matches": (
+        torchvision_utils.Matcher,
+        "set_low_quality_matches_",
+        lambda function: lambda *arguments: None,
+    ),
+    "has_mask": (torchvision_roi_heads.RoIHeads, "has_mask", lambda function: lambda self: False),
+}
+
+
+@pytest.mark.parametrize("case", CALLED)
+def test_replacements_of_other_code_of_torchvision_are_called_as_in_torchvision(case, monkeypatch):
+    owner, name, replacement = CALLED[case]
+    unchanged, _ = training_pass(maskloss.convert(tiny_mask_rcnn()), *batch())
+    model, stock = maskloss.convert(tiny_mask_rcnn()), tiny_mask_rcnn()
+    monkeypatch.setattr(owner, name, replacement(getattr(owner, name)))
+    losses, _ = training_pass(model, *batch())
+    expected, _ = training_pass(stock, *batch())
+    assert losses.keys() == expected.keys()
+    for key, value in expected.items():
+        torch.testing.assert_close(losses[key], value, rtol=1e-5, atol=1e-7)
+    assert losses.keys() != unchanged.keys() or any(losses[key] != unchanged[key] for key in losses)
+    for detection, wanted in zip(model.eval()(batch()[0]), stock.eval()(batch()[0]), strict=True):
+        assert detection.keys() == wanted.keys()
+        assert torch.equal(detection["boxes"], wanted["boxes"])
+
+
+def test_a_matchers_own_method_is_called(monkeypatch):
+    losses = []
+    for model in (maskloss.convert(tiny_mask_rcnn()), tiny_mask_rcnn()):
+        model.rpn.proposal_matcher.set_low_quality_matches_ = lambda *arguments: None
+        losses.append(training_pass(model, *batch())[0])
+    unchanged, _ = training_pass(tiny_mask_rcnn(), *batch())
+    for key, value in losses[1].items():
+        torch.testing.assert_close(losses[0][key], value, rtol=1e-5, atol=1e-7)
+    assert losses[0]["loss_objectness"] != unchanged["loss_objectness"]
 
 
 def test_torchvisions_keypoint_functions_are_looked_up_when_they_are_called(monkeypatch):
