@@ -107,9 +107,9 @@ def convert(
         TypeError: the model, or a part whose code would be replaced, is not torchvision's; torchvision's loss
             functions have been replaced and no `loss` is given; or `sync_free` is requested with a custom sampler. The
             message names the cause. The model is not changed.
-        ValueError: the preset or paste is unknown; a term of the loss holds the model itself; the mask branch has fewer
-            classes than the model; or `sync_free` is requested with a BatchNorm in the RoI heads, whose statistics
-            would include rows without a sample.
+        ValueError: the preset or paste is unknown; a term of the loss holds the model itself; the loss has tensors on
+            the meta device; the mask branch has fewer classes than the model; or `sync_free` is requested with a
+            BatchNorm in the RoI heads, whose statistics would include rows without a sample.
 
     Example:
         >>> import torchvision
@@ -121,11 +121,16 @@ def convert(
     if loss is None:
         check_functions()
     if loss is None or isinstance(loss, str):
-        loss = MaskRCNNLoss.preset(loss or "torchvision")
+        with torch.device("cpu"):  # the user may make the model under torch.device("meta")
+            loss = MaskRCNNLoss.preset(loss or "torchvision")
     if not isinstance(loss, MaskRCNNLoss):
         raise TypeError(f"loss must be a MaskRCNNLoss or a preset's name, not {type(loss).__name__}")
     if not isinstance(model, GeneralizedRCNN):
         raise not_a_detector("convert takes torchvision's FasterRCNN, MaskRCNN or KeypointRCNN", model)
+    if any(tensor.is_meta for tensor in (*loss.parameters(), *loss.buffers())):
+        raise ValueError(
+            'the loss has tensors on the meta device, which have no values; make it outside of torch.device("meta")'
+        )
     if any(module is model for module in loss.modules()):
         raise ValueError(
             "a term of the loss holds the model itself, which would make the model a part of its own loss; let the "

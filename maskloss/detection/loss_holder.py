@@ -16,7 +16,8 @@ class LossHolder:
     """Mixin for an `nn.Module` that holds a `MaskRCNNLoss` outside the module's state.
 
     The loss is not a submodule, so its buffers do not enter `state_dict`, and checkpoints keep torchvision's keys. The
-    loss still moves to another device with the module, and is copied and pickled with it.
+    loss still moves to another device with the module, and is copied and pickled with it. It does not move to the meta
+    device, which has no values: `to_empty` and loading a checkpoint restore those of the module, but not of the loss.
 
     Attributes:
         eval_states: random states for computing losses in evaluation mode, image by image; only
@@ -127,7 +128,7 @@ def mean_losses(by_image: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
 
 
 def move_to(loss: MaskRCNNLoss, parameter: Tensor) -> None:
-    """Move a loss, in place, to a parameter's device and dtype, but keep at least float32.
+    """Move a loss, in place, to a parameter's device (but not to meta) and dtype, but keep at least float32.
 
     Example:
         >>> move_to(MaskRCNNLoss.preset("torchvision"), torch.zeros(1, dtype=torch.float64))
@@ -140,8 +141,12 @@ def move_to(loss: MaskRCNNLoss, parameter: Tensor) -> None:
 
 
 def _moved(tensor: Tensor, fn: Callable[[Tensor], Tensor]) -> Tensor:
-    """Apply `fn` to a tensor of the loss, but keep at least float32, in which losses are computed."""
+    """Apply `fn` to a tensor of the loss, but keep its values, and at least float32, in which losses are computed."""
     moved = fn(tensor)
-    if tensor.is_meta or not tensor.is_floating_point():
+    if tensor.is_meta:
         return moved
-    return tensor.to(moved.device, torch.promote_types(moved.dtype, torch.float32))
+    # `to_empty` calls a function whose result has the right device, but no values.
+    device = tensor.device if moved.is_meta else moved.device
+    if not tensor.is_floating_point():
+        return tensor.to(device, moved.dtype)
+    return tensor.to(device, torch.promote_types(moved.dtype, torch.float32))

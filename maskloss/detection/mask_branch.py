@@ -429,7 +429,7 @@ def mask_labels_of(
     device = positives.boxes[0].device
     count = positives.counts.positives
     if positives.supervision is None:
-        supervision = torch.full((count,), Supervision.MASK, dtype=torch.int8)
+        supervision = torch.full((count,), Supervision.MASK, dtype=torch.int8, device="cpu")
     else:
         supervision = torch.cat(positives.supervision)
     rows = {kind: send(torch.where(supervision == kind)[0], device) for kind in sorted(kinds, reverse=True)}

@@ -280,7 +280,7 @@ def mask_areas(masks: Tensor | EncodedMasks, matched_idxs: Tensor) -> Tensor:
             areas[index] = float((runs.bottom - runs.top).sum()) * abs(masks.x_map.scale * masks.y_map.scale)
         else:
             areas[index] = union_area(masks.polygons(index))
-    return torch.tensor([areas[index] for index in matched_idxs.tolist()], dtype=torch.float32)
+    return torch.tensor([areas[index] for index in matched_idxs.tolist()], dtype=torch.float32, device="cpu")
 
 
 def _resized(probs: Tensor, side: int) -> Tensor:

@@ -79,6 +79,8 @@ def _repeating(layer: nn.Module) -> nn.ConvTranspose2d:
     channels = first.out_channels
     new = nn.ConvTranspose2d(channels, channels, 2, 2).to(first.weight)
     with torch.no_grad():
-        new.weight.copy_(torch.eye(channels)[:, :, None, None].expand_as(new.weight))
+        new.weight.copy_(
+            torch.eye(channels, device=new.weight.device)[:, :, None, None].expand_as(new.weight)
+        )
         nn.init.zeros_(cast("nn.Parameter", new.bias))
     return new

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -121,7 +122,7 @@ def _neighborhoods(
     Groups that no object overlaps are left out. For a similarity other than the IoU, all objects are near.
     """
     if similarity is not box_iou:
-        yield 0, len(boxes), torch.arange(len(gt_boxes))
+        yield 0, len(boxes), torch.arange(len(gt_boxes), device=boxes.device)
         return
     columns = boxes.T.contiguous()  # (4, A), because extremes of strided columns take ten times as long
     for first in range(0, len(boxes), count):
@@ -173,7 +174,8 @@ def object_weights(targets: Sequence[dict[str, Any]], device: torch.device) -> l
     """
     if not any("weights" in target for target in targets):
         return None
-    weights = [target.get("weights", torch.ones(len(target["boxes"]))) for target in targets]
+    ones = partial(torch.ones, dtype=torch.float32, device="cpu")  # not the default dtype and device
+    weights = [target.get("weights", ones(len(target["boxes"]))) for target in targets]
     return [send(of_image.float(), device) for of_image in weights]
 
 

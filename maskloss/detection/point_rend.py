@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -31,6 +32,7 @@ from maskloss.losses.term_checks import check_callable, check_unreduced, registe
 from maskloss.losses.terms import TERMS
 from maskloss.masks.encoded import EncodedMasks
 from maskloss.masks.point_targets import point_targets
+from maskloss.masks.targets import on_host
 
 #: Key of the point loss.
 POINT_KEY = "loss_mask_point"
@@ -353,7 +355,7 @@ class PointRendBranch(MaskBranch):
     def _coarse_logits(self, features: Features, rois: Positives | DetectedBoxes) -> Tensor:
         """Compute the coarse logits (P, 1, 7, 7) of each RoI's own class."""
         count = sum(boxes.shape[0] for boxes in rois.boxes)
-        cells = torch.arange(_COARSE_INPUT, device=rois.boxes[0].device)
+        cells = torch.arange(_COARSE_INPUT, device=rois.boxes[0].device, dtype=torch.float32)
         steps = (cells + 0.5) / _COARSE_INPUT
         grid = torch.stack(torch.meshgrid(steps, steps, indexing="xy"), dim=-1).flatten(0, 1)  # (196, 2)
         strides = self._strides_of(features, rois.image_sizes)
@@ -385,11 +387,12 @@ class PointRendBranch(MaskBranch):
         """Choose the K training points of each RoI, (P, K, 2) in [0, 1], most where the coarse mask is uncertain."""
         count, device = len(coarse_logits), coarse_logits.device
         num_uncertain = int(self.importance * self.num_points)
-        candidates = torch.rand(count, int(self.oversample * self.num_points), 2, device=device)
+        uniform = partial(torch.rand, device=device, dtype=torch.float32)  # not the default dtype
+        candidates = uniform(count, int(self.oversample * self.num_points), 2)
         logits = sample_at_points(at_least_float32(coarse_logits), candidates)[:, 0]
         best = logits.abs().topk(num_uncertain, dim=1, largest=False).indices
         chosen = candidates.gather(1, best[..., None].expand(-1, -1, 2))
-        others = torch.rand(count, self.num_points - num_uncertain, 2, device=device)
+        others = uniform(count, self.num_points - num_uncertain, 2)
         return torch.cat([chosen, others], dim=1)
 
     def _point_targets(self, positives: Positives, targets: list[Target], coords: Tensor) -> Tensor:
@@ -403,7 +406,8 @@ class PointRendBranch(MaskBranch):
             boxes = at_least_float32(boxes)
             in_px = boxes[:, None, :2] + points * (boxes[:, None, 2:] - boxes[:, None, :2]) + shift
             masks: Tensor | EncodedMasks = target["masks"]
-            found.append(point_targets(masks, in_px, idxs))
+            with on_host():  # the encoded masks' coordinates
+                found.append(point_targets(masks, in_px, idxs))
         return torch.cat(found)
 
 
@@ -482,6 +486,7 @@ def most_uncertain_cells(logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
     height, width = logits.shape[-2:]
     count = min(count, height * width)
     indices = logits.flatten(1).abs().topk(count, dim=1, largest=False).indices
-    x = (indices % width + 0.5) / width
-    y = (indices.div(width, rounding_mode="floor") + 0.5) / height
+    half = logits.new_full((), 0.5)  # a number would give the default dtype
+    x = (indices % width + half) / width
+    y = (indices.div(width, rounding_mode="floor") + half) / height
     return indices, torch.stack([x, y], dim=-1)

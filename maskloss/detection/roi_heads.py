@@ -509,7 +509,7 @@ def _have_masks(targets: list[dict[str, Any]], device: torch.device) -> list[Ten
         has_mask = target.get("has_mask")
         some_missing |= has_mask is not None
         if has_mask is None:
-            has_mask = torch.ones(len(target["boxes"]), dtype=torch.bool)
+            has_mask = torch.ones(len(target["boxes"]), dtype=torch.bool, device="cpu")
         if isinstance(masks, EncodedMasks):
             encoded = [masks.has_mask(index) for index in range(len(masks))]
             if not all(encoded):

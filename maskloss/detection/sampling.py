@@ -73,11 +73,11 @@ class SeededSampler(BalancedPositiveNegativeSampler):
     def keys(self, shape: torch.Size, device: torch.device) -> Tensor:
         """Return random numbers (N, A) in [0, 1), each row from the seed of its image."""
         if self._seeds is None:
-            return torch.rand(shape, device=device)
+            return torch.rand(shape, device=device, dtype=torch.float32)
         rows = []
         for seed in self._seeds:
             torch.manual_seed(seed)
-            rows.append(torch.rand(shape[1], device=device))
+            rows.append(torch.rand(shape[1], device=device, dtype=torch.float32))
         return torch.stack(rows)
 
 
@@ -130,7 +130,9 @@ def sample_slots(labels: Sequence[Tensor], sampler: BalancedPositiveNegativeSamp
     if isinstance(sampler, SeededSampler):
         keys = sampler.keys(padded.shape, padded.device)
     else:
-        keys = torch.rand(padded.shape, device=padded.device)
+        keys = torch.rand(
+            padded.shape, device=padded.device, dtype=torch.float32
+        )  # in bfloat16, many are equal
     positive, negative = padded >= 1, padded == 0
     positives = keys.masked_fill(~positive, -1.0).topk(max_positives, dim=1).indices  # (N, K)
     negatives = keys.masked_fill(~negative, -1.0).topk(size, dim=1).indices  # (N, B)

@@ -506,7 +506,7 @@ def _optional_findings(
         message = ": the target has no masks, but has_mask says that an object has one"
         found.append(_Finding(values["has_mask"], message, name))
     if expected.has_masks and "has_mask" in values and isinstance(masks, EncodedMasks) and len(masks):
-        is_none = torch.tensor([not masks.has_mask(index) for index in range(len(masks))])
+        is_none = torch.tensor([not masks.has_mask(index) for index in range(len(masks))], device="cpu")
         message = ", has_mask: is True for an object whose mask is None"
         found.append(_Finding(values["has_mask"] & is_none, message, name))
     if "weights" in values and len(values["boxes"]):

@@ -214,8 +214,8 @@ def resized_size(height: int, width: int, min_size: int, max_size: int) -> tuple
 
 def _ratios(old: tuple[int, int], new: tuple[int, int]) -> tuple[float, float]:
     """Return new / old, computed in float32 as in torchvision, of heights and widths."""
-    ratios = torch.tensor(new, dtype=torch.float32) / torch.tensor(old, dtype=torch.float32)
-    height, width = ratios.tolist()
+    after, before = (torch.tensor(size, dtype=torch.float32, device="cpu") for size in (new, old))
+    height, width = (after / before).tolist()
     return height, width
 
 

@@ -144,9 +144,9 @@ class EncodedMasks:
 
     def __getitem__(self, index: Any) -> EncodedMasks:
         """Select instances by a slice, a sequence of indices, or a bool or int64 tensor."""
-        keep = (
-            torch.arange(len(self))[index.cpu() if isinstance(index, Tensor) else index].reshape(-1).tolist()
-        )
+        if isinstance(index, Tensor):
+            index = index.cpu()
+        keep = torch.arange(len(self), device="cpu")[index].reshape(-1).tolist()
         return self._with(segmentations=tuple(self.segmentations[i] for i in keep))
 
     def resize(self, height: int, width: int) -> EncodedMasks:
@@ -235,7 +235,7 @@ class EncodedMasks:
         Returns:
             (G, 4) float64, xyxy in px of the current image; NaN for an instance without a mask or outside the image.
         """
-        boxes = torch.full((len(self), 4), torch.nan, dtype=torch.float64)
+        boxes = torch.full((len(self), 4), torch.nan, dtype=torch.float64, device="cpu")
         limit = np.array([self.width, self.height], dtype=np.float64)
         for index, segmentation in enumerate(self.segmentations):
             if segmentation is None:
@@ -261,7 +261,7 @@ class EncodedMasks:
 
         Meant for visualization and comparison; the losses never use it.
         """
-        masks = torch.zeros(self.shape, dtype=torch.uint8)
+        masks = torch.zeros(self.shape, dtype=torch.uint8, device="cpu")
         for index in range(len(self)):
             if not self.has_mask(index):
                 continue
@@ -285,7 +285,7 @@ class EncodedMasks:
 
 def _nearest(axis: AxisMap, size: int, source_size: int) -> Tensor:
     """Return the annotated image's pixel that contains each pixel's center, clamped to [-1, source_size]."""
-    centers = axis.inverse(torch.arange(size, dtype=torch.float64) + 0.5)
+    centers = axis.inverse(torch.arange(size, dtype=torch.float64, device="cpu") + 0.5)
     pixels: Tensor = centers.floor().long()
     return pixels.clamp(-1, source_size)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -111,13 +112,13 @@ class AxisSampling:
         Returns:
             (P, M, L), where [p, m, k] is the weight of pixel start[p] + k in cell m of box p.
         """
-        device = self.low.device
+        like: Any = {"device": self.low.device, "dtype": self.low.dtype}  # not the default dtype
         most_in_image = 2 * self.length + 4  # samples are more than half a pixel apart
         low, cell, samples, start = (
             values[:, None, None] for values in (self.low, self.cell, self.samples, self.start)
         )
-        cell_low = low + torch.arange(self.size, device=device)[None, :, None] * cell  # (P, M, 1)
-        step = torch.arange(min(most_samples, most_in_image), device=device)
+        cell_low = low + torch.arange(self.size, **like)[None, :, None] * cell  # (P, M, 1)
+        step = torch.arange(min(most_samples, most_in_image), **like)
         if most_samples > most_in_image:
             # Far more samples than pixels: start with the first sample in the image.
             step = step + ((-1.0 - cell_low) * samples / cell - 1.5).floor().clamp(min=0)
@@ -192,7 +193,7 @@ def roi_align_runs(runs: Sequence[Runs], rows: AxisSampling, columns: AxisSampli
         >>> roi_align_runs([Runs(np.array([1]), np.array([0]), np.array([2]))], axis, axis).tolist()
         [[[0.0, 1.0], [0.0, 1.0]]]
     """
-    targets = torch.zeros((len(runs), rows.size, rows.size))
+    targets = torch.zeros((len(runs), rows.size, rows.size), dtype=torch.float32, device="cpu")
     for boxes in _chunks(len(runs)):
         # up_to[..., k] is the total weight of the window's first k rows.
         row_weights, column_weights = (

@@ -6,7 +6,9 @@ makes or copies a full-image mask.
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -102,7 +104,7 @@ def mask_targets(
     _check_form(gt_masks)
     bitmaps_on_gpu = gt_masks if isinstance(gt_masks, Tensor) and gt_masks.device.type != "cpu" else None
     checked = [boxes.detach(), matched_idxs]
-    if bitmaps_on_gpu is not None and bitmaps_on_gpu.dtype == torch.uint8:
+    if bitmaps_on_gpu is not None and bitmaps_on_gpu.dtype == torch.uint8 and len(bitmaps_on_gpu):
         checked.append(bitmaps_on_gpu.amax())
     host_boxes, host_idxs, *largest = to_host(checked)
     if largest and int(largest[0]) > 1:
@@ -148,8 +150,8 @@ def targets_of_host_boxes(
     _check_matches(gt_masks, boxes, matched_idxs)
     if isinstance(gt_masks, Tensor):
         return targets_of_bitmaps(gt_masks, boxes, matched_idxs, size, aligned=aligned, binary=binary)
-    # Autocast would round matrix products to half precision.
-    with torch.autocast("cpu", enabled=False):
+    # Autocast would round matrix products to half precision, and another default device would not hold the masks.
+    with torch.autocast("cpu", enabled=False), on_host():
         return _from_encoded(gt_masks, boxes, matched_idxs, size, aligned, binary)
 
 
@@ -179,6 +181,18 @@ def targets_of_bitmaps(
     with torch.autocast(gt_masks.device.type, enabled=False):
         targets = roi_align_bitmaps(gt_masks, boxes.float(), matched_idxs, size, aligned=aligned)
     return _thresholded(targets) if binary else targets
+
+
+def on_host() -> AbstractContextManager[Any]:
+    """Return a context in which new tensors are on the host, whatever the user's default device is.
+
+    Example:
+        >>> with torch.device("meta"), on_host():
+        ...     torch.zeros(1).device
+        device(type='cpu')
+    """
+    # torch calls every function through a context of a device, which takes time, so there is none if it is not needed.
+    return nullcontext() if torch.get_default_device().type == "cpu" else torch.device("cpu")
 
 
 def _check_matches(gt_masks: Tensor | EncodedMasks, boxes: Tensor, matched_idxs: Tensor) -> None:

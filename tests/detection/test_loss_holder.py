@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import maskloss
+from benchmarks.pretended_device import pretended_device, sent
 from maskloss import MaskRCNNLoss
 from maskloss.detection import RoIHeads
 from maskloss.detection.loss_holder import ImageRandomStates, LossHolder, mean_losses, move_to
@@ -30,17 +31,76 @@ def test_class_weights_take_effect_and_are_not_in_the_state_dict():
 
 def test_the_loss_moves_with_the_model_to_another_device():
     model = maskloss.convert(tiny_mask_rcnn(), class_weighted())
-    assert model.roi_heads.loss.classification.weight.device.type == "cpu"
-    model.to("meta")
-    assert model.roi_heads.loss.classification.weight.device.type == "meta"
-    assert model.rpn.loss.classification.weight.device.type == "meta"
+    with pretended_device():
+        for part in (model.roi_heads, model.rpn):
+            part.loss.classification.weight = CLASS_WEIGHTS.clone()
+            for module in part.modules():
+                module._parameters.clear()  # only the loss can move to the pretended device
+                module._buffers.clear()
+            part.to("cuda")
+            assert part.loss.classification.weight.device.type == "cuda"
 
 
 def test_the_loss_moves_to_the_models_device():
-    model = tiny_mask_rcnn().to("meta")
     loss = class_weighted()
-    maskloss.convert(model, loss)
-    assert loss.classification.weight.device.type == "meta"
+    with pretended_device():
+        move_to(loss, sent(torch.zeros(1)))
+        assert loss.classification.weight.device.type == "cuda"
+        assert torch.equal(loss.classification.weight.cpu(), CLASS_WEIGHTS)
+
+
+def counting() -> MaskRCNNLoss:
+    """Return a loss with a buffer of floats, and one of integers."""
+    loss = class_weighted()
+    loss.classification.register_buffer("counts", torch.tensor([1, 2]))
+    return loss
+
+
+def convert_outside_of_the_context() -> nn.Module:
+    with torch.device("meta"):
+        model = tiny_mask_rcnn()
+    return maskloss.convert(model, counting())
+
+
+def convert_inside_the_context() -> nn.Module:
+    loss = counting()
+    with torch.device("meta"):
+        return maskloss.convert(tiny_mask_rcnn(), loss)
+
+
+def move_to_meta() -> nn.Module:
+    return maskloss.convert(tiny_mask_rcnn(), counting()).to("meta")
+
+
+@pytest.mark.parametrize("make", [convert_outside_of_the_context, convert_inside_the_context, move_to_meta])
+def test_a_model_on_the_meta_device_trains_after_it_gets_its_values(make):
+    stock = tiny_mask_rcnn()
+    expected, _ = training_pass(maskloss.convert(copy.deepcopy(stock), counting()), *batch())
+    model = make()
+    assert next(model.parameters()).is_meta
+    model.to_empty(device="cpu").load_state_dict(stock.state_dict())
+    for part in (model.rpn, model.roi_heads):
+        assert torch.equal(part.loss.classification.weight, CLASS_WEIGHTS)
+        assert part.loss.classification.counts.tolist() == [1, 2]
+    losses, _ = training_pass(model, *batch())
+    for key, value in expected.items():
+        torch.testing.assert_close(losses[key], value, rtol=1e-5, atol=1e-7)
+
+
+def test_a_presets_buffers_have_values_in_a_model_made_on_the_meta_device():
+    with torch.device("meta"):
+        model = maskloss.convert(tiny_mask_rcnn(), "weak")
+    assert not any(buffer.is_meta for buffer in model.roi_heads.loss.buffers())
+    assert list(model.roi_heads.loss.buffers())
+
+
+def test_a_loss_without_values_is_refused():
+    with torch.device("meta"):
+        loss = MaskRCNNLoss(classification=nn.CrossEntropyLoss(weight=torch.ones(4), reduction="none"))
+    with pytest.raises(
+        ValueError, match=r"the loss has tensors on the meta device.*outside of torch\.device"
+    ):
+        maskloss.convert(tiny_mask_rcnn(), loss)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -62,8 +122,9 @@ def test_a_double_precision_model_trains_with_class_weights():
 def test_a_copy_has_its_own_loss():
     model = maskloss.convert(tiny_mask_rcnn(), class_weighted())
     twin = copy.deepcopy(model)
-    twin.to("meta")
-    assert model.roi_heads.loss.classification.weight.device.type == "cpu"
+    twin.double()
+    assert twin.roi_heads.loss.classification.weight.dtype == torch.float64
+    assert model.roi_heads.loss.classification.weight.dtype == torch.float32
     assert twin.roi_heads.loss is twin.rpn.loss
 
 

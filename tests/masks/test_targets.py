@@ -624,3 +624,18 @@ def test_a_vertical_flip_mirrors_the_targets(generator, binary, rle, aligned):
         targets_of(twice, large, 9, aligned=aligned),
         targets_of(masks.resize(80, 100), large, 9, aligned=aligned),
     )
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8])
+@pytest.mark.parametrize("place", [lambda tensor: tensor, sent], ids=["host", "GPU"])
+def test_matches_with_no_mask_at_all_are_refused(place, dtype):
+    masks, boxes, matches = (
+        torch.zeros(0, 8, 8, dtype=dtype),
+        torch.tensor([[0.0, 0, 4, 4]]),
+        torch.tensor([0]),
+    )
+    with (
+        pretended_device(),
+        pytest.raises(ValueError, match=r"matched_idxs must lie in \[0, 0\) for 0 masks, found 0"),
+    ):
+        mask_targets(place(masks), place(boxes), place(matches), 4)
