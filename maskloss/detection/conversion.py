@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torchvision.models.detection._utils import BoxCoder as TorchvisionBoxCoder
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor
 from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
+from torchvision.models.detection.keypoint_rcnn import KeypointRCNNPredictor
 from torchvision.models.detection.mask_rcnn import MaskRCNNPredictor
 from torchvision.ops import MultiScaleRoIAlign as TorchvisionMultiScaleRoIAlign
 
@@ -446,12 +447,15 @@ def _expected_inputs(model: GeneralizedRCNN) -> ModelInputs:
     heads, transform = model.roi_heads, model.transform
     # In a custom predictor, a layer of that name may have another meaning.
     own_predictor = type(heads.box_predictor) is FastRCNNPredictor
+    keypoints: Any = heads.keypoint_predictor
+    own_keypoints = type(keypoints) is KeypointRCNNPredictor
     sizes: dict[str, Any] = {}
     if isinstance(transform, RCNNTransform):
-        mean, std = transform.image_mean, transform.image_std
+        constants = (transform.image_mean, transform.image_std)
+        num_channels = max(map(len, constants))
         sizes = {
-            "num_channels": len(mean),
-            "unit_range": all(0 < m < 1 and 0 < s < 1 for m, s in zip(mean, std, strict=True)),
+            "num_channels": num_channels if num_channels > 1 else None,
+            "unit_range": all(0 < value < 1 for values in constants for value in values),
         }
         if transform.fixed_size is None and not transform._skip_resize:
             sizes |= {"min_size": min(transform.min_size), "max_size": transform.max_size}
@@ -459,6 +463,7 @@ def _expected_inputs(model: GeneralizedRCNN) -> ModelInputs:
         num_classes=heads.box_predictor.cls_score.out_features if own_predictor else None,
         has_masks=heads.has_mask(),
         has_keypoints=heads.has_keypoint(),
+        num_keypoints=keypoints.kps_score_lowres.out_channels if own_keypoints else None,
         **sizes,
     )
 

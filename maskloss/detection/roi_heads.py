@@ -215,7 +215,16 @@ class RoIHeads(LossHolder, TorchvisionRoIHeads):
             return {TERMS["keypoint"].key: zero_of(p for layer in layers for p in layer.parameters())}
         heatmaps = self._predict_keypoints(features, positives.boxes, image_shapes)  # (P, K, S, S)
         cells, visible = [], []
-        for target, boxes, matched_idxs in zip(targets, positives.boxes, positives.matched_idxs, strict=True):
+        for image, (target, boxes, matched_idxs) in enumerate(
+            zip(targets, positives.boxes, positives.matched_idxs, strict=True)
+        ):
+            given = target["keypoints"].shape[1]
+            # `check_inputs` does not know the number of a custom predictor.
+            if len(target["boxes"]) and given != heatmaps.shape[1]:
+                raise ValueError(
+                    f"image {image} of the batch, keypoints: got {given} keypoints per object, but the model predicts "
+                    f"{heatmaps.shape[1]}"
+                )
             keypoints = target["keypoints"][matched_idxs]
             image_cells, image_visible = torchvision_roi_heads.keypoints_to_heatmap(
                 keypoints, boxes, heatmaps.shape[-1]

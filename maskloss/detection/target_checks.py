@@ -56,7 +56,8 @@ class ModelInputs:
         num_classes: C, background included; None if unknown.
         has_masks: whether targets need masks.
         has_keypoints: whether targets need keypoints.
-        num_channels: number of image channels; None if unknown.
+        num_keypoints: K, number of keypoints per object; None if unknown.
+        num_channels: number of image channels; None if unknown, or if one mean serves all channels.
         unit_range: whether the model normalizes pixels in [0, 1].
         min_size: shorter side in px to which images are resized, the smallest of several; None if unknown.
         max_size: maximum longer side in px to which images are resized; None if unknown.
@@ -69,6 +70,7 @@ class ModelInputs:
     num_classes: int | None = None
     has_masks: bool = False
     has_keypoints: bool = False
+    num_keypoints: int | None = None
     num_channels: int | None = None
     unit_range: bool = False
     min_size: int | None = None
@@ -150,7 +152,7 @@ def check_inputs(
         TypeError: an image or a field is not a tensor, or has the wrong dtype.
         ValueError: a field is missing or has the wrong shape; counts differ; boxes are degenerate, not finite or in
             another format; labels are out of range; masks do not have the image's size, or hold values other than 0
-            and 1; or pixels are not approximately in [0, 1].
+            and 1; a visible keypoint is not finite; or pixels are not approximately in [0, 1].
             Both errors are also AssertionErrors where stock torchvision raises AssertionError.
 
     Example:
@@ -202,20 +204,29 @@ def _read(images: Sequence[Tensor], targets: Sequence[Target], expected: ModelIn
     """Read, in one transfer, the values that the checks need.
 
     Returns:
-        Per image, on the host: the target's small fields; its masks if they are `EncodedMasks`; "pixels", the image's
-        least and greatest value, if the model expects a range; and "not_binary" (G,), whether a mask has values other
-        than 0 and 1, if the masks' dtype allows them.
+        Per image, on the host: the target's small fields; its masks if they are `EncodedMasks`; "low" and "high", the
+        image's least and greatest value, if the model expects a range; and "not_binary" (G,), whether a mask has values
+        other than 0 and 1, if the masks' dtype allows them.
     """
+    fields = (*_SMALL_FIELDS, "keypoints") if expected.has_keypoints else _SMALL_FIELDS
     read: list[Target] = []
     for image, target in zip(images, targets, strict=True):
+        # Without objects, fields may also be empty lists.
         values = {
-            field: target[field].detach().as_subclass(Tensor) for field in _SMALL_FIELDS if field in target
+            field: target[field].detach().as_subclass(Tensor)
+            for field in fields
+            if isinstance(target.get(field), Tensor)
         }
         if expected.unit_range:
             low, high = image.detach().as_subclass(Tensor).aminmax()
             values |= {"low": low, "high": high}
         masks = target.get("masks")
-        if expected.has_masks and isinstance(masks, Tensor) and masks.dtype != torch.bool and len(masks):
+        if (
+            expected.has_masks
+            and isinstance(masks, Tensor)
+            and masks.dtype != torch.bool
+            and len(target["boxes"])
+        ):
             masks = masks.detach().as_subclass(Tensor)
             if masks.dtype == torch.uint8:
                 values["not_binary"] = masks.flatten(1).amax(1) > 1
@@ -254,26 +265,28 @@ def in_plain_form(targets: Sequence[Target], images: Sequence[Tensor]) -> list[T
             dtype = boxes.dtype if boxes.is_floating_point() else torch.float32
             changes["boxes"] = boxes.new_zeros((0, 4), dtype=dtype)
             changes["labels"] = target["labels"].new_zeros(0, dtype=torch.int64)
-            if isinstance(target.get("masks"), Tensor):
-                changes["masks"] = target["masks"].new_zeros((0, height, width), dtype=torch.uint8)
-            if isinstance(target.get("keypoints"), Tensor):
-                points = target["keypoints"]
-                count = points.shape[1] if points.dim() == 3 else 0
-                changes["keypoints"] = points.new_zeros((0, count, 3), dtype=torch.float32)
+            if "masks" in target and not isinstance(target["masks"], EncodedMasks):
+                changes["masks"] = _empty(target, "masks", (height, width), torch.uint8)
             if "has_mask" in target:
                 changes["has_mask"] = boxes.new_zeros(0, dtype=torch.bool)
             if "weights" in target:
                 changes["weights"] = boxes.new_zeros(0, dtype=torch.float32)
-            if "points" in target:
-                points = target["points"]
-                count = points.shape[1] if points.dim() == 3 else 0
-                changes["points"] = points.new_zeros((0, count, 3), dtype=torch.float32)
+            for field in {"keypoints", "points"} & set(target):
+                shape: tuple[int, ...] = tuple(getattr(target[field], "shape", ()))
+                count = shape[1] if len(shape) == 3 else 0
+                changes[field] = _empty(target, field, (count, 3), torch.float32)
         if ("has_mask" in target or "points" in target) and "masks" not in target:
             changes["masks"] = EncodedMasks([None] * len(boxes), height, width)
         if "ignore_boxes" in target and target["ignore_boxes"].numel() == 0:
             changes["ignore_boxes"] = target["ignore_boxes"].new_zeros((0, 4), dtype=torch.float32)
         plain.append({**target, **changes} if changes else target)
     return plain
+
+
+def _empty(target: Target, field: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """Return an empty tensor (0, *shape) on the device of a field, which may also be an empty list."""
+    like = target[field] if isinstance(target[field], Tensor) else target["labels"]
+    return torch.zeros((0, *shape), dtype=dtype, device=like.device)
 
 
 def image_name(index: int, target: Target) -> str:
@@ -371,6 +384,7 @@ def _check_form(name: _ImageName, image: Tensor, target: Target, expected: Model
     if "ignore_boxes" in target:
         _check_ignore_boxes_form(name, target["ignore_boxes"])
     if is_empty:
+        _check_no_objects(name, target, expected)
         return
     count = len(boxes)
     if labels.dtype != torch.int64:
@@ -401,6 +415,28 @@ def _check_form(name: _ImageName, image: Tensor, target: Target, expected: Model
         if keypoints.dim() != 3 or len(keypoints) != count or keypoints.shape[2] != 3:
             raise ValueError(
                 f"{name}, keypoints: expected shape ({count}, number of keypoints, 3), got {tuple(keypoints.shape)}"
+            )
+        if expected.num_keypoints is not None and keypoints.shape[1] != expected.num_keypoints:
+            raise ValueError(
+                f"{name}, keypoints: expected shape ({count}, {expected.num_keypoints}, 3), as many keypoints per "
+                f"object as the model predicts, got {tuple(keypoints.shape)}"
+            )
+
+
+def _check_no_objects(name: _ImageName, target: Target, expected: ModelInputs) -> None:
+    """Check that a target without boxes holds no object, which would be left out silently."""
+    fields = ["labels", "has_mask", "weights", "points"]
+    fields += ["masks"] * expected.has_masks + ["keypoints"] * expected.has_keypoints
+    for field in fields:
+        value = target.get(field, ())
+        holds_values = (
+            value.numel() if isinstance(value, Tensor) else hasattr(value, "__len__") and len(value)
+        )
+        if holds_values:
+            found = tuple(value.shape) if hasattr(value, "shape") else (len(value),)
+            raise ValueError(
+                f"{name}, {field}: got shape {found}, but the target has no boxes; give each object its box, or pass "
+                "empty tensors for an image without objects"
             )
 
 
@@ -442,6 +478,10 @@ def _check_masks_form(name: _ImageName, image: Tensor, masks: Any, count: int) -
         raise TypeError(f"{name}, masks: expected a tensor or EncodedMasks, got {type(masks).__name__}")
     if isinstance(masks, Tensor) and masks.is_complex():
         raise TypeError(f"{name}, masks: expected a tensor of 0 and 1, got {masks.dtype}")
+    if isinstance(masks, Tensor) and masks.layout != torch.strided:
+        raise TypeError(
+            f"{name}, masks: expected a dense tensor, got {masks.layout}; masks.to_dense() makes one"
+        )
     expected = (count, *image.shape[-2:])
     if tuple(masks.shape) != expected:
         raise ValueError(
@@ -513,6 +553,12 @@ def _optional_findings(
         weights = values["weights"]
         message = ", weights: a weight is negative or not finite"
         found.append(_Finding(~(weights.isfinite() & (weights >= 0)), message, name))
+    if "keypoints" in values and len(values["boxes"]):
+        keypoints = values["keypoints"]
+        # Where a keypoint is not visible, its place does not matter.
+        wrong = ~keypoints.isfinite().all(2) & ~(keypoints[..., 2] <= 0)  # (G, K)
+        message = ", keypoints: a visible keypoint, or whether it is visible, is not finite"
+        found.append(_Finding(wrong.any(dim=1), message, name))
     if "points" in values and len(values["boxes"]) and values["points"].numel():
         x, y, label = values["points"].unbind(dim=2)  # (G, K) each
         other = (label != 0) & (label != 1) & (label != -1)

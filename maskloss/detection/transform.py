@@ -104,13 +104,15 @@ class RCNNTransform(GeneralizedRCNNTransform):
         """Return the mean and the standard deviation, (3, 1, 1) each, in the image's dtype and on its device."""
         if self._constants is None:
             self._constants = {}
-        key = (image.device, image.dtype, tuple(self.image_mean), tuple(self.image_std))
+        # Numbers, because equal tensors are different keys.
+        values = (tuple(map(float, of_channels)) for of_channels in (self.image_mean, self.image_std))
+        key = (image.device, image.dtype, *values)
         if key not in self._constants:
             # Constants made in inference mode could not be used in training.
             with torch.inference_mode(False):
                 mean, std = (
                     torch.tensor(values, dtype=image.dtype, device=image.device)[:, None, None]
-                    for values in (self.image_mean, self.image_std)
+                    for values in key[2:]
                 )
             self._constants[key] = mean, std
         return self._constants[key]
@@ -174,7 +176,8 @@ class RCNNTransform(GeneralizedRCNNTransform):
         """Scale detections to the original image sizes, and paste their masks."""
         if self.training or (self.paste == "torchvision" and torchvision._is_tracing()):
             return super().postprocess(result, image_shapes, original_image_sizes)
-        for detection, size, original_size in zip(result, image_shapes, original_image_sizes, strict=True):
+        # As in torchvision, there are none if the RoI heads are in training mode, whatever the mode of the transform.
+        for detection, size, original_size in zip(result, image_shapes, original_image_sizes, strict=False):
             boxes = _resize_boxes(detection["boxes"], size, original_size)
             detection["boxes"] = boxes
             if "keypoints" in detection:

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 import maskloss
+from benchmarks.pretended_device import counted, pretended_device, sent
 from maskloss import EncodedMasks
 from maskloss.detection.target_checks import ModelInputs, check_inputs
 
@@ -355,6 +356,9 @@ ODD_EMPTY: dict[str, Target] = {
     "masks float": {"masks": torch.zeros((0, 64, 80))},
     "masks encoded": {"masks": EncodedMasks([], 64, 80)},
     "masks encoded of another size": {"masks": EncodedMasks([], 7, 3)},
+    "masks in a list": {"masks": []},
+    "masks sparse": {"masks": torch.zeros((0, 64, 80), dtype=torch.uint8).to_sparse()},
+    "optional fields in lists": {"points": [], "weights": [], "has_mask": [], "keypoints": []},
 }
 
 
@@ -378,6 +382,144 @@ def test_empty_keypoints_are_accepted_in_odd_shapes(shape):
     expected, _ = training_pass(keypoint_model, images, [without_objects(images)[0], targets[1]])
     losses, _ = training_pass(keypoint_model, images, targets)
     assert torch.equal(losses["loss_keypoint"], expected["loss_keypoint"])
+
+
+def test_empty_keypoints_may_be_a_list():
+    keypoint_model = maskloss.convert(tiny_keypoint_rcnn())
+    images, targets = batch()
+    targets[0] = {**without_objects(images)[0], "keypoints": []}
+    expected, _ = training_pass(keypoint_model, images, [without_objects(images)[0], targets[1]])
+    losses, _ = training_pass(keypoint_model, images, targets)
+    assert torch.equal(losses["loss_keypoint"], expected["loss_keypoint"])
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("labels", torch.tensor([1, 2])),
+        ("masks", torch.ones(2, HEIGHT, WIDTH, dtype=torch.uint8)),
+        ("masks", EncodedMasks([[[0.0, 0, 9, 0, 9, 9]]], HEIGHT, WIDTH)),
+        ("masks", [torch.ones(HEIGHT, WIDTH)]),
+        ("weights", torch.ones(2)),
+        ("has_mask", torch.tensor([True])),
+        ("points", torch.ones(1, 2, 3)),
+    ],
+)
+def test_objects_without_boxes_are_refused(field, value, guarded_model):
+    images, targets = batch()
+    targets[1] = {**without_objects(images)[1], field: value, "image_id": torch.tensor(41)}
+    with pytest.raises(ValueError, match=rf"^{NAME}, {field}: got shape .*, but the target has no boxes"):
+        guarded_model.train()(images, targets)
+
+
+def test_keypoints_without_boxes_are_refused():
+    images, targets = batch()
+    targets[0] = {**without_objects(images)[0], "keypoints": torch.ones(1, NUM_KEYPOINTS, 3)}
+    with pytest.raises(ValueError, match=r"^image 0 of the batch, keypoints: got shape \(1, 5, 3\), but"):
+        training_pass(maskloss.convert(tiny_keypoint_rcnn()), images, targets)
+
+
+def test_sparse_masks_are_refused(guarded_model):
+    images, targets = batch()
+    targets[1]["masks"] = targets[1]["masks"].to_sparse()
+    with pytest.raises(TypeError, match=rf"^{NAME}, masks: expected a dense tensor, got torch\.sparse_coo"):
+        guarded_model.train()(images, targets)
+
+
+def set_keypoint(column: int, value: float, visible: float = 1.0) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Return a function that changes a coordinate or the visibility of one keypoint."""
+
+    def change(keypoints: torch.Tensor) -> torch.Tensor:
+        changed = keypoints.clone()
+        changed[1, 2, 2] = visible
+        changed[1, 2, column] = value
+        return changed
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda keypoints: keypoints[:, :3], r"expected shape \(2, 5, 3\), as many .*, got \(2, 3, 3\)"),
+        (lambda keypoints: keypoints.repeat(1, 2, 1), r"expected shape \(2, 5, 3\), .*got \(2, 10, 3\)"),
+        (set_keypoint(0, torch.nan), r"a visible keypoint.* is not finite \(instance 1: "),
+        (set_keypoint(1, torch.inf), r"a visible keypoint.* is not finite \(instance 1: "),
+        (set_keypoint(0, -torch.inf, visible=2.0), r"a visible keypoint.* is not finite \(instance 1: "),
+        (set_keypoint(2, torch.nan), r"a visible keypoint.* is not finite \(instance 1: "),
+        (set_keypoint(2, torch.inf), r"a visible keypoint.* is not finite \(instance 1: "),
+    ],
+)
+def test_keypoints_that_would_train_wrongly_are_refused(change, message):
+    images, targets = batch()
+    targets[1]["keypoints"] = change(targets[1]["keypoints"])
+    model = maskloss.convert(tiny_keypoint_rcnn()).train()
+    with pytest.raises(ValueError, match=rf"^{NAME}, keypoints: {message}"):
+        model(images, targets)
+    with pytest.raises(ValueError, match=rf"^{NAME}, keypoints: {message}"):
+        maskloss.losses_and_detections(model, images, targets)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, 1e6])
+def test_the_place_of_an_invisible_keypoint_does_not_matter(value):
+    images, targets = batch()
+    targets[1]["keypoints"] = set_keypoint(0, value, visible=0.0)(targets[1]["keypoints"])
+    expected, _ = training_pass(tiny_keypoint_rcnn(), images, targets)
+    losses, _ = training_pass(maskloss.convert(tiny_keypoint_rcnn()), images, targets)
+    torch.testing.assert_close(losses["loss_keypoint"], expected["loss_keypoint"], rtol=1e-6, atol=0)
+
+
+class OwnKeypointPredictor(nn.Module):
+    """A predictor whose number of keypoints only its output shows."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        return self.layer(features)
+
+
+def test_the_number_of_keypoints_of_a_custom_predictor_is_that_of_its_heatmaps():
+    images, targets = batch()
+    model = maskloss.convert(tiny_keypoint_rcnn()).train()
+    model.roi_heads.keypoint_predictor = OwnKeypointPredictor(model.roi_heads.keypoint_predictor)
+    model(images, targets)
+    targets[1]["keypoints"] = targets[1]["keypoints"][:, :3]
+    with pytest.raises(ValueError, match=r"image 1 of the batch, keypoints: got 3 keypoints .* predicts 5"):
+        model(images, targets)
+
+
+@pytest.mark.parametrize("gpu_step", [False, True])
+def test_keypoints_are_read_with_the_other_fields_in_one_synchronization(gpu_step):
+    images, targets = batch()
+    with pretended_device():
+        there = [
+            {key: sent(value) if gpu_step else value for key, value in target.items()} for target in targets
+        ]
+        with counted() as counts:
+            check_inputs(images, there, ModelInputs(has_keypoints=True))
+    assert counts.waits.total() == int(gpu_step)
+
+
+@pytest.mark.parametrize(
+    "constants",
+    [
+        {"image_mean": [0.5], "image_std": [0.25]},
+        {"image_mean": [0.5], "image_std": [0.2, 0.25, 0.3]},
+        {"image_mean": (0.4, 0.5, 0.6), "image_std": (0.25,)},
+        {"image_mean": torch.tensor([0.5]), "image_std": torch.tensor([0.25])},
+    ],
+)
+def test_one_mean_or_deviation_may_serve_all_channels(constants):
+    losses = []
+    for build in (tiny_mask_rcnn, lambda: maskloss.convert(tiny_mask_rcnn())):
+        model = build()
+        for name, value in constants.items():
+            setattr(model.transform, name, value)
+        losses.append(training_pass(model, *batch())[0])
+    for key, value in losses[0].items():
+        torch.testing.assert_close(losses[1][key], value, rtol=1e-5, atol=1e-7)
 
 
 @pytest.mark.parametrize("encoded", [False, True])

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
+import maskloss
 from benchmarks.pretended_device import counted, pretended_device, sent
 from maskloss import EncodedMasks
 from maskloss.detection.transform import RCNNTransform
 from maskloss.masks.paste import paste_masks, unaligned_offset
+
+from .small_models import batch, tiny_mask_rcnn
 
 SETTINGS: dict[str, Any] = {
     "min_size": 40,
@@ -398,3 +402,36 @@ def test_the_mask_offset_follows_from_the_size_to_which_torchvision_resizes(
         return
     expected = unaligned_offset((height, width), (resized.shape[-2], resized.shape[-1]))
     assert transform.mask_offset((height, width)) == expected
+
+
+@pytest.mark.parametrize("paste", ["torchvision", "matched", None])
+@pytest.mark.parametrize("modes", list(itertools.product((True, False), repeat=4)))
+def test_parts_in_different_modes_return_what_torchvisions_do(modes, paste):
+    images, targets = batch()
+
+    def output(model: nn.Module) -> object:
+        for part, mode in zip((model, model.transform, model.rpn, model.roi_heads), modes, strict=True):
+            part.train(mode)
+        torch.manual_seed(0)
+        return model(images, targets)
+
+    expected, found = output(tiny_mask_rcnn()), output(maskloss.convert(tiny_mask_rcnn(), paste=paste))
+    assert type(found) is type(expected)
+    assert len(found) == len(expected)
+    if isinstance(expected, dict):
+        assert found.keys() == expected.keys()
+        for key, value in expected.items():
+            torch.testing.assert_close(found[key], value, rtol=1e-5, atol=1e-7)
+
+
+def test_constants_given_as_tensors_are_kept_once():
+    images, _ = batch()
+    transform = maskloss.convert(tiny_mask_rcnn()).transform
+    transform.image_mean, transform.image_std = torch.tensor([0.4, 0.5, 0.6]), torch.tensor([0.2, 0.2, 0.3])
+    with pretended_device():
+        there = sent(images[0])
+        for _ in range(3):
+            normalized = transform.normalize(there)
+    assert len(transform._constants) == 1
+    own = GeneralizedRCNNTransform(8, 8, [0.4, 0.5, 0.6], [0.2, 0.2, 0.3]).normalize(images[0])
+    torch.testing.assert_close(normalized.values, own)
