@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import inspect
+import os
+import sys
 import warnings
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import torch
+import torchvision
 from torch import Tensor, nn
 from torchvision.models.detection._utils import BoxCoder as TorchvisionBoxCoder
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor
@@ -51,6 +56,10 @@ from maskloss.masks.encoded import EncodedMasks
 
 Model = TypeVar("Model", bound=nn.Module)
 
+#: Folders of code that is not the user's.
+_LIBRARIES = tuple(
+    f"{Path(file).parent}{os.sep}" for file in (torch.__file__, torchvision.__file__, Path(__file__).parent)
+)
 
 #: The names of mask branches.
 MaskBranchName = Literal["point_rend", "mask_iou"]
@@ -109,8 +118,9 @@ def convert(
             functions have been replaced and no `loss` is given; or `sync_free` is requested with a custom sampler. The
             message names the cause. The model is not changed.
         ValueError: the preset or paste is unknown; a term of the loss holds the model itself; the loss has tensors on
-            the meta device; the mask branch has fewer classes than the model; or `sync_free` is requested with a
-            BatchNorm in the RoI heads, whose statistics would include rows without a sample.
+            the meta device; the loss or the mask branch is already used by another model; the mask branch has fewer
+            classes than the model; or `sync_free` is requested with a BatchNorm in the RoI heads, whose statistics
+            would include rows without a sample.
 
     Example:
         >>> import torchvision
@@ -143,6 +153,9 @@ def convert(
         what = mask_branch.__name__ if isinstance(mask_branch, type) else full_name(mask_branch)
         raise TypeError(f"mask_branch must be an instance of a MaskBranch, not {what}")
     check_parts(model)
+    _check_unshared(loss, model)
+    for branch in _branches_in(mask_branch):
+        _check_unshared(branch, model)
     own_transform = has_replaceable_transform(model)
     if not own_transform and paste != "torchvision":
         raise TypeError(
@@ -203,12 +216,47 @@ def convert(
         mask_branch.to(next(model.parameters()))
     model.rpn.hold(loss)
     heads.hold(loss)
+    for held in (loss, *_branches_in(mask_branch)):
+        _OWNERS[held] = weakref.ref(model)
 
     model.conversion = _Conversion(paste, replaced_functions())
     if _check_inputs not in model._forward_pre_hooks.values():
         model.register_forward_pre_hook(_check_inputs, with_kwargs=True)
         model.register_forward_hook(_add_regularization)
     return model
+
+
+#: The converted model of each loss and mask branch. Copies of a model have losses and branches of their own.
+_OWNERS: weakref.WeakKeyDictionary[nn.Module, weakref.ref[nn.Module]] = weakref.WeakKeyDictionary()
+
+
+def _branches_in(branch: Any) -> list[MaskBranch]:
+    """Return a mask branch and the ones that it wraps."""
+    if not isinstance(branch, MaskBranch):
+        return []
+    return [module for module in branch.modules() if isinstance(module, MaskBranch)]
+
+
+def _check_unshared(held: MaskRCNNLoss | MaskBranch, model: nn.Module) -> None:
+    """Check that no other model uses a loss or a mask branch.
+
+    Converting a second model would move the loss to its device, and give its loss to the branch, in the first model,
+    too.
+
+    Raises:
+        ValueError: another model that still exists uses it.
+    """
+    owner: Any = _OWNERS[held]() if held in _OWNERS else None
+    if owner is None or owner is model:
+        return
+    heads = owner.roi_heads
+    if not isinstance(heads, RoIHeads) or held not in (heads.loss, *_branches_in(heads.mask_branch)):
+        return
+    what = "loss" if isinstance(held, MaskRCNNLoss) else "mask branch"
+    raise ValueError(
+        f"the {what} belongs to another converted model; every model needs its own: make another one, or pass "
+        f"copy.deepcopy({'loss' if what == 'loss' else 'branch'})"
+    )
 
 
 def loss_parameters(model: nn.Module) -> Iterator[nn.Parameter]:
@@ -394,11 +442,18 @@ def _warn_if_loss_is_not_optimized(model: Any, before: dict[str, int], model_bef
     unchanged = [name for name, version in now.items() if before.get(name) == version]
     if unchanged and model_now > model_before:
         model.conversion.loss_versions = None
-        warnings.warn(
+        _warn(
             f"the loss's parameter {unchanged[0]} has a gradient, but the optimizer does not change it: pass "
-            "maskloss.loss_parameters(model) to the optimizer, too, or freeze it with requires_grad_(False)",
-            stacklevel=2,
+            "maskloss.loss_parameters(model) to the optimizer, too, or freeze it with requires_grad_(False)"
         )
+
+
+def _warn(message: str) -> None:
+    """Issue a warning that points at the user's line, which calls the model through torch and torchvision."""
+    frame, level = sys._getframe(1), 2
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(_LIBRARIES):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, stacklevel=level)
 
 
 def _checked_targets(model: Any, images: Any, targets: Any) -> list[dict[str, Any]]:
@@ -414,7 +469,7 @@ def _checked_targets(model: Any, images: Any, targets: Any) -> list[dict[str, An
     )
     if checked.warning is not None and not conversion.warned_of_border:
         conversion.warned_of_border = True
-        warnings.warn(checked.warning, stacklevel=2)
+        _warn(checked.warning)
     if any(len(target["boxes"]) for target in targets):
         conversion.box_format_checks -= 1
     if model.training and getattr(model.transform, "boxes_on_host", False):

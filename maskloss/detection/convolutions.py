@@ -158,7 +158,9 @@ def use_channels_last(model: Any) -> Any:
     """
     heads = model.roi_heads
     for part in (model.backbone, heads.box_head, getattr(heads, "mask_head", None)):
-        if part is not None and any(isinstance(layer, nn.Conv2d) for layer in part.modules()):
+        if part is None or _with_channels_last in part._forward_pre_hooks.values():
+            continue
+        if any(isinstance(layer, nn.Conv2d) for layer in part.modules()):
             part.register_forward_pre_hook(_with_channels_last)
     return model
 

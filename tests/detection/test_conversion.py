@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import linecache
 import pickle
 import warnings
 from typing import Any
@@ -22,6 +23,8 @@ from torchvision.ops import roi_align
 import maskloss
 from maskloss import EncodedMasks, LossWeights, MaskRCNNLoss, MaskTargets
 from maskloss.detection import ClassSelectedMaskPredictor, RCNNTransform, RegionProposalNetwork, RoIHeads
+from maskloss.detection.mask_iou import MaskIoUBranch
+from maskloss.detection.point_rend import PointRendBranch
 from maskloss.detection.target_checks import check_inputs
 from maskloss.losses import (
     ClassAgnosticMaskLoss,
@@ -1028,3 +1031,72 @@ def test_a_loss_that_is_optimized_or_frozen_is_not_warned_of(way: dict[str, Any]
 def test_losses_and_detections_of_no_image_raise() -> None:
     with pytest.raises(ValueError, match="images is empty"):
         maskloss.losses_and_detections(maskloss.convert(tiny_mask_rcnn()), [], [])
+
+
+def loss_of_its_own() -> tuple[dict[str, Any], str]:
+    return {"loss": class_weighted()}, "the loss belongs to another converted model.*copy.deepcopy"
+
+
+def branch_of_its_own() -> tuple[dict[str, Any], str]:
+    return {
+        "mask_branch": PointRendBranch.of(tiny_mask_rcnn())
+    }, "the mask branch belongs to another converted"
+
+
+@pytest.mark.parametrize("make", [loss_of_its_own, branch_of_its_own])
+def test_what_belongs_to_one_model_may_not_be_given_to_another(make) -> None:
+    arguments, message = make()
+    model = maskloss.convert(tiny_mask_rcnn(), **arguments)
+    expected, _ = training_pass(model, *batch())
+    for other in (tiny_mask_rcnn().double(), copy.deepcopy(model)):
+        before = type(other.roi_heads)
+        with pytest.raises(ValueError, match=message):
+            maskloss.convert(other, **arguments)
+        assert type(other.roi_heads) is before
+    losses, _ = training_pass(model, *batch())
+    assert all(torch.equal(losses[key], value) for key, value in expected.items())
+    # The same model, and copies of the object, are fine; and another model, after the first one is gone.
+    maskloss.convert(model, **arguments)
+    maskloss.convert(tiny_mask_rcnn(), **copy.deepcopy(arguments))
+    twin = copy.deepcopy(model)
+    maskloss.convert(twin, twin.roi_heads.loss)
+    del model
+    maskloss.convert(tiny_mask_rcnn(), **arguments)
+
+
+@pytest.mark.parametrize("make", [loss_of_its_own, branch_of_its_own])
+def test_what_a_model_no_longer_uses_may_be_given_to_another(make) -> None:
+    arguments, _ = make()
+    model = maskloss.convert(tiny_mask_rcnn(), **arguments)
+    maskloss.convert(model)
+    maskloss.convert(tiny_mask_rcnn(), **arguments)
+
+
+def test_a_wrapped_branch_may_not_be_given_to_another_model() -> None:
+    model = tiny_mask_rcnn()
+    inner = PointRendBranch.of(model)
+    maskloss.convert(model, mask_branch=MaskIoUBranch.of(model, inner))
+    with pytest.raises(ValueError, match="the mask branch belongs to another converted model"):
+        maskloss.convert(tiny_mask_rcnn(), mask_branch=inner)
+
+
+def test_warnings_point_at_the_users_line() -> None:
+    images, targets = batch()
+    targets[0]["boxes"][0, 2] = 200.0
+    model = maskloss.convert(tiny_mask_rcnn(), MaskRCNNLoss(mask=LearnedScale())).train()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-4)
+    found = []
+    for _ in range(3):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            losses = model(images, targets)
+        sum(losses.values()).backward()
+        optimizer.step()
+        found += caught
+    assert len(found) == 2
+    for words, warning in zip(("boxes reach outside", "maskloss.loss_parameters"), found, strict=True):
+        assert words in str(warning.message)
+        assert warning.filename == __file__
+        assert (
+            linecache.getline(warning.filename, warning.lineno).strip() == "losses = model(images, targets)"
+        )

@@ -211,3 +211,9 @@ def test_other_inputs_pass_the_hook_unchanged() -> None:
     pair = torch.rand(2, 3)
     assert layers(pair) is pair
     assert layers("text") == "text"
+
+
+def test_using_channels_last_twice_registers_its_hooks_once() -> None:
+    model = use_channels_last(use_channels_last(tiny_mask_rcnn()))
+    parts = (model.backbone, model.roi_heads.mask_head)
+    assert [len(part._forward_pre_hooks) for part in parts] == [1, 1]
