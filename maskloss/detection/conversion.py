@@ -115,7 +115,8 @@ def convert(
 
     Raises:
         TypeError: the model, or a part whose code would be replaced, is not torchvision's; torchvision's loss
-            functions have been replaced and no `loss` is given; or `sync_free` is requested with a custom sampler. The
+            functions have been replaced and no `loss` is given; other code of torchvision's has been replaced that the
+            converted model would not call; or `sync_free` is requested with a custom sampler. The
             message names the cause. The model is not changed.
         ValueError: the preset or paste is unknown; a term of the loss holds the model itself; the loss has tensors on
             the meta device; the loss or the mask branch is already used by another model; the mask branch has fewer

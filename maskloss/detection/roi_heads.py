@@ -88,9 +88,9 @@ class RoIHeads(LossHolder, TorchvisionRoIHeads):
     def has_mask(self) -> bool:
         """Return whether there is a mask branch, and torchvision's mask layers if the branch calls them."""
         branch: MaskBranch | None = getattr(self, "mask_branch", None)
-        if branch is None or branch.uses_stock_layers:
-            return bool(super().has_mask())
-        return True
+        if branch is None:
+            return False
+        return not branch.uses_stock_layers or bool(super().has_mask())
 
     def hold(self, loss: MaskRCNNLoss) -> None:
         """Set the loss, also of the mask branch."""

@@ -66,8 +66,8 @@ class RCNNTransform(GeneralizedRCNNTransform):
             return super().resize(image, None)
         target = dict(target)
         masks = target.pop("masks", None)
-        if target["boxes"].dtype in (torch.bfloat16, torch.float16):
-            # At 1000 px, neighboring bfloat16 values are 4 px apart, so compute in float32 from here on.
+        if target["boxes"].dtype == torch.bfloat16:
+            # torchvision's RoI heads refuse bfloat16. At 1000 px, its values are 4 px apart: compute in float32.
             target["boxes"] = target["boxes"].float()
         if self.training and self.boxes_on_host:
             target["boxes"] = target["boxes"].cpu()

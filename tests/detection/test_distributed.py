@@ -38,6 +38,7 @@ CASES: dict[str, dict[str, Any]] = {
     "with a penalty": {"regularization": MatterportL2Loss(1e-2)},
     "weak labels": {"mask": MaskBySupervision(boxes=MaskBoxLoss(warmup_steps=2))},
     "point_rend": {},
+    "point_rend, unfrozen": {},
     "point_rend, mask weight 0": {"weights": LossWeights(mask=0.0)},
     "mask_iou": {},
     "mask_iou, mask weight 0": {"weights": LossWeights(mask=0.0)},
@@ -49,7 +50,9 @@ Record = dict[str, dict[str, Any]]
 
 def build(case: str) -> nn.Module:
     branch: Any = case.split(",")[0] if case.startswith(("point_rend", "mask_iou")) else None
-    return maskloss.convert(tiny_mask_rcnn(), MaskRCNNLoss(**CASES[case]), mask_branch=branch)
+    model = maskloss.convert(tiny_mask_rcnn(), MaskRCNNLoss(**CASES[case]), mask_branch=branch)
+    # Also torchvision's mask layers, which the branch does not call.
+    return model.requires_grad_(True) if case.endswith("unfrozen") else model
 
 
 def rank_batch(rank: int) -> tuple[list[Tensor], list[dict[str, Tensor]]]:

@@ -280,6 +280,13 @@ def test_mask_layers_added_or_removed_after_convert_train_and_predict_as_in_torc
         assert torch.equal(detection["boxes"], wanted["boxes"])
 
 
+def test_without_a_branch_the_box_losses_are_trained():
+    model = maskloss.convert(tiny_mask_rcnn(), mask_branch="point_rend")
+    model.roi_heads.mask_branch = None
+    losses, _ = training_pass(model, *batch())
+    assert losses.keys() == training_pass(tiny_faster_rcnn(), *batch())[0].keys()
+
+
 def test_targets_of_mask_layers_added_after_convert_need_masks():
     images, targets = batch()
     model = with_mask_layers(maskloss.convert(tiny_faster_rcnn())).train()

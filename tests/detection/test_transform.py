@@ -19,7 +19,7 @@ from maskloss import EncodedMasks
 from maskloss.detection.transform import RCNNTransform
 from maskloss.masks.paste import paste_masks, unaligned_offset
 
-from .small_models import batch, tiny_mask_rcnn
+from .small_models import batch, tiny_mask_rcnn, training_pass
 
 SETTINGS: dict[str, Any] = {
     "min_size": 40,
@@ -172,14 +172,37 @@ def test_encoded_masks_are_scaled_with_the_image():
     assert polygon.tolist() == [[6.0, 8.0], [24.0, 8.0], [24.0, 20.0]]
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_boxes_are_scaled_in_float32(dtype):
+def test_bfloat16_boxes_are_scaled_in_float32():
     image, target = scene(31, 47)
-    rounded = target["boxes"].to(dtype)
+    rounded = target["boxes"].bfloat16()
     _, [expected] = make(GeneralizedRCNNTransform)([image], [{**target, "boxes": rounded.float()}])
     _, [resized] = make(RCNNTransform)([image], [{**target, "boxes": rounded}])
     assert resized["boxes"].dtype == torch.float32
     assert torch.equal(resized["boxes"], expected["boxes"])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64, torch.int64])
+def test_boxes_of_other_dtypes_are_scaled_as_torchvision_scales_them(dtype):
+    image, target = scene(31, 47)
+    target["boxes"] = target["boxes"].to(dtype)
+    _, [expected] = make(GeneralizedRCNNTransform)([image], [target])
+    _, [resized] = make(RCNNTransform)([image], [target])
+    assert resized["boxes"].dtype == expected["boxes"].dtype
+    assert torch.equal(resized["boxes"], expected["boxes"])
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+def test_float16_boxes_train_with_torchvisions_numbers(mixed):
+    images, targets = batch()
+    for target in targets[: 1 if mixed else 2]:
+        target["boxes"] = (target["boxes"] + 0.3).half()
+    losses = []
+    for model in (tiny_mask_rcnn(), maskloss.convert(tiny_mask_rcnn())):
+        model.transform.min_size = (101,)  # so that the boxes are scaled
+        losses.append(training_pass(model, images, targets)[0])
+    for key, value in losses[0].items():
+        torch.testing.assert_close(losses[1][key], value, rtol=1e-5, atol=1e-7)
+    training_pass(maskloss.convert(tiny_mask_rcnn(), sync_free=True), images, targets)
 
 
 @pytest.mark.parametrize("shape", [(0,), (0, 31, 47), (0, 1, 1), (0, 9, 9), (0, 1, 31, 47)])
