@@ -11,6 +11,7 @@ import contextlib
 import ctypes
 import gc
 import json
+import math
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -423,7 +424,7 @@ def _name_fault(name: Any) -> str | None:
     """Return what is wrong with a category's name, or None."""
     if is_absent(name) or name == "":
         return "missing name"
-    if isinstance(name, list | dict):
+    if isinstance(name, list | dict) or (isinstance(name, float) and math.isinf(name)):
         return f"name must be text, not {shown(name)}"
     length = len(str(name))
     return None if length <= LONGEST_NAME else f"name has {length:,} letters, more than {LONGEST_NAME:,}"

@@ -392,11 +392,12 @@ def test_a_long_category_name_is_refused_and_cut(tmp_path: Path) -> None:
     assert document["categories"][0]["name"] == "ä" * 1000
 
 
-def test_a_category_name_that_is_a_list_is_refused_and_replaced(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", [["dog"], {"en": "dog"}, float("inf")])
+def test_a_category_name_that_is_not_text_is_refused_and_replaced(tmp_path: Path, name: Any) -> None:
     def change(document: dict[str, Any]) -> None:
-        document["categories"][0]["name"] = ["dog"]
+        document["categories"][0]["name"] = name
 
-    assert "category 7: name must be text, not ['dog']" in refusal(tmp_path, change)
+    assert f"category 7: name must be text, not {name}" in refusal(tmp_path, change)
     document, _ = repaired(tmp_path, change)
     assert document["categories"][0]["name"] == "category 7"
 
@@ -530,11 +531,12 @@ def test_a_file_that_is_a_git_lfs_pointer_is_named(tmp_path: Path) -> None:
         repair(images, annotations, tmp_path / "fixed.json")
 
 
-@pytest.mark.parametrize("seed", range(60))
+@pytest.mark.parametrize("seed", range(80))
 def test_random_changes_end_in_a_valid_file_or_a_one_line_error(tmp_path: Path, seed: int) -> None:
     generator = random.Random(seed)
     junk = [None, True, 0, -1, 1.0, 2.5, float("nan"), 10**400, "", "10", [], {}, [[]], [1, 2], [[1, 2, 3, 4]],
             [[1, 2], [3, 4], [5, 6]], {"size": [5, 8], "counts": [11, 2, 27]}, {"size": [8, 5], "counts": [40]},
+            "7", 2**63, float("inf"), "a" * 1200, ["2", "1", "4", "1", "4", "3"], "2,1,2,2", "http://x.org/a.png",
             "A.png", "x\\a.png", "..", [[2, 1, 20, 1, 20, 9]], [[1e9, 1, 2, 3, 4, 5]]]  # fmt: skip
 
     def change(document: dict[str, Any]) -> None:
