@@ -134,9 +134,15 @@ def convert(
         check_functions()
     if loss is None or isinstance(loss, str):
         with torch.device("cpu"):  # the user may make the model under torch.device("meta")
-            loss = MaskRCNNLoss.preset(loss or "torchvision")
+            loss = MaskRCNNLoss.preset("torchvision" if loss is None else loss)
     if not isinstance(loss, MaskRCNNLoss):
-        raise TypeError(f"loss must be a MaskRCNNLoss or a preset's name, not {type(loss).__name__}")
+        kind = f"the class {loss.__name__}" if isinstance(loss, type) else f"a {type(loss).__name__}"
+        raise TypeError(
+            f"loss must be a MaskRCNNLoss or a preset's name, not {kind}; a single term is given as in "
+            "MaskRCNNLoss(mask=maskloss.losses.MaskDiceLoss())"
+        )
+    if not isinstance(sync_free, bool):
+        raise TypeError(f"sync_free must be True or False, got {sync_free!r}")
     if not isinstance(model, GeneralizedRCNN):
         raise not_a_detector("convert takes torchvision's FasterRCNN, MaskRCNN or KeypointRCNN", model)
     if any(tensor.is_meta for tensor in (*loss.parameters(), *loss.buffers())):
@@ -239,14 +245,16 @@ def _branches_in(branch: Any) -> list[MaskBranch]:
 
 
 def _check_unshared(held: MaskRCNNLoss | MaskBranch, model: nn.Module) -> None:
-    """Check that no other model uses a loss or a mask branch.
+    """Check that no other model uses a mask branch, or a loss that has tensors.
 
     Converting a second model would move the loss to its device, and give its loss to the branch, in the first model,
-    too.
+    too. A loss without tensors has nothing that could change.
 
     Raises:
         ValueError: another model that still exists uses it.
     """
+    if isinstance(held, MaskRCNNLoss) and not [*held.parameters(), *held.buffers()]:
+        return
     owner: Any = _OWNERS[held]() if held in _OWNERS else None
     if owner is None or owner is model:
         return

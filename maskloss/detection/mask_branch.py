@@ -161,14 +161,59 @@ class MaskBranch(LossHolder, nn.Module):
             rois: the positives if there are targets, otherwise the detections.
             targets: per image, the target after the transform.
             with_probs: return `losses_and_probs` instead of `losses`.
+
+        Raises:
+            TypeError: `losses` does not return a dict of scalar tensors, or `predict` no pair of lists.
+            ValueError: a loss has the key of another term, or predicted masks or scores do not fit the detections.
         """
         if targets is None:
             detections: Any = rois
-            return self.predict(features, detections)
+            predicted = self.predict(features, detections)
+            self._check_predicted(predicted, detections)
+            return predicted
         positives: Any = rois
         if with_probs:
-            return self.losses_and_probs(features, positives, targets)
-        return self.losses(features, positives, targets)
+            losses, probs = self.losses_and_probs(features, positives, targets)
+            self._check_losses(losses)
+            return losses, probs
+        losses = self.losses(features, positives, targets)
+        self._check_losses(losses)
+        return losses
+
+    def _check_losses(self, found: Any) -> None:
+        name = f"{type(self).__name__}.losses"
+        if not isinstance(found, dict):
+            raise TypeError(f"{name} must return a dict of losses, not a {type(found).__name__}")
+        taken = [entry.key for term, entry in TERMS.items() if term != "mask"]
+        for key, value in found.items():
+            if key in taken:
+                raise ValueError(f"{name} returns {key!r}, which is the key of another term")
+            if not isinstance(value, Tensor) or value.dim() > 0:
+                shape = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+                raise TypeError(f"{name}: {key!r} must be a scalar tensor, not {shape}")
+
+    def _check_predicted(self, found: Any, detections: DetectedBoxes) -> None:
+        name = f"{type(self).__name__}.predict"
+        if not isinstance(found, tuple) or len(found) != 2:
+            raise TypeError(f"{name} must return a pair: masks per image, and scores per image or None")
+        for kind, by_image, dims, expected in (
+            ("masks", found[0], 4, "(D, 1, M, M)"),
+            ("scores", found[1], 1, "(D,)"),
+        ):
+            if kind == "scores" and by_image is None:
+                continue
+            if not isinstance(by_image, list | tuple) or len(by_image) != len(detections.boxes):
+                raise TypeError(f"{name}: {kind} must be a list with a tensor for each image")
+            for values, boxes in zip(by_image, detections.boxes, strict=True):
+                if (
+                    values.dim() != dims
+                    or values.shape[0] != boxes.shape[0]
+                    or values.shape[1:2] not in ((), (1,))
+                ):
+                    raise ValueError(
+                        f"{name}: {kind} of an image with D = {boxes.shape[0]} detections must be {expected}, not "
+                        f"{tuple(values.shape)}"
+                    )
 
     def losses(self, features: Features, positives: Positives, targets: list[Target]) -> dict[str, Tensor]:
         """Compute the mask losses of a batch.

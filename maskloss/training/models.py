@@ -77,4 +77,7 @@ def make_mask_branch(path: str, model: nn.Module) -> MaskBranch:
             f"--mask-branch {path!r}: must return a maskloss.detection.mask_branch.MaskBranch, not a "
             f"{full_name(branch)}"
         )
+    for method in ("losses", "predict"):
+        if getattr(type(branch), method) is getattr(MaskBranch, method):
+            raise InputError(f"--mask-branch {path!r}: {full_name(branch)} has no method {method}")
     return branch

@@ -269,7 +269,8 @@ def test_an_unknown_paste_raises():
 
 
 def test_a_loss_that_is_not_a_mask_rcnn_loss_raises():
-    with pytest.raises(TypeError, match=r"^loss must be a MaskRCNNLoss or a preset's name, not MSELoss$"):
+    message = r"^loss must be a MaskRCNNLoss or a preset's name, not a MSELoss; a single term is given as in"
+    with pytest.raises(TypeError, match=message):
         maskloss.convert(tiny_mask_rcnn(), nn.MSELoss())
 
 
@@ -807,7 +808,7 @@ def test_a_custom_term_is_called_with_the_documented_arguments():
 def test_a_term_that_returns_another_shape_raises_and_is_named(term, loss):
     model = maskloss.convert(tiny_mask_rcnn(), MaskRCNNLoss(**{term: loss})).train()
     with pytest.raises(
-        ValueError, match=rf"^the {term} term must return one value per .* shape \(\d+,\), not shape"
+        ValueError, match=rf"^the {term} term must return one value per .* shape \(\d+,\).*, not shape"
     ):
         model(*batch())
 
@@ -1100,3 +1101,16 @@ def test_warnings_point_at_the_users_line() -> None:
         assert (
             linecache.getline(warning.filename, warning.lineno).strip() == "losses = model(images, targets)"
         )
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"loss": ""}, "no preset is named ''"),
+        ({"loss": MaskBCELoss}, "not the class MaskBCELoss; a single term is given as in MaskRCNNLoss"),
+        ({"sync_free": "no"}, "sync_free must be True or False, got 'no'"),
+    ],
+)
+def test_arguments_of_another_kind_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises((TypeError, ValueError), match=message):
+        maskloss.convert(tiny_mask_rcnn(), **options)

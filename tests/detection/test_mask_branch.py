@@ -344,3 +344,57 @@ def test_everything_enters_a_branch_by_its_forward_pass_so_that_hooks_run():
     training_pass(model, *batch())
     model.eval()(batch()[0])
     assert calls == ["inner", "dict", "inner", "tuple"]
+
+
+class Returns(MaskBranch):
+    """A user's branch that returns what a test gives it."""
+
+    def __init__(self, losses: Any = None, predicted: Any = None) -> None:
+        super().__init__()
+        self.found, self.predicted = losses, predicted
+
+    def losses(self, features: Any, positives: Positives, targets: Any) -> Any:
+        return self.found
+
+    def predict(self, features: Any, detections: DetectedBoxes) -> Any:
+        return self.predicted(detections)
+
+
+@pytest.mark.parametrize(
+    ("found", "message"),
+    [
+        (None, r"Returns\.losses must return a dict of losses, not a NoneType"),
+        ([torch.zeros(())], "not a list"),
+        ({"loss_mask": 0.5}, r"Returns\.losses: 'loss_mask' must be a scalar tensor, not float"),
+        ({"loss_mask": torch.zeros(3)}, r"must be a scalar tensor, not shape \(3,\)"),
+        ({"loss_classifier": torch.zeros(())}, "'loss_classifier', which is the key of another term"),
+    ],
+)
+def test_losses_of_a_branch_that_are_none_are_refused(found: Any, message: str) -> None:
+    model = maskloss.convert(tiny_mask_rcnn(), mask_branch=Returns(found)).train()
+    with pytest.raises((TypeError, ValueError), match=message):
+        model(*batch())
+
+
+def counts_of(detections: DetectedBoxes) -> list[int]:
+    return [len(boxes) for boxes in detections.boxes]
+
+
+@pytest.mark.parametrize(
+    ("predicted", "message"),
+    [
+        (lambda d: [torch.zeros(n, 1, 7, 7) for n in counts_of(d)], r"Returns\.predict must return a pair"),
+        (lambda d: ([torch.zeros(n, 7, 7) for n in counts_of(d)], None), r"must be \(D, 1, M, M\), not"),
+        (lambda d: ([torch.zeros(n, 3, 7, 7) for n in counts_of(d)], None), r"must be \(D, 1, M, M\), not"),
+        (lambda d: ([torch.zeros(n + 1, 1, 7, 7) for n in counts_of(d)], None), "of an image with D = "),
+        (lambda d: (torch.zeros(3, 1, 7, 7), None), "masks must be a list with a tensor for each image"),
+        (
+            lambda d: ([torch.zeros(n, 1, 7, 7) for n in counts_of(d)], [torch.zeros(1)]),
+            "scores must be a list",
+        ),
+    ],
+)
+def test_predictions_of_a_branch_that_do_not_fit_are_refused(predicted: Any, message: str) -> None:
+    model = maskloss.convert(tiny_mask_rcnn(), mask_branch=Returns(predicted=predicted)).eval()
+    with pytest.raises((TypeError, ValueError), match=message):
+        model(batch()[0])

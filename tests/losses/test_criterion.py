@@ -321,7 +321,9 @@ def test_classification_weights_that_sum_to_zero_give_zero(batches):
 def test_values_of_another_shape_raise_and_name_the_term(batches, name, sample, expected):
     loss = MaskRCNNLoss(**{name: lambda *_: torch.ones(5)})
     cells = rf" or \({expected}, M, M\)" if name == "mask" else ""
-    message = rf"the {name} term must return one value per {sample}, shape \({expected},\){cells}, not shape \(5,\)"
+    message = (
+        rf"the {name} term must return one value per {sample}, shape \({expected},\){cells}, not shape \(5,\)"
+    )
     with pytest.raises(ValueError, match=message):
         batches.losses(loss)
 
