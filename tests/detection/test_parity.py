@@ -264,14 +264,25 @@ def test_detections_are_alike_where_nothing_is_detected(photos):
         assert detection[field].numel() == 0
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
-def test_boxes_of_another_float_dtype_train_alike(dtype):
+@pytest.mark.parametrize(
+    ("dtype", "stock_dtype"),
+    [
+        (torch.float64, torch.float64),
+        (torch.float16, torch.float16),
+        # torchvision refuses these. The boxes are whole numbers below 64, exact in every dtype.
+        (torch.bfloat16, torch.float32),
+    ],
+)
+def test_boxes_of_another_float_dtype_train_alike(dtype, stock_dtype):
     images, targets = batch()
-    targets = [{**target, "boxes": target["boxes"].to(dtype)} for target in targets]
     stock = tiny_mask_rcnn()
     converted = maskloss.convert(copy.deepcopy(stock))
-    expected, _ = training_pass(stock, images, targets)
-    losses, _ = training_pass(converted, images, targets)
+    expected, _ = training_pass(
+        stock, images, [{**target, "boxes": target["boxes"].to(stock_dtype)} for target in targets]
+    )
+    losses, _ = training_pass(
+        converted, images, [{**target, "boxes": target["boxes"].to(dtype)} for target in targets]
+    )
     for key in expected:
         assert float(losses[key]) == pytest.approx(float(expected[key]), rel=1e-6), key
 
