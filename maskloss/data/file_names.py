@@ -29,7 +29,9 @@ class ImageFolder:
         """Return whether a name, relative to the folder, is the name of a file."""
         try:
             if ".." in name.split("/"):
-                return os.path.isfile(self.path / name)  # every folder of the name has to exist
+                # Every folder of the name has to exist, and ".." after a link leads out of the link's target.
+                path = self.path / name
+                return path.is_file() and path.resolve() == (self.path / os.path.normpath(name)).resolve()
             folder, base = os.path.split(os.path.normpath(name))
             # Some file systems also accept other spellings than the one that they list.
             return base in self._names(folder) or os.path.isfile(self.path / name)
@@ -84,7 +86,9 @@ class ImageFolder:
         for folder, _, names in os.walk(self.path):
             relative = os.path.relpath(folder, self.path)
             found += [
-                name if relative == "." else f"{relative}/{name}".replace(os.sep, "/") for name in names
+                name if relative == "." else f"{relative}/{name}".replace(os.sep, "/")
+                for name in names
+                if os.path.isfile(os.path.join(folder, name))  # no broken link, socket or pipe
             ]
             if len(found) > _MAX_FILES:
                 break

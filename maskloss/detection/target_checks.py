@@ -424,14 +424,19 @@ def _check_form(name: _ImageName, image: Tensor, target: Target, expected: Model
 
 
 def _check_no_objects(name: _ImageName, target: Target, expected: ModelInputs) -> None:
-    """Check that a target without boxes holds no object, which would be left out silently."""
+    """Check that a target without boxes holds no object, which would be left out silently.
+
+    Zeros are accepted: background labels and empty masks are common placeholders in images without objects. Values on a
+    GPU are not read, because that would synchronize.
+    """
     fields = ["labels", "has_mask", "weights", "points"]
     fields += ["masks"] * expected.has_masks + ["keypoints"] * expected.has_keypoints
     for field in fields:
         value = target.get(field, ())
-        holds_values = (
-            value.numel() if isinstance(value, Tensor) else hasattr(value, "__len__") and len(value)
-        )
+        if isinstance(value, Tensor):
+            holds_values = value.numel() > 0 and value.device.type == "cpu" and bool(value.any())
+        else:
+            holds_values = hasattr(value, "__len__") and len(value) > 0
         if holds_values:
             found = tuple(value.shape) if hasattr(value, "shape") else (len(value),)
             raise ValueError(

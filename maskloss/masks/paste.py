@@ -240,7 +240,8 @@ def _interpolation(low: Tensor, high: Tensor, start: Tensor, count: int, size: i
         size: M.
         offset: shift of the predicted masks along this axis, in px.
     """
-    pixel = start[:, None] + torch.arange(count, device=low.device) + (0.5 - offset)
+    # In the boxes' dtype: integers and a fraction would give the default dtype, which may be bfloat16.
+    pixel = start[:, None] + torch.arange(count, device=low.device, dtype=low.dtype) + (0.5 - offset)
     # Cell m of the grid has its center at m + 0.5; the padding shifts its index by one.
     scale = size / (high - low).clamp(min=1e-6)
     position = ((pixel - low[:, None]) * scale[:, None] + 0.5).clamp(0, size + 1)

@@ -30,6 +30,28 @@ def test_a_symbolic_link_out_of_the_folder_is_followed(tmp_path: Path) -> None:
     assert len(read_coco(images, annotations).images) == 2
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs links and pipes")
+def test_a_name_that_goes_up_from_a_link_leaves_the_folder(tmp_path: Path) -> None:
+    """The system takes ".." from the folder that the link leads to, not from the one that the link is in."""
+    (tmp_path / "images").mkdir()
+    (tmp_path / "other/inner").mkdir(parents=True)
+    (tmp_path / "other/secret.png").write_bytes(b"")
+    os.symlink(tmp_path / "other/inner", tmp_path / "images/link")
+    assert (tmp_path / "images/link/../secret.png").is_file()
+    assert not ImageFolder(tmp_path / "images").has("link/../secret.png")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs links and pipes")
+def test_broken_links_and_pipes_are_no_files(tmp_path: Path) -> None:
+    os.symlink(tmp_path / "nowhere.png", tmp_path / "link.png")
+    os.mkfifo(tmp_path / "pipe.png")
+    folder = ImageFolder(tmp_path)
+    for name in ("link.png", "pipe.png", "LINK.png", "some/pipe.png"):
+        assert not folder.has(name)
+        assert folder.elsewhere(name) is None
+        assert folder.other_extension(name) is None
+
+
 @pytest.mark.parametrize(
     "file_name",
     ["../a.png", "nested/../../a.png", "..", "nested/../../images/a.png", "./../images/a.png"],

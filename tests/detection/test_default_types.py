@@ -122,3 +122,13 @@ def test_encoded_masks_do_not_depend_on_the_default_device(kind):
     for one, other in zip(found, expected, strict=True):
         assert one.device.type == "cpu"
         assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_pasted_masks_are_the_same_under_any_default_dtype(dtype):
+    grids = torch.rand(3, 7, 7, generator=torch.Generator().manual_seed(0))
+    boxes = torch.tensor([[300.3, 2.0, 580.7, 41.5], [1.0, 1.0, 9.0, 30.0], [-5.0, 3.0, 20.0, 60.0]])
+    expected = maskloss.paste_masks(grids, boxes, (48, 640), offset=(0.25, 0.25), output="float")
+    with default_dtype(dtype):
+        found = maskloss.paste_masks(grids, boxes, (48, 640), offset=(0.25, 0.25), output="float")
+    assert torch.equal(found, expected)

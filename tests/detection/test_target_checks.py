@@ -412,6 +412,21 @@ def test_objects_without_boxes_are_refused(field, value, guarded_model):
         guarded_model.train()(images, targets)
 
 
+def test_placeholders_in_images_without_objects_train_as_torchvision_trains_them():
+    """Recipes for negative images have one background label, and sometimes an empty mask, instead of none."""
+    images, targets = batch()
+    placeholder = {
+        "boxes": torch.zeros(0, 4),
+        "labels": torch.zeros(1, dtype=torch.int64),
+        "masks": torch.zeros(1, *images[1].shape[-2:], dtype=torch.uint8),
+    }
+    targets[1] = placeholder
+    expected, _ = training_pass(tiny_mask_rcnn(), images, targets)
+    losses, _ = training_pass(maskloss.convert(tiny_mask_rcnn()), images, targets)
+    for key, value in expected.items():
+        torch.testing.assert_close(losses[key], value)
+
+
 def test_keypoints_without_boxes_are_refused():
     images, targets = batch()
     targets[0] = {**without_objects(images)[0], "keypoints": torch.ones(1, NUM_KEYPOINTS, 3)}
