@@ -16,10 +16,10 @@ from maskloss.option_errors import hint, in_plain_words
 
 #: The commands that take the fields of `TrainConfig` and a --config file.
 TRAINING = ("train", "find-lr")
-#: In the place of a command's name, all of them.
+#: Stands for all commands.
 ALL_COMMANDS = "*"
 _SHELLS = ("bash", "zsh", "tcsh")
-#: Arguments without a name, in messages in capitals.
+#: Positional arguments; messages show them in capitals.
 _POSITIONAL = ("image",)
 
 
@@ -171,7 +171,7 @@ def _add_options(command: Parser, name: str, function: Callable[..., None]) -> N
 
 
 def underscored(argument: str) -> str:
-    """Return an argument with _ in the place of the hyphens of an option's name, as jsonargparse names it."""
+    """Return an argument with the hyphens of an option's name replaced by underscores, as jsonargparse expects."""
     if not argument.startswith("--"):
         return argument
     option, equals, value = argument.partition("=")

@@ -76,7 +76,7 @@ def read_plan(file: str | Path, output: str | Path) -> Plan:
             `variants`, a mapping from names to the options that differ; `seeds`, a list; and optionally `baseline`,
             by default the first variant, `cpus` and `gpus` of a run under Ray, and `tune`, a mapping from names of
             options to lists of values. Each variant is then trained once with each combination, on its training set
-            without a share `tune_fraction` of the images, .2 by default. The combination with the best mask AP on
+            without a share `tune_fraction` of the images, 0.2 by default. The combination with the best mask AP on
             these images is the variant's. Relative paths are relative to the
             working folder, except the base's file, which is relative to this one. Modules beside the file can be
             imported. If the base has a loss, a variant's mapping under `loss` without a `preset` changes parts of it.

@@ -42,7 +42,7 @@ class Trial(Run):
 
 @dataclass(frozen=True)
 class Tuning:
-    """How each variant's options are chosen before its runs.
+    """Grid search over options, run for each variant before its own runs.
 
     Attributes:
         grid: values to try, by name of the option; all combinations are tried.

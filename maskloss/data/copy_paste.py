@@ -1,4 +1,4 @@
-"""Copy-paste augmentation: objects of one image are pasted over another, and what they cover is cut away."""
+"""Copy-paste augmentation: paste objects of one image over another, and cut what they cover out of its masks."""
 
 from __future__ import annotations
 

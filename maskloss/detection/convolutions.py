@@ -30,7 +30,7 @@ class FoldedNorm(FrozenBatchNorm2d):
         return x
 
     def scale_and_shift(self) -> _Constants:
-        """Return what the norm multiplies each channel by and then adds, (C,) each.
+        """Return the norm's scale and shift of each channel, (C,) each, (C,) each.
 
         They are computed again only after a buffer has been changed, replaced or moved.
         """
@@ -79,12 +79,12 @@ class FoldedConv2d(nn.Conv2d):
 def fold_frozen_norms(model: nn.Module) -> nn.Module:
     """Let convolutions apply the frozen batch norms that directly follow them, in place.
 
-    The results are the same up to rounding. Instead of two passes over the features, a norm then costs one over the
-    weights of its convolution, which it multiplies in each forward pass, so that they can be trained. This saves
+    The results are the same up to rounding. Each forward pass scales the convolution's weights instead of making two
+    passes over the features, and the weights can still be trained. This saves
     time on large images, six launches per norm on a GPU, and, under mixed precision, features in float32.
     Parameters stay the same objects, and `state_dict` keys and values do not change.
 
-    Folded are torchvision's `FrozenBatchNorm2d` in torchvision's ResNet blocks, in the layers that torchvision's
+    It folds torchvision's `FrozenBatchNorm2d` in torchvision's ResNet blocks, in the layers that torchvision's
     detection backbones take from a classification network, and in `nn.Sequential`. Norms that train, convolutions of
     other classes, layers that are used twice, and layers with hooks or their own `forward` are left as they are.
 
@@ -117,7 +117,7 @@ def _is_captured(tensor: Tensor) -> bool:
 
 
 def _pairs(module: nn.Module) -> Iterator[tuple[nn.Module, nn.Module]]:
-    """Yield the pairs of a module's layers of which the second alone gets the output of the first."""
+    """Yield pairs of a module's layers in which the second is the only consumer of the first one's output."""
     forward = type(module).forward
     if forward in (BasicBlock.forward, Bottleneck.forward):
         layers = dict(module.named_children())

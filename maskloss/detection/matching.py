@@ -18,8 +18,8 @@ from maskloss.masks.transfer import send
 _PAIRS_AT_ONCE = {"cpu": 2**18, "cuda": 2**24}
 #: Up to this many chunks, computing the whole matrix costs less than chunking.
 _CHUNKS_NOT_WORTH_IT = 2
-#: On a CPU, the least boxes that are compared with the same objects: those near them. Anchors come row by row, so few
-#: anchors cover a small part of the image; but every chunk costs some operations.
+#: Minimum number of boxes per chunk on a CPU. Consecutive anchors are neighbors, so that a small chunk overlaps few
+#: objects, but each chunk has a fixed cost.
 _LEAST_BOXES = 2048
 #: Up to this many pairs, a GPU remembers with one byte per pair which boxes may be an object's best, 256 MiB.
 _PAIRS_REMEMBERED = 2**28
@@ -96,7 +96,7 @@ def _best_on_cpu(
             quality = similarity(gt_boxes[near], boxes[chunk])  # (g, a)
             best = quality.max(dim=0)
             values[chunk] = best.values
-            # Of objects that are all as similar, 0 at least, torchvision takes the first.
+            # If all similarities are 0, torchvision takes the first object.
             objects[chunk] = near[best.indices].masked_fill_(best.values == 0, 0)
             bests = quality.amax(dim=1)
             highest[near] = torch.maximum(highest[near], bests)

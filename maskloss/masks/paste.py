@@ -90,7 +90,7 @@ def paste_masks(
                  [1, 1, 0, 0, 0]]], dtype=torch.int32)
 
     Source: Detectron2 02b5c4e, `paste_masks_in_image`, samples at pixel centers with zeros around the grid;
-    the offset and its edge are this library's.
+    the offset and the weight of its edge cells are maskloss's own.
     """
     if mask_probs.dim() != 3 or mask_probs.shape[1] != mask_probs.shape[2]:
         raise ValueError(f"mask_probs must have shape (D, M, M), not {tuple(mask_probs.shape)}")

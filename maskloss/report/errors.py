@@ -1,6 +1,6 @@
-"""Errors of a model by kind, after TIDE: what is found in the wrong place or class, twice, in vain or not at all.
+"""Count a model's errors by kind, as TIDE does: wrong class or place, duplicates, false detections, missed objects.
 
-Source: Bolya et al., TIDE, 2020, arXiv:2008.08115, with its IoU thresholds of .5 and .1. TIDE also computes what AP
+Source: Bolya et al., TIDE, 2020, arXiv:2008.08115, with its IoU thresholds of 0.5 and 0.1. TIDE also computes what AP
 each kind costs; here the errors are counted at fixed scores.
 """
 

@@ -1,4 +1,4 @@
-"""The best evaluation of a run, its model, and the end of a run that no longer improves."""
+"""The best evaluation so far, which selects best.safetensors and stops a run that no longer improves."""
 
 from __future__ import annotations
 

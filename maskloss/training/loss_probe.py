@@ -1,4 +1,4 @@
-"""A probe of a loss on random RoIs, which finds terms that cannot train before the first step."""
+"""Evaluate a loss on random RoIs before the first step, to find terms that cannot be trained."""
 
 from __future__ import annotations
 

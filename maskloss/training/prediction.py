@@ -77,7 +77,7 @@ def thresholds_of(description: ModelDescription, score_threshold: float | None) 
     Args:
         description: the description of the model.
         score_threshold: minimum for all categories; None for the scores with the best F1 on the validation set, and
-            .5 where they are unknown.
+            0.5 where they are unknown.
     """
     if score_threshold is not None:
         return [score_threshold] * len(description.categories)

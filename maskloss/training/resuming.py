@@ -1,4 +1,4 @@
-"""Where a run starts: at step 0, or at its newest checkpoint if that belongs to the same run."""
+"""Find the start of a run: step 0, or the newest checkpoint of the same run."""
 
 from __future__ import annotations
 
