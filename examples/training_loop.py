@@ -19,7 +19,9 @@ parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("--images", required=True)
 parser.add_argument("--annotations", required=True)
 parser.add_argument("--steps", type=int, default=1000)
-parser.add_argument("--weights", default="DEFAULT", help="none starts from random weights")
+parser.add_argument(
+    "--weights", default="DEFAULT", help="ImageNet weights of the backbone, or none for random ones"
+)
 arguments = parser.parse_args()
 
 device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -10,6 +10,8 @@ import argparse
 
 import torch
 import torchvision
+from torchvision.models.detection.faster_rcnn import FastRCNNPredictor
+from torchvision.models.detection.mask_rcnn import MaskRCNNPredictor
 
 import maskloss
 from maskloss.data.coco import read_coco
@@ -29,6 +31,9 @@ def main() -> None:
     loader = torch.utils.data.DataLoader(CocoDataset(data), batch_size=2, shuffle=True, collate_fn=collate)
     weights = None if arguments.weights == "none" else arguments.weights
     model = torchvision.models.detection.maskrcnn_resnet50_fpn(weights=weights, weights_backbone=None)
+    num_classes = len(data.categories) + 1  # the weights are for COCO's classes
+    model.roi_heads.box_predictor = FastRCNNPredictor(1024, num_classes)
+    model.roi_heads.mask_predictor = MaskRCNNPredictor(256, 256, num_classes)
     maskloss.convert(model, "weak")  # the only line that differs from training with masks
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.SGD(parameters, lr=0.0025, momentum=0.9, weight_decay=1e-4)
