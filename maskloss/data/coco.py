@@ -20,7 +20,7 @@ from typing import Any
 
 from maskloss.data.annotations import check_annotations
 from maskloss.data.columns import ABSENT, Columns, ImageColumns
-from maskloss.data.entries import CATEGORY_ID_LIMIT, LONGEST_NAME, is_absent, spelled_number, whole_number
+from maskloss.data.entries import LONGEST_NAME, is_absent, spelled_number, whole_number
 from maskloss.data.file_names import ImageFolder, is_absolute, stays_inside
 from maskloss.data.findings import Findings, Kind, Problem, printable, shown
 from maskloss.data.images import orientation_of, read_image_size
@@ -390,9 +390,8 @@ def _read_categories(
         given = item.get("id")
         name = f"category {shown(given)}" if "id" in item else f"category number {position}"
         identity = whole_number(given)
-        if identity is None or abs(identity) >= CATEGORY_ID_LIMIT:
-            large = f"id must be an integer of at most 63 bits, not {shown(given)}"
-            text = large if identity is not None else f"id must be an integer, not {shown(given)}"
+        if identity is None:
+            text = f"id must be an integer, not {shown(given)}"
             findings.add(CATEGORY_ID, position, name, text if "id" in item else "missing id")
             faulty |= {ABSENT} if is_absent(given) else _possible_ids(given)
         elif identity in categories:

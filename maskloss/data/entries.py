@@ -58,9 +58,8 @@ BAD_POINTS = Kind(
 )
 
 #: Bound on the absolute value of ids. Some tools use 64-bit hashes or 128-bit UUIDs as ids.
-_ID_LIMIT = 2**128
-#: Bound on the absolute value of a category's id, and the most letters of its name. Model files store both.
-CATEGORY_ID_LIMIT = 2**63
+ID_LIMIT = 2**128
+#: Most letters of a category's name, also in model files.
 LONGEST_NAME = 1_000
 
 
@@ -123,7 +122,7 @@ def whole_number(value: Any) -> int | None:
     """
     if isinstance(value, float) and value.is_integer():
         value = int(value)
-    if isinstance(value, int) and not isinstance(value, bool) and abs(value) < _ID_LIMIT:
+    if isinstance(value, int) and not isinstance(value, bool) and abs(value) < ID_LIMIT:
         return value
     return None
 

@@ -24,7 +24,6 @@ from maskloss.data import annotations as rows_of
 from maskloss.data import check, coco, columns, entries
 from maskloss.data.columns import Columns
 from maskloss.data.entries import (
-    CATEGORY_ID_LIMIT,
     BadEntry,
     box_of_mask,
     is_absent,
@@ -469,7 +468,7 @@ class _Fixes:
         without = [c for c in self.categories if isinstance(c, dict) and _is_without_id("category", c)]
         known = {*self._used_ids["category"], *self._meant_ids["category"]}
         used = {whole_number(item.get("category_id")) for item in self.annotations if isinstance(item, dict)}
-        unknown = {n for n in used - known if n is not None and abs(n) < CATEGORY_ID_LIMIT}
+        unknown = {number for number in used - known if number is not None}
         return unknown.pop() if len(without) == 1 and len(unknown) == 1 else None
 
     @cached_property
@@ -1032,8 +1031,7 @@ def _meant_id(section: str, item: dict[str, Any]) -> int | None:
     number = spelled_number(given)
     if is_absent(given) and section != "annotation":
         number = whole_number(item.get(f"{section}_id"))
-    large = number is not None and section == "category" and abs(number) >= CATEGORY_ID_LIMIT
-    return None if large else number
+    return number
 
 
 def _json_rle(rle: dict[str, Any]) -> dict[str, Any]:

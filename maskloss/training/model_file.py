@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from maskloss import losses as public_losses
 from maskloss.data.coco import Category
 from maskloss.data.dataset import Crowds
-from maskloss.data.entries import CATEGORY_ID_LIMIT, LONGEST_NAME
+from maskloss.data.entries import ID_LIMIT, LONGEST_NAME
 from maskloss.detection.builders import MODEL_NAMES, MOST_DETECTIONS, ModelSettings
 from maskloss.detection.conversion import MASK_BRANCHES, convert
 from maskloss.detection.mask_size import MASK_SIZES
@@ -427,7 +427,7 @@ def _categories_of(content: Any) -> tuple[Category, ...]:
     for item in content:
         good = isinstance(item, dict) and is_whole(item.get("id")) and isinstance(item.get("name"), str)
         check_field(
-            good and abs(item["id"]) < CATEGORY_ID_LIMIT,
+            good and abs(item["id"]) < ID_LIMIT,
             "categories",
             "objects with an integer id and a name",
             item,

@@ -371,18 +371,6 @@ def test_a_category_without_a_name_is_left_out_if_another_one_has_its_id(tmp_pat
 # The limits of a model file.
 
 
-@pytest.mark.parametrize("number", [2**63, -(2**63), 2**100])
-def test_a_category_id_of_more_than_63_bits_is_refused_and_numbered(tmp_path: Path, number: int) -> None:
-    def change(document: dict[str, Any]) -> None:
-        document["categories"][0]["id"] = document["annotations"][0]["category_id"] = number
-
-    text = refusal(tmp_path, change)
-    assert f"category {number}: id must be an integer of at most 63 bits, not {number}" in text
-    document, _ = repaired(tmp_path, change)
-    assert document["annotations"][0]["category_id"] == document["categories"][0]["id"] == 4
-    assert ids(document) == [101, 102, 103]
-
-
 def test_a_long_category_name_is_refused_and_cut(tmp_path: Path) -> None:
     def change(document: dict[str, Any]) -> None:
         document["categories"][0]["name"] = "ä" * 1001

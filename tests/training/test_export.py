@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 import maskloss
 from maskloss.data.coco import Category
+from maskloss.detection import builders
 from maskloss.detection.builders import ModelSettings, build_model
 from maskloss.detection.mask_branch import DetectedBoxes, MaskBranch
 from maskloss.detection.mask_iou import MaskIoUBranch
@@ -27,7 +28,7 @@ from maskloss.errors import InputError
 from maskloss.training.export import ExportedDetector, export
 from maskloss.training.model_file import ModelDescription
 
-from .small_runs import narrow_models
+from .small_runs import WIDTH, full_models
 
 #: Runs of whole models, some of them in processes of their own.
 pytestmark = pytest.mark.slow
@@ -42,7 +43,9 @@ def make_model(branch: Any = None) -> tuple[nn.Module, ModelDescription]:
     """Make a small network with random weights, which finds something in noise, but nothing in a gray image."""
     torch.manual_seed(0)
     whole = ModelSettings("resnet18", 3, min_size=(80,), max_size=160)
-    with narrow_models():
+    with full_models(), pytest.MonkeyPatch.context() as patch:
+        # Narrow heads, but the whole backbone: masks of a narrower one would all be empty.
+        patch.setattr(builders, "_SMALL_WIDTH", WIDTH)
         model = build_model(whole)
     maskloss.convert(model, "aligned", paste=None, mask_branch=None if branch is None else branch(model))
     model.eval()

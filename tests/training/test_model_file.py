@@ -75,7 +75,7 @@ def test_a_description_survives_the_round_trip() -> None:
 
 
 def test_a_model_file_holds_every_category_that_is_read(tmp_path: Path) -> None:
-    ids, names = (2**63 - 1, -(2**63) + 1, 0), ("x" * 1000, "\ud800", "\0")
+    ids, names = (2**128 - 1, -(2**63) - 1, 0), ("x" * 1000, "\ud800", "\0")
     folder = tmp_path / "data"
     write_shapes(folder, 1, size=64, seed=0)
     document = json.loads((folder / "annotations.json").read_text())
