@@ -110,7 +110,7 @@ def check_images(data: CocoData, findings: Findings, *, progress: bool = False) 
         try:
             read_image(path, (image.width, image.height))
             if name not in already_said and is_turned_unseen(path):
-                text = "is turned by an EXIF orientation that keeps its size"
+                text = "is turned as its EXIF orientation says, which keeps its size"
                 findings.add(TURNED, index, name, f"{image.file_name[:80]} {text}")
             if has_no_end(path):
                 text = "has no end of a JPEG, so that a part of the image may be missing and gray"
