@@ -41,6 +41,7 @@ from torchvision.transforms.v2 import functional
 from maskloss.detection.builders import ModelSettings, build_model
 from maskloss.training import loop
 from maskloss.training.config import TrainConfig
+from maskloss.training.trainer import Trainer
 
 SIDES = ("plain loop", "maskloss train")
 
@@ -145,7 +146,7 @@ def maskloss_train(arguments: argparse.Namespace, weights: Path, annotations: Pa
     }
     config = TrainConfig(**{**settings, **arguments.options})
     # Memory counts up to the evaluation after the last step, which the plain loop lacks; the checkpoint is included.
-    evaluate, take_step = loop.evaluate, loop.take_step
+    evaluate, take_step = loop.evaluate, Trainer.take_step
 
     def after_training(*given: Any, **options: Any) -> Any:
         arguments.peak = peak(arguments.device)
@@ -158,7 +159,7 @@ def maskloss_train(arguments: argparse.Namespace, weights: Path, annotations: Pa
 
     with (
         patch.object(loop, "evaluate", after_training),
-        patch.object(loop, "take_step", timed_step),
+        patch.object(Trainer, "take_step", timed_step),
     ):
         loop.train(config)
     for line in (output / "history.jsonl").read_text().splitlines():

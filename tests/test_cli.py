@@ -24,7 +24,7 @@ from pycocotools.coco import COCO
 
 import maskloss
 from maskloss.cli import main
-from maskloss.training import loop
+from maskloss.training.trainer import Trainer
 from tests.data.coco_files import write_coco
 from tests.training.small_runs import STATISTICS, TERMS, files, history, largest_file, narrow_models
 
@@ -283,15 +283,15 @@ def test_a_signal_during_training_saves_the_step(
     code: int,
 ) -> None:
     command = [*train_options(data, tmp_path / "run"), "--max-steps", 3, "--batch-size", 1]
-    real = loop.take_step
+    real = Trainer.take_step
 
-    def signaled(*arguments: Any) -> Any:
-        if arguments[4] == 2:
+    def signaled(trainer: Trainer, learning_rate: float) -> Any:
+        if trainer.step == 1:
             signal.raise_signal(getattr(signal, name))
-        return real(*arguments)
+        return real(trainer, learning_rate)
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "take_step", signaled)
+        patch.setattr(Trainer, "take_step", signaled)
         with pytest.raises(SystemExit) as ended:
             run(*command)
     assert ended.value.code == code

@@ -42,6 +42,24 @@ _PATHS = ("train_images", "train_annotations", "val_images", "val_annotations", 
 #: Number of evaluations of a run that does not choose their interval.
 _MOST_EVALUATIONS = 10
 
+#: The smallest values allowed of fields that count something.
+_SMALLEST = {
+    "max_steps": 1,
+    "epochs": 1,
+    "batch_size": 1,
+    "accumulation_steps": 1,
+    "log_every": 1,
+    "checkpoint_every": 1,
+    "stop_after": 1,
+    "max_detections": 1,
+    "min_size": 1,
+    "max_size": 1,
+    "warmup_steps": 0,
+    "evaluate_every": 0,
+    "workers": 0,
+    "seed": 0,
+}
+
 #: The largest values allowed. Above them, torch would overflow or run out of memory.
 _LARGEST = {
     "max_steps": 10**12,
@@ -206,18 +224,9 @@ class TrainConfig:
             # YAML reads `max_steps:` without a value as None.
             is_optional = type(None) in get_args(annotation)
             _check(getattr(self, name) is not None or is_optional, name, "a value", "none")
-        for name in (
-            "max_steps",
-            "batch_size",
-            "accumulation_steps",
-            "log_every",
-            "checkpoint_every",
-            "max_detections",
-            "epochs",
-            "stop_after",
-        ):
-            value = getattr(self, name)
-            _check(value is None or value >= 1, name, "at least 1", value)
+        self._check_numbers()
+        self._check_lists()
+        self._check_model()
         _check(
             self.epochs is None or self.max_steps == DEFAULT_STEPS,
             "epochs",
@@ -230,29 +239,28 @@ class TrainConfig:
             "1 with --cuda-graphs, because a graph overwrites its gradients",
             self.accumulation_steps,
         )
+
+    def _check_numbers(self) -> None:
+        for name, least in _SMALLEST.items():
+            for value in _numbers_in(getattr(self, name)):
+                _check(value >= least, name, f"at least {least}", value)
         for name, most in _LARGEST.items():
-            values = getattr(self, name)
-            for value in values if isinstance(values, list) else [values]:
-                _check(value is None or value <= most, name, f"at most {most:,}", value)
-        for name in ("warmup_steps", "evaluate_every", "workers", "seed"):
-            value = getattr(self, name)
-            _check(value is None or value >= 0, name, "at least 0", value)
+            for value in _numbers_in(getattr(self, name)):
+                _check(value <= most, name, f"at most {most:,}", value)
         _check(self.seed < 2**63, "seed", "below 2^63", self.seed)
         for name in ("weight_decay", "norm_weight_decay", "bias_weight_decay", "gradient_clip", "momentum"):
             value = getattr(self, name)
             _check(value is None or is_number(value, 0), name, "a finite number >= 0", value)
-        _check(
-            is_number(self.learning_rate) and self.learning_rate > 0,
-            "learning_rate",
-            "a finite number > 0",
-            self.learning_rate,
-        )
+        rate = self.learning_rate
+        _check(is_number(rate) and rate > 0, "learning_rate", "a finite number > 0", rate)
         _check(self.ema is None or 0 < self.ema < 1, "ema", "above 0 and below 1", self.ema)
         for name in ("horizontal_flip", "photometric_distortion", "copy_paste"):
-            _check(0 <= getattr(self, name) <= 1, name, "a probability in [0, 1]", getattr(self, name))
-        _check(
-            0 <= self.repeat_threshold <= 1, "repeat_threshold", "a fraction in [0, 1]", self.repeat_threshold
-        )
+            value = getattr(self, name)
+            _check(0 <= value <= 1, name, "a probability in [0, 1]", value)
+        threshold = self.repeat_threshold
+        _check(0 <= threshold <= 1, "repeat_threshold", "a fraction in [0, 1]", threshold)
+
+    def _check_lists(self) -> None:
         jitter = self.scale_jitter
         _check(
             jitter is None
@@ -271,6 +279,14 @@ class TrainConfig:
             _check(finite, name, "finite numbers", value)
             _check(value is None or len(value) == 3, name, "three numbers, one per channel", value)
         _check(self.image_std is None or min(self.image_std) > 0, "image_std", "above 0", self.image_std)
+        sizes = self.min_sizes
+        _check(sizes != (), "min_size", "one number or several", self.min_size)
+        if sizes is not None and self.max_size is not None:
+            _check(
+                self.max_size >= max(sizes), "max_size", f"at least --min-size {max(sizes)}", self.max_size
+            )
+
+    def _check_model(self) -> None:
         known = self.model in MODEL_NAMES
         _check(
             known or "." in self.model,
@@ -307,13 +323,6 @@ class TrainConfig:
             "omitted without --weights, because frozen stages would keep random values",
             layers,
         )
-        sizes = self.min_sizes
-        _check(sizes is None or (sizes and min(sizes) >= 1), "min_size", "at least 1", self.min_size)
-        _check(self.max_size is None or self.max_size >= 1, "max_size", "at least 1", self.max_size)
-        if sizes is not None and self.max_size is not None:
-            _check(
-                self.max_size >= max(sizes), "max_size", f"at least --min-size {max(sizes)}", self.max_size
-            )
 
     def make_loss(self) -> MaskRCNNLoss:
         """Make the loss described by the field `loss`.
@@ -388,6 +397,13 @@ def _as_list(names: str | list[str]) -> list[str]:
     """Return names that are a list or separated by commas, without empty ones."""
     parts = names.split(",") if isinstance(names, str) else names
     return [name for name in map(str.strip, parts) if name]
+
+
+def _numbers_in(value: Any) -> list[Any]:
+    """Return the numbers of a field that holds one, several, or None."""
+    if value is None:
+        return []
+    return value if isinstance(value, list) else [value]
 
 
 def _is_same(name: str, one: Any, other: Any) -> bool:

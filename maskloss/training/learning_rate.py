@@ -5,13 +5,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
-from maskloss.detection.conversion import convert
 from maskloss.errors import InputError, RunError
 from maskloss.training.config import TrainConfig
-from maskloss.training.divergence import LossCheck
-from maskloss.training.freezing import freeze
-from maskloss.training.loop import keyed_batches, seed_samples, take_step
-from maskloss.training.setup import device_of, guest, make_loader, make_optimizer, set_up
+from maskloss.training.setup import device_of, guest, set_up
+from maskloss.training.trainer import Trainer
 
 #: Decay of the moving average of the losses, and the multiple of its minimum at which the search ends.
 _SMOOTHING, _TOO_HIGH = 0.9, 3.0
@@ -78,24 +75,12 @@ def find_learning_rate(
         run = set_up(config, device)
         if run.accelerator.num_processes > 1:
             raise InputError("find-lr runs in one process; start it without torchrun or accelerate launch")
-        convert(run.model, run.loss, paste=None, sync_free=config.sync_free, mask_branch=run.branch)
-        frozen = freeze(run.model, config.frozen_parts)
-        samplers = seed_samples(run.model)
-        model, optimizer = run.accelerator.prepare(run.model, make_optimizer(config, run.model))
-        run.model.train()
-        for module in frozen:
-            module.eval()
-        incoming = keyed_batches(
-            make_loader(config, run.training, run.accelerator, 0), run.accelerator.device
-        )
-        checked = LossCheck()
+        trainer = Trainer(run)
         for step in range(1, steps + 1):
             rate = lowest * (highest / lowest) ** ((step - 1) / (steps - 1))
-            for group in optimizer.param_groups:
-                group["lr"] = rate
             try:
-                values = take_step(run, model, optimizer, incoming, step, checked, samplers)
-                checked.check()
+                values = trainer.take_step(rate)
+                trainer.check_losses()
             except RunError:  # the loss is not finite: the rate is too high
                 break
             loss = sum(float(value) for value in values.values())

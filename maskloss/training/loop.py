@@ -7,38 +7,28 @@ import itertools
 import json
 import logging
 import time
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor, nn
+from torch import Tensor
 
 from maskloss.data.coco import CocoData
-from maskloss.data.sampler import mixed_seed
-from maskloss.detection.conversion import convert, loss_parameters
-from maskloss.detection.cuda_graphs import graph_convolutions
-from maskloss.detection.sampling import SeededSampler
 from maskloss.files import locked, make_folder, remove_leftovers, write_text
-from maskloss.training.averaging import WeightAverage
 from maskloss.training.best import Best
-from maskloss.training.checkpoints import restore, save_checkpoint
+from maskloss.training.checkpoints import save_checkpoint
 from maskloss.training.config import TrainConfig
-from maskloss.training.divergence import LossCheck, check_weights
-from maskloss.training.evaluation import Evaluation, batches_on, evaluate, warn_of_crowded_images
-from maskloss.training.freezing import freeze
+from maskloss.training.evaluation import Evaluation, evaluate, warn_of_crowded_images
 from maskloss.training.history import History
 from maskloss.training.interruption import Interruption
 from maskloss.training.metrics import score_thresholds, write_metrics
 from maskloss.training.model_file import ModelDescription, mask_probs_of, save_model
 from maskloss.training.resuming import starting_point
-from maskloss.training.setup import Pictures, Run, device_of, guest, make_loader, make_optimizer, set_up
-from maskloss.training.term_errors import terms_named
+from maskloss.training.setup import Pictures, Run, device_of, guest, set_up
+from maskloss.training.trainer import Trainer
 
 logger = logging.getLogger(__name__)
-
-_AUTOCAST = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -82,167 +72,174 @@ def train(config: TrainConfig, *, pictures: Pictures | None = None) -> TrainingR
 
 
 def _train_in_locked_folder(run: Run) -> TrainingResult:
-    config, accelerator, loss, model = run.config, run.accelerator, run.loss, run.model
-    identity = run.identity
-    checkpoint = starting_point(config, identity)
-    convert(model, loss, paste=None, sync_free=config.sync_free, mask_branch=run.branch)
-    frozen = freeze(model, config.frozen_parts)
-    samplers = seed_samples(model)
-    optimizer = make_optimizer(config, model)
-    start, elapsed = 0, 0.0
-    if checkpoint is not None:
-        start, elapsed = checkpoint["step"], checkpoint["seconds"]
-        restore(config.output_folder, checkpoint, model, loss, optimizer)
-    average = None if config.ema is None else WeightAverage(model, config.ema)
-    if average is not None and checkpoint is not None:
-        average.load_state_dict(checkpoint.get("average", {}), str(config.output_folder / "checkpoints"))
-    model.train()
-    for module in frozen:
-        module.eval()
-    if config.cuda_graphs:
-        graph_convolutions(model, config.batch_size, autocast=_AUTOCAST[config.mixed_precision])
-    prepared, optimizer = accelerator.prepare(model, optimizer)
-    if checkpoint is not None and accelerator.scaler is not None:
-        accelerator.scaler.load_state_dict(checkpoint["scaler"])
-
-    loader = make_loader(config, run.training, accelerator, start)
-
+    config, accelerator = run.config, run.accelerator
+    checkpoint = starting_point(config, run.identity)
+    trainer = Trainer(run, checkpoint)
     best = Best.from_checkpoint(checkpoint)
-    finished = start == config.max_steps or is_stalled(best, config.stop_after)
-    evaluation: Evaluation | None = None
-    interval = config.evaluate_every or 0
+    has_ended = _has_ended(config, trainer.step, best)
+    # Lines of the earlier run are dropped from the history only now, after its checkpoint was read.
     with (
-        History(config, start, accelerator, finished=finished) as history,
+        History(config, trainer.step, accelerator, finished=has_ended) as history,
         Interruption(enabled=accelerator.num_processes == 1) as interruption,
     ):
         if accelerator.is_main_process:
             _warn(run)
-            if run.pictures is not None and start == 0:
-                _draw_first_batches(run, run.pictures, loader)
-        incoming = keyed_batches(loader, accelerator.device)
-        checked = LossCheck()
-        began = time.perf_counter() - elapsed
-        step = start
-        if checkpoint is not None and not finished and checkpoint.get("evaluated", start) < start:
-            # The run was interrupted in the evaluation of this step.
-            evaluation = _evaluate(run, average, interruption)
-            best = _record(run, history, step, evaluation, best, average)
-        while step < config.max_steps and not is_stalled(best, config.stop_after):
-            step += 1
-            evaluation = None
-            learning_rate = config.learning_rate_at(step)
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate
-            losses = take_step(run, prepared, optimizer, incoming, step, checked, samplers)
-            if average is not None:
-                average.update(step)
-            seconds = time.perf_counter() - began
-            log_due = step % config.log_every == 0 or step in (1, config.max_steps)
-            last = step == config.max_steps
-            evaluation_due = interval > 0 and step % interval == 0 and not last
-            checkpoint_due = step % config.checkpoint_every == 0 or last or interruption.requested
-            if log_due or evaluation_due or checkpoint_due:
-                checked.check()
-            if log_due:
-                history.step(step, _mean_over_processes(accelerator, losses), learning_rate, seconds)
-            history.advance()
-            if evaluation_due or checkpoint_due:
-                check_weights(model, loss, step)
-            # Evaluate before saving: a checkpoint implies that everything up to its step is on the disk.
-            if evaluation_due and not interruption.requested:
-                try:
-                    evaluation = _evaluate(run, average, interruption)
-                except KeyboardInterrupt:
-                    interruption.requested = True
-                else:
-                    best = _record(run, history, step, evaluation, best, average)
-            checkpoint_due = checkpoint_due or interruption.requested or is_stalled(best, config.stop_after)
-            if checkpoint_due and accelerator.is_main_process:
-                evaluated = step if evaluation is not None or not evaluation_due else step - 1
-                state = {"seconds": seconds, "best": best.to_state(), "evaluated": evaluated, **identity}
-                if average is not None:
-                    state["average"] = average.state_dict()
-                _save(run, optimizer, step, state)
-                _save_model(run, "model.safetensors", evaluation, average)
-            if interruption.requested:
-                logger.warning(
-                    "interrupted after step %d: %s holds the model of this step, and the same command with --resume "
-                    "continues the run",
-                    step,
-                    config.output_folder / "model.safetensors",
-                )
-                interruption.raise_now()
-        if evaluation is None:
-            evaluation = _evaluate(run, average, interruption)
-            best = _record(run, history, step, evaluation, best, average)
-        if step < config.max_steps:
-            logger.info("step %d: stopped, because %d evaluations did not improve the AP", step, best.since)
+            if run.pictures is not None and trainer.step == 0:
+                _draw_first_batches(run, run.pictures, trainer)
+        training = _Training(run, trainer, history, interruption, best)
+        if checkpoint is not None:
+            training.began -= checkpoint["seconds"]
+            if not has_ended and checkpoint.get("evaluated", trainer.step) < trainer.step:
+                training.evaluate()  # the run was interrupted in the evaluation of this step
+        while not _has_ended(config, trainer.step, training.best):
+            training.advance()
+        evaluation = training.evaluation or training.evaluate()
+        if trainer.step < config.max_steps:
+            logger.info(
+                "step %d: stopped, because %d evaluations did not improve the AP",
+                trainer.step,
+                training.best.since,
+            )
         if accelerator.is_main_process:
-            _save_model(run, "model.safetensors", evaluation, average)
+            training.save_model("model.safetensors")
             write_metrics(config.output_folder / "metrics.json", evaluation.metrics)
             write_text(config.output_folder / "results.json", json.dumps(evaluation.results))
     accelerator.wait_for_everyone()
     return TrainingResult(evaluation, run.validation, accelerator.is_main_process)
 
 
-def is_stalled(best: Best, stop_after: int | None) -> bool:
-    """Return whether a run ends because its last evaluations did not improve the AP."""
-    return stop_after is not None and best.since >= stop_after
+def _has_ended(config: TrainConfig, step: int, best: Best) -> bool:
+    """Return whether a run has taken all steps, or stopped because its last evaluations did not improve the AP."""
+    return step >= config.max_steps or _is_stalled(config, best)
 
 
-def _record(
-    run: Run,
-    history: History,
-    step: int,
-    evaluation: Evaluation,
-    best: Best,
-    average: WeightAverage | None,
-) -> Best:
-    """Log an evaluation, write the model if it is the best so far, and return the best evaluation."""
-    history.evaluation(step, evaluation)
-    if run.pictures is not None and run.config.tracker_names and run.accelerator.is_main_process:
-        history.pictures(step, run.pictures.after_evaluation(run.validation, evaluation.results))
-    best = best.after(evaluation.metrics)
-    if best.since == 0 and run.accelerator.is_main_process:
-        _save_model(run, "best.safetensors", evaluation, average)
-    return best
+def _is_stalled(config: TrainConfig, best: Best) -> bool:
+    return config.stop_after is not None and best.since >= config.stop_after
 
 
-def _draw_first_batches(run: Run, pictures: Pictures, loader: Any) -> None:
-    batches = itertools.islice(iter(loader.batch_sampler), 12)
-    pictures.before_training(
-        run.config.output_folder, loader.dataset, [key for batch in batches for key in batch]
-    )
+@dataclass
+class _Training:
+    """A run under way: takes its steps, and logs, evaluates and saves what is due.
 
+    Attributes:
+        best: the best evaluation so far.
+        evaluation: the evaluation after the trainer's last step, or None if there was none.
+        began: when the run would have begun without interruptions, on the clock of `time.perf_counter`.
+    """
 
-def _save_model(run: Run, name: str, evaluation: Evaluation | None, average: WeightAverage | None) -> None:
-    """Write the model, with the score thresholds of its evaluation, if it was evaluated."""
-    description = _description(run)
-    if evaluation is not None:
-        thresholds = score_thresholds(evaluation.metrics, evaluation.results)
-        description = replace(description, score_thresholds=thresholds)
-    with contextlib.nullcontext() if average is None else average.applied():
-        save_model(run.config.output_folder / name, run.model, description)
+    run: Run
+    trainer: Trainer
+    history: History
+    interruption: Interruption
+    best: Best
+    evaluation: Evaluation | None = None
+    began: float = field(default_factory=time.perf_counter)
 
+    def advance(self) -> None:
+        """Take a step, then log, evaluate and save if due.
 
-def _evaluate(run: Run, average: WeightAverage | None, interruption: Interruption) -> Evaluation:
-    if run.accelerator.num_processes > 1:
-        # Running statistics differ between processes. All processes use those of the main process, which are saved.
-        for buffer in (*run.model.buffers(), *run.loss.buffers()):
-            torch.distributed.broadcast(buffer, src=0)
-    # Ctrl-C must not come while the weights and their average change places.
-    with contextlib.nullcontext() if average is None else average.applied(), interruption.at_once():
-        return evaluate(
-            run.model,
-            run.validation,
-            batch_size=run.config.batch_size,
-            device=run.accelerator.device,
-            workers=run.config.workers,
-            rank=run.accelerator.process_index,
-            world_size=run.accelerator.num_processes,
-            losses=run.config.val_losses,
-            crowds=run.config.crowds,
-        )
+        Raises:
+            KeyboardInterrupt: Ctrl-C was pressed; the step is saved.
+        """
+        config, trainer = self.run.config, self.trainer
+        learning_rate = config.learning_rate_at(trainer.step + 1)
+        losses = trainer.take_step(learning_rate)
+        self.evaluation = None
+        step, seconds = trainer.step, time.perf_counter() - self.began
+        is_last = step == config.max_steps
+        log_due = step % config.log_every == 0 or step == 1 or is_last
+        interval = config.evaluate_every or 0
+        evaluation_due = interval > 0 and step % interval == 0 and not is_last
+        checkpoint_due = step % config.checkpoint_every == 0 or is_last or self.interruption.requested
+        if log_due or evaluation_due or checkpoint_due:
+            trainer.check_losses()
+        if log_due:
+            self.history.step(
+                step, _mean_over_processes(self.run.accelerator, losses), learning_rate, seconds
+            )
+        self.history.advance()
+        if evaluation_due or checkpoint_due:
+            trainer.check_weights()
+        # Evaluate before saving: a checkpoint implies that everything up to its step is on the disk.
+        if evaluation_due and not self.interruption.requested:
+            try:
+                evaluation = self._compute_evaluation()
+            except KeyboardInterrupt:
+                self.interruption.requested = True
+            else:
+                self._record(evaluation)
+        if checkpoint_due or self.interruption.requested or _is_stalled(config, self.best):
+            is_evaluated = self.evaluation is not None or not evaluation_due
+            self._save(seconds, evaluated=step if is_evaluated else step - 1)
+        if self.interruption.requested:
+            logger.warning(
+                "interrupted after step %d: %s holds the model of this step, and the same command with --resume "
+                "continues the run",
+                step,
+                config.output_folder / "model.safetensors",
+            )
+            self.interruption.raise_now()
+
+    def evaluate(self) -> Evaluation:
+        """Evaluate the model, log the evaluation, and write the model if it is the best so far."""
+        evaluation = self._compute_evaluation()
+        self._record(evaluation)
+        return evaluation
+
+    def _compute_evaluation(self) -> Evaluation:
+        run = self.run
+        if run.accelerator.num_processes > 1:
+            # Running statistics differ between processes. All processes use those of the main process, which are saved.
+            for buffer in (*run.model.buffers(), *run.loss.buffers()):
+                torch.distributed.broadcast(buffer, src=0)
+        # Ctrl-C must not come while the weights and their average change places.
+        with self.trainer.averaged(), self.interruption.at_once():
+            return evaluate(
+                run.model,
+                run.validation,
+                batch_size=run.config.batch_size,
+                device=run.accelerator.device,
+                workers=run.config.workers,
+                rank=run.accelerator.process_index,
+                world_size=run.accelerator.num_processes,
+                losses=run.config.val_losses,
+                crowds=run.config.crowds,
+            )
+
+    def _record(self, evaluation: Evaluation) -> None:
+        run, step = self.run, self.trainer.step
+        self.history.evaluation(step, evaluation)
+        if run.pictures is not None and run.config.tracker_names and run.accelerator.is_main_process:
+            self.history.pictures(step, run.pictures.after_evaluation(run.validation, evaluation.results))
+        self.evaluation = evaluation
+        self.best = self.best.after(evaluation.metrics)
+        if self.best.since == 0 and run.accelerator.is_main_process:
+            self.save_model("best.safetensors")
+
+    def _save(self, seconds: float, *, evaluated: int) -> None:
+        """Write a checkpoint, whose due evaluations up to step `evaluated` are done, and the model."""
+        run = self.run
+        if not run.accelerator.is_main_process:
+            return
+        state = {
+            "config": json.dumps(asdict(run.config)),
+            "seconds": seconds,
+            "best": self.best.to_state(),
+            "evaluated": evaluated,
+            **run.identity,
+            **self.trainer.state(),
+        }
+        save_checkpoint(run.config.output_folder / "checkpoints", self.trainer.step, state)
+        self.save_model("model.safetensors")
+
+    def save_model(self, name: str) -> None:
+        """Write the model, with the score thresholds of the last step's evaluation, if there was one."""
+        description = _description(self.run)
+        if self.evaluation is not None:
+            thresholds = score_thresholds(self.evaluation.metrics, self.evaluation.results)
+            description = replace(description, score_thresholds=thresholds)
+        with self.trainer.averaged():
+            save_model(self.run.config.output_folder / name, self.run.model, description)
 
 
 def _description(run: Run) -> ModelDescription:
@@ -273,70 +270,12 @@ def _warn(run: Run) -> None:
         )
 
 
-def seed_samples(model: Any) -> tuple[SeededSampler, SeededSampler]:
-    """Make the model sample each image from its own seed, and return the samplers of anchors and of RoIs."""
-    samplers = []
-    for part in (model.rpn, model.roi_heads):
-        part.fg_bg_sampler = SeededSampler.like(part.fg_bg_sampler)
-        samplers.append(part.fg_bg_sampler)
-    return samplers[0], samplers[1]
-
-
-def keyed_batches(
-    loader: Any, device: torch.device
-) -> Iterator[tuple[list[tuple[int, int]], tuple[list[Tensor], list[dict[str, Any]]]]]:
-    """Yield the training batches on a device, each with the index and the seed of its images."""
-    return zip(loader.batch_sampler, batches_on(loader, device), strict=False)
-
-
-def take_step(
-    run: Run,
-    model: nn.Module,
-    optimizer: Any,
-    incoming: Iterator[tuple[list[tuple[int, int]], tuple[list[Tensor], list[dict[str, Any]]]]],
-    step: int,
-    checked: LossCheck,
-    samplers: tuple[SeededSampler, SeededSampler],
-) -> dict[str, Tensor]:
-    """Take one optimizer step with the optimizer's learning rate.
-
-    Each image is sampled from its own seed, so that the losses do not depend on how images are distributed over
-    processes, apart from the padding of images of different sizes.
-
-    The host does not synchronize with the device between the forward and the backward pass: losses are checked before
-    the next forward pass, when their values have been copied to the host.
-
-    Returns:
-        Each term's mean over the step's forward passes, as tensors on the device.
-    """
-    config, accelerator = run.config, run.accelerator
-    totals: dict[str, Tensor] = {}
-    own = list(loss_parameters(run.model))
-    for part in range(config.accumulation_steps):
-        keys, (images, targets) = next(incoming)
-        anchors, rois = (
-            sampler.seeded([mixed_seed(seed, 4 + place) for _, seed in keys])
-            for place, sampler in enumerate(samplers)
-        )
-        checked.check()
-        # Each pass has its own seed, for dropout and a mask branch's own sampling, so that a resumed run is the same as
-        # an uninterrupted one.
-        torch.manual_seed(mixed_seed(config.seed, step, part, accelerator.process_index))
-        with accelerator.accumulate(model):
-            with terms_named(run.loss, step), anchors, rois:
-                losses: dict[str, Tensor] = model(images, targets)
-                values = torch.stack(list(losses.values()))
-                checked.add(step, targets, list(losses), values)
-                accelerator.backward(values.sum())
-            if accelerator.sync_gradients:
-                _average_over_processes(accelerator, own)
-                if config.gradient_clip:
-                    accelerator.clip_grad_norm_([*model.parameters(), *own], config.gradient_clip)
-            optimizer.step()
-            optimizer.zero_grad()
-        for key, value in losses.items():
-            totals[key] = totals.get(key, 0) + value.detach() / config.accumulation_steps
-    return totals
+def _draw_first_batches(run: Run, pictures: Pictures, trainer: Trainer) -> None:
+    loader: Any = trainer.loader
+    batches = itertools.islice(iter(loader.batch_sampler), 12)
+    pictures.before_training(
+        run.config.output_folder, loader.dataset, [key for batch in batches for key in batch]
+    )
 
 
 def _mean_over_processes(accelerator: Accelerator, losses: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -345,27 +284,3 @@ def _mean_over_processes(accelerator: Accelerator, losses: dict[str, Tensor]) ->
         return losses
     mean = accelerator.reduce(torch.stack(list(losses.values())), "mean")
     return dict(zip(losses, mean, strict=True))
-
-
-def _average_over_processes(accelerator: Accelerator, parameters: list[nn.Parameter]) -> None:
-    """Average the gradients of the loss's own parameters over the processes, as DDP does for the model's."""
-    if accelerator.num_processes == 1:
-        return
-    for parameter in parameters:
-        # A term of weight 0 has no gradient, but every process must take part in the reduction.
-        if parameter.grad is None:
-            parameter.grad = torch.zeros_like(parameter)
-        parameter.grad = accelerator.reduce(parameter.grad, "mean")
-
-
-def _save(run: Run, optimizer: Any, step: int, also: dict[str, Any]) -> None:
-    scaler = run.accelerator.scaler
-    state = {
-        "config": json.dumps(asdict(run.config)),
-        **also,
-        "model": run.model.state_dict(),
-        "loss": run.loss.state_dict(),
-        "optimizer": optimizer.state_dict(),
-        "scaler": None if scaler is None else scaler.state_dict(),
-    }
-    save_checkpoint(run.config.output_folder / "checkpoints", step, state)

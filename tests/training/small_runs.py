@@ -19,7 +19,7 @@ from torchvision.models.resnet import BasicBlock, ResNet
 from maskloss.data.shapes import write_shapes
 from maskloss.detection import builders
 from maskloss.losses.criterion import MaskRCNNLoss
-from maskloss.training import loop
+from maskloss.training import trainer
 from maskloss.training.config import TrainConfig
 
 #: Channels of the FPN and the heads, an eighth of what users get: three times as fast.
@@ -97,14 +97,14 @@ def interrupted_after(batches: int) -> Iterator[None]:
     """Interrupt a run after a number of batches, as if the machine stopped in the next step."""
 
     def stopping(loader: Any, device: torch.device) -> Iterator[Any]:
-        incoming = loop_batches_on(loader, device)
+        incoming = trainer_batches_on(loader, device)
         for _ in range(batches):
             yield next(incoming)
         raise Interruption
 
-    loop_batches_on = loop.batches_on
+    trainer_batches_on = trainer.batches_on
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "batches_on", stopping)
+        patch.setattr(trainer, "batches_on", stopping)
         with pytest.raises(Interruption):
             yield
 

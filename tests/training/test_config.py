@@ -47,7 +47,7 @@ def config(**changes: Any) -> TrainConfig:
         ({"image_mean": [0.5]}, "--image-mean must be three numbers, one per channel"),
         ({"image_std": [0.5, 0.5, 0.0]}, "--image-std must be above 0"),
         ({"min_size": 0}, "--min-size must be at least 1, got 0"),
-        ({"min_size": []}, "--min-size must be at least 1"),
+        ({"min_size": []}, "--min-size must be one number or several"),
         ({"min_size": [64, 0]}, "--min-size must be at least 1"),
         ({"max_size": 0}, "--max-size must be at least 1, got 0"),
     ],

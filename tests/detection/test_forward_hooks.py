@@ -1,0 +1,167 @@
+"""What a converted model does around each forward pass: checks, warnings and the regularization."""
+
+from __future__ import annotations
+
+import copy
+import linecache
+import warnings
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torchvision.models.detection import MaskRCNN
+
+import maskloss
+from maskloss import LossWeights, MaskRCNNLoss
+from maskloss.losses import (
+    MatterportL2Loss,
+)
+
+from .small_models import (
+    batch,
+    tiny_mask_rcnn,
+    training_pass,
+)
+
+
+def test_loss_regularization_exists_only_with_a_penalty():
+    without, _ = training_pass(maskloss.convert(tiny_mask_rcnn()), *batch())
+    assert "loss_regularization" not in without
+    model = maskloss.convert(tiny_mask_rcnn(), MaskRCNNLoss(regularization=MatterportL2Loss(0.5)))
+    losses, _ = training_pass(model, *batch())
+    # λ Σ mean(w²) over all tensors but the BatchNorm's.
+    expected = 0.5 * sum(
+        float(parameter.detach().square().mean())
+        for name, parameter in model.named_parameters()
+        if "backbone.norm" not in name
+    )
+    assert float(losses["loss_regularization"]) == pytest.approx(expected, rel=1e-6)
+
+
+def test_regularization_with_weight_zero_is_zero_and_not_evaluated():
+    def never(_: nn.Module) -> Tensor:
+        raise AssertionError("the penalty was evaluated")
+
+    loss = MaskRCNNLoss(regularization=never, weights=LossWeights(regularization=0.0))
+    model = maskloss.convert(tiny_mask_rcnn(), loss).train()
+    value = model(*batch())["loss_regularization"]
+    assert value == 0
+    value.backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+    assert not any(parameter.grad.any() for parameter in model.parameters())
+
+
+def test_evaluation_with_a_penalty_returns_only_detections():
+    model = maskloss.convert(tiny_mask_rcnn(), "matterport").eval()
+    detections = model(batch()[0])
+    assert isinstance(detections, list)
+    assert detections[0].keys() == {"boxes", "labels", "scores", "masks"}
+
+
+class LossesAndNothing(MaskRCNN):
+    """A subclass that returns a pair in both modes, as torchvision's scripted models do."""
+
+    def eager_outputs(self, losses: dict[str, Tensor], detections: Any) -> Any:
+        return losses, detections
+
+
+def test_a_subclass_that_returns_losses_and_detections_still_does():
+    model = maskloss.convert(tiny_mask_rcnn(kind=LossesAndNothing)).train()
+    losses, detections = model(*batch())
+    assert losses.keys() == {
+        "loss_objectness",
+        "loss_rpn_box_reg",
+        "loss_classifier",
+        "loss_box_reg",
+        "loss_mask",
+    }
+    assert detections == []
+
+
+class OfASample(MaskRCNN):
+    def forward(self, sample: dict[str, Any]) -> Any:
+        return super().forward(sample["images"], sample["targets"])
+
+
+def test_a_subclass_may_take_other_arguments():
+    model = tiny_mask_rcnn(kind=OfASample).train()
+    images, targets = batch()
+    losses = []
+    for made in (copy.deepcopy(model), maskloss.convert(model)):
+        torch.manual_seed(0)
+        losses.append(made({"images": images, "targets": targets}))
+    assert losses[0].keys() == losses[1].keys()
+    assert losses[1]["loss_mask"].item() == pytest.approx(losses[0]["loss_mask"].item(), rel=1e-5)
+
+
+class LearnedScale(nn.Module):
+    """Cross-entropy under a learned uncertainty, as in Kendall et al., 2018."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.log_variance = nn.Parameter(torch.tensor(0.0))
+
+    def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
+        values = nn.functional.binary_cross_entropy_with_logits(logits, targets, reduction="none")
+        return values * torch.exp(-self.log_variance) + self.log_variance
+
+
+def train_with_learned_scale(
+    *, optimize_it: bool, batches_per_step: int = 1, frozen: bool = False
+) -> list[str]:
+    """Train four batches; return the warnings."""
+    model = maskloss.convert(tiny_mask_rcnn(), MaskRCNNLoss(mask=LearnedScale()))
+    if frozen:
+        next(maskloss.loss_parameters(model)).requires_grad_(False)
+    parameters = [*model.parameters(), *(maskloss.loss_parameters(model) if optimize_it else [])]
+    optimizer = torch.optim.SGD(parameters, lr=1e-4)
+    images, targets = batch()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for step in range(4):
+            sum(model(images, targets).values()).backward()
+            if (step + 1) % batches_per_step == 0:
+                optimizer.step()
+                optimizer.zero_grad()
+    return [str(warning.message) for warning in caught]
+
+
+def test_a_loss_whose_parameters_no_optimizer_changes_is_warned_of_once() -> None:
+    (message,) = train_with_learned_scale(optimize_it=False)
+    assert "the loss's parameter mask.log_variance has a gradient" in message
+    assert "pass maskloss.loss_parameters(model) to the optimizer" in message
+
+
+@pytest.mark.parametrize(
+    "way",
+    [
+        {"optimize_it": True},
+        {"optimize_it": True, "batches_per_step": 3},
+        {"optimize_it": False, "frozen": True},
+    ],
+)
+def test_a_loss_that_is_optimized_or_frozen_is_not_warned_of(way: dict[str, Any]) -> None:
+    assert train_with_learned_scale(**way) == []
+
+
+def test_warnings_point_at_the_users_line() -> None:
+    images, targets = batch()
+    targets[0]["boxes"][0, 2] = 200.0
+    model = maskloss.convert(tiny_mask_rcnn(), MaskRCNNLoss(mask=LearnedScale())).train()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-4)
+    found = []
+    for _ in range(3):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            losses = model(images, targets)
+        sum(losses.values()).backward()
+        optimizer.step()
+        found += caught
+    assert len(found) == 2
+    for words, warning in zip(("boxes reach outside", "maskloss.loss_parameters"), found, strict=True):
+        assert words in str(warning.message)
+        assert warning.filename == __file__
+        assert (
+            linecache.getline(warning.filename, warning.lineno).strip() == "losses = model(images, targets)"
+        )
