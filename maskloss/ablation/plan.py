@@ -26,9 +26,17 @@ from maskloss.ablation.tuning import (
 from maskloss.data.coco import CocoData
 from maskloss.errors import InputError
 from maskloss.training.config import TrainConfig
+from maskloss.training.freezing import freeze
 from maskloss.training.loss_config import changed_loss
 from maskloss.training.loss_probe import probe_copy
-from maskloss.training.setup import image_repeats, initial_model, read_data
+from maskloss.training.models import converted
+from maskloss.training.setup import (
+    check_mask_labels,
+    device_of,
+    image_repeats,
+    initial_model,
+    read_data,
+)
 from maskloss.training.yaml_files import read_yaml, with_underscores
 
 _KEYS = ("base", "variants", "seeds", "baseline", "cpus", "gpus", "tune", "tune_fraction")
@@ -109,7 +117,7 @@ def read_plan(file: str | Path, output: str | Path) -> Plan:
     configs = {}
     trials: list[Trial] = []
     data: dict[tuple[str, ...], tuple[CocoData, CocoData]] = {}
-    models: dict[tuple[str, str, int], nn.Module] = {}
+    checks = _Checks()
     for name, changes in variants.items():
         where = f"{path}: variant {name}"
         options = _apply_changes(where, base, changes)
@@ -119,7 +127,7 @@ def read_plan(file: str | Path, output: str | Path) -> Plan:
         try:
             training, _ = _read_checked_data(config, data)
             config = _in_steps(config, training)
-            _check_loss(config, len(training.categories) + 1, models)
+            checks.check(config, training)
             if grid:
                 check_held_out(config, training, fraction)
         except InputError as error:
@@ -129,7 +137,7 @@ def read_plan(file: str | Path, output: str | Path) -> Plan:
             trial = f"{where}, {format_values(values)}"
             tried = _make_config(trial, {**_apply_changes(trial, options, values), "output": str(output)})
             try:
-                _check_loss(tried, len(training.categories) + 1, models)
+                checks.check(tried, training)
             except InputError as error:
                 raise InputError(f"{trial}: {error}") from error
             tried = _in_steps(tried, training)
@@ -263,9 +271,28 @@ def _read_checked_data(
     return known[files]
 
 
-def _check_loss(config: TrainConfig, num_classes: int, models: dict[tuple[str, str, int], nn.Module]) -> None:
-    """Build the model unless `models` has it, and check that a run's losses can be computed with it."""
-    key = (config.model, config.weights, num_classes)
-    if key not in models:
-        models[key] = initial_model(config, num_classes)[0]
-    probe_copy(config.make_loss(), num_classes, models[key])
+class _Checks:
+    """Checks of the configs of a sweep. A model is built once for all configs that differ in their losses only."""
+
+    def __init__(self) -> None:
+        self._key: tuple[Any, ...] = ()
+        self._model = nn.Module()
+
+    def check(self, config: TrainConfig, training: CocoData) -> None:
+        """Check that this machine has the device of a run, and that its losses can be computed with its model.
+
+        Raises:
+            InputError: they cannot, or the training set has no labels for the mask loss.
+        """
+        device_of(config)
+        loss = config.make_loss()
+        check_mask_labels(config, loss, training)
+        num_classes = len(training.categories) + 1
+        built_from = ("model", "weights", "mask_size", "frozen_normalization", "trainable_layers", "freeze")
+        key = (num_classes, *(repr(getattr(config, name)) for name in built_from))
+        if key != self._key:
+            self._model = initial_model(config, num_classes)[0]
+            self._key = key
+        converted(self._model, loss, mask_branch=config.mask_branch, sync_free=config.sync_free)
+        freeze(self._model, config.frozen_parts)
+        probe_copy(loss, num_classes, self._model)

@@ -20,7 +20,7 @@ from maskloss.data.coco import Category
 from maskloss.data.dataset import Crowds
 from maskloss.data.entries import ID_LIMIT, LONGEST_NAME
 from maskloss.detection.builders import MODEL_NAMES, MOST_DETECTIONS, ModelSettings
-from maskloss.detection.conversion import MASK_BRANCHES, convert
+from maskloss.detection.conversion import MASK_BRANCHES
 from maskloss.detection.mask_size import MASK_SIZES
 from maskloss.errors import InputError, one_line
 from maskloss.files import read_bytes, write_bytes
@@ -31,7 +31,7 @@ from maskloss.losses.presets import PRESETS
 from maskloss.masks.targets import MaskTargets
 from maskloss.training.file_fields import check_field, first_line, is_number, is_whole
 from maskloss.training.loss_config import LossConfig, import_paths_of, make_loss
-from maskloss.training.models import make_mask_branch, make_model
+from maskloss.training.models import converted, make_model
 
 #: Version of the description. Files of maskloss 0.1.0 have neither a version nor a loss.
 _VERSION = 2
@@ -191,7 +191,7 @@ def load_model(
     Raises:
         InputError: the file is missing, truncated, not a safetensors file, not a model of maskloss, or holds values
             that are not finite; the model or mask branch is a user's own and not given, or given and not needed; or
-            the loss cannot be made.
+            the loss cannot be made, or does not fit the mask branch.
     """
     path = Path(path)
     if path.is_dir():
@@ -226,10 +226,10 @@ def load_model(
     own = without_loss_state(state)
     check_finite_tensors(path, state)
     network = make_model(description.settings)
-    branch = None
-    if description.mask_branch is not None:
-        branch = make_mask_branch(description.mask_branch, network)
-    convert(network, criterion, paste=None, mask_branch=branch)
+    try:
+        converted(network, criterion, mask_branch=description.mask_branch)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
     try:
         _check_kinds(network, own)
         network.load_state_dict(own, strict=True)

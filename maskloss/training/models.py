@@ -1,4 +1,4 @@
-"""The model of a run, by name or by the import path of a user's own, and the mask branch."""
+"""The model of a run, by name or by the import path of a user's own, its mask branch and its conversion."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from torch import nn
 
 from maskloss.detection.builders import MODEL_NAMES, ModelSettings, build_model
 from maskloss.detection.compatibility import check_parts, full_name, has_replaceable_transform
-from maskloss.detection.conversion import MASK_BRANCHES
+from maskloss.detection.conversion import MASK_BRANCHES, convert
 from maskloss.detection.convolutions import fold_frozen_norms, use_channels_last
 from maskloss.detection.mask_branch import MaskBranch
 from maskloss.detection.mask_size import set_mask_size
 from maskloss.errors import InputError
+from maskloss.losses.criterion import MaskRCNNLoss
 from maskloss.training.import_paths import called, imported
 
 
@@ -81,3 +82,19 @@ def make_mask_branch(path: str, model: nn.Module) -> MaskBranch:
         if getattr(type(branch), method) is getattr(MaskBranch, method):
             raise InputError(f"--mask-branch {path!r}: {full_name(branch)} has no method {method}")
     return branch
+
+
+def converted(
+    model: nn.Module, loss: MaskRCNNLoss, *, mask_branch: str | None, sync_free: bool = False
+) -> nn.Module:
+    """Convert a model of `make_model`, with the mask branch of this name or import path, for COCO results.
+
+    Raises:
+        InputError: the mask branch cannot be made or does not support the loss, or the model has layers that
+            `sync_free` does not support.
+    """
+    branch = None if mask_branch is None else make_mask_branch(mask_branch, model)
+    try:
+        return convert(model, loss, paste=None, sync_free=sync_free, mask_branch=branch)
+    except (TypeError, ValueError) as error:
+        raise InputError(str(error)) from error

@@ -33,7 +33,6 @@ from maskloss.detection.builders import (
     published_weights,
 )
 from maskloss.detection.conversion import loss_parameters
-from maskloss.detection.mask_branch import MaskBranch
 from maskloss.errors import InputError, one_line
 from maskloss.losses.criterion import MaskRCNNLoss
 from maskloss.losses.regularization import NORMALIZATIONS
@@ -45,7 +44,7 @@ from maskloss.training.freezing import freeze
 from maskloss.training.interruption import ignore_interrupts
 from maskloss.training.loss_probe import probe_copy
 from maskloss.training.model_file import model_settings_of
-from maskloss.training.models import make_mask_branch, make_model
+from maskloss.training.models import converted, make_model
 from maskloss.training.resuming import check_output, fingerprint
 from maskloss.training.trackers import make_trackers
 
@@ -115,10 +114,10 @@ class Run:
     Attributes:
         config: the run's config, with its length and the interval of evaluations in steps.
         accelerator: the accelerator of this process.
-        loss: the criterion, not yet attached to the model.
-        model: the model before its conversion, on the accelerator's device.
+        loss: the criterion, which the model holds.
+        model: the converted model, on the accelerator's device.
         settings: the settings that the model was built from.
-        branch: the mask branch that replaces torchvision's mask layers, or None.
+        frozen: the modules of the model that are not trained.
         training: the training set.
         validation: the validation set, with the training set's categories.
         pictures: draws pictures of the run, or None.
@@ -129,7 +128,7 @@ class Run:
     loss: MaskRCNNLoss
     model: nn.Module
     settings: ModelSettings
-    branch: MaskBranch | None
+    frozen: list[nn.Module]
     training: CocoData
     validation: CocoData
     pictures: Pictures | None = None
@@ -167,19 +166,12 @@ def set_up(config: TrainConfig, device: torch.device) -> Run:
         logger.info("%s: %s", config.weights, loaded)
     for data in (training, validation):
         check_sizes(data, model)
-    branch = None if config.mask_branch is None else make_mask_branch(config.mask_branch, model)
-    heads: Any = model.roi_heads
-    if branch is not None:
-        heads.mask_branch = branch  # where `convert` puts it, so that parts of it can be named
-    freeze(model, config.frozen_parts)
-    if branch is not None:
-        del heads.mask_branch
+    converted(model, loss, mask_branch=config.mask_branch, sync_free=config.sync_free)
+    frozen = freeze(model, config.frozen_parts)
     model.to(accelerator.device)
-    if branch is not None:
-        branch.to(accelerator.device)
     # A loss that is not finite on random RoIs may be finite on images. The first training step checks that.
     probe_copy(loss, num_classes, model, accelerator.device, require_finite=False)
-    return Run(config, accelerator, loss, model, settings, branch, training, validation)
+    return Run(config, accelerator, loss, model, settings, frozen, training, validation)
 
 
 def check_mask_labels(config: TrainConfig, loss: MaskRCNNLoss, training: CocoData) -> None:

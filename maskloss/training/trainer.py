@@ -11,14 +11,13 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from maskloss.data.sampler import mixed_seed
-from maskloss.detection.conversion import convert, loss_parameters
+from maskloss.detection.conversion import loss_parameters
 from maskloss.detection.cuda_graphs import graph_convolutions
 from maskloss.detection.sampling import SeededSampler
 from maskloss.training.averaging import WeightAverage
 from maskloss.training.checkpoints import restore
 from maskloss.training.divergence import LossCheck, check_weights
 from maskloss.training.evaluation import batches_on
-from maskloss.training.freezing import freeze
 from maskloss.training.setup import Run, make_loader, make_optimizer
 from maskloss.training.term_errors import terms_named
 
@@ -26,7 +25,7 @@ _AUTOCAST = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Trainer:
-    """Takes the optimizer steps of a run, with its model, which it converts, and its optimizer and batches.
+    """Takes the optimizer steps of a run, with its optimizer and its batches.
 
     Args:
         run: the run, as it is set up.
@@ -44,8 +43,6 @@ class Trainer:
         config, accelerator, model = run.config, run.accelerator, run.model
         self._run = run
         self.step = 0 if checkpoint is None else checkpoint["step"]
-        convert(model, run.loss, paste=None, sync_free=config.sync_free, mask_branch=run.branch)
-        frozen = freeze(model, config.frozen_parts)
         self._samplers = _seed_samples(model)
         optimizer = make_optimizer(config, model)
         if checkpoint is not None:
@@ -55,7 +52,7 @@ class Trainer:
             folder = config.output_folder / "checkpoints"
             self._average.load_state_dict(checkpoint.get("average", {}), str(folder))
         model.train()
-        for module in frozen:
+        for module in run.frozen:
             module.eval()
         if config.cuda_graphs:
             graph_convolutions(model, config.batch_size, autocast=_AUTOCAST[config.mixed_precision])

@@ -114,6 +114,12 @@ def mask(name: str) -> dict[str, Any]:
     return {"loss": {"mask": f"tests.training.test_loss_config.{name}"}}
 
 
+def test_variants_may_freeze_different_parts(file, content, tmp_path):
+    # Together, these parts are the whole model, of which something must be left to train.
+    content["variants"] = {"heads": {"freeze": "backbone"}, "backbone": {"freeze": "rpn,roi_heads"}}
+    assert len(read_plan(written(file, content), tmp_path / "out").runs) == 4
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -169,6 +175,13 @@ def mask(name: str) -> dict[str, Any]:
         (variant(penalty("of_three")), "variant mine: .*regularization term must return a scalar tensor"),
         (variant(penalty("not_a_number")), "variant mine: loss_regularization of the model is nan"),
         (variant({"weights": "nowhere.safetensors"}), "variant mine: nowhere.safetensors"),
+        (variant({"mask_branch": "nowhere.branch"}), "variant mine: --mask-branch 'nowhere.branch': cannot"),
+        (variant({"freeze": "nothing"}), "variant mine: --freeze: no part of the model is named 'nothing'"),
+        (variant({"device": "cuda:99"}), "variant mine: --device cuda:99"),
+        (
+            variant({"mask_branch": "point_rend", "loss": {"mask": "maskloss.losses.MaskSoftmaxLoss"}}),
+            "variant mine: point_rend computes the logits of each object's own class only",
+        ),
         (variant({"train_annotations": "nowhere.json"}), "variant mine: nowhere.json"),
     ],
 )

@@ -16,14 +16,15 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops import MultiScaleRoIAlign
 
 from maskloss.cli import main
+from maskloss.data.records import Category
 from maskloss.detection.builders import ModelSettings
 from maskloss.detection.mask_branch import DetectedBoxes, MaskBranch, Positives, grids_of
 from maskloss.detection.mask_size import MaskSize
 from maskloss.errors import InputError
-from maskloss.losses import mask_bce_loss
+from maskloss.losses import MaskRCNNLoss, mask_bce_loss
 from maskloss.training.loop import train
-from maskloss.training.model_file import load_model
-from maskloss.training.models import make_mask_branch, make_model
+from maskloss.training.model_file import ModelDescription, load_model, save_model
+from maskloss.training.models import converted, make_mask_branch, make_model
 from maskloss.training.setup import initial_model
 
 from .small_runs import interrupted_after, narrow_models, small_config, write_data
@@ -323,3 +324,28 @@ def test_a_model_with_a_transform_of_its_own_is_refused_before_anything_is_writt
     ):
         train(small_config(data, tmp_path / "run", model=f"{HERE}.with_own_transform"))
     assert not (tmp_path / "run").exists()
+
+
+def test_a_mask_branch_that_does_not_support_the_loss_is_refused_before_anything_is_written(
+    data: Path, tmp_path: Path
+) -> None:
+    loss = {"mask": "maskloss.losses.MaskSoftmaxLoss"}
+    with pytest.raises(InputError, match="point_rend computes the logits of each object's own class only"):
+        train(small_config(data, tmp_path / "run", mask_branch="point_rend", loss=loss))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_loss_that_does_not_fit_the_mask_branch_of_a_model_file_is_refused(tmp_path: Path) -> None:
+    settings = ModelSettings("resnet18", 3)
+    loss = MaskRCNNLoss.preset("torchvision")
+    network = converted(make_model(settings), loss, mask_branch="point_rend")
+    file = tmp_path / "model.safetensors"
+    categories = (Category(1, "a"), Category(2, "b"))
+    save_model(
+        file, network, ModelDescription(settings, categories, True, "sigmoid", mask_branch="point_rend")
+    )
+    assert load_model(file).description.mask_branch == "point_rend"
+    with pytest.raises(
+        InputError, match=r"model\.safetensors: point_rend computes the logits of each object's"
+    ):
+        load_model(file, loss={"mask": "maskloss.losses.MaskSoftmaxLoss"})
