@@ -6,6 +6,7 @@ import json
 import math
 import platform
 import statistics
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -373,7 +374,7 @@ def _page_row(plan: Plan, variant: str, summary: Summary) -> dict[str, str]:
 
 def _pictures(plan: Plan, good: Outcomes) -> list[list[dict[str, str]]]:
     """Draw the images on which variants differ most: ground truth and each variant's masks, with their coverage."""
-    results: dict[str, list[dict[str, Any]]] = {}
+    results: dict[str, dict[int, list[dict[str, Any]]]] = {}  # by variant, then by image
     if not plan.one_validation:
         return []
     for variant in plan.variants:
@@ -383,15 +384,15 @@ def _pictures(plan: Plan, good: Outcomes) -> list[list[dict[str, str]]]:
                 found = json.loads((run.config.output_folder / "results.json").read_text("utf-8"))
             except (OSError, ValueError):
                 continue
-            results[variant] = [result for result in found if result["score"] >= _SCORE_THRESHOLD]
+            results[variant] = defaultdict(list)
+            for result in found:
+                if result["score"] >= _SCORE_THRESHOLD:
+                    results[variant][result["image_id"]].append(result)
     if len(results) < 2:
         return []
     shown = [record for record in plan.validation.images if record.objects]
     covered = {
-        record.id: {
-            variant: _coverage(record, [r for r in found if r["image_id"] == record.id])
-            for variant, found in results.items()
-        }
+        record.id: {variant: _coverage(record, found[record.id]) for variant, found in results.items()}
         for record in shown
     }
 
@@ -408,9 +409,8 @@ def _pictures(plan: Plan, good: Outcomes) -> list[list[dict[str, str]]]:
         enlarge = max(1, _LONGEST_SIDE // max(image.size))
         panels = {f"{record.file_name}, ground truth": draw_truth(image, record, names, enlarge=enlarge)}
         for variant, found in results.items():
-            drawn = [r for r in found if r["image_id"] == record.id]
             text = f"{variant} ({covered[record.id][variant]:.2f})"
-            panels[text] = draw_results(image, drawn, names, enlarge=enlarge)
+            panels[text] = draw_results(image, found[record.id], names, enlarge=enlarge)
         strips.append(
             [{"text": text, "image": embedded(jpeg(panel, _LONGEST_SIDE))} for text, panel in panels.items()]
         )
