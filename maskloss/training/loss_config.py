@@ -19,6 +19,7 @@ Terms need no registration: any object that Python can import can be a term.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from dataclasses import fields, replace
 from typing import Any
@@ -186,7 +187,7 @@ def _make_callable(config: Any, where: str) -> Any:
     """Make a term or normalizer from an import path, or from a class_path with init_args, which may be nested."""
     if isinstance(config, str):
         found = imported(config, where)
-        return called(found, where) if isinstance(found, type) else found
+        return _instance(config, where, {}) if isinstance(found, type) else found
     if (
         isinstance(config, dict)
         and set(config) <= {"class_path", "init_args"}
@@ -196,8 +197,34 @@ def _make_callable(config: Any, where: str) -> Any:
         if not isinstance(init_args, dict):
             raise InputError(f"{where} init_args: expected a mapping, got {init_args!r}")
         arguments = {key: _make_argument(value, where) for key, value in init_args.items()}
-        return called(imported(config["class_path"], where), where, **arguments)
+        return _instance(config["class_path"], where, arguments)
     raise InputError(f"{where}: expected an import path, or class_path with init_args, got {config!r}")
+
+
+def _instance(path: str, where: str, arguments: dict[str, Any]) -> Any:
+    """Import a class, or a function that makes a term, and call it after checking that it takes the arguments."""
+    found = imported(path, where)
+    try:
+        parameters = inspect.signature(found).parameters
+    except (TypeError, ValueError):  # not callable, or without a signature
+        return called(found, where, **arguments)
+    name = path.rpartition(".")[2]
+    named = [key for key, p in parameters.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    missing = [
+        key for key in named if parameters[key].default is inspect.Parameter.empty and key not in arguments
+    ]
+    if missing:
+        given = ", ".join(f'"{key}": ...' for key in missing)
+        raise InputError(
+            f"{where}: {name} needs {' and '.join(missing)}; write "
+            f'{{"class_path": "{path}", "init_args": {{{given}}}}}'
+        )
+    unknown = [key for key in arguments if key not in named]
+    if unknown and len(named) == len(parameters):
+        raise InputError(
+            f"{where} init_args: {name} has no argument {unknown[0]}; it has {', '.join(named) or 'none'}"
+        )
+    return called(found, where, **arguments)
 
 
 def _make_argument(value: Any, where: str) -> Any:

@@ -14,6 +14,7 @@ from maskloss.losses.criterion import MaskRCNNLoss
 from maskloss.losses.normalizers import BatchCounts
 from maskloss.losses.terms import TERMS, KeypointBatch, MaskBatch, MaskLabels, RoIBatch, RPNBatch
 from maskloss.training.import_paths import described
+from maskloss.training.term_errors import failing_term
 
 
 def probe_copy(
@@ -126,7 +127,9 @@ def probe(
         except InputError:
             raise
         except (Exception, SystemExit) as error:  # a user's term may raise anything
-            raise InputError(f"the loss fails on random RoIs: {described(error)}") from error
+            term = failing_term(loss, error)
+            what = "the loss" if term is None else f"the {term} term"
+            raise InputError(f"{what} fails on random RoIs: {described(error)}") from error
 
 
 def _check_trainable(

@@ -8,6 +8,7 @@ import sysconfig
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
+from types import CodeType
 from typing import Any
 
 import torch
@@ -28,11 +29,9 @@ def terms_named(loss: MaskRCNNLoss, step: int) -> Iterator[None]:
     except (InputError, RunError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # a user's term may raise anything
-        frames = [(frame.f_code, number) for frame, number in traceback.walk_tb(error.__traceback__)]
+        frames = _frames_of(error)
         lines = [(code, number) for code, number in frames if _is_users(code.co_filename)]
-        term = next(
-            (name for name in TERMS if _code_of(getattr(loss, name, None)) & {c for c, _ in frames}), None
-        )
+        term = failing_term(loss, error)
         in_criterion = any(Path(code.co_filename).name == "criterion.py" for code, _ in frames)
         if not (lines or term or in_criterion):
             raise
@@ -40,6 +39,16 @@ def terms_named(loss: MaskRCNNLoss, step: int) -> Iterator[None]:
         what = f"the {term} term" if term else "the loss"
         described = one_line(f"{type(error).__name__}: {error}", 180)
         raise RunError(f"step {step}: {what} fails: {described}{where}") from error
+
+
+def failing_term(loss: MaskRCNNLoss, error: BaseException) -> str | None:
+    """Return the name of the term in whose code an error was raised, or None if it was raised elsewhere."""
+    codes = {code for code, _ in _frames_of(error)}
+    return next((name for name in TERMS if _code_of(getattr(loss, name, None)) & codes), None)
+
+
+def _frames_of(error: BaseException) -> list[tuple[CodeType, int]]:
+    return [(frame.f_code, number) for frame, number in traceback.walk_tb(error.__traceback__)]
 
 
 def _code_of(term: Any) -> set[Any]:

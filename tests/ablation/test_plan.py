@@ -157,7 +157,7 @@ def test_variants_may_freeze_different_parts(file, content, tmp_path):
         (variant(mask("A_NUMBER")), "variant mine: --loss mask .* must be callable, but is a int"),
         (variant(mask("scalar")), "variant mine: the loss fails on random RoIs: the mask term must return"),
         (variant(mask("not_finite")), "variant mine: loss_mask of random RoIs is nan"),
-        (variant(mask("exits")), "variant mine: the loss fails on random RoIs: SystemExit: 3"),
+        (variant(mask("exits")), "variant mine: the mask term fails on random RoIs: SystemExit: 3"),
         (
             variant(mask("of_nothing")),
             "variant mine: loss_mask of random RoIs does not depend on what the model",

@@ -135,7 +135,23 @@ def test_arguments_may_be_made_the_same_way():
         ({"mask": f"{HERE}.A_NUMBER"}, "--loss mask .*: must be callable, but is a int"),
         ({"mask": 3}, "--loss mask: expected an import path, or class_path with init_args, got 3"),
         ({"mask": {"class": "torch.nn.Identity"}}, "--loss mask: expected an import path"),
-        ({"box": f"{HERE}.NeedsArguments"}, "--loss box: cannot be made: TypeError: .*'knob'"),
+        (
+            {"box": f"{HERE}.NeedsArguments"},
+            r'--loss box: NeedsArguments needs knob; write \{"class_path": ".*", "init_args": \{"knob": \.\.\.\}\}',
+        ),
+        (
+            {
+                "mask": {
+                    "class_path": "maskloss.losses.MaskWeightedBCELoss",
+                    "init_args": {"positive_weight": 2},
+                }
+            },
+            "--loss mask: MaskWeightedBCELoss needs negative_weight; write",
+        ),
+        (
+            {"box": {"class_path": "maskloss.losses.BoxSmoothL1Loss", "init_args": {"beta": 1, "betta": 1}}},
+            "--loss box init_args: BoxSmoothL1Loss has no argument betta; it has beta",
+        ),
         (
             {"box": {"class_path": "maskloss.losses.BoxSmoothL1Loss", "init_args": {"beta": -1}}},
             "--loss box: cannot be made: beta must be >= 0",

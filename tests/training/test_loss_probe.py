@@ -49,7 +49,7 @@ def test_terms_of_all_classes_and_of_weight_zero_pass():
     ("term", "message"),
     [
         (scalar, "the loss fails on random RoIs: the mask term must return one value per positive"),
-        (raising, "the loss fails on random RoIs: KeyError: 'no such thing'"),
+        (raising, "the mask term fails on random RoIs: KeyError: 'no such thing'"),
         (not_finite, "loss_mask of random RoIs is nan, not finite"),
         (bad_gradient, "the gradient of loss_mask of random RoIs is not finite"),
         (no_gradient, "loss_mask of random RoIs has no gradient"),
@@ -58,6 +58,11 @@ def test_terms_of_all_classes_and_of_weight_zero_pass():
 def test_bad_terms_are_named(term: Callable[..., Tensor], message: str):
     with pytest.raises(InputError, match=message):
         probe(MaskRCNNLoss(mask=term), num_classes=4)
+
+
+def test_a_term_in_the_place_of_another_is_named():
+    with pytest.raises(InputError, match="the objectness term fails on random RoIs: labels must have shape"):
+        probe(make_loss({"objectness": "maskloss.losses.ClassFocalLoss"}), 4)
 
 
 def test_another_number_of_classes_than_the_models_is_found():
