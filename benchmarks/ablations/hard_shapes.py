@@ -3,7 +3,7 @@
     python benchmarks/ablations/hard_shapes.py --output runs/ablations/data
 
 Writes COCO-format sets of 96 x 96 px images in a minute: `even/` with eight equally frequent classes and `long_tail/`
-with the first class a hundred times as frequent as the last, each with `train/` and `val/`, and `warm_up/` to train the
+with the first class a hundred times as probable as the last, each with `train/` and `val/`, and `warm_up/` to train the
 weights that the sweeps start from.
 """
 
