@@ -212,7 +212,7 @@ def find_lr(steps: int = 100, lowest: float = 1e-6, highest: float = 1.0, **opti
     Args:
         steps: number of steps, at least 10.
         lowest: learning rate of the first step.
-        highest: learning rate of the last step, unless the loss has risen before.
+        highest: learning rate of the last step. The search ends earlier if the loss rises to three times its minimum.
         options: the options of `train`; the search writes learning_rate.svg into `output`.
     """
     from maskloss.files import make_folder, write_text
@@ -246,16 +246,16 @@ def evaluate(
     computed only if `loss` names it too: code is not imported just because a file says so.
 
     Args:
-        checkpoint: model file of a run, or its folder, whose best model is used, or the newest if none is the best yet.
+        checkpoint: model file, or folder of a run: its best model, or its newest if it was not evaluated yet.
         images: folder of the images.
         annotations: COCO-format JSON file.
         output: folder for metrics.json and results.json.
-        loss: loss to compute, as a preset, an import path or a JSON mapping; omitted, the one in the model's file.
+        loss: loss to compute, as a preset, an import path or a JSON mapping. If omitted: the one in the model file.
         model: import path of the model, required if user code builds it.
         mask_branch: import path of the mask branch, required if user code builds it.
         batch_size: number of images to load at a time.
-        max_detections: maximum number of detections in an image, and of those that AP counts per category in an
-            image; omitted, the model's own.
+        max_detections: maximum number of detections per image. AP counts at most this many per image and category.
+            If omitted: the model's own.
         device: device to run on, such as "cpu", "cuda" or "cuda:1"; "auto" is CUDA if available, otherwise the CPU.
     """
     from maskloss.data.coco import read_coco
@@ -321,16 +321,16 @@ def predict(
 
     Args:
         image: images, folders of images, or patterns such as "photos/*.jpg".
-        checkpoint: model file of a run, or its folder, whose best model is used, or the newest if none is the best yet.
+        checkpoint: model file, or folder of a run: its best model, or its newest if it was not evaluated yet.
         output: folder for a PNG per image, results.json in COCO's results format, and objects.csv with the category,
             score, box, area and perimeter of each object.
-        score_threshold: minimum score of a detection, in [0, 1]; omitted, the score with the best F1 of each category
-            in the run's last evaluation, or 0.5 if the model was not evaluated.
+        score_threshold: minimum score of a detection, in [0, 1]. If omitted: each category's score with the best F1 in
+            the evaluation of the model, or 0.5 if it was not evaluated.
         tile: cut images into overlapping tiles with sides of this many px, at least 64, for objects that are small in
             large images.
         crops: write a PNG of each object with a transparent background, in crops/.
         label_maps: write a 16-bit PNG per image whose values are the objects' numbers in objects.csv, in labels/.
-        max_detections: maximum number of detections in an image or tile; omitted, the model's own.
+        max_detections: maximum number of detections per image or tile. If omitted: the model's own.
         loss: import path of the model's loss, required if a user's mask term computes the masks.
         model: import path of the model, required if user code builds it.
         mask_branch: import path of the mask branch, required if user code builds it.
@@ -379,7 +379,7 @@ def predict(
     if not found_objects:
         least = prediction.thresholds_of(description, score_threshold)
         logger.warning(
-            "no detection reaches its score threshold, which is %.2f at least; lower it by --score-threshold",
+            "no detection reaches its score threshold (%.2f or more); choose a lower --score-threshold",
             min(least),
         )
     print(folder / "results.json")
@@ -396,7 +396,7 @@ def export(
     """Export a trained model to ONNX or torch.export, to run it without maskloss.
 
     Args:
-        checkpoint: model file of a run, or its folder, whose best model is used, or the newest if none is the best yet.
+        checkpoint: model file, or folder of a run: its best model, or its newest if it was not evaluated yet.
         output: file to write: FILE.onnx, or FILE.pt2 for torch.export.load.
         loss: import path of the model's loss, required if a user's mask term computes the masks.
         model: import path of the model, required if user code builds it.
@@ -426,11 +426,12 @@ def ablate(
     An interrupted sweep resumes where it stopped.
 
     Args:
-        config: YAML file with `base`, `variants` and `seeds`, and optionally `baseline`, `cpus` and `gpus`.
+        config: YAML file with `base`, `variants` and `seeds`, and optionally `baseline`, `tune`, `tune_fraction`,
+            `cpus` and `gpus`.
         output: folder of the sweep, for runs/, results.json, table.md and report.html.
         engine: "local" executes the runs on this machine, "ray" hands them to Ray.
         jobs: number of runs at the same time on this machine; they share its CPUs.
-        ray_address: address of an existing Ray cluster; omitted, that of RAY_ADDRESS, or else a new local cluster.
+        ray_address: address of an existing Ray cluster. If omitted: that of RAY_ADDRESS, or else a new local cluster.
     """
     from maskloss.ablation import sweep
 

@@ -188,7 +188,7 @@ def check_unused(folder: Path) -> None:
     except (OSError, ValueError) as error:
         raise InputError(f"{folder}: cannot be read: {reason_of(error)}") from error
     if used:
-        raise InputError(f"{folder}: already holds something; name a new folder")
+        raise InputError(f"{folder}: is not an empty folder; name a new one")
 
 
 def read_bytes(path: Path) -> bytes:

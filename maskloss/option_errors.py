@@ -94,7 +94,7 @@ def hint(message: str, option_names: Sequence[str], commands: Sequence[str]) -> 
         ending = files.get(Path(word).suffix.lower(), "")
         near = [name for name in option_names if ending and name.endswith(ending)]
         options = " or ".join(f"--{name.replace('_', '-')} {word}" for name in near)
-        return f"; did you mean {options}?" if near else "; every value follows an option"
+        return f"; did you mean {options}?" if near else "; write each value after its option"
     name = word.lstrip("-").replace("-", "_")
     near = difflib.get_close_matches(name, option_names, 1)
     meant = _SYNONYMS.get(name, "")

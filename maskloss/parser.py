@@ -130,7 +130,7 @@ def _add_options(command: Parser, name: str, function: Callable[..., None]) -> N
         command.add_argument(
             "--config",
             action="config",
-            help="YAML file with any of these options, with _ in their names.",
+            help="YAML file with any of these options, with _ or - in their names.",
         )
         command.add_class_arguments(TrainConfig, None, skip={"resume", "val_losses"})
         command.add_argument(
@@ -138,7 +138,7 @@ def _add_options(command: Parser, name: str, function: Callable[..., None]) -> N
             action=ActionYesNo,
             nargs="?",
             default=True,
-            help="compute the losses on the validation set besides AP, which takes more time.",
+            help="compute the losses on the validation set in addition to AP, which takes more time.",
         )
         command.add_argument(
             "--resume", action="store_true", help="resume the run from its newest checkpoint."
@@ -159,12 +159,12 @@ def _add_options(command: Parser, name: str, function: Callable[..., None]) -> N
         command.add_argument(
             "--crops",
             action="store_true",
-            help="write a PNG of each object with a transparent background, in crops/.",
+            help="write a PNG of each object with a transparent background into crops/.",
         )
         command.add_argument(
             "--label_maps",
             action="store_true",
-            help="write a 16-bit PNG per image whose values are the objects' numbers in objects.csv, in labels/.",
+            help="write a 16-bit PNG per image into labels/; its values are the objects' numbers in objects.csv.",
         )
     else:
         command.add_function_arguments(function, None)

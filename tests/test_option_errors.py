@@ -31,7 +31,7 @@ def error(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         ),
         (["check", "data.json"], "did you mean --annotations data.json?"),
         (["evaluate", "run/best.safetensors"], "did you mean --checkpoint run/best.safetensors?"),
-        (["train", "photos"], "every value follows an option"),
+        (["train", "photos"], "write each value after its option"),
         (["trian"], "did you mean train?"),
         (["predict", "--checkpoint", "x"], "the following arguments are required: --output, IMAGE"),
     ],

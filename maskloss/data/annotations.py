@@ -42,9 +42,7 @@ NO_AREA = 1e-9
 
 _LEFT_OUT = "`maskloss repair` leaves them out"
 _FROM_MASKS = "`maskloss repair --boxes from-masks` takes the masks' extents"
-DOUBLED_ID = Kind(
-    "doubled_id", "annotation", False, "annotations with the id of another annotation get a new id"
-)
+DOUBLED_ID = Kind("doubled_id", "annotation", False, "annotations with a duplicate id get a new id")
 UNKNOWN_IMAGE = Kind(
     "unknown_image",
     "annotation",

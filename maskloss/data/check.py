@@ -50,10 +50,10 @@ TURNED = Kind(
     "turned",
     "image",
     False,
-    "images are turned by an EXIF orientation that keeps their size, so annotations of the unturned image fit, too",
+    "images are rotated or mirrored by EXIF without a change of size, so annotations of the stored image fit, too",
 )
 NO_END = Kind(
-    "no_end", "image", False, "JPEG files have no end, so that a part of the image may be missing and gray"
+    "no_end", "image", False, "JPEG files lack their end marker, so a part of the image may be missing (gray)"
 )
 NO_USABLE_OBJECT = Kind("no_usable_object", "file", True)
 NO_ANNOTATION = Kind("no_annotation", "image", False)
@@ -110,10 +110,10 @@ def check_images(data: CocoData, findings: Findings, *, progress: bool = False) 
         try:
             read_image(path, (image.width, image.height))
             if name not in already_said and is_turned_unseen(path):
-                text = "is turned as its EXIF orientation says, which keeps its size"
+                text = "is rotated or mirrored as its EXIF orientation says, which keeps its size"
                 findings.add(TURNED, index, name, f"{image.file_name[:80]} {text}")
             if has_no_end(path):
-                text = "has no end of a JPEG, so that a part of the image may be missing and gray"
+                text = "lacks the end marker of a JPEG, so a part of the image may be missing (gray)"
                 findings.add(NO_END, index, name, f"{image.file_name[:80]} {text}")
         except InputError as error:
             _report_unreadable(image, path, error, findings)

@@ -68,7 +68,7 @@ CATEGORY_NAME = Kind(
 CATEGORY_ID = Kind(
     "category_id", "category", True, "categories whose id is not an integer", "`maskloss repair` numbers them"
 )
-CATEGORY_TWICE = Kind("category_twice", "category", True, "categories with the id of another one")
+CATEGORY_TWICE = Kind("category_twice", "category", True, "categories with a duplicate id")
 CATEGORY_REPEATED = Kind(
     "category_repeated", "category", False, "categories that are listed twice are read once"
 )
@@ -79,7 +79,7 @@ CATEGORY_SAME_NAME = Kind(
     "category_same_name",
     "category",
     False,
-    "categories with the name of another one are trained as classes of their own",
+    "categories with the name of another category are trained as separate classes",
 )
 OTHER_CATEGORY = Kind("other_category", "category", True, "categories that do not match the model's")
 
@@ -92,7 +92,7 @@ IMAGE_ID = Kind(
     "`maskloss repair` numbers them",
 )
 IMAGE_NO_ID = Kind("image_no_id", "image", True, "images without an id", _LEFT_OUT)
-IMAGE_TWICE = Kind("image_twice", "image", True, "images with the id of another one", _LEFT_OUT)
+IMAGE_TWICE = Kind("image_twice", "image", True, "images with a duplicate id", _LEFT_OUT)
 IMAGE_FLOAT = Kind(
     "float_id_image", "image", False, "ids and sizes that are whole floats, such as 1.0, are read as integers"
 )
@@ -140,7 +140,7 @@ TURNED_SIZE = Kind(
     "turned_size",
     "image",
     False,
-    "images without width and height are turned as their EXIF orientation says, which no size confirms",
+    "images without width and height are rotated or mirrored as their EXIF orientation says; no size confirms it",
 )
 SIZE_DIFFERS = Kind(
     "size_differs",
@@ -434,7 +434,7 @@ def _report_equal_names(categories: list[Category], findings: Findings) -> None:
     for category in categories:
         other = first.setdefault(category.name, category.id)
         if other != category.id:
-            text = f"has the name of category {other}, {shown(category.name)}, and is another class"
+            text = f"has the same name as category {other}, {shown(category.name)}, but is a separate class"
             findings.add(CATEGORY_SAME_NAME, -1, f"category {category.id}", text)
 
 
@@ -609,7 +609,7 @@ def _read_size(
             TURNED_SIZE if turned else MISSING_SIZE,
             position,
             name,
-            f"{text}, turned as its EXIF orientation says" if turned else text,
+            f"{text}, rotated or mirrored as its EXIF orientation says" if turned else text,
             size,
         )
         return size

@@ -47,7 +47,7 @@ def read_image(path: str | os.PathLike[str], size: tuple[int, int] | None = None
     Args:
         path: Path of the file.
         size: (width, height) in px that the annotations refer to. If the file has an EXIF orientation and only the
-            unturned size equals `size`, the annotations were made on the unturned image, so it is not turned.
+            stored size equals `size`, the annotations were made on the stored image, so it is not rotated.
 
     Raises:
         InputError: The file is missing, truncated or not an image, its size differs from `size`, or its pixels are
@@ -85,7 +85,7 @@ def orientation_of(path: str | os.PathLike[str]) -> int:
 
 
 def has_no_end(path: str | os.PathLike[str]) -> bool:
-    """Return whether a file is a JPEG without an end of its image: a part of it is probably missing."""
+    """Return whether a file is a JPEG without an end marker, so that a part of the image may be missing."""
     with open(path, "rb") as file:
         content = file.read(2)
         if content != b"\xff\xd8":
@@ -102,7 +102,7 @@ def has_no_end(path: str | os.PathLike[str]) -> bool:
 
 
 def is_turned_unseen(path: str | os.PathLike[str]) -> bool:
-    """Return whether an image has an EXIF orientation that turns or mirrors it without changing its size.
+    """Return whether an image has an EXIF orientation that rotates or mirrors it without changing its size.
 
     Raises:
         InputError: The file is missing or not an image.
@@ -152,7 +152,7 @@ def _why_unreadable(path: str | os.PathLike[str], error: Exception) -> str:
 
 
 def _load_upright(file: Image.Image, path: Path, size: tuple[int, int] | None) -> Image.Image:
-    """Decode an image and apply its EXIF orientation, unless the annotations were made on the unturned image."""
+    """Decode an image and apply its EXIF orientation, unless the annotations were made on the stored image."""
     turned = _turned_size(file)
     as_stored = size is not None and turned != size and _stored_size(file) == size
     if size is not None and turned != size and not as_stored:
@@ -163,7 +163,7 @@ def _load_upright(file: Image.Image, path: Path, size: tuple[int, int] | None) -
     file.load()
     image = file if as_stored else ImageOps.exif_transpose(file)
     if size is not None and image.size != size:
-        # Pillow turns TIFFs while loading them, so the unturned image is not available.
+        # Pillow rotates TIFFs while loading them, so the stored image is not available.
         raise InputError(
             f"{path}: {size[0]} x {size[1]} is recorded for the image before its EXIF orientation is applied; save it "
             "without one"
@@ -214,7 +214,7 @@ class _Tags:
 
 
 def _stored_size(file: Image.Image) -> tuple[int, int]:
-    """Return the image's size in its file; Pillow swaps that of a turned TIFF already when it opens the file."""
+    """Return the image's size in its file; Pillow swaps that of a rotated TIFF already when it opens the file."""
     if isinstance(file, TiffImagePlugin.TiffImageFile):
         stored = file.tag_v2.get(_WIDTH), file.tag_v2.get(_HEIGHT)
         return file.size[::-1] if stored == file.size[::-1] else file.size

@@ -101,7 +101,7 @@ def _check_options(
     one, other = Path(output).resolve(), Path(rest).resolve()
     if one == other or one in other.parents or other in one.parents:
         raise InputError(
-            f"--rest {rest}: lies in --output {output}, or the other way around; name another folder"
+            f"--rest {rest} and --output {output}: one contains the other; name separate folders"
         )
 
 

@@ -54,7 +54,7 @@ class WeightedSum(nn.Module):
                 "different arguments, so they cannot be added"
             )
         if any(getattr(term, "uses_mask_labels", False) for term in terms):
-            raise ValueError("a MaskBySupervision cannot be part of a sum; a sum can be one of its terms")
+            raise ValueError("a MaskBySupervision cannot be part of a sum; use the sum as one of its terms")
         uses_image = [bool(getattr(term, "uses_image", False)) for term in terms]
         if any(uses_image) != all(uses_image):
             raise ValueError(
@@ -62,7 +62,7 @@ class WeightedSum(nn.Module):
             )
         if any(hasattr(term, "mask_probs") for term in terms):
             raise ValueError(
-                "a term with mask_probs cannot be part of a sum: it sets the masks in inference, and a sum cannot"
+                "a term with mask_probs cannot be part of a sum: it computes the masks in inference, which a sum cannot"
             )
         self.all_classes = all_classes[0]
         self.uses_image = uses_image[0]

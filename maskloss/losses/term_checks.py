@@ -69,7 +69,7 @@ def check_term(name: str, term: Any) -> None:
             )
         if getattr(term, "all_classes", False) and getattr(term, "uses_image", False):
             raise TypeError(
-                f"mask: {_name_of(term)} has both all_classes and uses_image; a term has one of them"
+                f"mask: {_name_of(term)} has both all_classes and uses_image; a term can have only one"
             )
         arguments = mask_arguments(term)
     if not _accepts(term, len(arguments)):
@@ -80,7 +80,7 @@ def check_term(name: str, term: Any) -> None:
                 "lambda boxes: my_loss(boxes.deltas, boxes.target_deltas)"
             )
         elif name == "mask" and _accepts(term, 3):
-            way_out = "; a term of all classes' logits and labels has the attribute all_classes = True"
+            way_out = "; a term that takes all classes' logits and the labels needs the attribute all_classes = True"
         elif keywords := _required_keywords(term):
             settings = ", ".join(f"{keyword}=..." for keyword in keywords)
             way_out = f" alone; write functools.partial({_name_of(term)}, {settings})"

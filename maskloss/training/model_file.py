@@ -161,7 +161,7 @@ class LoadedModel:
     Attributes:
         model: the converted model, in evaluation mode, which leaves mask probabilities unpasted.
         description: the description of the model.
-        loss_config: config of the loss that the model has now. None if it is unknown, because the file has no loss or
+        loss_config: config of the loss that the model has now. None if it is unknown because the file has no loss, or
             names a user's code that was not given again. The losses of this model are then not those of its run.
     """
 
@@ -181,9 +181,9 @@ def load_model(
     """Read a model saved by `save_model`.
 
     Args:
-        path: the file, or a run's folder, whose best model is read, or the newest if there is no best one yet.
-        loss: config of the loss. Needed if the loss in the file names a user's code, because code is not imported on
-            the word of a file; or another loss to evaluate with.
+        path: the file, or a run's folder: its best model is read, or its newest if it has not been evaluated yet.
+        loss: config of the loss. Needed if the loss in the file names user code, which is not imported unless the
+            caller names it, too; or another loss to evaluate with.
         max_detections: maximum number of detections per image. The file's own if omitted.
         model: import path of the model, needed if the model is a user's own.
         mask_branch: import path of the mask branch, needed if the mask branch is a user's own.
@@ -265,11 +265,11 @@ def _replace_import_paths(
         raise InputError(f"{path}: its mask layers are torchvision's; omit --mask-branch")
     if name not in MODEL_NAMES and model is None:
         raise InputError(
-            f"{path}: its model is made by a user's code, which runs only if you name it: give --model {name}"
+            f"{path}: its model comes from user code, which runs only if you name it: give --model {name}"
         )
     if branch is not None and branch not in MASK_BRANCHES and mask_branch is None:
         raise InputError(
-            f"{path}: its mask branch is made by a user's code, which runs only if you name it: give --mask-branch "
+            f"{path}: its mask branch comes from user code, which runs only if you name it: give --mask-branch "
             f"{branch}"
         )
     settings = replace(description.settings, name=model or name)

@@ -151,7 +151,7 @@ def test_check_warns_about_a_jpeg_that_ends_in_zeros(tmp_path: Path) -> None:
     (images / "a.jpg").write_bytes(content[:-2] + bytes(50))
     _, problems = check_data(images, annotations)
     assert [problem.text for problem in problems if problem.kind == "no_end"] == [
-        f"{annotations}: image 10: a.jpg has no end of a JPEG, so that a part of the image may be missing and gray"
+        f"{annotations}: image 10: a.jpg lacks the end marker of a JPEG, so a part of the image may be missing (gray)"
     ]
 
 
@@ -170,7 +170,8 @@ def test_check_says_that_an_image_without_a_size_is_turned(tmp_path: Path, orien
         []
         if orientation == 1
         else [
-            f"{annotations}: image 10: missing width and height; a.jpg is 8 x 5, turned as its EXIF orientation says"
+            f"{annotations}: image 10: missing width and height; a.jpg is 8 x 5, rotated or mirrored as its EXIF "
+            "orientation says"
         ]
     )
 

@@ -267,7 +267,8 @@ def test_categories_of_one_name_are_read_with_a_warning(tmp_path: Path) -> None:
     data = read_coco(images, annotations)
     assert [category.id for category in data.categories] == [3, 7, 8]
     assert (
-        f"{annotations}: category 8: has the name of category 7, 'dog', and is another class" in data.warnings
+        f"{annotations}: category 8: has the same name as category 7, 'dog', but is a separate class"
+        in data.warnings
     )
 
 

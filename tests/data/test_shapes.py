@@ -140,12 +140,12 @@ def test_a_number_out_of_range_is_refused(tmp_path: Path, num_images: int, size:
 
 def test_a_folder_that_holds_something_is_refused(tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("mine")
-    with pytest.raises(InputError, match="already holds something"):
+    with pytest.raises(InputError, match="is not an empty folder"):
         write_shapes(tmp_path, 1, size=48)
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
 
 def test_a_file_instead_of_the_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
-    with pytest.raises(InputError, match="file: already holds something"):
+    with pytest.raises(InputError, match="file: is not an empty folder"):
         write_shapes(tmp_path / "file", 1, size=48)

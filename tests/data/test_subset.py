@@ -147,7 +147,7 @@ def test_a_folder_that_holds_something_is_refused_and_left_as_it_was(
 ) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine.txt").write_text("mine")
-    with pytest.raises(InputError, match="out: already holds something"):
+    with pytest.raises(InputError, match="out: is not an empty folder"):
         write_subset(*whole, str(tmp_path / "out"), max_images=1)
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine.txt"]
 
@@ -249,8 +249,8 @@ def test_each_category_has_its_share(tmp_path: Path, fraction: float) -> None:
         ({"fraction": float("nan")}, "--fraction must be above 0 and below 1, got nan"),
         ({"fraction": 0.5, "max_images": 3}, "--fraction and --max-images each say how many images"),
         ({"rest": "b", "max_images": 3}, "--rest takes what --fraction leaves"),
-        ({"fraction": 0.5, "rest": "a"}, "--rest .* lies in --output"),
-        ({"fraction": 0.5, "rest": "a/b"}, "--rest .* lies in --output"),
+        ({"fraction": 0.5, "rest": "a"}, "--rest .* and --output .*: one contains the other"),
+        ({"fraction": 0.5, "rest": "a/b"}, "--rest .* and --output .*: one contains the other"),
         ({"fraction": 0.99, "rest": "b"}, "leaves none for --rest"),
     ],
 )

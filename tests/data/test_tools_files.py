@@ -183,7 +183,7 @@ CASES = {
         "warns", "1 of 2 annotations is a crowd", lambda d: to_crowd(d["annotations"][0]), objects=1
     ),
     "exif_180": Case(
-        "warns", "a.jpg is turned as its EXIF", image(file_name="a.jpg"), turned(3, WIDTH, HEIGHT)
+        "warns", "a.jpg is rotated or mirrored as its EXIF", image(file_name="a.jpg"), turned(3, WIDTH, HEIGHT)
     ),
     "exif_as_stored": Case(
         "reads",

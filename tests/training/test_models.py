@@ -135,7 +135,7 @@ def test_a_users_code_goes_from_train_to_predict(
     assert ended.value.code == 2
     said = capsys.readouterr().err
     key, path = next(iter(CODE[name].items()))
-    assert "is made by a user's code, which runs only if you name it: give" in said
+    assert "comes from user code, which runs only if you name it: give" in said
     assert f"--{key.replace('_', '-')} {path}" in said
     assert not (tmp_path / "refused").exists()
 
