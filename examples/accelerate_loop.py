@@ -20,7 +20,7 @@ parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("--images", required=True)
 parser.add_argument("--annotations", required=True)
 parser.add_argument("--steps", type=int, default=1000)
-parser.add_argument("--weights", default="DEFAULT", help="none starts from random weights")
+parser.add_argument("--weights", default="DEFAULT", help="DEFAULT (ImageNet weights of the backbone) or none")
 arguments = parser.parse_args()
 
 accelerator = Accelerator()
@@ -32,7 +32,7 @@ maskloss.convert(model, maskloss.MaskRCNNLoss(synchronized=accelerator.num_proce
 
 parameters = [p for p in (*model.parameters(), *maskloss.loss_parameters(model)) if p.requires_grad]
 optimizer = torch.optim.SGD(parameters, lr=0.0025, momentum=0.9, weight_decay=1e-4)
-# Targets keep their polygons, which accelerate need not split, copy or pad.
+# Masks stay polygons, which accelerate need not split, copy or pad.
 loader = DataLoader(CocoDataset(data), batch_size=2, shuffle=True, collate_fn=collate)
 model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
 model.train()

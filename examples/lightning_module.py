@@ -47,7 +47,7 @@ parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("--images", required=True)
 parser.add_argument("--annotations", required=True)
 parser.add_argument("--steps", type=int, default=1000)
-parser.add_argument("--weights", default="DEFAULT", help="none starts from random weights")
+parser.add_argument("--weights", default="DEFAULT", help="DEFAULT (ImageNet weights of the backbone) or none")
 arguments = parser.parse_args()
 
 data = read_coco(arguments.images, arguments.annotations)

@@ -4,7 +4,7 @@
     python examples/reference_script.py vision/references/detection/train.py --loss aligned \
         --dataset coco --data-path coco --model maskrcnn_resnet50_fpn --epochs 26
 
-Options that this script does not know are those of the reference script.
+All other options are passed to the reference script.
 """
 
 from __future__ import annotations

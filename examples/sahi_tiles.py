@@ -21,7 +21,7 @@ parser.add_argument("--score-threshold", type=float, default=0.5)
 arguments = parser.parse_args()
 
 loaded = load_model(arguments.checkpoint)
-# SAHI expects masks of the whole tile, which the loaded model leaves to `paste_masks`.
+# SAHI expects masks of the whole tile, but the loaded model leaves masks unpasted.
 model = maskloss.convert(loaded.model, loaded.model.roi_heads.loss, paste="matched")
 names = {str(label): category.name for label, category in enumerate(loaded.description.categories, start=1)}
 

@@ -19,9 +19,7 @@ parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("--images", required=True)
 parser.add_argument("--annotations", required=True)
 parser.add_argument("--steps", type=int, default=1000)
-parser.add_argument(
-    "--weights", default="DEFAULT", help="ImageNet weights of the backbone, or none for random ones"
-)
+parser.add_argument("--weights", default="DEFAULT", help="DEFAULT (ImageNet weights of the backbone) or none")
 arguments = parser.parse_args()
 
 device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

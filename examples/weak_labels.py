@@ -24,7 +24,7 @@ def main() -> None:
     parser.add_argument("--images", required=True)
     parser.add_argument("--annotations", required=True)
     parser.add_argument("--steps", type=int, default=1000)
-    parser.add_argument("--weights", default="DEFAULT", help="name of torchvision's weights, or none")
+    parser.add_argument("--weights", default="DEFAULT", help="DEFAULT (COCO weights) or none")
     arguments = parser.parse_args()
 
     data = read_coco(arguments.images, arguments.annotations)
@@ -34,7 +34,7 @@ def main() -> None:
     num_classes = len(data.categories) + 1  # the weights are for COCO's classes
     model.roi_heads.box_predictor = FastRCNNPredictor(1024, num_classes)
     model.roi_heads.mask_predictor = MaskRCNNPredictor(256, 256, num_classes)
-    maskloss.convert(model, "weak")  # the only line that differs from training with masks
+    maskloss.convert(model, "weak")  # the only difference from training with masks
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.SGD(parameters, lr=0.0025, momentum=0.9, weight_decay=1e-4)
 
