@@ -4,7 +4,7 @@
 >>> model = torchvision.models.detection.maskrcnn_resnet50_fpn(weights=None, weights_backbone=None)
 >>> model = maskloss.convert(model)  # the same keys, the same numbers, every part swappable
 >>> loss = maskloss.MaskRCNNLoss.preset("aligned")
->>> model = maskloss.convert(model, loss, paste="matched")  # masks where the objects are
+>>> model = maskloss.convert(model, loss, paste="matched")  # masks sampled at pixel centers
 """
 
 from __future__ import annotations

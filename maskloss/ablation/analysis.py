@@ -43,8 +43,8 @@ class Difference:
             few seeds: the bootstrap interval covers the true value in about 76 % of cases with three seeds, 85 % with
             five and 89 % with ten.
         verdict: "better" or "worse" if both intervals exclude 0; otherwise "cannot tell". The bootstrap alone is
-            overconfident: if all of three seeds are on one side of 0, which happens for every fourth variant that
-            changes nothing, its interval excludes 0.
+            overconfident: its interval excludes 0 if all of three seeds are on one side of 0, which happens for every
+            fourth variant that changes nothing.
         more_seeds: number of additional seeds that would give a verdict in four cases of five, if mean and spread are
             as estimated; None if there is a verdict, if the difference is 0 on every seed, or if it would take more
             than 200 seeds in total.

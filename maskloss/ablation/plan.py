@@ -83,11 +83,11 @@ def read_plan(file: str | Path, output: str | Path) -> Plan:
         file: YAML file with `base`, a mapping of `maskloss train`'s options or the name of a YAML file of them;
             `variants`, a mapping from names to the options that differ; `seeds`, a list; and optionally `baseline`,
             by default the first variant, `cpus` and `gpus` of a run under Ray, and `tune`, a mapping from names of
-            options to lists of values. Each variant is then trained once with each combination, on its training set
-            without a share `tune_fraction` of the images, 0.2 by default. The combination with the best mask AP on
-            these images is the variant's. Relative paths are relative to the
-            working folder, except the base's file, which is relative to this one. Modules beside the file can be
-            imported. If the base has a loss, a variant's mapping under `loss` without a `preset` changes parts of it.
+            options to lists of values. With `tune`, each variant is first trained once with each combination, on its
+            training set without a share of the images, `tune_fraction`, 0.2 by default. The variant then uses the
+            combination with the best mask AP on these images. Relative paths are relative to the working folder,
+            except the base's file, which is relative to this one. Modules beside the file can be imported. If the
+            base has a loss, a variant's mapping under `loss` without a `preset` changes parts of it.
         output: folder of the sweep.
 
     Raises:

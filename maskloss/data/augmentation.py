@@ -26,8 +26,8 @@ Transforms = Callable[..., Any]
 class ScaleJitter(v2.Transform):
     """Show a random part of the image, or the image in a larger gray frame, so that objects have other sizes.
 
-    It is large-scale jitter for models that resize images themselves: a part of 1 / s of each side, which the model
-    resizes to its own size, shows objects s times as large. For s < 1 it is a frame around the image.
+    This is large-scale jitter for models that resize images themselves: the image is cropped to 1 / s of each side, so
+    that the model's resizing shows objects s times as large. For s < 1 it is padded with a frame instead.
 
     Args:
         low: Smallest s, above 0.
@@ -43,7 +43,7 @@ class ScaleJitter(v2.Transform):
         self.low, self.high = low, high
 
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
-        """Draw the window: its top, left, height and width in px, of the image's coordinates."""
+        """Sample the window: its top, left, height and width in px, in the image's coordinates."""
         image = next(value for value in flat_inputs if isinstance(value, tv_tensors.Image))
         height, width = functional.get_size(image)
         scale, down, across = torch.rand(3).tolist()

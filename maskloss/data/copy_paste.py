@@ -22,7 +22,7 @@ def paste_objects(
 ) -> tuple[Tensor, Target]:
     """Paste a random half of the objects of another image, at a random place, and cut away what they cover.
 
-    The masks are those of the composed image, exactly: a pasted object has the pixels that were pasted, and an object
+    The masks are exactly those of the composed image: a pasted object has the pixels that were pasted, and an object
     under it loses these pixels and gets the box of what remains. Masks that change become RLEs. Objects that are
     covered completely are dropped, and labeled points that are covered lose their label. Objects without a mask are
     not pasted.

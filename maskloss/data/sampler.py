@@ -1,6 +1,6 @@
 """Training batches that depend only on the seed and the step.
 
-So a run that is resumed at any step, with any number of workers, sees the same batches as without the interruption.
+Therefore a run that is resumed at any step, with any number of workers, sees the same batches as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class TrainingBatches(Sampler[list[tuple[int, int]]]):
         batch_size: Images per batch of one process.
         num_batches: Batches of one process until the end of training.
         repeats: How often each image is seen per epoch, at least 1; all once if omitted. An image with 1.5 is seen once
-            or twice, in turns. See `repeat_factors`.
+            and twice in alternating epochs. See `repeat_factors`.
         start: First batch to return.
         seed: Seed of the run.
         rank: Rank of this process, below `world_size`.

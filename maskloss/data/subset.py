@@ -40,8 +40,8 @@ def write_subset(
         max_images: Take at most this number of images.
         fraction: Take this share of the images, above 0 and below 1, and of the images of each category.
         rest: A new or empty folder for the remaining images; only with `fraction`.
-        categories: Names of categories, of which one with commas may come in parts. Copy only these, all that have one
-            of the names, and only images with at least one object of them.
+        categories: Names of the categories to copy, all that have one of these names; a name with commas may be split
+            at its commas. Only images with at least one object of these categories are copied.
 
     Returns:
         The subset, read from the new files.
@@ -158,7 +158,7 @@ def stratified(
     """Split the images into two parts, so that each part has its share of every category's images.
 
     The category with the fewest remaining images is distributed first. Each of its images goes to the part that lacks
-    most images of the category. So a category of one image goes to the larger part.
+    most images of the category. So the image of a category with one image goes to the larger part.
 
     Args:
         data: The images.

@@ -80,9 +80,9 @@ def fold_frozen_norms(model: nn.Module) -> nn.Module:
     """Let convolutions apply the frozen batch norms that directly follow them, in place.
 
     The results are the same up to rounding. Each forward pass scales the convolution's weights instead of making two
-    passes over the features, and the weights can still be trained. This saves
-    time on large images, six launches per norm on a GPU, and, under mixed precision, features in float32.
-    Parameters stay the same objects, and `state_dict` keys and values do not change.
+    passes over the features, and the weights can still be trained. This saves time on large images and six launches
+    per norm on a GPU. Under mixed precision, it avoids features in float32. Parameters stay the same objects, and
+    `state_dict` keys and values do not change.
 
     It folds torchvision's `FrozenBatchNorm2d` in torchvision's ResNet blocks, in the layers that torchvision's
     detection backbones take from a classification network, and in `nn.Sequential`. Norms that train, convolutions of

@@ -18,8 +18,8 @@ def graph_convolutions(model: Any, batch_size: int, *, autocast: torch.dtype | N
     """Replay the backbone, the FPN and the RPN head of training steps as CUDA graphs, in place.
 
     A graph has a fixed input size. Training batches are therefore padded to one of two sizes, landscape or portrait,
-    with the largest sides that the transform allows, and have the losses of such batches. Batches with another number
-    of images or with both orientations, and evaluation, run without graphs.
+    with the largest sides that the transform allows, and the losses are those of the padded batches. Batches with
+    another number of images or with both orientations, and evaluation, run without graphs.
 
     Call it after choosing which parameters are trained and which layers are in training mode, and before wrapping the
     model in DistributedDataParallel. Call `zero_grad` before each backward pass: gradients must not be accumulated

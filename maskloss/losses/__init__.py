@@ -1,9 +1,9 @@
 """The losses of Mask R-CNN: pure functions on tensors, each with a thin Module beside it.
 
-By what they compare: `objectness` anchors, `classification` and `long_tail` classes, `boxes` boxes, `mask_pixels` the
-pixels of masks, `mask_overlap` their areas, `mask_classes` the channels of all classes, `mask_weak` masks with points
-or boxes, and `regularization` weights with 0. `terms` defines the terms of the loss, `criterion` combines them in
-`MaskRCNNLoss`, and `presets` has the conventions of each library.
+The losses of anchors are in `objectness`, those of classes in `classification` and `long_tail`, those of boxes in
+`boxes`, those of masks in `mask_pixels`, `mask_overlap` (areas), `mask_classes` (channels of several classes) and
+`mask_weak` (points and boxes as labels), and penalties on weights in `regularization`. `terms` defines the terms of the
+loss, `criterion` combines them in `MaskRCNNLoss`, and `presets` has the conventions of each library.
 
 Shapes in the docstrings of this package use these letters:
     N: images in the batch.

@@ -1,8 +1,8 @@
 """Classification losses of the detector; those that depend on class frequencies are in `long_tail`.
 
-The losses of torch are terms as they are, with `reduction="none"`: `torch.nn.CrossEntropyLoss`, with
-`label_smoothing=` if wanted, or with `weight=`, whose values are then divided by the number of RoIs and not by the sum
-of their weights, as in mmdetection. Shapes: see `maskloss.losses`.
+torch's losses with `reduction="none"` are valid terms, such as `torch.nn.CrossEntropyLoss`, also with
+`label_smoothing=` or `weight=`. With `weight=`, `MaskRCNNLoss` divides by the number of RoIs, as mmdetection does, and
+not by the sum of their weights. Shapes: see `maskloss.losses`.
 """
 
 from __future__ import annotations
@@ -99,8 +99,8 @@ def class_weighted_cross_entropy_loss(
 
     Returns:
         Values w_k CE (R,), at least float32, and weights w_k (R,). The loss is the sum of the values divided by the
-        sum of the weights, torch's weighted mean. `torch.nn.CrossEntropyLoss(weight=w, reduction="none")` returns the
-        values alone, whose sum `MaskRCNNLoss` divides by R; that is mmdetection's loss, Σ w / R times this one.
+        sum of the weights: torch's weighted mean. `torch.nn.CrossEntropyLoss(weight=w, reduction="none")` returns only
+        the values, so `MaskRCNNLoss` divides their sum by R. That is mmdetection's loss: this one times Σ w / R.
 
     Raises:
         ValueError: `class_weights` does not have one entry per class.

@@ -1,8 +1,8 @@
 """Classification losses for long-tailed data sets, where few classes have many examples: seesaw, EQL v2, federated.
 
-Each is a pure function of class statistics, with a Module that collects them. The statistics are in the Module's
-`state_dict`, and thus in the checkpoints of a training run. They are updated only in training mode with gradients
-enabled, so not in an evaluation. Shapes: see `maskloss.losses`.
+Each is a pure function of class statistics, with a Module. `SeesawLoss` and `EqualizationLossV2` collect the statistics
+in training mode with gradients enabled, so not in an evaluation; `FederatedLoss` is given them. They are in the
+Module's `state_dict`, and thus in the checkpoints of a training run. Shapes: see `maskloss.losses`.
 """
 
 from __future__ import annotations
@@ -220,7 +220,7 @@ class EqualizationLossV2(nn.Module):
 
     @property
     def gradient_ratio(self) -> Tensor:
-        """(C,) ratios of positive to negative gradients; 100, so that all weights are 1, before any negative one."""
+        """(C,) ratios of positive to negative gradients; 100, for weights of 1, before the first negative gradient."""
         ratio = self.positive_gradients / self.negative_gradients.clamp(min=1e-10)
         return torch.where(self.negative_gradients > 0, ratio, torch.full_like(ratio, 100.0))
 

@@ -119,7 +119,7 @@ class MaskSoftmaxLoss(LossModule):
 class ClassAgnosticMaskLoss(nn.Module):
     """A mask term on channel 0 of the mask head, for all classes.
 
-    The other channels get no gradient. It makes the masks of a model class-agnostic without another head.
+    The other channels get no gradient. This makes a model's masks class-agnostic without a change of its head.
 
     Args:
         mask: the term for channel 0, (mask_logits (P, M, M), mask_targets (P, M, M)) -> (P,) or (P, M, M).

@@ -56,8 +56,8 @@ def objectness_focal_loss(
         reduction: "none" keeps the shape; "sum" and "mean" return a scalar.
 
     Returns:
-        At least float32, >= 0. Empty input returns an empty tensor, or 0 when reduced. The source divides by the
-        number of positives: `normalizers={"objectness": per_positive}`.
+        At least float32, >= 0. Empty input returns an empty tensor, or 0 when reduced. To divide by the number of
+        positives, as in the source, use `normalizers={"objectness": per_positive}`.
 
     Raises:
         ValueError: shapes differ, or a knob is out of its range.

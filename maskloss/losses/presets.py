@@ -79,7 +79,7 @@ def paper() -> MaskRCNNLoss:
 
 
 def aligned() -> MaskRCNNLoss:
-    """Return the loss of torchvision with soft mask targets that are not shifted, for sharper pasted masks."""
+    """Return the loss of torchvision with soft mask targets that are not shifted, so that masks need no offset."""
     return MaskRCNNLoss(mask_targets=MaskTargets(aligned=True, binary=False))
 
 

@@ -65,8 +65,8 @@ def evaluate(
     AP counts at most as many detections per image and category as the model returns per image
     (`roi_heads.detections_per_img`).
 
-    The results do not depend on the batch size or the number of processes: the network gets one image at a time, in
-    float32 whatever the training precision, and each image has its own seed for the sampling of anchors and RoIs.
+    The results do not depend on the batch size or the number of processes: the network gets one image at a time, always
+    in float32, and each image has its own seed for the sampling of anchors and RoIs.
 
     Args:
         model: the model, on `device`.

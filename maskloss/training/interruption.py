@@ -16,9 +16,9 @@ logger = logging.getLogger(__name__)
 class Interruption:
     """Delay Ctrl-C to the end of a step, inside a `with` statement; a second one interrupts at once.
 
-    SIGTERM, by which schedulers end jobs, is delayed likewise where it raises a KeyboardInterrupt, as in the `maskloss`
-    command. It does nothing outside the main thread, where Python delivers no signals, and where the program ignores
-    Ctrl-C or handles it in its own way.
+    SIGTERM, by which schedulers end jobs, is delayed likewise if it raises a KeyboardInterrupt, as in the `maskloss`
+    command. This class does nothing outside the main thread, where Python delivers no signals, or if the program
+    ignores Ctrl-C or handles it in its own way.
 
     Args:
         enabled: whether to delay the signals. Processes that train together receive them in different steps, and would

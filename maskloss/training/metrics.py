@@ -53,7 +53,7 @@ class Metric:
     evaluate: Callable[[COCO, COCO, int], Mapping[str, float | None]]
 
 
-#: COCO's summary: the index of each statistic in faster-coco-eval's. AR is at the most detections.
+#: The index of each statistic in the summary of faster-coco-eval. AR is that with the largest number of detections.
 STATISTICS = {"AP": 0, "AP50": 1, "AP75": 2, "APs": 3, "APm": 4, "APl": 5, "AR": 8}
 #: For each AP of a category, its IoU thresholds among COCO's ten, and its size class among COCO's four.
 _CLASS_PRECISIONS = {
