@@ -1,0 +1,100 @@
+"""Repair of the images: their ids, file names and sizes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from maskloss.data import coco
+from maskloss.data.findings import Finding, Kind, shown
+from maskloss.data.images import read_image_size
+from maskloss.data.repair.draft import Draft, Fix
+from maskloss.data.repair.sections import typed_key
+from maskloss.errors import InputError
+
+
+def _leave_out_repetition(draft: Draft, kind: Kind, finding: Finding) -> None:
+    """Leave out the second of two images with the same id and file_name, or both if their file_names differ."""
+    first = draft.document["images"][finding.value]
+    if first.get("file_name") == draft.entry(kind, finding).get("file_name"):
+        # Its annotations are those of the first.
+        draft.left_out["image"].add(finding.position)
+        draft.record(kind, finding, "left out, since it is listed twice")
+        return
+    # It is unknown to which of the images the annotations belong.
+    for position in (finding.value, finding.position):
+        draft.leave_out(kind, replace(finding, position=position), "two files have the id")
+
+
+def _find_id(draft: Draft, kind: Kind, finding: Finding) -> None:
+    """Take the missing id of an image from its image_id."""
+    if draft.ids.clear("image", draft.entry(kind, finding)) is None:
+        draft.leave_out(kind, finding)
+    else:
+        draft.renumber(kind, finding)
+
+
+def _number(draft: Draft, kind: Kind, finding: Finding) -> None:
+    """Replace an id that is not an integer."""
+    if draft.image_id_counts[typed_key(draft.entry(kind, finding).get("id"))] > 1:
+        # It is unknown to which of the images the annotations belong.
+        draft.leave_out(kind, finding, "the id is used twice")
+    else:
+        draft.renumber(kind, finding)
+
+
+def _rename(draft: Draft, kind: Kind, finding: Finding) -> None:
+    """Correct a file_name if it can only mean one file, and no other file_name may mean that file."""
+    item, found = draft.entry(kind, finding), finding.value
+    if found is None:
+        draft.leave_out(kind, finding)
+        return
+    given = item.get("file_name") or coco.url_of(item)
+    other_names = draft.names_of_file.get(found, set()) - {given}
+    if kind is not coco.FILE_SPELLING and other_names:
+        what = f"{shown(given)}: {shown(found)} may also be {shown(min(other_names))}"
+        draft.leave_out(kind, finding, what)
+        return
+    draft.record(kind, finding, "file_name corrected", f"{shown(given)} is now {shown(found)}")
+    item["file_name"] = found
+
+
+def _take_size_from_file(draft: Draft, kind: Kind, finding: Finding) -> None:
+    item = draft.entry(kind, finding)
+    try:
+        size = finding.value or read_image_size(draft.folder / item["file_name"])
+    except InputError:
+        draft.leave_out(kind, finding)
+        return
+    item["width"], item["height"] = size
+    draft.record(kind, finding, "size taken from the image file")
+
+
+def _swap_size(draft: Draft, kind: Kind, finding: Finding) -> None:
+    """Swap width and height if the file then has this size, and leave out the image otherwise."""
+    item = draft.entry(kind, finding)
+    size = finding.value if finding.position >= 0 else finding.value[1]
+    if (item["height"], item["width"]) != tuple(size):
+        draft.leave_out(kind, finding)
+        return
+    item["width"], item["height"] = size
+    draft.record(kind, finding, "width and height swapped")
+
+
+FIXES: dict[Kind, Fix] = {
+    coco.IMAGE_ENTRY: Draft.leave_out,
+    coco.IMAGE_TWICE: _leave_out_repetition,
+    coco.IMAGE_NO_ID: _find_id,
+    coco.IMAGE_ID: _number,
+    coco.IMAGE_FLOAT: Draft.write_integers,
+    coco.FILE_NAME: _rename,
+    coco.FILE_OUTSIDE: _rename,
+    coco.FILE_ELSEWHERE: _rename,
+    coco.FILE_SPELLING: _rename,
+    coco.FILE_MISSING: Draft.leave_out,
+    coco.BAD_SIZE: _take_size_from_file,
+    coco.MISSING_SIZE: _take_size_from_file,
+    coco.TURNED_SIZE: _take_size_from_file,
+    coco.SIZE_DIFFERS: _swap_size,
+    coco.UNREADABLE_IMAGE: Draft.leave_out,
+    coco.LFS_POINTER: Draft.leave_out,
+}
