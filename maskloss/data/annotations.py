@@ -169,14 +169,14 @@ def check_annotations(
     """Validate annotations against their images and categories, and build the arrays of both.
 
     Args:
-        columns: The annotations.
-        images: The images without errors. Those with another size than recorded are removed.
-        categories: Ids of the file's categories.
-        faulty_categories: Ids of categories with errors. Annotations that refer to one are dropped without a finding.
+        columns: the annotations.
+        images: the images without errors. Those with another size than recorded are removed.
+        categories: ids of the file's categories.
+        faulty_categories: ids of categories with errors. Annotations that refer to one are dropped without a finding.
             None drops all annotations of unknown categories without a finding.
-        different_sizes: Function that takes image indices and returns those of images whose file has another size than
+        different_sizes: function that takes image indices and returns those of images whose file has another size than
             recorded.
-        findings: Receives the faults and oddities that are found.
+        findings: receives the faults and oddities that are found.
 
     Returns:
         The images and annotations without errors, and the position of each of these annotations in the file's list.

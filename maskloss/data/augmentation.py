@@ -30,8 +30,8 @@ class ScaleJitter(v2.Transform):
     that the model's resizing shows objects s times as large. For s < 1 it is padded with a frame instead.
 
     Args:
-        low: Smallest s, above 0.
-        high: Largest s. s is uniformly distributed.
+        low: smallest s, above 0.
+        high: largest s. s is uniformly distributed.
 
     Source: Ghiasi et al., Simple Copy-Paste, 2020, arXiv:2012.07177, section 3.
     """
@@ -73,9 +73,9 @@ def augmentation(
     """Make the augmentation of torchvision's reference recipes; the model's `min_size` jitters the image size.
 
     Args:
-        horizontal_flip: Probability in [0, 1].
-        photometric_distortion: Probability in [0, 1] of each change of brightness, contrast, saturation and hue.
-        scale_jitter: Smallest and largest factor of the size of objects; None for none. See `ScaleJitter`.
+        horizontal_flip: probability in [0, 1].
+        photometric_distortion: probability in [0, 1] of each change of brightness, contrast, saturation and hue.
+        scale_jitter: smallest and largest factor of the size of objects; None for none. See `ScaleJitter`.
     """
     return v2.Compose(
         [
@@ -102,7 +102,7 @@ def augmented(transforms: Transforms, image: Tensor, target: Target, seed: int) 
     image.
 
     Args:
-        transforms: A torchvision.transforms.v2 transform, or any function of the image and the target. A function that
+        transforms: a torchvision.transforms.v2 transform, or any function of the image and the target. A function that
             selects objects must index the masks along with the boxes.
         image: (3, H, W) uint8 or float.
         target: boxes (G, 4), xyxy in px or `BoundingBoxes` of any format that is not rotated, and any of these:
@@ -121,8 +121,8 @@ def augmented(transforms: Transforms, image: Tensor, target: Target, seed: int) 
         image. Keypoints outside the image have x, y and visibility 0; points outside have label -1.
 
     Raises:
-        TypeError: The image, masks or points have an unsupported type.
-        ValueError: Shapes do not match, boxes are rotated, or transforms dropped objects from only some of the fields.
+        TypeError: the image, masks or points have an unsupported type.
+        ValueError: shapes do not match, boxes are rotated, or transforms dropped objects from only some of the fields.
             The message names the field.
 
     Example:

@@ -73,9 +73,9 @@ def check_data(
     """Read the annotations, decode every image, and return all problems.
 
     Args:
-        image_folder: Folder that the `file_name`s are relative to.
+        image_folder: folder that the `file_name`s are relative to.
         annotation_file: COCO-format JSON.
-        progress: Whether to show a progress bar on stderr if that is a terminal.
+        progress: whether to show a progress bar on stderr if that is a terminal.
 
     Returns:
         The data set without the entries that have errors, or None if the file cannot be decoded; and the problems, one
@@ -85,7 +85,7 @@ def check_data(
         of thousands of vertices, only a sample of them is searched for polygons inside other polygons.
 
     Raises:
-        InputError: The image folder or the annotation file does not exist.
+        InputError: the image folder or the annotation file does not exist.
     """
     path, folder = Path(annotation_file), existing_folder(image_folder, "images")
     findings = Findings()

@@ -181,16 +181,16 @@ def read_coco(
     """Read and validate a COCO-format file.
 
     Args:
-        image_folder: Folder that the `file_name`s are relative to.
+        image_folder: folder that the `file_name`s are relative to.
         annotation_file: JSON with images, annotations and categories.
-        categories: Categories of the model or of the training set, which must include those of the file. Defaults to
+        categories: categories of the model or of the training set, which must include those of the file. Defaults to
             those of the file.
 
     Returns:
         The data set. Its `warnings` count the deviations that were corrected, and the entries that were left out.
 
     Raises:
-        InputError: The file cannot be read, or only with a decision by the user. The message names the file, the first
+        InputError: the file cannot be read, or only with a decision by the user. The message names the file, the first
             cause, and the command that makes the decision or lists all causes.
     """
     data, problems = _read(Path(annotation_file), existing_folder(image_folder, "images"), categories)

@@ -69,12 +69,12 @@ class ImageColumns:
     """The images of a file that have no errors, a list per field, in the file's order.
 
     Attributes:
-        ids: Ids of the images.
-        names: Names of the image files, as they exist.
-        widths: Widths in px.
-        heights: Heights in px.
-        positions: Positions in the file's list.
-        faulty: Ids of the images with errors, including ids that are not integers. Annotations that refer to one of
+        ids: ids of the images.
+        names: names of the image files, as they exist.
+        widths: widths in px.
+        heights: heights in px.
+        positions: positions in the file's list.
+        faulty: ids of the images with errors, including ids that are not integers. Annotations that refer to one of
             them get no error of their own.
     """
 
@@ -117,19 +117,19 @@ class Columns:
     """The annotations of a file, a column per field and a row per annotation that can be read.
 
     Attributes:
-        faults: Faults of single annotations.
-        odd_ids: By row, ids of more than 64 bits.
-        odd_image_ids: By row, image_ids that are not integers, or have more than 64 bits; `ABSENT` if missing.
-        odd_category_ids: By row, category_ids that are not integers, or have more than 64 bits; `ABSENT` if missing.
-        odd_boxes: By row, the values of bbox that are not four finite numbers.
-        odd_areas: By row, the values of area that are not numbers.
-        degenerate: By row, the number of polygons with fewer than three points.
-        weights: By row, the weight of an annotation that has one.
-        points: By row, the labeled points (x, y, label) of an annotation that has some.
-        rles: Compressed counts of the RLEs, in the order of their rows.
+        faults: faults of single annotations.
+        odd_ids: by row, ids of more than 64 bits.
+        odd_image_ids: by row, image_ids that are not integers, or have more than 64 bits; `ABSENT` if missing.
+        odd_category_ids: by row, category_ids that are not integers, or have more than 64 bits; `ABSENT` if missing.
+        odd_boxes: by row, the values of bbox that are not four finite numbers.
+        odd_areas: by row, the values of area that are not numbers.
+        degenerate: by row, the number of polygons with fewer than three points.
+        weights: by row, the weight of an annotation that has one.
+        points: by row, the labeled points (x, y, label) of an annotation that has some.
+        rles: compressed counts of the RLEs, in the order of their rows.
 
     Args:
-        may_have_booleans: Whether coordinates may be booleans, which takes time to check.
+        may_have_booleans: whether coordinates may be booleans, which takes time to check.
     """
 
     def __init__(self, *, may_have_booleans: bool = True) -> None:

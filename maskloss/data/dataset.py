@@ -40,14 +40,14 @@ class CocoDataset(Dataset[Sample | InputError]):
     because a worker process would bury its message in a traceback.
 
     Args:
-        data: The validated data set.
-        transforms: A torchvision.transforms.v2 transform of the image and its boxes, labels and masks. Its random
+        data: the validated data set.
+        transforms: a torchvision.transforms.v2 transform of the image and its boxes, labels and masks. Its random
             numbers depend only on the sample's seed. Masks stay encoded if `data.augmentation` can transform them
             exactly, and become (G, H, W) uint8 otherwise. Objects outside the transformed image are dropped.
         crowds: "leave_out" omits crowds from the targets, so that regions inside a crowd train as background.
             "ignore" adds their boxes as ignore_boxes (I, 4): anchors and proposals that match no object and lie mostly
             inside one are not trained on.
-        copy_paste: Probability in [0, 1] that objects of another, random image are pasted; see `paste_objects`. Both
+        copy_paste: probability in [0, 1] that objects of another, random image are pasted; see `paste_objects`. Both
             images are transformed first.
         scaled: True gives images (3, H, W) float32 in [0, 1]. False leaves the pixels as read and transformed, usually
             uint8, a quarter of the bytes: for loops that scale them on the device.

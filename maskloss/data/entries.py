@@ -71,8 +71,8 @@ class BadEntry(ValueError):
     """Raised when a field cannot be read.
 
     Args:
-        kind: Kind of the fault.
-        text: Description of the fault.
+        kind: kind of the fault.
+        text: description of the fault.
     """
 
     def __init__(self, kind: Kind, text: str) -> None:
@@ -85,10 +85,10 @@ class Segmentation:
     """The content of a segmentation field.
 
     Attributes:
-        polygons: Polygons of at least three points each.
-        rle: Compressed RLE with its size, or None for polygons.
-        degenerate: Number of polygons with fewer than three points.
-        spellings: Unusual forms in which the segmentation was written.
+        polygons: polygons of at least three points each.
+        rle: compressed RLE with its size, or None for polygons.
+        degenerate: number of polygons with fewer than three points.
+        spellings: unusual forms in which the segmentation was written.
     """
 
     polygons: list[list[float]] = field(default_factory=list)
@@ -156,7 +156,7 @@ def read_segmentation(value: Any) -> Segmentation:
     """Read a segmentation in any unambiguous form.
 
     Raises:
-        BadEntry: The segmentation cannot be read, or its form is ambiguous.
+        BadEntry: the segmentation cannot be read, or its form is ambiguous.
     """
     result = Segmentation()
     if is_absent(value) or value == {} or (isinstance(value, list) and not value):
@@ -271,7 +271,7 @@ def read_weight(value: Any) -> float:
     """Return an annotation's weight.
 
     Raises:
-        BadEntry: The weight is not a finite number >= 0.
+        BadEntry: the weight is not a finite number >= 0.
     """
     if not is_number(value) or value < 0:
         raise BadEntry(BAD_WEIGHT, f"weight must be a finite number >= 0, not {shown(value)}")
@@ -282,11 +282,11 @@ def read_points(coordinates: Any, labels: Any) -> list[tuple[float, float, int]]
     """Return an annotation's labeled points, x and y in px and a label of `POINT_LABELS`, as Detectron2 writes them.
 
     Args:
-        coordinates: List of [x, y].
-        labels: List of labels, one per point.
+        coordinates: list of [x, y].
+        labels: list of labels, one per point.
 
     Raises:
-        BadEntry: The lists cannot be read, or have different lengths.
+        BadEntry: the lists cannot be read, or have different lengths.
     """
     if not isinstance(coordinates, list) or not isinstance(labels, list):
         raise BadEntry(

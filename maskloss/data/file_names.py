@@ -18,7 +18,7 @@ class ImageFolder:
     """The files of a folder; each subfolder is listed only once, however many names are looked up.
 
     Args:
-        path: Path of the folder.
+        path: path of the folder.
     """
 
     def __init__(self, path: Path) -> None:

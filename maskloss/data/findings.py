@@ -15,12 +15,12 @@ class Kind:
     """A kind of fault or oddity.
 
     Attributes:
-        name: Name in the list of repairs.
-        section: Entries that have the fault: "file", "category", "image" or "annotation". Findings are reported in this
+        name: name in the list of repairs.
+        section: entries that have the fault: "file", "category", "image" or "annotation". Findings are reported in this
             order, so that causes come before their consequences.
-        error: Whether it is an error, which is refused, or a warning.
-        summary: Description of several findings, which follows their number: "images without their file".
-        way_out: How to resolve the fault.
+        error: whether it is an error, which is refused, or a warning.
+        summary: description of several findings, which follows their number: "images without their file".
+        way_out: how to resolve the fault.
     """
 
     name: str
@@ -35,12 +35,12 @@ class Problem:
     """A message about all findings of one kind.
 
     Attributes:
-        text: The message, with the count, up to three examples and the way out.
-        error: Whether it is an error, which is refused, or a warning.
-        head: The text up to the examples.
-        tail: The way out.
-        examples: One example for each finding.
-        kind: Name of the kind.
+        text: the message, with the count, up to three examples and the way out.
+        error: whether it is an error, which is refused, or a warning.
+        head: the text up to the examples.
+        tail: the way out.
+        examples: one example for each finding.
+        kind: name of the kind.
     """
 
     text: str
@@ -72,10 +72,10 @@ class Finding:
     """One entry with a fault or oddity.
 
     Attributes:
-        position: Position of the entry in its list of the file, or -1.
-        name: Name of the entry: "annotation 7", or "annotation number 3" if it has no id.
-        detail: Description of the fault.
-        value: Information that the repair needs, such as the correct value.
+        position: position of the entry in its list of the file, or -1.
+        name: name of the entry: "annotation 7", or "annotation number 3" if it has no id.
+        detail: description of the fault.
+        value: information that the repair needs, such as the correct value.
     """
 
     position: int

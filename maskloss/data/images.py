@@ -45,12 +45,12 @@ def read_image(path: str | os.PathLike[str], size: tuple[int, int] | None = None
     32 bits are refused, because their range is unknown.
 
     Args:
-        path: Path of the file.
+        path: path of the file.
         size: (width, height) in px that the annotations refer to. If the file has an EXIF orientation and only the
             stored size equals `size`, the annotations were made on the stored image, so it is not rotated.
 
     Raises:
-        InputError: The file is missing, truncated or not an image, its size differs from `size`, or its pixels are
+        InputError: the file is missing, truncated or not an image, its size differs from `size`, or its pixels are
             signed or 32-bit numbers.
     """
     path = Path(path)
@@ -63,11 +63,11 @@ def read_image_size(path: str | os.PathLike[str], size: tuple[int, int] | None =
     """Read the width and height in px of an upright image from the header of its file.
 
     Args:
-        path: Path of the file.
+        path: path of the file.
         size: (width, height) in px that the annotations refer to; see `read_image`.
 
     Raises:
-        InputError: The file is missing or not an image.
+        InputError: the file is missing or not an image.
     """
     with _open_image(Path(path)) as file:
         return size if size is not None and _stored_size(file) == size else _turned_size(file)
@@ -77,7 +77,7 @@ def orientation_of(path: str | os.PathLike[str]) -> int:
     """Return the EXIF orientation of an image, 1 without one.
 
     Raises:
-        InputError: The file is missing or not an image.
+        InputError: the file is missing or not an image.
     """
     with _open_image(Path(path)) as file:
         found = _orientation(file)
@@ -105,7 +105,7 @@ def is_turned_unseen(path: str | os.PathLike[str]) -> bool:
     """Return whether an image has an EXIF orientation that rotates or mirrors it without changing its size.
 
     Raises:
-        InputError: The file is missing or not an image.
+        InputError: the file is missing or not an image.
     """
     with _open_image(Path(path)) as file:
         orientation = _orientation(file)
@@ -194,9 +194,9 @@ class _Tags:
     """What a TIFF's header says about its pixels, and Pillow does not apply.
 
     Attributes:
-        bits: Bits of a sample.
-        signed: Whether samples are signed.
-        inverted: Whether 0 is white.
+        bits: bits of a sample.
+        signed: whether samples are signed.
+        inverted: whether 0 is white.
     """
 
     bits: int = 16

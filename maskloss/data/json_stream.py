@@ -14,7 +14,7 @@ def decoded(content: bytes) -> str:
     """Decode the text of a JSON file: UTF-8, UTF-16 or UTF-32, with or without a byte order mark.
 
     Raises:
-        UnicodeDecodeError: The text is in none of these encodings.
+        UnicodeDecodeError: the text is in none of these encodings.
     """
     return content.decode(json.detect_encoding(content), "surrogatepass")
 
@@ -28,14 +28,14 @@ def decode_object(text: str, streamed: Mapping[str, Callable[[], Callable[[Any],
     """Decode JSON as `json.loads` does, but stream the elements of some lists instead of storing the lists.
 
     Args:
-        text: The JSON.
-        streamed: For each streamed key of the outermost object, a function that is called when its list begins, and
+        text: the JSON.
+        streamed: for each streamed key of the outermost object, a function that is called when its list begins, and
             returns the function that takes the list's elements one by one. In the result, the list is empty. If a key
             occurs again, the first function is called again, because the last value counts.
 
     Raises:
-        json.JSONDecodeError: The text is not valid JSON; the message has the line and column.
-        RecursionError: The JSON is nested too deeply.
+        json.JSONDecodeError: the text is not valid JSON; the message has the line and column.
+        RecursionError: the JSON is nested too deeply.
     """
     decode = json.JSONDecoder().raw_decode
     position = _skip(text, 0)

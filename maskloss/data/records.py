@@ -39,7 +39,7 @@ class Texts:
     """A sequence of byte strings in one array.
 
     Attributes:
-        content: All strings, concatenated.
+        content: all strings, concatenated.
         start: (T,) offset of each string.
         length: (T,) length of each string in bytes.
     """
@@ -81,7 +81,7 @@ class Records:
         point_first: (P,) int64, offset of each polygon in `coordinates`.
         point_count: (P,) int64, number of coordinates of each polygon, twice its number of points.
         coordinates: float64, x0, y0, x1, y1, ... of all polygons.
-        rles: Compressed counts of all RLEs.
+        rles: compressed counts of all RLEs.
         weights: (A,) float64 >= 0, or (0,) if no annotation has a weight.
         points: (T, 3) float64, x and y in px and the label of all labeled points: 1 inside the object, 0 outside, -1
             for no label.
@@ -227,8 +227,8 @@ class Annotation:
     """A view of one annotated object.
 
     Attributes:
-        records: The data set's records.
-        row: The annotation's row in the records.
+        records: the data set's records.
+        row: the annotation's row in the records.
     """
 
     records: Records
@@ -277,8 +277,8 @@ class ImageRecord:
     """A view of one image and its annotations.
 
     Attributes:
-        records: The data set's records.
-        index: The image's index in the records.
+        records: the data set's records.
+        index: the image's index in the records.
     """
 
     records: Records
@@ -360,11 +360,11 @@ class CocoData:
     """A validated COCO-format data set.
 
     Attributes:
-        annotation_file: File that the data set was read from.
-        image_folder: Folder of the images.
-        records: The images and annotations.
-        categories: The categories, sorted by id. Label i + 1 is categories[i]; label 0 is the background.
-        warnings: Corrections and oddities, one line for each kind.
+        annotation_file: file that the data set was read from.
+        image_folder: folder of the images.
+        records: the images and annotations.
+        categories: the categories, sorted by id. Label i + 1 is categories[i]; label 0 is the background.
+        warnings: corrections and oddities, one line for each kind.
     """
 
     annotation_file: Path

@@ -29,16 +29,16 @@ class TrainingBatches(Sampler[list[tuple[int, int]]]):
     not fill a batch.
 
     Args:
-        groups: Group of each image, such as 0 for portrait images. A group with too few images for one batch of all
+        groups: group of each image, such as 0 for portrait images. A group with too few images for one batch of all
             processes is merged into the largest group.
-        batch_size: Images per batch of one process.
-        num_batches: Batches of one process until the end of training.
-        repeats: How often each image is seen per epoch, at least 1; all once if omitted. An image with 1.5 is seen once
+        batch_size: images per batch of one process.
+        num_batches: batches of one process until the end of training.
+        repeats: how often each image is seen per epoch, at least 1; all once if omitted. An image with 1.5 is seen once
             and twice in alternating epochs. See `repeat_factors`.
-        start: First batch to return.
-        seed: Seed of the run.
-        rank: Rank of this process, below `world_size`.
-        world_size: Number of processes that share each step.
+        start: first batch to return.
+        seed: seed of the run.
+        rank: rank of this process, below `world_size`.
+        world_size: number of processes that share each step.
     """
 
     def __init__(
@@ -171,7 +171,7 @@ def repeat_factors(category_ids: IntArray, images: IntArray, num_images: int, th
     Args:
         category_ids: (A,) category of each annotation.
         images: (A,) index of each annotation's image.
-        num_images: Number of images.
+        num_images: number of images.
         threshold: t in [0, 1]: categories in a smaller fraction of the images are repeated. LVIS has 0.001.
 
     Returns:

@@ -34,13 +34,13 @@ def write_shapes(output: str | Path, num_images: int, *, size: int = 128, seed: 
     """Write a COCO-format data set of shapes as `images/` and `annotations.json`.
 
     Args:
-        output: A new or empty folder.
-        num_images: Number of images.
-        size: Width and height of each image in px.
-        seed: The same seed gives the same images.
+        output: a new or empty folder.
+        num_images: number of images.
+        size: width and height of each image in px.
+        seed: the same seed gives the same images.
 
     Raises:
-        InputError: A number is out of range, or `output` is not empty.
+        InputError: a number is out of range, or `output` is not empty.
     """
     if num_images < 1:
         raise InputError(f"--images must be at least 1, got {num_images}")

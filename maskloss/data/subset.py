@@ -32,22 +32,22 @@ def write_subset(
     subset. Annotations are copied unchanged.
 
     Args:
-        image_folder: Image folder of the whole data set.
-        annotation_file: Annotation file of the whole data set.
-        output: A new or empty folder.
-        images_per_class: Take images until each category is in this number of images, or in all of its images if it
+        image_folder: image folder of the whole data set.
+        annotation_file: annotation file of the whole data set.
+        output: a new or empty folder.
+        images_per_class: take images until each category is in this number of images, or in all of its images if it
             has fewer.
-        max_images: Take at most this number of images.
-        fraction: Take this share of the images, above 0 and below 1, and of the images of each category.
-        rest: A new or empty folder for the remaining images; only with `fraction`.
-        categories: Names of the categories to copy, all that have one of these names; a name with commas may be split
+        max_images: take at most this number of images.
+        fraction: take this share of the images, above 0 and below 1, and of the images of each category.
+        rest: a new or empty folder for the remaining images; only with `fraction`.
+        categories: names of the categories to copy, all that have one of these names; a name with commas may be split
             at its commas. Only images with at least one object of these categories are copied.
 
     Returns:
         The subset, read from the new files.
 
     Raises:
-        InputError: The whole data set has errors, a category is unknown, no image is left, a part would be refused as a
+        InputError: the whole data set has errors, a category is unknown, no image is left, a part would be refused as a
             set of its own, the options contradict each other, or a folder is not empty. Nothing is written then.
     """
     data = read_coco(image_folder, annotation_file)
@@ -109,7 +109,7 @@ def _encode_part(data: CocoData, part: dict[str, Any], folder: Path) -> str:
     """Encode the annotation file of a part as JSON.
 
     Raises:
-        InputError: The part would be refused as a set of its own, for example because all of its annotations are
+        InputError: the part would be refused as a set of its own, for example because all of its annotations are
             crowds.
     """
     findings, columns = Findings(), Columns()
@@ -161,10 +161,10 @@ def stratified(
     most images of the category. So the image of a category with one image goes to the larger part.
 
     Args:
-        data: The images.
-        categories: Ids of the categories.
-        fraction: Share of the first part, above 0 and below 1.
-        objects_only: Leave out images without an object of these categories.
+        data: the images.
+        categories: ids of the categories.
+        fraction: share of the first part, above 0 and below 1.
+        objects_only: leave out images without an object of these categories.
 
     Returns:
         The ids of the images of both parts.

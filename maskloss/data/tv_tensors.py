@@ -147,7 +147,7 @@ class Encoded(_Wrapper, tv_tensors.Mask):
     """`EncodedMasks` as a tensor with the shape of their bitmaps (G, H, W), but without pixels.
 
     Attributes:
-        masks: Masks of all objects, including those that transforms dropped.
+        masks: masks of all objects, including those that transforms dropped.
         rows: (G,) int64, indices of the remaining objects in `masks`.
     """
 
