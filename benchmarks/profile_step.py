@@ -74,7 +74,7 @@ OUR_METHODS = {
     "rpn._batch": "RPN loss",
     "rpn._proposals": "proposals",
     "roi_heads._select": "detector matching and sampling",
-    "roi_heads._select_slots": "detector matching and sampling",
+    "roi_heads._select_padded": "detector matching and sampling",
 }
 #: Phase of each function that a module calls by name.
 STOCK_FUNCTIONS = {

@@ -177,7 +177,7 @@ def test_repair_prints_its_changes_and_check_passes(
     with pytest.raises(SystemExit) as caught:
         run("repair", *source, "--output", tmp_path / "fixed.json")
     assert caught.value.code == 2
-    assert "fixed.json: is there already; name another --output" in capsys.readouterr().err
+    assert "fixed.json: already exists; name another --output" in capsys.readouterr().err
 
 
 def test_check_of_a_file_that_is_not_coco_exits_with_1(

@@ -4,7 +4,7 @@ import torch
 from matplotlib import pyplot as plt
 from torchvision.models.detection._utils import BalancedPositiveNegativeSampler
 
-from maskloss.detection.sampling import sample_slots
+from maskloss.detection.sampling import sample_padded
 
 torch.manual_seed(0)
 labels = torch.tensor([1.0] * 12 + [0.0] * 36 + [-1.0] * 4)
@@ -14,8 +14,8 @@ stock, ours = torch.zeros(len(labels)), torch.zeros(len(labels))
 for _ in range(draws):
     positive, negative = sampler([labels])
     stock += positive[0] + negative[0]
-    slots = sample_slots([labels], sampler)
-    ours[slots.indices[0, : int(slots.num_sampled[0])]] += 1
+    padded = sample_padded([labels], sampler)
+    ours[padded.indices[0, : int(padded.num_sampled[0])]] += 1
 
 figure, axis = plt.subplots(figsize=(8.4, 2.4), layout="constrained")
 axis.stairs(stock / draws, label="torchvision's sampler")

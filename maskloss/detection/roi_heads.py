@@ -18,7 +18,7 @@ from maskloss.detection.loss_holder import LossHolder, mean_losses
 from maskloss.detection.mask_branch import DetectedBoxes, MaskBranch, Positives, TorchvisionMaskBranch
 from maskloss.detection.matching import mostly_inside, object_weights
 from maskloss.detection.nms import batched_nms
-from maskloss.detection.sampling import SampleCounts, sample_slots
+from maskloss.detection.sampling import SampleCounts, sample_padded
 from maskloss.losses.arithmetic import at_least_float32
 from maskloss.losses.boxes import BoxRegression
 from maskloss.losses.criterion import MaskRCNNLoss, zero_of
@@ -143,11 +143,11 @@ class RoIHeads(LossHolder, TorchvisionRoIHeads):
         image_shapes: ImageShapes,
         targets: list[dict[str, Any]],
     ) -> dict[str, Tensor]:
-        select = self._select_slots if self.training and self.sync_free else self._select
+        select = self._select_padded if self.training and self.sync_free else self._select
         rois = select(proposals, targets)
         class_logits, deltas = self._predict_boxes(features, rois.proposals, image_shapes)
         sampled = rois.sampled()
-        labels = torch.cat(rois.labels)  # (R,), or all N * B slots
+        labels = torch.cat(rois.labels)  # (R,), or all N * B entries of padded samples
         positives = sampled.positives  # (P,)
         positive_labels, positive_boxes = labels[positives], torch.cat(rois.proposals)[positives]
         deltas_by_class = deltas.reshape(len(labels), deltas.shape[1] // 4, 4)
@@ -332,32 +332,32 @@ class RoIHeads(LossHolder, TorchvisionRoIHeads):
 
         return _RoIs(proposals, labels, sampled)
 
-    def _select_slots(self, proposals: list[Tensor], targets: list[dict[str, Any]]) -> _RoIs:
-        """Match, and sample the same number of slots B in each image, without synchronizing.
+    def _select_padded(self, proposals: list[Tensor], targets: list[dict[str, Any]]) -> _RoIs:
+        """Match, and sample without synchronizing, padded to B RoIs in each image.
 
-        The box branch processes all slots. `_RoIs.sampled` then synchronizes, and removes the slots without a sample,
+        The box branch processes the padding too. `_RoIs.sampled` then synchronizes, and removes the padding,
         so that they enter no loss.
         """
         device = proposals[0].device
         candidates, gt_boxes, matched_idxs, labels = self._candidates(proposals, targets)
-        slots = sample_slots(labels, self.fg_bg_sampler)
+        padded = sample_padded(labels, self.fg_bg_sampler)
         images = torch.arange(len(labels), device=device)[:, None]
-        boxes, idxs, slot_labels = (
-            pad_sequence(values, batch_first=True)[images, slots.indices]
+        boxes, idxs, padded_labels = (
+            pad_sequence(values, batch_first=True)[images, padded.indices]
             for values in (candidates, matched_idxs, labels)
         )  # (N, B, 4), (N, B), (N, B)
         weights = object_weights(targets, device)
         kinds = self._supervision(targets, device)
-        slot_kinds = []
+        padded_kinds = []
         if kinds is not None:
             # Padded so that index 0 exists even if no image of the batch has objects.
-            slot_kinds = [F.pad(pad_sequence(kinds, batch_first=True), (0, 1))[images, idxs]]  # (N, B)
-        host_copy = AsyncHostCopy(slots.num_positives, slots.num_sampled, boxes, idxs, *slot_kinds)
+            padded_kinds = [F.pad(pad_sequence(kinds, batch_first=True), (0, 1))[images, idxs]]  # (N, B)
+        host_copy = AsyncHostCopy(padded.num_positives, padded.num_sampled, boxes, idxs, *padded_kinds)
 
         def sampled() -> _SampledPositives:
             num_positives, num_sampled, host_boxes, host_idxs, *host_kinds = host_copy.result()
             counts = SampleCounts.of(num_positives, num_sampled)
-            rows = torch.arange(slot_labels.numel(), device=device).view_as(slot_labels)
+            rows = torch.arange(padded_labels.numel(), device=device).view_as(padded_labels)
             positive_boxes, positive_idxs = counts.positives(boxes), counts.positives(idxs)
             matched_boxes = [gt[i] for gt, i in zip(gt_boxes, positive_idxs, strict=True)]
             return _SampledPositives(
@@ -373,7 +373,7 @@ class RoIHeads(LossHolder, TorchvisionRoIHeads):
                 supervision=counts.positives(host_kinds[0]) if host_kinds else None,
             )
 
-        return _RoIs(list(boxes), list(slot_labels), sampled)
+        return _RoIs(list(boxes), list(padded_labels), sampled)
 
     def _detect(self, features: Features, proposals: list[Tensor], image_shapes: ImageShapes) -> Detections:
         class_logits, deltas = self._predict_boxes(features, proposals, image_shapes)

@@ -18,7 +18,7 @@ from torchvision.ops import boxes as torchvision_boxes
 from maskloss.detection.loss_holder import LossHolder, mean_losses
 from maskloss.detection.matching import match, mostly_inside, object_weights
 from maskloss.detection.nms import batched_nms, batched_nms_once
-from maskloss.detection.sampling import SampleCounts, sample_slots
+from maskloss.detection.sampling import SampleCounts, sample_padded
 from maskloss.losses.arithmetic import at_least_float32
 from maskloss.losses.boxes import BoxRegression
 from maskloss.losses.normalizers import BatchCounts
@@ -232,12 +232,12 @@ class RegionProposalNetwork(LossHolder, TorchvisionRPN):
             positives, negatives = self.fg_bg_sampler(labels)
             indices = torch.where(torch.cat(positives))[0], torch.where(torch.cat(negatives))[0]
             return _Sample(torch.cat(labels), torch.cat(matched_boxes), lambda: indices, targets)
-        slots = sample_slots(labels, self.fg_bg_sampler)
-        host_copy = AsyncHostCopy(slots.num_positives, slots.num_sampled)
+        padded = sample_padded(labels, self.fg_bg_sampler)
+        host_copy = AsyncHostCopy(padded.num_positives, padded.num_sampled)
 
         def sampled() -> tuple[Tensor, Tensor]:
-            images = torch.arange(len(anchors), device=slots.indices.device)
-            among_all = slots.indices + len(anchors[0]) * images[:, None]
+            images = torch.arange(len(anchors), device=padded.indices.device)
+            among_all = padded.indices + len(anchors[0]) * images[:, None]
             counts = SampleCounts.of(*host_copy.result())
             return torch.cat(counts.positives(among_all)), torch.cat(counts.negatives(among_all))
 

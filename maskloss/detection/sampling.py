@@ -1,9 +1,9 @@
 """Sample anchors and RoIs without synchronizing with the device.
 
-torchvision's sampler synchronizes to count the positives before it samples. Here every image gets the same number of
-slots, the maximum that the sampler would return. The device fills them with positives, then negatives, then arbitrary
-unsampled entries. The counts are copied to the host asynchronously, while the device works on tensors of slots, whose
-shapes are known. The host synchronizes only after it has launched this work.
+torchvision's sampler synchronizes to count the positives before it samples. Here the sample of every image is padded to
+the largest size that the sampler could return: positives, then negatives, then, as padding, entries that were not
+sampled. The counts are copied to the host asynchronously, while the device works on the padded tensors, whose shapes
+are known. The host synchronizes only after it has launched this work.
 """
 
 from __future__ import annotations
@@ -82,17 +82,17 @@ class SeededSampler(BalancedPositiveNegativeSampler):
 
 
 @dataclass(frozen=True)
-class SampledSlots:
-    """The sample of N images in B slots per image, on the device.
+class PaddedSample:
+    """The samples of N images, padded to B entries per image, on the device.
 
     Attributes:
-        indices: (N, B) int64, index of the anchor or RoI in each slot: first positives, then negatives, then entries
-            that were not sampled.
+        indices: (N, B) int64, indices of anchors or RoIs: first the positives, then the negatives, then, as padding,
+            entries that were not sampled.
         num_positives: (N,) int64.
         num_sampled: (N,) int64, number of positives and negatives.
 
     Example:
-        >>> sampled = SampledSlots(torch.tensor([[4, 0, 2]]), torch.tensor([1]), torch.tensor([2]))
+        >>> sampled = PaddedSample(torch.tensor([[4, 0, 2]]), torch.tensor([1]), torch.tensor([2]))
         >>> SampleCounts.of(sampled.num_positives, sampled.num_sampled).both(sampled.indices)
         [tensor([4, 0])]
     """
@@ -102,7 +102,7 @@ class SampledSlots:
     num_sampled: Tensor
 
 
-def sample_slots(labels: Sequence[Tensor], sampler: BalancedPositiveNegativeSampler) -> SampledSlots:
+def sample_padded(labels: Sequence[Tensor], sampler: BalancedPositiveNegativeSampler) -> PaddedSample:
     """Sample as many positives and negatives as torchvision's sampler, uniformly, without synchronizing.
 
     Entries with the largest random keys are sampled, instead of the first entries of a random permutation. Therefore
@@ -114,10 +114,10 @@ def sample_slots(labels: Sequence[Tensor], sampler: BalancedPositiveNegativeSamp
         sampler: its `batch_size_per_image` and `positive_fraction` are used.
 
     Returns:
-        The sample, with B = min(batch_size_per_image, largest A_i) slots per image.
+        The samples, padded to B = min(batch_size_per_image, largest A_i).
 
     Example:
-        >>> sampled = sample_slots([torch.tensor([0, 1, 0, -1])], BalancedPositiveNegativeSampler(3, 0.5))
+        >>> sampled = sample_padded([torch.tensor([0, 1, 0, -1])], BalancedPositiveNegativeSampler(3, 0.5))
         >>> sampled.indices[0, 0], sampled.num_positives, sampled.num_sampled
         (tensor(1), tensor([1]), tensor([3]))
 
@@ -140,16 +140,16 @@ def sample_slots(labels: Sequence[Tensor], sampler: BalancedPositiveNegativeSamp
     num_sampled = num_positives + torch.minimum(
         negative.sum(1, keepdim=True), sampler.batch_size_per_image - num_positives
     )
-    # Slots below num_positives hold the positives in order, and later slots the negatives.
-    slot = torch.arange(size, device=padded.device)
-    place = torch.where(slot < num_positives, slot, max_positives + slot - num_positives)
+    # The first num_positives columns hold the positives in order, and the next ones the negatives.
+    column = torch.arange(size, device=padded.device)
+    place = torch.where(column < num_positives, column, max_positives + column - num_positives)
     indices = torch.cat([positives, negatives], dim=1).gather(1, place)
-    return SampledSlots(indices, num_positives[:, 0], num_sampled[:, 0])
+    return PaddedSample(indices, num_positives[:, 0], num_sampled[:, 0])
 
 
 @dataclass(frozen=True)
 class SampleCounts:
-    """The counts of `SampledSlots` on the host.
+    """The counts of `PaddedSample` on the host.
 
     Attributes:
         num_positives: per image, the number of positives.
@@ -168,15 +168,15 @@ class SampleCounts:
         """Make the counts from tensors (N,) on the host."""
         return cls(num_positives.tolist(), num_sampled.tolist())
 
-    def positives(self, by_slot: Tensor) -> list[Tensor]:
-        """Select each image's positives from per-slot values (N, B, ...)."""
-        return [values[:count] for values, count in zip(by_slot, self.num_positives, strict=True)]
+    def positives(self, padded: Tensor) -> list[Tensor]:
+        """Select each image's positives from padded values (N, B, ...)."""
+        return [values[:count] for values, count in zip(padded, self.num_positives, strict=True)]
 
-    def negatives(self, by_slot: Tensor) -> list[Tensor]:
-        """Select each image's negatives from per-slot values (N, B, ...)."""
-        ends = zip(by_slot, self.num_positives, self.num_sampled, strict=True)
+    def negatives(self, padded: Tensor) -> list[Tensor]:
+        """Select each image's negatives from padded values (N, B, ...)."""
+        ends = zip(padded, self.num_positives, self.num_sampled, strict=True)
         return [values[first:last] for values, first, last in ends]
 
-    def both(self, by_slot: Tensor) -> list[Tensor]:
-        """Select each image's positives and negatives from per-slot values (N, B, ...)."""
-        return [values[:count] for values, count in zip(by_slot, self.num_sampled, strict=True)]
+    def both(self, padded: Tensor) -> list[Tensor]:
+        """Select each image's positives and negatives from padded values (N, B, ...)."""
+        return [values[:count] for values, count in zip(padded, self.num_sampled, strict=True)]

@@ -134,9 +134,9 @@ class TrainConfig:
         sync_free: sample anchors and RoIs without synchronizing with the GPU; see `maskloss.convert`.
         cuda_graphs: replay the backbone, the FPN and the RPN head as CUDA graphs; see
             `maskloss.detection.cuda_graphs.graph_convolutions`. Batches are then padded to one of two sizes. Needs a
-            CUDA GPU, and no accumulation_steps.
-        synchronized: with several processes, divide the losses by the counts of all of them, so that they are those of
-            one process with the whole batch.
+            CUDA GPU, and accumulation_steps 1.
+        synchronized: with several processes, divide the losses by the counts of all of them, so that the losses
+            equal those of one process with the whole batch.
         crowds: "leave_out" trains the regions inside a crowd's box as background. "ignore" trains them neither as
             positives nor as negatives.
         max_detections: maximum number of detections per image, from 1 to 100,000. AP counts at most this many per
@@ -145,7 +145,7 @@ class TrainConfig:
         photometric_distortion: probability in [0, 1] of each change to a training image: of its brightness, contrast,
             saturation, hue and channel order.
         scale_jitter: smallest and largest factor of the size of objects, such as [0.5, 2]. A factor above 1 crops the
-            image, one below 1 frames it. If omitted, there is no jitter.
+            image, one below 1 pads it with a gray frame. If omitted, there is no jitter.
         copy_paste: probability in [0, 1] that objects of another training image are pasted into a training image.
         repeat_threshold: fraction of the training images in [0, 1]. Images with a category that fewer images have are
             seen more often; LVIS uses 0.001. 0 shows each image once per epoch.
@@ -158,7 +158,7 @@ class TrainConfig:
         stop_after: end the run after this many evaluations without a better mask AP, at least 1. If omitted, it ends
             after max_steps.
         workers: number of processes that load data. 0 loads it in the training process.
-        device: "cpu", "cuda", a certain GPU such as "cuda:1", "mps", or "auto" for CUDA if it is available and the CPU
+        device: "cpu", "cuda", one GPU, such as "cuda:1", "mps", or "auto" for CUDA if it is available and the CPU
             otherwise.
         trackers: where to log curves besides the run's own files: accelerate's trackers by name, such as
             "tensorboard", "wandb" or "mlflow", or the import path of a function or class (folder) ->

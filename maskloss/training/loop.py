@@ -192,7 +192,7 @@ class _Training:
             # Running statistics differ between processes. All processes use those of the main process, which are saved.
             for buffer in (*run.model.buffers(), *run.loss.buffers()):
                 torch.distributed.broadcast(buffer, src=0)
-        # Ctrl-C must not come while the weights and their average change places.
+        # Ctrl-C must not come while the weights are swapped with their average.
         with self.trainer.averaged(), self.interruption.at_once():
             return evaluate(
                 run.model,

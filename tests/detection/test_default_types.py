@@ -13,7 +13,7 @@ from torch import Tensor
 import maskloss
 from maskloss import EncodedMasks
 from maskloss.detection.point_rend import PointRendBranch, most_uncertain_cells
-from maskloss.detection.sampling import sample_slots
+from maskloss.detection.sampling import sample_padded
 
 from .small_models import batch, tiny_mask_rcnn, training_pass
 
@@ -92,9 +92,9 @@ def test_points_and_random_keys_are_float32():
             assert branch._training_points(logits).dtype == torch.float32
             assert most_uncertain_cells(logits, 3)[1].dtype == torch.float32
             # In bfloat16, 300 random keys would often be equal, and the first of them sampled more often.
-            sampled = sample_slots([torch.zeros(300, dtype=torch.int64)], sampler)
+            sampled = sample_padded([torch.zeros(300, dtype=torch.int64)], sampler)
             assert sampled.indices.unique().numel() == sampled.indices.numel()
-            assert sample_slots(labels, sampler).num_positives.tolist() == [1]
+            assert sample_padded(labels, sampler).num_positives.tolist() == [1]
 
 
 @pytest.mark.parametrize("kind", ["bitmaps", "polygons", "runs"])

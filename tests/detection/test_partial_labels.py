@@ -11,7 +11,7 @@ from torch import Tensor
 import maskloss
 from maskloss import EncodedMasks, MaskRCNNLoss
 from maskloss.detection.matching import mostly_inside
-from maskloss.detection.sampling import sample_slots
+from maskloss.detection.sampling import sample_padded
 from maskloss.losses import mask_bce_loss
 
 from .small_models import batch, tiny_faster_rcnn, tiny_mask_rcnn, training_pass
@@ -231,9 +231,9 @@ def test_background_in_an_ignored_region_is_not_sampled():
 
 def test_background_in_an_ignored_region_is_not_sampled_without_synchronization(monkeypatch):
     seen: list[list[Tensor]] = []
-    own = sample_slots
+    own = sample_padded
     monkeypatch.setattr(
-        "maskloss.detection.roi_heads.sample_slots",
+        "maskloss.detection.roi_heads.sample_padded",
         lambda labels, sampler: seen.append(labels) or own(labels, sampler),
     )
     targets = batch()[1]

@@ -1,4 +1,4 @@
-"""`maskloss.detection.sampling`: samples of torchvision's sizes and distribution, in as many slots per image."""
+"""`maskloss.detection.sampling`: samples of torchvision's sizes and distribution, padded to one size."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchvision.models.detection._utils import BalancedPositiveNegativeSampler
 
-from maskloss.detection.sampling import SampleCounts, SeededSampler, sample_slots
+from maskloss.detection.sampling import SampleCounts, SeededSampler, sample_padded
 
 
 @settings(max_examples=200)
@@ -22,14 +22,14 @@ def test_samples_have_torchvisions_sizes_and_no_duplicates(
 ) -> None:
     by_image = [torch.tensor(image, dtype=torch.int64) for image in labels]
     sampler = BalancedPositiveNegativeSampler(size, fraction)
-    slots = sample_slots(by_image, sampler)
+    padded = sample_padded(by_image, sampler)
     expected_positives, expected_negatives = sampler(by_image)
-    known = SampleCounts.of(slots.num_positives, slots.num_sampled)
+    known = SampleCounts.of(padded.num_positives, padded.num_sampled)
     assert known.num_positives == [int(mask.sum()) for mask in expected_positives]
     of_images = zip(
         by_image,
-        known.positives(slots.indices),
-        known.negatives(slots.indices),
+        known.positives(padded.indices),
+        known.negatives(padded.indices),
         expected_negatives,
         strict=True,
     )
@@ -45,48 +45,48 @@ def test_sampling_is_uniform() -> None:
     torch.manual_seed(0)
     labels = torch.tensor([1] * 6 + [0] * 10 + [-1] * 4)
     sampler = BalancedPositiveNegativeSampler(8, 0.25)
-    drawn = torch.zeros(len(labels))
+    counted = torch.zeros(len(labels))
     times = 4000
     for _ in range(times):
-        slots = sample_slots([labels], sampler)
-        drawn[slots.indices[0, : int(slots.num_sampled[0])]] += 1
+        padded = sample_padded([labels], sampler)
+        counted[padded.indices[0, : int(padded.num_sampled[0])]] += 1
     # Two of six positives and six of ten negatives are sampled; the tolerance is five standard deviations.
     share = torch.tensor([2 / 6] * 6 + [6 / 10] * 10 + [0.0] * 4)
     deviation = (share * (1 - share) / times).sqrt()
-    assert ((drawn / times - share).abs() <= 5 * deviation).all()
+    assert ((counted / times - share).abs() <= 5 * deviation).all()
 
 
-def test_slots_hold_positives_then_negatives_then_entries_that_were_not_sampled() -> None:
+def test_positives_come_first_then_negatives_then_entries_that_were_not_sampled() -> None:
     # Image 0: one positive and two negatives of four entries; image 1: five positives, of which two may be sampled.
     labels = [torch.tensor([-1, 3, 0, 0]), torch.tensor([1, 1, 1, 1, 1])]
-    sampled = sample_slots(labels, BalancedPositiveNegativeSampler(4, 0.5))
+    sampled = sample_padded(labels, BalancedPositiveNegativeSampler(4, 0.5))
     assert sampled.indices.shape == (2, 4)
     assert sampled.num_positives.tolist() == [1, 2]
     assert sampled.num_sampled.tolist() == [3, 2]
     assert sampled.indices[0, 0] == 1
     assert sorted(sampled.indices[0, 1:3].tolist()) == [2, 3]
     assert len(set(sampled.indices[1, :2].tolist())) == 2
-    # Every slot holds a valid index into the padded entries, so that gathering by it cannot fail.
+    # The padding, too, consists of valid indices into the padded entries, so that gathering by it cannot fail.
     assert ((sampled.indices >= 0) & (sampled.indices < 5)).all()
 
 
-def test_there_are_no_more_slots_than_entries() -> None:
+def test_samples_are_not_padded_beyond_the_number_of_entries() -> None:
     labels = [torch.tensor([0, 0]), torch.tensor([0, 1, 0])]
-    sampled = sample_slots(labels, BalancedPositiveNegativeSampler(512, 0.5))
+    sampled = sample_padded(labels, BalancedPositiveNegativeSampler(512, 0.5))
     assert sampled.indices.shape == (2, 3)
     assert sampled.num_sampled.tolist() == [2, 3]
-    none = sample_slots([torch.zeros(0, dtype=torch.int64)], BalancedPositiveNegativeSampler(512, 0.5))
+    none = sample_padded([torch.zeros(0, dtype=torch.int64)], BalancedPositiveNegativeSampler(512, 0.5))
     assert none.indices.shape == (1, 0)
     assert none.num_sampled.tolist() == [0]
 
 
-def test_counts_select_the_slots_of_each_image() -> None:
+def test_counts_select_the_samples_of_each_image() -> None:
     counts = SampleCounts.of(torch.tensor([1, 0]), torch.tensor([3, 2]))
     assert counts == SampleCounts([1, 0], [3, 2])
-    by_slot = torch.tensor([[7, 8, 9, 0], [4, 5, 6, 0]])
-    assert [values.tolist() for values in counts.positives(by_slot)] == [[7], []]
-    assert [values.tolist() for values in counts.negatives(by_slot)] == [[8, 9], [4, 5]]
-    assert [values.tolist() for values in counts.both(by_slot)] == [[7, 8, 9], [4, 5]]
+    padded = torch.tensor([[7, 8, 9, 0], [4, 5, 6, 0]])
+    assert [values.tolist() for values in counts.positives(padded)] == [[7], []]
+    assert [values.tolist() for values in counts.negatives(padded)] == [[8, 9], [4, 5]]
+    assert [values.tolist() for values in counts.both(padded)] == [[7, 8, 9], [4, 5]]
     boxes = torch.arange(16).reshape(2, 4, 2)
     assert [values.tolist() for values in counts.positives(boxes)] == [[[0, 1]], []]
 
@@ -114,10 +114,10 @@ def test_a_seeded_sample_without_synchronization_does_not_depend_on_the_other_im
     sampler = SeededSampler(16, 0.25)
     labels = [torch.randint(-1, 2, (60,)) for _ in range(3)]
     with sampler.seeded([3, 4, 5]):
-        together = sample_slots(labels, sampler)
+        together = sample_padded(labels, sampler)
     for image in (2, 0, 1):
         with sampler.seeded([3 + image]):
-            alone = sample_slots([labels[image]], sampler)
+            alone = sample_padded([labels[image]], sampler)
         count = int(alone.num_sampled[0])
         assert count == together.num_sampled[image]
         assert torch.equal(alone.indices[0, :count], together.indices[image, :count])

@@ -56,7 +56,7 @@ def test_when_everything_is_sampled_losses_and_gradients_equal_the_parity_mode(m
     )
 
 
-def test_the_comparison_includes_slots_without_a_sample():
+def test_the_comparison_includes_padding():
     model = convert(taking_all(tiny_mask_rcnn()), sync_free=True)
     seen: list[SampleCounts] = []
     result = AsyncHostCopy.result

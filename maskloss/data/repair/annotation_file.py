@@ -47,7 +47,7 @@ def repair(
     listing = target.with_name(f"{target.name.removesuffix('.json')}.repairs.json")
     for file in (target, listing):
         if file.exists() or file.is_symlink():
-            raise InputError(f"{file}: is there already; name another --output")
+            raise InputError(f"{file}: already exists; name another --output")
     log = Log()
     document = decode_document(path, log)
     log.name_by_position(document)

@@ -67,7 +67,7 @@ class Ids:
 
     @cached_property
     def _only_unknown_category(self) -> int | None:
-        """The category id that annotations refer to and no category has, if only one category has no id."""
+        """The one category id that annotations use but no category has, if exactly one category lacks an id."""
         categories = (item for _, item in entries(self._document, "category"))
         annotations = (item for _, item in entries(self._document, "annotation"))
         without = [c for c in categories if is_absent(c.get("id")) and _meant_id("category", c) is None]

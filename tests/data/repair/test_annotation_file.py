@@ -91,7 +91,7 @@ def test_the_list_is_removed_if_the_file_cannot_be_written(
 def test_nothing_is_overwritten(tmp_path: Path, taken: str) -> None:
     images, annotations = write_coco(tmp_path)
     (tmp_path / taken).write_text("mine")
-    with pytest.raises(InputError, match="is there already; name another --output"):
+    with pytest.raises(InputError, match="already exists; name another --output"):
         repair(images, annotations, tmp_path / "fixed.json")
     assert (tmp_path / taken).read_text() == "mine"
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted(["annotations.json", "images", taken])
@@ -99,7 +99,7 @@ def test_nothing_is_overwritten(tmp_path: Path, taken: str) -> None:
 
 def test_the_input_is_never_the_output(tmp_path: Path) -> None:
     images, annotations = write_coco(tmp_path)
-    with pytest.raises(InputError, match="is there already"):
+    with pytest.raises(InputError, match="already exists"):
         repair(images, annotations, annotations)
 
 
