@@ -317,7 +317,8 @@ def losses_and_detections(
 
     Example:
         >>> import torch, torchvision
-        >>> model = torchvision.models.detection.maskrcnn_resnet50_fpn(weights=None, weights_backbone=None)
+        >>> build = torchvision.models.detection.maskrcnn_resnet50_fpn
+        >>> model = build(weights=None, weights_backbone=None, min_size=128)
         >>> target = {"boxes": torch.tensor([[8.0, 8, 40, 50]]), "labels": torch.tensor([1]),
         ...           "masks": torch.ones(1, 64, 64, dtype=torch.bool)}
         >>> losses, detections = losses_and_detections(convert(model), [torch.rand(3, 64, 64)], [target])

@@ -67,7 +67,8 @@ def coco_results(
 
     Example:
         >>> import torch, torchvision, maskloss
-        >>> model = torchvision.models.detection.maskrcnn_resnet50_fpn(weights=None, weights_backbone=None)
+        >>> build = torchvision.models.detection.maskrcnn_resnet50_fpn
+        >>> model = build(weights=None, weights_backbone=None, min_size=128)
         >>> model = maskloss.convert(model, paste=None).eval()
         >>> image = torch.rand(3, 64, 80)
         >>> results = coco_results(model, model([image]), [(64, 80)], image_ids=[1])

@@ -215,6 +215,7 @@ def test_mask_rcnn_trains_alike_on_bool_masks(photos):
     assert_same_training(mask_rcnn(), images, [{**targets[0], "masks": targets[0]["masks"].bool()}])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("condition", ["many objects", "one object", "wide", "high"])
 def test_mask_rcnn_trains_and_detects_alike_on_photographs_outside_the_repository(condition, shared):
     # These photographs are not in the repository, because most of them may not be redistributed.
