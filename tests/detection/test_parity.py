@@ -182,7 +182,9 @@ def assert_same_detections(stock: nn.Module, images: list[Tensor]) -> None:
                 assert torch.equal(detection[field], other[field]), field
 
 
-@pytest.mark.parametrize("seed", [1, 2, 3])
+@pytest.mark.parametrize(
+    "seed", [1, pytest.param(2, marks=pytest.mark.slow), pytest.param(3, marks=pytest.mark.slow)]
+)
 def test_mask_rcnn_trains_alike_on_images_of_random_sizes(photos, seed):
     assert_same_training(mask_rcnn(), *choose(photos, CROWDED, UPRIGHT), seed)
 

@@ -229,6 +229,7 @@ def mean_ious(annotations: Path, truth: dict[str, list[Points]], side: int) -> d
     return means
 
 
+@pytest.mark.slow
 @needs("supervision")
 def test_mean_ious_of_supervision_on_the_page_are_right() -> None:
     said = {

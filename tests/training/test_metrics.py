@@ -104,6 +104,7 @@ def test_ap_equals_that_of_pycocotools(tmp_path: Path, seed: int, crowds: bool) 
     assert_same_metrics(average_precision(data, results), expected)
 
 
+@pytest.mark.slow
 def test_ap_on_the_shared_sample_of_coco_equals_that_of_pycocotools(shared: Path) -> None:
     folder = shared / "coco_mini"
     data = read_coco(folder / "images", folder / "annotations_val2017.json")
