@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import numbers
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -87,6 +87,7 @@ class EncodedMasks:
         cut: whether a part of the image has been cropped or moved out of it.
 
     Raises:
+        TypeError: the segmentations are not a list, or height or width is not an integer.
         ValueError: a segmentation is empty; a polygon has an odd number of coordinates, fewer than three points, or
             a coordinate that is not finite or beyond 1e10 px; or an RLE has another size or does not decode. The
             message names the instance.
@@ -98,8 +99,13 @@ class EncodedMasks:
     """
 
     def __init__(self, segmentations: Sequence[Any], height: int, width: int) -> None:
-        if height <= 0 or width <= 0:
-            raise ValueError(f"height and width must be positive, got {height} x {width}")
+        height, width = _checked_size(height, width)
+        if isinstance(segmentations, dict | str | bytes | Tensor) or not isinstance(segmentations, Iterable):
+            bitmaps = "; bitmaps (G, H, W) need no EncodedMasks" if isinstance(segmentations, Tensor) else ""
+            raise TypeError(
+                "segmentations must be a list with the segmentation of each instance, not a "
+                f"{type(segmentations).__name__}{bitmaps}"
+            )
         self.segmentations = tuple(
             _checked(segmentation, height, width, f"instance {index}")
             for index, segmentation in enumerate(segmentations)
@@ -151,6 +157,7 @@ class EncodedMasks:
 
     def resize(self, height: int, width: int) -> EncodedMasks:
         """Return the masks scaled to another image size, in px."""
+        height, width = _checked_size(height, width)
         return self._with(
             height=height,
             width=width,
@@ -180,8 +187,10 @@ class EncodedMasks:
         Parts of the masks outside the window are kept, so use only boxes inside the window to read them.
 
         Raises:
-            ValueError: the window pads after an earlier crop or translation, whose removed parts would reappear.
+            ValueError: the window pads after an earlier crop or translation, whose removed parts would reappear; or it
+                has no pixels.
         """
+        height, width = _checked_size(height, width)
         bottom, right = top + height, left + width
         if self.cut and (top < 0 or left < 0 or bottom > self.height or right > self.width):
             raise ValueError("encoded masks that were cropped or moved cannot be padded; use `bitmaps()`")
@@ -290,6 +299,20 @@ def _nearest(axis: AxisMap, size: int, source_size: int) -> Tensor:
     return pixels.clamp(-1, source_size)
 
 
+def _checked_size(height: Any, width: Any) -> tuple[int, int]:
+    """Return a size in px as integers; raise TypeError or ValueError if it is none."""
+    try:
+        whole = int(height), int(width)
+        is_whole = whole == (height, width)
+    except (TypeError, ValueError, OverflowError):
+        is_whole = False
+    if not is_whole or isinstance(height, str) or isinstance(width, str):
+        raise TypeError(f"height and width must be integers, got {height!r} and {width!r}")
+    if min(whole) <= 0:
+        raise ValueError(f"height and width must be positive, got {height} x {width}")
+    return whole
+
+
 def _checked(segmentation: Any, height: int, width: int, name: str) -> Any:
     """Validate a segmentation and return a tuple of (V, 2) polygons, a compressed RLE or None; raise ValueError."""
     if segmentation is None:
@@ -302,6 +325,10 @@ def _checked(segmentation: Any, height: int, width: int, name: str) -> Any:
         )
     if not segmentation:
         raise ValueError(f"{name}: the segmentation has no polygon")
+    if all(_is_real(value) for value in segmentation):
+        raise ValueError(
+            f"{name}: a segmentation is a list of polygons, not a flat list of numbers; write [[x0, y0, x1, y1, ...]]"
+        )
     return tuple(checked_polygon(polygon, name) for polygon in segmentation)
 
 
@@ -365,7 +392,7 @@ def checked_rle(rle: dict[str, Any], height: int, width: int, name: str) -> dict
     if "size" not in rle or "counts" not in rle:
         raise ValueError(f"{name}: an RLE needs the keys size and counts, got {sorted(map(str, rle))}")
     size, counts = rle["size"], rle["counts"]
-    if not isinstance(size, list | tuple) or list(size) != [height, width]:
+    if not isinstance(size, list | tuple | np.ndarray) or list(size) != [height, width]:
         raise ValueError(f"{name}: the RLE's size is {size}, the image's is [{height}, {width}]")
     try:
         if isinstance(counts, str | bytes):

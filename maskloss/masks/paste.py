@@ -7,7 +7,7 @@ it takes two small matrix products per detection. On a CPU only the pixels insid
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import pairwise
 from typing import Any, Literal, overload
 
@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from pycocotools import mask as coco_mask
 from torch import Tensor
 
-from maskloss.masks.boxes import check_finite
+from maskloss.masks.checks import check_finite, check_image_size, check_tensors
 from maskloss.masks.encoded import IntArray
 
 RLE = dict[str, Any]
@@ -26,6 +26,9 @@ Output = Literal["bool", "float", "rle"]
 #: Weight of the first row and column of cells beyond the top and left edges of the box, where unaligned targets have
 #: no cells. Of 0, 0.1, 0.25 and 1, the value with the best oracle IoU on smooth blobs of 6 to 110 px radius.
 _EDGE_SHARE = 0.1
+
+#: How far probabilities may be outside [0, 1]: resizing them in bfloat16 rounds to 1/256.
+_ROUNDING = 0.01
 
 #: Chunk sizes: detections, and fewer if their interpolation weights would have more elements than this.
 _DETECTIONS_AT_ONCE = 8
@@ -81,7 +84,9 @@ def paste_masks(
         computed on the host and equal the encoded "bool" output of the host bit for bit.
 
     Raises:
-        ValueError: a shape differs from the above, a box is not finite, or an argument is out of range.
+        TypeError: masks or boxes are not tensors.
+        ValueError: a shape differs from the above, a box is not finite, or an argument is out of range; or, unless the
+            output is "float", masks on the host are not probabilities.
 
     Example:
         >>> box = torch.tensor([[0.0, 0.0, 4.0, 2.0]])
@@ -92,6 +97,7 @@ def paste_masks(
     Source: Detectron2 02b5c4e, `paste_masks_in_image`, samples at pixel centers with zeros around the grid;
     the offset and the weight of its edge cells are maskloss's own.
     """
+    check_tensors(mask_probs=mask_probs, boxes=boxes)
     if mask_probs.dim() != 3 or mask_probs.shape[1] != mask_probs.shape[2]:
         raise ValueError(f"mask_probs must have shape (D, M, M), not {tuple(mask_probs.shape)}")
     if boxes.shape != (mask_probs.shape[0], 4):
@@ -102,7 +108,9 @@ def paste_masks(
         raise ValueError(f'output must be "bool", "float" or "rle", not {output!r}')
     if not 0 <= threshold <= 1:
         raise ValueError(f"threshold must be in [0, 1], got {threshold}")
-    if len(offset) != 2 or not all(math.isfinite(part) for part in offset):
+    check_image_size(image_size)
+    parts = tuple(offset) if isinstance(offset, Iterable) else ()
+    if len(parts) != 2 or not all(math.isfinite(part) for part in parts):
         raise ValueError(f"offset must be two finite numbers of pixels, y and x, got {offset}")
     device = boxes.device
     grids, boxes = mask_probs.detach().float(), boxes.detach()
@@ -111,6 +119,8 @@ def paste_masks(
     # MPS has no float64, so its boxes move to the host before the conversion.
     boxes = boxes.cpu().double() if boxes.device.type in ("cpu", "mps") else boxes.double()
     check_finite(boxes)
+    if output != "float":
+        _check_probabilities(grids)
     # Autocast would round the matrix products to half precision.
     with torch.autocast(grids.device.type, enabled=False):
         if output == "rle":
@@ -126,6 +136,21 @@ def paste_masks(
             else:
                 window.copy_(probs >= threshold if inside is None else (probs >= threshold) & inside)
     return masks
+
+
+def _check_probabilities(grids: Tensor) -> None:
+    """Raise ValueError if grids on the host are logits, for which the threshold would mean something else.
+
+    NaN passes: a network that has diverged predicts it.
+    """
+    if grids.device.type != "cpu" or grids.numel() == 0:
+        return
+    low, high = grids.aminmax()
+    if low < -_ROUNDING or high > 1 + _ROUNDING:
+        raise ValueError(
+            f"mask_probs must be probabilities in [0, 1], but they are in [{float(low):g}, {float(high):g}]; if they "
+            "are logits, pass logits.sigmoid()"
+        )
 
 
 def unaligned_offset(image_size: tuple[int, int], network_size: tuple[int, int]) -> tuple[float, float]:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from maskloss.masks.boxes import check_finite
+from maskloss.masks.checks import check_finite, check_tensors
 from maskloss.masks.coco_format import rasterize_polygons
 from maskloss.masks.coverage import polygon_coverage
 from maskloss.masks.encoded import EncodedMasks, FloatArray
@@ -83,9 +83,10 @@ def mask_targets(
         cell that their union covers; self-crossing polygons are filled by the even-odd rule, as in pycocotools.
 
     Raises:
-        TypeError: the masks have another dtype.
-        ValueError: the masks do not have shape (G, H, W), a uint8 mask has a value other than 0 and 1 in a box, an
-            instance in `matched_idxs` has no mask, a box is not finite, or an index is outside [0, G).
+        TypeError: an argument has another type, or a tensor another dtype.
+        ValueError: the masks do not have shape (G, H, W), the boxes not (P, 4) or the indices not (P,); a uint8 mask
+            has a value other than 0 and 1 in a box; an instance in `matched_idxs` has no mask; a box is not finite; or
+            an index is outside [0, G).
 
     Example:
         >>> masks = EncodedMasks([[[0, 0, 3, 0, 3, 4, 0, 4]]], height=4, width=4)
@@ -96,12 +97,11 @@ def mask_targets(
     Source: bitmaps: `torchvision.ops.roi_align` with sampling_ratio=-1, which torchvision uses unaligned, and
     Detectron2 aligned and thresholded. Binary polygons: Detectron2's `rasterize_polygons_within_box`.
     """
-    if size < 1:
-        raise ValueError(f"size must be at least 1, got {size}")
-    if len(boxes) == 0:
-        _check_form(gt_masks)
-        return boxes.new_zeros((0, size, size), dtype=torch.float32)
     _check_form(gt_masks)
+    _check_arguments(boxes, matched_idxs, size)
+    MaskTargets(aligned=aligned, binary=binary)  # checks their types
+    if len(boxes) == 0:
+        return boxes.new_zeros((0, size, size), dtype=torch.float32)
     bitmaps_on_gpu = gt_masks if isinstance(gt_masks, Tensor) and gt_masks.device.type != "cpu" else None
     checked = [boxes.detach(), matched_idxs]
     if bitmaps_on_gpu is not None and bitmaps_on_gpu.dtype == torch.uint8 and len(bitmaps_on_gpu):
@@ -206,9 +206,28 @@ def _check_matches(gt_masks: Tensor | EncodedMasks, boxes: Tensor, matched_idxs:
         )
 
 
+def _check_arguments(boxes: Any, matched_idxs: Any, size: Any) -> None:
+    check_tensors(boxes=boxes, matched_idxs=matched_idxs)
+    if not isinstance(size, int | np.integer) or isinstance(size, bool):
+        raise TypeError(f"size must be an integer, the number of cells per side, not {size!r}")
+    if size < 1:
+        raise ValueError(f"size must be at least 1, got {size}")
+    count = boxes.shape[0] if boxes.dim() else 0
+    if boxes.dim() == 0 or (boxes.numel() and boxes.shape[1:] != (4,)):
+        raise ValueError(f"boxes must have shape (P, 4), not {tuple(boxes.shape)}")
+    if boxes.numel() and matched_idxs.shape != (count,):
+        raise ValueError(
+            f"matched_idxs must have shape ({count},), one index per box, not {tuple(matched_idxs.shape)}"
+        )
+    if matched_idxs.numel() and matched_idxs.dtype not in (torch.int64, torch.int32):
+        raise TypeError(f"matched_idxs must be int64, not {matched_idxs.dtype}")
+
+
 def _check_form(gt_masks: Tensor | EncodedMasks) -> None:
     if isinstance(gt_masks, EncodedMasks):
         return
+    if not isinstance(gt_masks, Tensor):
+        raise TypeError(f"masks must be a tensor (G, H, W) or EncodedMasks, not {type(gt_masks).__name__}")
     if gt_masks.dtype not in (torch.bool, torch.uint8):
         raise TypeError(f"masks must be bool or uint8 tensors of 0 and 1, not {gt_masks.dtype}")
     if gt_masks.dim() != 3 or 0 in gt_masks.shape[1:]:

@@ -1,6 +1,7 @@
 """`EncodedMasks`: COCO's polygons and RLEs instead of bitmaps."""
 
 import copy
+import math
 import pickle
 
 import numpy as np
@@ -302,7 +303,10 @@ GOOD_RLE = {"size": [2, 3], "counts": [1, 2, 3]}
         ([[0, 0, 1, 0, 1, float("inf")]], "not finite"),
         ([[0, 0, 1, 0, 1, "x"]], "a flat list of numbers"),
         ([[[0, 0], [1, 0], [1, 1]]], "a flat list of numbers"),
-        ([0, 0, 1, 0, 1, 1], "a flat list of numbers"),
+        (
+            [0, 0, 1, 0, 1, 1],
+            r"a list of polygons, not a flat list of numbers; write \[\[x0, y0, x1, y1, ...\]\]",
+        ),
         ({"counts": [6]}, r"needs the keys size and counts, got \['counts'\]"),
         ({"size": [2, 3]}, r"needs the keys size and counts, got \['size'\]"),
         ({"size": [3, 2], "counts": [6]}, r"the RLE's size is \[3, 2\], the image's is \[2, 3\]"),
@@ -407,3 +411,47 @@ def test_mask_targets_of_an_instance_without_a_mask_raise() -> None:
     assert mask_targets(masks, boxes, torch.tensor([0, 0]), 2).shape == (2, 2, 2)
     with pytest.raises(ValueError, match="instance 1 has no mask"):
         mask_targets(masks, boxes, torch.tensor([0, 1]), 2)
+
+
+@pytest.mark.parametrize(
+    ("segmentations", "message"),
+    [
+        (
+            {"size": [2, 3], "counts": [6]},
+            "must be a list with the segmentation of each instance, not a dict$",
+        ),
+        (None, "not a NoneType"),
+        ("[[]]", "not a str"),
+        (torch.ones(1, 2, 3), r"not a Tensor; bitmaps \(G, H, W\) need no EncodedMasks"),
+    ],
+)
+def test_what_is_no_list_of_segmentations_raises(segmentations, message) -> None:
+    with pytest.raises(TypeError, match=message):
+        EncodedMasks(segmentations, 2, 3)
+
+
+@pytest.mark.parametrize("size", [("2", 3), (2.5, 3), (None, 3), ((2, 3), 3), (math.inf, 3)])
+def test_sizes_that_are_not_integers_raise(size) -> None:
+    masks = EncodedMasks([[[0, 0, 1, 0, 1, 1]]], 2, 3)
+    for make in (
+        lambda: EncodedMasks([], *size),
+        lambda: masks.resize(*size),
+        lambda: masks.crop(0, 0, *size),
+    ):
+        with pytest.raises(TypeError, match="height and width must be integers, got "):
+            make()
+
+
+@pytest.mark.parametrize("size", [(0, 3), (2, -3)])
+def test_resizing_and_cropping_to_no_pixels_raise(size) -> None:
+    masks = EncodedMasks([[[0, 0, 1, 0, 1, 1]]], 2, 3)
+    for change in (masks.resize, lambda *size: masks.crop(0, 0, *size)):
+        with pytest.raises(ValueError, match="height and width must be positive"):
+            change(*size)
+
+
+def test_sizes_may_be_whole_numbers_of_any_kind() -> None:
+    rle = {"size": np.array([2, 3]), "counts": [1, 2, 3]}
+    masks = EncodedMasks([rle], torch.tensor(2), 3.0)
+    assert masks.shape == (1, 2, 3)
+    assert repr(masks.resize(np.int64(4), 6.0)) == "EncodedMasks(1 instances, height=4, width=6)"

@@ -320,6 +320,40 @@ def test_a_box_that_is_not_finite_raises_and_is_named(output, value):
         paste_masks(torch.ones(2, 3, 3), boxes, (HEIGHT, WIDTH), output=output)
 
 
+def test_arrays_raise_and_are_named():
+    with pytest.raises(TypeError, match="mask_probs must be a tensor, not ndarray"):
+        paste_masks(np.ones((1, 4, 4)), torch.zeros(1, 4), (HEIGHT, WIDTH))
+    with pytest.raises(TypeError, match="boxes must be a tensor, not list"):
+        paste_masks(torch.ones(1, 4, 4), [BOXES["inside"]], (HEIGHT, WIDTH))
+
+
+@pytest.mark.parametrize("output", ["bool", "float", "rle"])
+def test_the_shape_of_an_image_is_not_its_size(output):
+    # A tensor of masks could have this shape, too: the pixels would be pasted into the wrong axes.
+    with pytest.raises(ValueError, match=r"an image size is \(H, W\).*not \(3, 14, 17\)"):
+        paste_one(torch.ones(4, 4), BOXES["inside"], (3, HEIGHT, WIDTH), output=output)
+
+
+@pytest.mark.parametrize("output", ["bool", "rle"])
+@pytest.mark.parametrize("value", [-2.0, 3.0])
+def test_logits_raise(output, value):
+    with pytest.raises(
+        ValueError, match=rf"must be probabilities in \[0, 1\], but they are in .*{value:g}.*sigmoid"
+    ):
+        paste_one(torch.tensor([[value, 0.5], [0.5, 0.5]]), BOXES["inside"], output=output)
+
+
+@pytest.mark.parametrize("output", ["bool", "float", "rle"])
+def test_probabilities_may_be_rounded_or_nan(output):
+    for value in (-0.005, 1.005, math.nan):
+        paste_one(torch.tensor([[value, 0.5], [0.5, 0.5]]), BOXES["inside"], output=output)
+
+
+def test_float_masks_may_have_any_values():
+    pasted = paste_one(torch.full((4, 4), 7.0), [0.0, 0.0, 17.0, 14.0], output="float")
+    assert pasted[5, 5] == pytest.approx(7.0)
+
+
 def test_an_unknown_output_raises():
     with pytest.raises(ValueError, match='output must be "bool", "float" or "rle", not \'mask\''):
         paste_masks(torch.zeros(1, 3, 3), torch.zeros(1, 4), (HEIGHT, WIDTH), output="mask")
@@ -512,7 +546,7 @@ def test_a_threshold_outside_0_to_1_raises(threshold):
         )
 
 
-@pytest.mark.parametrize("offset", [(math.nan, 0.0), (0.0,), (0.0, math.inf)])
+@pytest.mark.parametrize("offset", [(math.nan, 0.0), (0.0,), (0.0, math.inf), 0.5])
 def test_an_invalid_offset_raises(offset):
     with pytest.raises(ValueError, match="offset must be two finite numbers"):
         paste_masks(torch.ones(1, 4, 4), torch.tensor([BOXES["inside"]]), (HEIGHT, WIDTH), offset=offset)

@@ -157,6 +157,48 @@ def test_an_index_without_a_mask_raises(kind, index):
         mask_targets(masks, torch.tensor([GOOD_BOX, GOOD_BOX]), torch.tensor([0, index]), 4)
 
 
+BOX_OF_FOUR, FIRST = torch.tensor([[0.0, 0.0, 4.0, 4.0]]), torch.tensor([0])
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"gt_masks": [[[1]]]}, TypeError, r"masks must be a tensor \(G, H, W\) or EncodedMasks, not list"),
+        ({"gt_masks": np.ones((1, 8, 8), bool)}, TypeError, "masks must be a tensor .*, not ndarray"),
+        ({"boxes": [[0, 0, 4, 4]]}, TypeError, "boxes must be a tensor, not list"),
+        ({"boxes": BOX_OF_FOUR[0]}, ValueError, r"boxes must have shape \(P, 4\), not \(4,\)"),
+        ({"boxes": torch.zeros(1, 5)}, ValueError, r"boxes must have shape \(P, 4\), not \(1, 5\)"),
+        ({"boxes": torch.tensor(0.0)}, ValueError, r"boxes must have shape \(P, 4\), not \(\)"),
+        ({"matched_idxs": [0]}, TypeError, "matched_idxs must be a tensor, not list"),
+        ({"matched_idxs": torch.tensor([0.0])}, TypeError, "matched_idxs must be int64, not torch.float32"),
+        ({"matched_idxs": torch.tensor([True])}, TypeError, "matched_idxs must be int64, not torch.bool"),
+        ({"matched_idxs": torch.tensor([0, 0])}, ValueError, r"shape \(1,\), one index per box, not \(2,\)"),
+        ({"matched_idxs": FIRST[None]}, ValueError, r"shape \(1,\), one index per box, not \(1, 1\)"),
+        ({"size": 4.0}, TypeError, "size must be an integer, the number of cells per side, not 4.0"),
+        ({"size": (4, 4)}, TypeError, r"size must be an integer.*, not \(4, 4\)"),
+        ({"size": True}, TypeError, "size must be an integer.*, not True"),
+        ({"aligned": "no"}, TypeError, "aligned=...\\) must be True or False, not str 'no'"),
+        ({"binary": 1}, TypeError, "binary=...\\) must be True or False, not int 1"),
+    ],
+)
+def test_arguments_of_another_kind_raise_and_are_named(changes, error, message):
+    arguments = {
+        "gt_masks": torch.ones(1, 8, 8, dtype=torch.bool),
+        "boxes": BOX_OF_FOUR,
+        "matched_idxs": FIRST,
+        "size": 4,
+    }
+    with pytest.raises(error, match=message):
+        mask_targets(**{**arguments, **changes})
+
+
+def test_integers_of_numpy_and_int32_are_accepted():
+    masks = torch.ones(1, 8, 8, dtype=torch.bool)
+    assert mask_targets(masks, BOX_OF_FOUR.int(), FIRST.int(), np.int64(2)).tolist() == [
+        [[1.0, 1.0], [1.0, 1.0]]
+    ]
+
+
 def test_a_grid_without_cells_raises():
     with pytest.raises(ValueError, match="size must be at least 1, got 0"):
         mask_targets(torch.ones(1, 8, 8, dtype=torch.bool), torch.tensor([GOOD_BOX]), torch.tensor([0]), 0)

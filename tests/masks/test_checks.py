@@ -1,14 +1,15 @@
-"""`maskloss.masks.boxes`: boxes that are not finite raise and are named."""
+"""Argument checks of mask targets and pasting: wrong arguments raise and are named."""
 
 from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
 from maskloss import mask_targets
-from maskloss.masks.boxes import check_finite
+from maskloss.masks.checks import check_finite, check_image_size, check_tensors
 from tests.masks.scenes import GOOD_BOX, masks_of_kind
 
 
@@ -30,3 +31,22 @@ def test_the_first_box_that_is_not_finite_is_named() -> None:
 def test_finite_boxes_of_any_size_or_none_pass() -> None:
     check_finite(torch.tensor([[3.0, 3, 3, 3], [-1e30, 5, 1e30, -5]]))
     check_finite(torch.zeros(0, 4))
+
+
+def test_what_is_no_tensor_is_named() -> None:
+    check_tensors(boxes=torch.zeros(1), masks=torch.zeros(1))
+    with pytest.raises(TypeError, match=r"^masks must be a tensor, not ndarray$"):
+        check_tensors(boxes=torch.zeros(1), masks=np.zeros(1))
+
+
+@pytest.mark.parametrize(
+    "size", [(4, 5), [4, 5], torch.Size([4, 5]), torch.tensor([4, 5]), tuple(np.array([4, 5]))], ids=str
+)
+def test_sizes_of_any_integers_pass(size) -> None:
+    check_image_size(size)
+
+
+@pytest.mark.parametrize("size", [4, (3, 4, 5), (4,), (4.0, 5.0), (0, 5), (4, -5), "45", None], ids=str)
+def test_other_sizes_raise(size) -> None:
+    with pytest.raises(ValueError, match=r"^an image size is \(H, W\), two positive integers, not "):
+        check_image_size(size)
