@@ -6,6 +6,7 @@ and at every later forward pass.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Collection, Iterable
 from typing import Any, NamedTuple
 
@@ -152,7 +153,24 @@ def not_a_detector(needs: str, model: Any) -> TypeError:
             inside = (
                 f"; the detector inside is model.{names[0]}: pass that, and convert it before wrapping it"
             )
-    return TypeError(f"{needs}, not {full_name(model)}{inside}")
+    found = full_name(model)
+    if isinstance(model, type) or inspect.isroutine(model):
+        found = f"{model.__name__} itself; call it to make a model"
+    return TypeError(f"{needs}, not {found}{inside}")
+
+
+def not_converted(needs: str, model: nn.Module) -> TypeError:
+    """Return the error for a torchvision detector that has not been converted.
+
+    Args:
+        needs: beginning of the message: which function takes which type.
+        model: the detector.
+
+    Example:
+        >>> not_converted("this takes a converted model", nn.Identity())  # doctest: +ELLIPSIS
+        TypeError('this takes a converted model, not a stock torch...Identity: call maskloss.convert(model) first')
+    """
+    return TypeError(f"{needs}, not a stock {full_name(model)}: call maskloss.convert(model) first")
 
 
 def has_replaceable_transform(model: GeneralizedRCNN) -> bool:
@@ -182,6 +200,7 @@ def check_parts(model: GeneralizedRCNN) -> None:
         part = getattr(model, name, None)
         if any(base.__name__ == "FSDPModule" for base in type(part).__mro__):
             raise TypeError(f"model.{name} is sharded already: call convert before fully_shard")
+        _check_unwrapped(name, part)
         if type(part) is not stock and not isinstance(part, ours):
             raise TypeError(
                 f"convert would replace the code of model.{name}, which is not torchvision's "
@@ -193,6 +212,24 @@ def check_parts(model: GeneralizedRCNN) -> None:
             )
         _check_code(name, part)
     check_code(model)
+
+
+def _check_unwrapped(name: str, part: Any) -> None:
+    """Check that a part is not inside another module, such as one of torch.compile or of activation checkpointing.
+
+    Raises:
+        TypeError: it is; converting again would not help.
+    """
+    stock, _ = _PARTS[name]
+    if isinstance(part, stock) or not isinstance(part, nn.Module):
+        return
+    inside = [path for path, module in part.named_modules() if isinstance(module, stock)]
+    if inside:
+        way_out = f"model.{name}.compile()" if inside[0] == "_orig_mod" else f"layers of model.{name}"
+        raise TypeError(
+            f"model.{name} is a {full_name(part)} around the {stock.__name__}, which convert needs itself: set "
+            f"model.{name} = model.{name}.{inside[0]}, and use {way_out} instead"
+        )
 
 
 def check_num_classes(branch: MaskBranch | None, model: GeneralizedRCNN) -> None:
@@ -333,6 +370,7 @@ def check_still_converted(model: GeneralizedRCNN, *, paste: str | None, allowed:
     """
     for name, (_, ours) in _PARTS.items():
         part = getattr(model, name)
+        _check_unwrapped(name, part)
         if not isinstance(part, ours):
             raise TypeError(
                 f"model.{name} has been replaced by {full_name(part)} since convert, so its losses would differ; "

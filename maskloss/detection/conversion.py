@@ -24,8 +24,9 @@ from maskloss.detection.compatibility import (
     full_name,
     has_replaceable_transform,
     not_a_detector,
+    not_converted,
 )
-from maskloss.detection.forward_hooks import add_hooks, checked_targets, takes_images_and_targets
+from maskloss.detection.forward_hooks import add_hooks, checked_targets
 from maskloss.detection.loss_holder import ImageRandomStates, move_to
 from maskloss.detection.mask_branch import MaskBranch
 from maskloss.detection.mask_iou import MaskIoUBranch
@@ -281,7 +282,8 @@ def loss_parameters(model: nn.Module) -> Iterator[nn.Parameter]:
     """
     heads = getattr(model, "roi_heads", None)
     if not isinstance(heads, RoIHeads):
-        raise not_a_detector("loss_parameters takes a model from maskloss.convert", model)
+        needs = "loss_parameters takes a model from maskloss.convert"
+        raise (not_converted if isinstance(model, GeneralizedRCNN) else not_a_detector)(needs, model)
     # Terms may refer to layers of the model, whose parameters belong to the model.
     of_model = {id(parameter) for parameter in model.parameters()}
     yield from (parameter for parameter in heads.loss.parameters() if id(parameter) not in of_model)
@@ -330,14 +332,15 @@ def losses_and_detections(
         raise not_a_detector(needs, model)
     rpn, heads = model.rpn, model.roi_heads
     if not isinstance(rpn, RegionProposalNetwork) or not isinstance(heads, RoIHeads):
-        raise TypeError(f"{needs}, not a stock {full_name(model)}: call maskloss.convert(model) first")
+        raise not_converted(needs, model)
     if len(images) == 0:
         raise ValueError("images is empty: losses and detections need at least one image")
     by_size: dict[tuple[int, ...], list[int]] = {}
     for index, image in enumerate(images):
         by_size.setdefault(tuple(getattr(image, "shape", ())[-2:]), []).append(index)
     # Before the first pass, so that errors name an image by its index in this batch, not in its group.
-    if takes_images_and_targets(type(model).forward):
+    conversion: Any = model.conversion
+    if conversion.checks_targets:
         targets = checked_targets(model, images, targets)
     cuda_devices = sorted({p.device.index for p in model.parameters() if p.device.type == "cuda"})
     totals: dict[str, Tensor] = {}

@@ -8,7 +8,6 @@ import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +36,7 @@ class Conversion:
     Attributes:
         paste: the `paste` argument of `convert`.
         replaced_functions: names of torchvision's loss functions that had already been replaced at the conversion.
+        checks_targets: whether the model's `forward` starts with (images, targets), which a subclass may change.
         box_format_checks: number of further batches in which boxes are compared with masks.
         warned_of_border: whether the warning about boxes outside the image has been issued.
         loss_versions: how often each of the loss's parameters with a gradient, and the model's all together, had been
@@ -45,6 +45,7 @@ class Conversion:
 
     paste: Paste
     replaced_functions: list[str]
+    checks_targets: bool
     box_format_checks: int = 10
     warned_of_border: bool = False
     loss_versions: tuple[dict[str, int], int] | None = ({}, 0)
@@ -53,7 +54,7 @@ class Conversion:
 def add_hooks(model: nn.Module, paste: Paste) -> None:
     """Add the hooks to a model that has been converted with `paste`, or converted again."""
     own: Any = model
-    own.conversion = Conversion(paste, replaced_functions())
+    own.conversion = Conversion(paste, replaced_functions(), _takes_images_and_targets(type(model).forward))
     if _check_inputs not in model._forward_pre_hooks.values():
         model.register_forward_pre_hook(_check_inputs, with_kwargs=True)
         model.register_forward_hook(_add_regularization)
@@ -69,7 +70,7 @@ def _check_inputs(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
     check_still_converted(model, paste=conversion.paste, allowed=conversion.replaced_functions)
     if model.training and conversion.loss_versions is not None:
         _warn_if_loss_is_not_optimized(model, *conversion.loss_versions)
-    if not model.roi_heads.training or not takes_images_and_targets(type(model).forward):
+    if not model.roi_heads.training or not conversion.checks_targets:
         return None
     given: dict[str, Any] = {**dict(zip(("images", "targets"), args, strict=False)), **kwargs}
     if given.get("images") is None:
@@ -145,8 +146,7 @@ def checked_targets(model: Any, images: Any, targets: Any) -> list[dict[str, Any
     return targets
 
 
-@cache
-def takes_images_and_targets(forward: Callable[..., Any]) -> bool:
+def _takes_images_and_targets(forward: Callable[..., Any]) -> bool:
     """Return whether a model's `forward` starts with (images, targets), which a subclass may change."""
     return list(inspect.signature(forward).parameters)[1:3] == ["images", "targets"]
 
@@ -168,10 +168,10 @@ def _expected_inputs(model: GeneralizedRCNN) -> ModelInputs:
         if transform.fixed_size is None and not transform._skip_resize:
             sizes |= {"min_size": min(transform.min_size), "max_size": transform.max_size}
     return ModelInputs(
-        num_classes=heads.box_predictor.cls_score.out_features if own_predictor else None,
+        num_classes=getattr(heads.box_predictor.cls_score, "out_features", None) if own_predictor else None,
         has_masks=heads.has_mask(),
         has_keypoints=heads.has_keypoint(),
-        num_keypoints=keypoints.kps_score_lowres.out_channels if own_keypoints else None,
+        num_keypoints=getattr(keypoints.kps_score_lowres, "out_channels", None) if own_keypoints else None,
         **sizes,
     )
 

@@ -336,7 +336,9 @@ class TorchvisionMaskBranch(MaskBranch):
         """Compute logits (P, 1, M, M) of the given channels if the predictor can select them, else (P, C, M, M)."""
         heads: Any = self.heads
         hidden = heads.mask_head(heads.mask_roi_pool(features, boxes, image_sizes))
-        if channels is not None and isinstance(heads.mask_predictor, ClassSelectedMaskPredictor):
+        selects = isinstance(heads.mask_predictor, ClassSelectedMaskPredictor)
+        # A user's own forward, patched on the instance, takes torchvision's argument only.
+        if channels is not None and selects and "forward" not in vars(heads.mask_predictor):
             return heads.mask_predictor(hidden, channels)
         logits: Tensor = heads.mask_predictor(hidden)
         return logits

@@ -19,7 +19,7 @@ from torchvision.models.detection import _utils as torchvision_utils
 from torchvision.models.detection import roi_heads as torchvision_roi_heads
 from torchvision.models.detection import rpn as torchvision_rpn
 from torchvision.models.detection import transform as torchvision_transform
-from torchvision.models.detection.mask_rcnn import MaskRCNNPredictor
+from torchvision.models.detection.mask_rcnn import MaskRCNN, MaskRCNNPredictor, maskrcnn_resnet50_fpn
 from torchvision.models.detection.rpn import concat_box_prediction_layers
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops import boxes as torchvision_boxes
@@ -425,6 +425,94 @@ def test_the_error_for_a_wrapper_names_the_detector_inside(wrap, inside):
         maskloss.losses_and_detections(converted, *batch())
 
 
+@pytest.mark.parametrize("thing", [MaskRCNN, maskrcnn_resnet50_fpn], ids=["class", "function"])
+def test_the_error_for_what_makes_a_model_says_to_call_it(thing):
+    with pytest.raises(TypeError, match=rf"not {thing.__name__} itself; call it to make a model$"):
+        maskloss.convert(thing)
+
+
+class Checkpointed(nn.Module):
+    """A wrapper, as that of activation checkpointing."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.inner = module
+
+
+@pytest.mark.parametrize("part", ["rpn", "roi_heads"])
+@pytest.mark.parametrize(
+    ("wrap", "way_out"),
+    [
+        (torch.compile, r"{0}\._orig_mod, and use {0}\.compile\(\) instead"),
+        (Checkpointed, r"{0}\.inner, and use layers of {0} instead"),
+    ],
+)
+def test_the_error_for_a_wrapped_part_says_how_to_unwrap_it(part, wrap, way_out):
+    model, stock = maskloss.convert(tiny_mask_rcnn()), tiny_mask_rcnn()
+    for one in (model, stock):
+        setattr(one, part, wrap(getattr(one, part)))
+    message = rf"model\.{part} is a .* around the R.*: set model\.{part} = " + way_out.format(
+        rf"model\.{part}"
+    )
+    for call in (lambda: model(*batch()), lambda: maskloss.convert(stock), lambda: maskloss.convert(model)):
+        with pytest.raises(TypeError, match=message):
+            call()
+
+
+def test_a_forward_patched_on_the_mask_predictor_is_called_with_torchvisions_arguments():
+    # So do wrappers for activation checkpointing or timing.
+    results, calls = [], []
+    for model in (tiny_mask_rcnn(), maskloss.convert(tiny_mask_rcnn())):
+        own = model.roi_heads.mask_predictor.forward
+
+        def patched(features: Tensor, own: Any = own) -> Tensor:
+            calls.append(features)
+            return own(features)
+
+        model.roi_heads.mask_predictor.forward = patched
+        results.append((training_pass(model, *batch())[0], model.eval()(batch()[0])))
+    assert len(calls) == 4
+    for key, expected in results[0][0].items():
+        assert results[1][0][key].item() == pytest.approx(expected.item(), rel=1e-6)
+    for found, expected in zip(results[1][1], results[0][1], strict=True):
+        torch.testing.assert_close(found["masks"], expected["masks"], rtol=0, atol=1e-5)
+
+
+class Adapted(nn.Module):
+    """A layer with an adapter of low rank, as LoRA's: it has no `out_features`."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+        self.scale = nn.Parameter(torch.ones(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x) * self.scale
+
+
+@pytest.mark.parametrize(
+    ("build", "path"),
+    [
+        (tiny_mask_rcnn, "box_predictor.cls_score"),
+        (tiny_mask_rcnn, "box_predictor.bbox_pred"),
+        (tiny_mask_rcnn, "mask_predictor.mask_fcn_logits"),
+        (tiny_keypoint_rcnn, "keypoint_predictor.kps_score_lowres"),
+    ],
+)
+def test_layers_may_be_replaced_by_wrappers_of_them(build, path):
+    results = []
+    for model in (build(), maskloss.convert(build())):
+        owner, _, name = path.rpartition(".")
+        owner = model.roi_heads.get_submodule(owner)
+        setattr(owner, name, Adapted(getattr(owner, name)))
+        results.append(training_pass(model, *batch()))
+    for key, expected in results[0][0].items():
+        assert results[1][0][key].item() == pytest.approx(expected.item(), rel=1e-6)
+    assert results[1][1][f"roi_heads.{path}.scale"].item() == pytest.approx(
+        results[0][1][f"roi_heads.{path}.scale"].item(), rel=1e-4
+    )
+
+
 def test_the_error_for_a_stock_model_says_to_convert():
     with pytest.raises(
         TypeError, match=r"not a stock torchvision.*MaskRCNN: call maskloss\.convert\(model\) first"
@@ -433,6 +521,20 @@ def test_the_error_for_a_stock_model_says_to_convert():
 
 
 # torch's tools.
+
+
+@pytest.mark.slow
+def test_a_compiled_model_trains_without_warnings():
+    expected, _ = training_pass(tiny_mask_rcnn(), *batch())
+    with warnings.catch_warnings(record=True) as issued:
+        warnings.simplefilter("always")
+        losses, _ = training_pass(
+            torch.compile(maskloss.convert(tiny_mask_rcnn()), backend="eager"), *batch()
+        )
+    for key, value in expected.items():
+        assert losses[key].item() == pytest.approx(value.item(), rel=1e-5)
+    # torch's own warnings come for stock models, too.
+    assert not [text for warning in issued if "functools.lru_cache" in (text := str(warning.message))]
 
 
 def test_symbolic_tracing_of_the_mask_predictor_equals_torchvisions():
