@@ -165,6 +165,10 @@ def check_inputs(
         raise TargetValueError("targets are needed to compute losses, got None")
     if isinstance(targets, Mapping | str | bytes) or not hasattr(targets, "__len__"):
         raise TypeError(f"targets: expected a list of dicts, one per image, got {type(targets).__name__}")
+    if isinstance(images, Tensor) and images.dim() == 3:
+        raise ValueError(
+            f"images: expected a list of tensors (3, H, W), got one tensor {tuple(images.shape)}; pass [image]"
+        )
     if len(images) != len(targets):
         raise ValueError(f"got {len(images)} images but {len(targets)} targets")
     names = []
@@ -325,6 +329,8 @@ def _check_image_form(name: _ImageName, image: Any, expected: ModelInputs) -> No
             cause = "; it is (H, W, 3), use image.permute(2, 0, 1)"
         elif shape[0] == 1:
             cause = "; it is gray, use image.expand(3, -1, -1)"
+        elif (shape[0], channels) == (4, 3):
+            cause = "; it has an alpha channel, use image[:3]"
         raise ValueError(f"{name}: expected ({channels}, H, W), got shape {shape}{cause}")
     if (
         expected.min_size is not None
@@ -499,10 +505,12 @@ def _pixel_findings(name: _ImageName, values: Target, expected: ModelInputs) -> 
     if not expected.unit_range:
         return []
     # Negated, so that NaN counts as outside.
-    outside = ~((values["low"] >= _PIXEL_RANGE[0]) & (values["high"] <= _PIXEL_RANGE[1]))
+    low, high = values["low"], values["high"]
+    outside = ~((low >= _PIXEL_RANGE[0]) & (high <= _PIXEL_RANGE[1]))
     message = (
-        ": the pixels are not approximately in [0, 1]; divide images in 0..255 by 255, and do not normalize images, "
-        "because the model normalizes them"
+        f": the pixels are not approximately in [0, 1] but from {float(low):g} to {float(high):g}; divide images in "
+        "0..255 by 255, and do not normalize images, because the model normalizes them; for images in another range, "
+        "set model.transform.image_mean and image_std"
     )
     return [_Finding(outside, message, name)]
 

@@ -132,6 +132,11 @@ BAD_IMAGES: dict[str, tuple[Callable[[Tensor], Any], type[Exception], str]] = {
         r"the pixels are not approximately in \[0, 1\]",
     ),
     "normalized before": (lambda v: (v - 0.45) / 0.225, ValueError, "do not normalize images"),
+    "with an outlier": (
+        lambda v: v.index_fill(1, torch.tensor([3]), 5.5),
+        ValueError,
+        r"in \[0, 1\] but from .* to 5\.5; .*image_mean and image_std$",
+    ),
     "with NaN": (
         lambda v: v.masked_fill(v > 0.99, torch.nan),
         ValueError,
@@ -143,7 +148,7 @@ BAD_IMAGES: dict[str, tuple[Callable[[Tensor], Any], type[Exception], str]] = {
         r"expected a float tensor in \[0, 1\], got torch\.uint8",
     ),
     "one channel": (lambda v: v[:1], ValueError, r"expected \(3, H, W\), got shape \(1, .*gray.*expand"),
-    "four channels": (lambda v: torch.cat([v, v[:1]]), ValueError, r"expected \(3, H, W\), got shape \(4, "),
+    "four channels": (lambda v: torch.cat([v, v[:1]]), ValueError, r"got shape \(4, .*alpha.*image\[:3\]"),
     "HWC": (lambda v: v.permute(1, 2, 0), ValueError, r"\(H, W, 3\), use image\.permute\(2, 0, 1\)"),
     "two axes": (lambda v: v[0], ValueError, r"expected a tensor \(3, H, W\), got shape"),
     "a batch of one": (lambda v: v[None], ValueError, r"expected a tensor \(3, H, W\), got shape"),
@@ -351,6 +356,14 @@ def test_targets_that_are_not_a_list_of_dicts_raise(targets):
     model = maskloss.convert(tiny_mask_rcnn()).train()
     with pytest.raises(TypeError, match="dict"):
         model(images, targets)
+
+
+def test_one_image_that_is_no_list_raises():
+    images, targets = batch()
+    model = maskloss.convert(tiny_mask_rcnn())
+    for call in (model.train(), lambda *args: maskloss.losses_and_detections(model, *args)):
+        with pytest.raises(ValueError, match=r"^images: expected a list .* \(3, 64, 80\); pass \[image\]"):
+            call(images[0], targets[:1])
 
 
 def test_missing_targets_raise_an_assertion_error_too():
