@@ -6,9 +6,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
+from torchvision.models.detection.faster_rcnn import FastRCNNPredictor
+from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 
-from maskloss.detection.compatibility import full_name
+from maskloss.detection.compatibility import full_name, not_a_detector, not_converted
 from maskloss.detection.transform import RCNNTransform
+from maskloss.masks.checks import check_image_size
 from maskloss.masks.results import image_results
 
 
@@ -30,6 +33,7 @@ def mask_offset(model: nn.Module, image_size: tuple[int, int]) -> tuple[float, f
 
     Raises:
         TypeError: the model has not been converted, or its transform is not torchvision's.
+        ValueError: the size is not (H, W).
 
     Example:
         >>> import torchvision, maskloss
@@ -37,7 +41,9 @@ def mask_offset(model: nn.Module, image_size: tuple[int, int]) -> tuple[float, f
         >>> mask_offset(maskloss.convert(model, "torchvision", paste=None), (400, 400))
         (0.25, 0.25)
     """
-    return _transform_of(model, "mask_offset").mask_offset(image_size)
+    transform = _transform_of(model, "mask_offset")
+    check_image_size(image_size)
+    return transform.mask_offset(image_size)
 
 
 def coco_results(
@@ -53,7 +59,7 @@ def coco_results(
         model: model converted with `paste=None`.
         detections: the model's output for N images.
         image_sizes: N sizes (H, W) of the images as passed to the model, in px.
-        image_ids: N ids of the images in the results.
+        image_ids: N ids of the images in the results, such as a target's image_id.
         category_ids: label i + 1 becomes category `category_ids[i]`; by default labels are the category ids.
 
     Returns:
@@ -61,9 +67,10 @@ def coco_results(
         if the mask branch scores its masks. pycocotools' `loadRes` and JSON accept them.
 
     Raises:
-        TypeError: the model has not been converted, or its transform is not torchvision's.
-        ValueError: the numbers of detections, sizes and ids differ; masks have already been pasted; or a label has no
-            category.
+        TypeError: the model has not been converted, or its transform is not torchvision's; or the detections of one
+            image, or a mapping of category ids, are given instead of lists.
+        ValueError: the numbers of detections, sizes and ids differ; a size is not (H, W); masks have already been
+            pasted; a label has no category; or there are more categories than classes.
 
     Example:
         >>> import torch, torchvision, maskloss
@@ -73,25 +80,48 @@ def coco_results(
         >>> image = torch.rand(3, 64, 80)
         >>> results = coco_results(model, model([image]), [(64, 80)], image_ids=[1])
     """
+    if isinstance(detections, Mapping):
+        raise TypeError(
+            "detections, image_sizes and image_ids are lists with one entry per image, but detections is a dict"
+        )
     if not len(detections) == len(image_sizes) == len(image_ids):
         raise ValueError(
             f"got {len(detections)} detections, {len(image_sizes)} image_sizes and {len(image_ids)} image_ids, "
             "but these numbers must be equal"
         )
     transform = _transform_of(model, "coco_results")
+    _check_categories(model, category_ids)
     results: list[dict[str, Any]] = []
     for detection, size, image_id in zip(detections, image_sizes, image_ids, strict=True):
+        check_image_size(size)
         size = (int(size[0]), int(size[1]))
         offset = transform.mask_offset(size)
         results += image_results(detection, image_id, size, offset=offset, category_ids=category_ids)
     return results
 
 
+def _check_categories(model: Any, category_ids: Sequence[int] | None) -> None:
+    """Raise ValueError if the ids include one of the background, which would shift all others by one."""
+    predictor: Any = getattr(model.roi_heads, "box_predictor", None)
+    if category_ids is None or type(predictor) is not FastRCNNPredictor:
+        return
+    num_classes = getattr(predictor.cls_score, "out_features", None)
+    if num_classes is not None and len(category_ids) >= num_classes:
+        raise ValueError(
+            f"category_ids has {len(category_ids)} entries, but the model has {num_classes - 1} classes besides the "
+            "background, which has no entry"
+        )
+
+
 def _transform_of(model: nn.Module, function: str) -> RCNNTransform:
     transform = getattr(model, "transform", None)
-    if not isinstance(transform, RCNNTransform):
+    if isinstance(transform, RCNNTransform):
+        return transform
+    needs = f"{function} takes a model from maskloss.convert"
+    if not isinstance(model, GeneralizedRCNN):
+        raise not_a_detector(needs, model)
+    if hasattr(model, "conversion"):
         raise TypeError(
-            f"{function} takes a model from maskloss.convert with torchvision's own transform, not {full_name(model)}"
-            + ("" if transform is None else f" whose transform is {full_name(transform)}")
+            f"{needs} with torchvision's own transform, but its transform is {full_name(transform)}"
         )
-    return transform
+    raise not_converted(needs, model)

@@ -13,7 +13,7 @@ from maskloss.masks.paste import paste_masks
 
 def image_results(
     detection: Mapping[str, Tensor],
-    image_id: int,
+    image_id: Any,
     image_size: tuple[int, int],
     *,
     offset: tuple[float, float] = (0.0, 0.0),
@@ -24,7 +24,7 @@ def image_results(
     Args:
         detection: boxes (D, 4) xyxy in px of the image, labels (D,), scores (D,); optionally masks (D, 1, M, M),
             probabilities on the grid of each box, and mask_scores (D,).
-        image_id: id of the image in the results.
+        image_id: id of the image in the results, an integer; also a tensor or an array with one.
         image_size: (H, W) of the image, in px.
         offset: (dy, dx), see `paste_masks`.
         category_ids: label i + 1 becomes category `category_ids[i]`; by default labels are the category ids.
@@ -34,6 +34,7 @@ def image_results(
         detection has masks, and with mask_score if it has mask_scores.
 
     Raises:
+        TypeError: the category ids are a mapping.
         ValueError: the masks are already pasted, or a label has no category.
 
     Example:
@@ -50,6 +51,10 @@ def image_results(
         )
     boxes = box_convert(detection["boxes"].detach().cpu().double(), "xyxy", "xywh")
     labels = detection["labels"].tolist()
+    if isinstance(category_ids, Mapping):
+        raise TypeError(
+            "category_ids must be a list with the id of label 1, of label 2 and so on, not a mapping"
+        )
     if category_ids is not None:
         beyond = [label for label in labels if not 1 <= label <= len(category_ids)]
         if beyond:
@@ -58,8 +63,8 @@ def image_results(
             )
     results = [
         {
-            "image_id": image_id,
-            "category_id": label if category_ids is None else category_ids[label - 1],
+            "image_id": _plain(image_id),
+            "category_id": label if category_ids is None else _plain(category_ids[label - 1]),
             "bbox": [round(value, 3) for value in box],
             "score": score,
         }
@@ -73,3 +78,8 @@ def image_results(
         for result, score in zip(results, detection["mask_scores"].tolist(), strict=True):
             result["mask_score"] = score
     return results
+
+
+def _plain(number: Any) -> Any:
+    """Return the number in a tensor or an array, which JSON cannot hold; other values unchanged."""
+    return number.item() if hasattr(number, "item") else number

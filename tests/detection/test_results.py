@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from pycocotools import mask as coco_mask
@@ -131,12 +133,73 @@ def test_pasted_masks_raise():
         coco_results(model, model(batch()[0][:1]), [(64, 80)], [1])
 
 
-@pytest.mark.parametrize("model", [tiny_mask_rcnn(), nn.Linear(1, 1)], ids=["stock", "another module"])
-def test_a_model_that_is_not_converted_raises(model):
-    with pytest.raises(TypeError, match=r"mask_offset takes a model from maskloss\.convert"):
+@pytest.mark.parametrize(
+    ("model", "found"),
+    [
+        (tiny_mask_rcnn(), r"not a stock .*MaskRCNN: call maskloss\.convert\(model\) first"),
+        (nn.Linear(1, 1), r"not torch\.nn\.modules\.linear\.Linear$"),
+        (
+            nn.DataParallel(maskloss.convert(tiny_mask_rcnn())),
+            r"not torch.*DataParallel; the detector inside is model\.module",
+        ),
+    ],
+    ids=["stock", "another module", "a wrapper"],
+)
+def test_a_model_that_is_not_converted_raises(model, found):
+    for name, call in {
+        "mask_offset": lambda: mask_offset(model, (4, 4)),
+        "coco_results": lambda: coco_results(model, [], [], []),
+        "loss_parameters": lambda: list(maskloss.loss_parameters(model)),
+    }.items():
+        with pytest.raises(TypeError, match=rf"^{name} takes a model from maskloss\.convert, {found}"):
+            call()
+
+
+def test_a_model_with_another_transform_raises():
+    model = maskloss.convert(tiny_mask_rcnn())
+    model.transform = GeneralizedRCNNTransform(64, 128, [0.5] * 3, [0.5] * 3)
+    with pytest.raises(
+        TypeError, match=r"torchvision's own transform, but its transform is torchvision.*Transform$"
+    ):
         mask_offset(model, (4, 4))
-    with pytest.raises(TypeError, match=r"coco_results takes a model from maskloss\.convert"):
-        coco_results(model, [], [], [])
+
+
+@pytest.mark.parametrize("size", [(3, 64, 80), 64, (0, 64)])
+def test_sizes_that_are_not_height_and_width_raise(size):
+    model = maskloss.convert(tiny_mask_rcnn(), paste=None).eval()
+    with pytest.raises(ValueError, match=r"an image size is \(H, W\)"):
+        mask_offset(model, size)
+    with pytest.raises(ValueError, match=r"an image size is \(H, W\)"):
+        coco_results(model, model(batch()[0][:1]), [size], [1])
+
+
+def test_ids_in_tensors_become_numbers():
+    # A target's image_id is a tensor. pycocotools compares ids as numbers, and JSON holds no tensors.
+    model = maskloss.convert(tiny_mask_rcnn(), paste=None).eval()
+    images, targets = batch()
+    detections, sizes = model(images), [tuple(image.shape[-2:]) for image in images]
+    expected = coco_results(model, detections, sizes, [40, 41], [10, 20, 30])
+    for ids in ([target["image_id"] for target in targets], torch.tensor([40, 41]), np.array([40, 41])):
+        assert json.dumps(
+            coco_results(model, detections, sizes, ids, torch.tensor([10, 20, 30]))
+        ) == json.dumps(expected)
+
+
+def test_categories_that_would_be_shifted_raise():
+    model = maskloss.convert(tiny_mask_rcnn(), paste=None).eval()
+    detections = model(batch()[0][:1])
+    with pytest.raises(TypeError, match=r"category_ids must be a list with .*, not a mapping"):
+        coco_results(model, detections, [(64, 80)], [1], {1: 10, 2: 20, 3: 30})
+    with pytest.raises(ValueError, match="category_ids has 4 entries, but the model has 3 classes besides"):
+        coco_results(model, detections, [(64, 80)], [1], [0, 10, 20, 30])
+    model.roi_heads.box_predictor.cls_score = nn.Sequential(model.roi_heads.box_predictor.cls_score)
+    coco_results(model, detections, [(64, 80)], [1], [0, 10, 20, 30])  # the number of classes is unknown
+
+
+def test_the_detections_of_one_image_are_no_list():
+    model = maskloss.convert(tiny_mask_rcnn(), paste=None).eval()
+    with pytest.raises(TypeError, match="lists with one entry per image, but detections is a dict"):
+        coco_results(model, model(batch()[0][:1])[0], [(64, 80)], [1])
 
 
 def test_the_model_shows_its_paste():
