@@ -1,9 +1,9 @@
-"""Argument checks shared by the losses. Each `check_*` raises ValueError and names the argument."""
+"""Argument checks shared by the losses. Each `check_*` raises ValueError or TypeError and names the argument."""
 
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -45,7 +45,7 @@ def check_labels(labels: Tensor, num_rois: int) -> None:
 
 
 def check_in_range(low: float, high: float = math.inf, /, **knobs: float) -> None:
-    """Raise ValueError unless each knob is finite and in [low, high]; the message names the knob.
+    """Raise ValueError unless each knob is finite and in [low, high], TypeError if it is no number; both name the knob.
 
     Example:
         >>> check_in_range(0, 1, alpha=1.5)
@@ -53,13 +53,14 @@ def check_in_range(low: float, high: float = math.inf, /, **knobs: float) -> Non
         ValueError: alpha must be in [0, 1], got 1.5
     """
     for name, value in knobs.items():
+        _check_number(name, value)
         if not (low <= value <= high and value < math.inf):
             expected = f">= {low:g} and finite" if high == math.inf else f"in [{low:g}, {high:g}]"
             raise ValueError(f"{name} must be {expected}, got {value}")
 
 
 def check_positive(**knobs: float) -> None:
-    """Raise ValueError unless each knob is finite and > 0; the message names the knob.
+    """Raise ValueError unless each knob is finite and > 0, TypeError if it is no number; both name the knob.
 
     Example:
         >>> check_positive(smooth=0.0)
@@ -67,8 +68,54 @@ def check_positive(**knobs: float) -> None:
         ValueError: smooth must be > 0 and finite, got 0.0
     """
     for name, value in knobs.items():
+        _check_number(name, value)
         if not 0 < value < math.inf:
             raise ValueError(f"{name} must be > 0 and finite, got {value}")
+
+
+def check_integer(**knobs: Any) -> None:
+    """Raise TypeError unless each knob is an integer; the message names the knob.
+
+    Example:
+        >>> check_integer(num_classes=4.0)
+        Traceback (most recent call last):
+        TypeError: num_classes must be an integer, not float 4.0
+    """
+    for name, value in knobs.items():
+        if isinstance(value, bool) or not hasattr(value, "__index__"):
+            raise TypeError(f"{name} must be an integer, not {type(value).__name__} {value!r}")
+
+
+def check_class_values(values: Any, name: str) -> Tensor:
+    """Return one number per class as a float32 tensor (C,).
+
+    Args:
+        values: a tensor, an array or a list.
+        name: name of the argument, for the message.
+
+    Raises:
+        TypeError: the values are not numbers.
+        ValueError: they are not one finite number >= 0 per class.
+
+    Example:
+        >>> check_class_values([1, 2], "class_weights")
+        tensor([1., 2.])
+    """
+    try:
+        numbers = torch.as_tensor(values, dtype=torch.float32)
+    except (TypeError, ValueError, RuntimeError):
+        raise TypeError(
+            f"{name} must be one number per class, got {type(values).__name__} {values!r}"
+        ) from None
+    if numbers.dim() != 1 or not (numbers.isfinite() & (numbers >= 0)).all():
+        raise ValueError(f"{name} must be one finite number >= 0 per class, got {values}")
+    return numbers
+
+
+def _check_number(name: str, value: Any) -> None:
+    # YAML reads 1e-4 as a string. Tensors and numbers of numpy pass.
+    if value is None or isinstance(value, str | bytes | list | tuple | dict | set):
+        raise TypeError(f"{name} must be a number, not {type(value).__name__} {value!r}")
 
 
 def check_reduction(reduction: Reduction) -> Reduction:

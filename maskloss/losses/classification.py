@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from maskloss.losses.arithmetic import at_least_float32, power, reduced
-from maskloss.losses.checks import Reduction, check_in_range, check_labels
+from maskloss.losses.checks import Reduction, check_class_values, check_in_range, check_labels
 from maskloss.losses.modules import LossModule
 
 #: A label that no data has.
@@ -76,6 +76,11 @@ class ActiveClassCrossEntropyLoss(nn.Module):
             raise ValueError(
                 f"active_classes must have one entry per class, got shape {tuple(active_classes.shape)}"
             )
+        if ((active_classes != 0) & (active_classes != 1)).any():
+            raise ValueError(
+                "active_classes must be True or False for each class, background included, not the active labels "
+                f"{active_classes.tolist()}"
+            )
         self.register_buffer("active_classes", active_classes.bool())
 
     def extra_repr(self) -> str:
@@ -131,10 +136,7 @@ class ClassWeightedCrossEntropyLoss(nn.Module):
 
     def __init__(self, class_weights: Tensor | Sequence[float]) -> None:
         super().__init__()
-        weights = torch.as_tensor(class_weights, dtype=torch.float32)
-        if weights.dim() != 1 or not (weights.isfinite() & (weights >= 0)).all():
-            raise ValueError(f"class_weights must be one finite number >= 0 per class, got {class_weights}")
-        self.register_buffer("class_weights", weights)
+        self.register_buffer("class_weights", check_class_values(class_weights, "class_weights"))
 
     def extra_repr(self) -> str:
         """Show the number of classes."""

@@ -14,7 +14,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from maskloss.losses.arithmetic import at_least_float32, reduced
-from maskloss.losses.checks import Reduction, check_in_range, check_labels, check_positive, check_reduction
+from maskloss.losses.checks import (
+    Reduction,
+    check_class_values,
+    check_in_range,
+    check_integer,
+    check_labels,
+    check_positive,
+    check_reduction,
+)
 from maskloss.losses.classification import cross_entropy, foreground_of
 
 #: Lower bound of the score of a RoI's own class in the ratios of the seesaw loss.
@@ -99,6 +107,7 @@ class SeesawLoss(nn.Module):
     ) -> None:
         super().__init__()
         check_in_range(0, p=p, q=q)
+        check_integer(num_classes=num_classes)
         check_in_range(2, num_classes=num_classes)
         self.p = p
         self.q = q
@@ -210,6 +219,7 @@ class EqualizationLossV2(nn.Module):
         super().__init__()
         check_positive(gamma=gamma)
         check_in_range(0, mu=mu, alpha=alpha)
+        check_integer(num_classes=num_classes)
         check_in_range(2, num_classes=num_classes)
         self.gamma = gamma
         self.mu = mu
@@ -317,9 +327,8 @@ class FederatedLoss(nn.Module):
         reduction: Reduction = "none",
     ) -> None:
         super().__init__()
-        counts = torch.as_tensor(class_counts, dtype=torch.float32)
-        if counts.dim() != 1 or not (counts.isfinite() & (counts >= 0)).all():
-            raise ValueError(f"class_counts must be one finite number >= 0 per class, got {class_counts}")
+        counts = check_class_values(class_counts, "class_counts")
+        check_integer(num_classes=num_classes)
         check_in_range(1, num_classes=num_classes)
         check_in_range(0, power=power)
         self.num_classes = num_classes

@@ -146,7 +146,7 @@ class ClassAgnosticMaskLoss(nn.Module):
     def __init__(self, mask: MaskTerm) -> None:
         super().__init__()
         check_term("mask", mask)
-        if any(getattr(mask, name, False) for name in ("uses_image", "uses_mask_labels")):
+        if any(getattr(mask, name, False) for name in ("all_classes", "uses_image", "uses_mask_labels")):
             raise TypeError(
                 "mask: the term of one channel must take (mask_logits, mask_targets) and nothing else"
             )

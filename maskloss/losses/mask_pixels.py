@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from maskloss.losses.arithmetic import at_least_float32, binary_cross_entropy, reduced, sigmoid_focal
-from maskloss.losses.checks import Reduction, check_in_range, check_same_shape
+from maskloss.losses.checks import Reduction, check_in_range, check_integer, check_same_shape
 from maskloss.losses.modules import MaskLoss
 
 
@@ -202,6 +202,7 @@ def mask_boundary_bce_loss(
     """
     check_same_shape(mask_logits=mask_logits, mask_targets=mask_targets)
     check_in_range(0, boundary_weight=boundary_weight)
+    check_integer(width=width)
     if width < 1 or width % 2 == 0:
         raise ValueError(f"width must be a positive odd number of pixels, got {width}")
     logits = at_least_float32(mask_logits)

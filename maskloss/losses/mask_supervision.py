@@ -6,13 +6,20 @@ Shapes: see `maskloss.losses`.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from maskloss.losses.mask_pixels import MaskBCELoss
 from maskloss.losses.mask_weak import MaskPointLoss
-from maskloss.losses.term_checks import check_callable, check_term, check_unreduced, register_parts
+from maskloss.losses.term_checks import (
+    check_arguments,
+    check_callable,
+    check_term,
+    check_unreduced,
+    register_parts,
+)
 from maskloss.losses.terms import MaskLabels, MaskTerm, Supervision
 
 #: A loss of mask logits (P, M, M), point coordinates (P, K, 2) and point labels (P, K), such as `MaskPointLoss`.
@@ -42,7 +49,7 @@ class MaskBySupervision(nn.Module):
     excluded if they have no other.
 
     Raises:
-        TypeError: a term is a class or not callable, or `mask` takes other arguments.
+        TypeError: a term is a class or not callable, or takes other arguments.
         ValueError: all terms are None, or a term reduces its values to one number.
 
     Example:
@@ -73,6 +80,7 @@ class MaskBySupervision(nn.Module):
         for name in ("points", "boxes"):
             if terms[name] is not None:
                 check_callable(name, terms[name])
+                check_arguments(name, terms[name], _arguments(name, terms[name]))
                 check_unreduced(name, terms[name])
         register_parts(self, [term for term in terms.values() if term is not None])
         self.uses_image = bool(getattr(boxes, "uses_image", False))
@@ -115,3 +123,11 @@ class MaskBySupervision(nn.Module):
             rows.append(own)
         losses = torch.cat(values)
         return losses.new_zeros(len(mask_logits)).index_copy(0, torch.cat(rows), losses)
+
+
+def _arguments(name: str, term: Any) -> tuple[str, ...]:
+    """Return the names of the arguments that `MaskBySupervision` calls its term for points or for boxes with."""
+    if name == "points":
+        return ("mask_logits", "point_coords", "point_labels")
+    images = ("image_crops",) if getattr(term, "uses_image", False) else ()
+    return ("mask_logits", *images, "gt_box_grids")

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from maskloss.losses.arithmetic import at_least_float32, reduced
-from maskloss.losses.checks import Reduction, check_in_range, check_same_shape
+from maskloss.losses.checks import Reduction, check_in_range, check_integer, check_same_shape
 from maskloss.losses.modules import LossModule
 
 #: ε, added to the divisor of a projection's Dice loss, as in BoxInst.
@@ -197,6 +197,7 @@ def mask_pairwise_loss(
     check_same_shape(mask_logits=mask_logits, gt_box_grids=gt_box_grids)
     _check_image_crops(image_crops, mask_logits)
     check_in_range(0, 1, color_threshold=color_threshold)
+    check_integer(dilation=dilation)
     if dilation < 1:
         raise ValueError(f"dilation must be at least 1, got {dilation}")
     similarity = color_similarity(
@@ -343,6 +344,7 @@ class MaskBoxLoss(LossModule):
             dilation=dilation,
             reduction=reduction,
         )
+        check_integer(warmup_steps=warmup_steps)
         check_in_range(0, warmup_steps=warmup_steps)
         self.warmup_steps = warmup_steps
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from torch import nn
@@ -63,7 +63,7 @@ def check_term(name: str, term: Any) -> None:
     check_callable(name, term)
     arguments = TERMS[name].arguments
     if name == "mask":
-        if getattr(term, "of_weak_labels", False):
+        if _is_of_weak_labels(term):
             raise TypeError(
                 f"mask: {_name_of(term)} is for objects without a mask; write MaskBySupervision(points=..., boxes=...)"
             )
@@ -72,21 +72,44 @@ def check_term(name: str, term: Any) -> None:
                 f"mask: {_name_of(term)} has both all_classes and uses_image; a term can have only one"
             )
         arguments = mask_arguments(term)
-    if not _accepts(term, len(arguments)):
-        way_out = ""
-        if name in ("box", "rpn_box"):
-            way_out = (
-                "; write maskloss.losses.BoxSmoothL1Loss(beta=1.0), or "
-                "lambda boxes: my_loss(boxes.deltas, boxes.target_deltas)"
-            )
-        elif name == "mask" and _accepts(term, 3):
-            way_out = "; a term that takes all classes' logits and the labels needs the attribute all_classes = True"
-        elif keywords := _required_keywords(term):
-            settings = ", ".join(f"{keyword}=..." for keyword in keywords)
-            way_out = f" alone; write functools.partial({_name_of(term)}, {settings})"
-        raise TypeError(f"{name}: {_name_of(term)} cannot be called with {' and '.join(arguments)}{way_out}")
+    way_out = ""
+    if name in ("box", "rpn_box"):
+        way_out = (
+            "; write maskloss.losses.BoxSmoothL1Loss(beta=1.0), or "
+            "lambda boxes: my_loss(boxes.deltas, boxes.target_deltas)"
+        )
+    elif name == "mask" and _accepts(term, 3):
+        way_out = "; a term that takes all classes' logits and the labels needs the attribute all_classes = True"
+    check_arguments(name, term, arguments, way_out)
     if name != "regularization":
         check_unreduced(name, term)
+
+
+def check_arguments(name: str, term: Any, arguments: Sequence[str], way_out: str = "") -> None:
+    """Check that a term can be called with some positional arguments, without calling it.
+
+    Args:
+        name: name of the term, for the message.
+        term: the term.
+        arguments: names of the arguments.
+        way_out: end of the message; by default, how to pass keyword arguments that the term needs.
+
+    Raises:
+        TypeError: it takes other arguments.
+    """
+    if _accepts(term, len(arguments)):
+        return
+    if not way_out and (keywords := _required_keywords(term)):
+        settings = ", ".join(f"{keyword}=..." for keyword in keywords)
+        way_out = f" alone; write functools.partial({_name_of(term)}, {settings})"
+    raise TypeError(f"{name}: {_name_of(term)} cannot be called with {' and '.join(arguments)}{way_out}")
+
+
+def _is_of_weak_labels(term: Any) -> bool:
+    """Return whether a term is one of maskloss's for objects without a mask, as an object or as a function."""
+    function = term.func if isinstance(term, functools.partial) else term
+    is_own = inspect.isfunction(function) and function.__module__ == "maskloss.losses.mask_weak"
+    return is_own or bool(getattr(function, "of_weak_labels", False))
 
 
 def mask_arguments(term: Any) -> tuple[str, ...]:

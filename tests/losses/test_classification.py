@@ -155,6 +155,15 @@ def test_module_refuses_a_mask_that_is_not_one_dimensional():
         ActiveClassCrossEntropyLoss(torch.ones(1, 3, dtype=torch.bool))
 
 
+def test_module_refuses_labels_in_the_place_of_a_mask():
+    # As truth values, all three would be active.
+    with pytest.raises(
+        ValueError, match=r"True or False for each class, .* not the active labels \[1, 2, 3\]"
+    ):
+        ActiveClassCrossEntropyLoss([1, 2, 3])
+    assert ActiveClassCrossEntropyLoss([0, 1, 1]).active_classes.tolist() == [False, True, True]
+
+
 def test_module_shows_how_many_classes_count():
     assert repr(ActiveClassCrossEntropyLoss(active(True, False, True))) == (
         "ActiveClassCrossEntropyLoss(active=2 of 3)"

@@ -151,3 +151,9 @@ def test_labels_that_are_not_one_integer_per_mask_are_refused(channels, labels):
     """uint8 labels would be read as a mask of RoIs."""
     with pytest.raises(ValueError, match=r"labels must have shape \(2,\) and dtype int64"):
         losses.select_class_masks(torch.zeros(2, channels, 1, 1), labels)
+
+
+def test_a_loss_of_all_classes_is_no_loss_of_one_channel():
+    for term in (MaskSoftmaxLoss(), ClassAgnosticMaskLoss(MaskBCELoss())):
+        with pytest.raises(TypeError, match=r"of one channel must take \(mask_logits, mask_targets\)"):
+            ClassAgnosticMaskLoss(term)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from functools import partial
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ from maskloss.losses import (
     MaskDiceLoss,
     MaskLabels,
     MaskPairwiseLoss,
+    MaskPointLoss,
     MaskProjectionLoss,
     MaskSoftmaxLoss,
     Supervision,
@@ -176,6 +178,43 @@ def test_what_is_no_term_is_refused(terms, error, message):
 def test_a_weak_loss_alone_is_no_mask_term(term):
     with pytest.raises(TypeError, match=r"is for objects without a mask; write MaskBySupervision\("):
         MaskRCNNLoss(mask=term)
+
+
+@pytest.mark.parametrize(
+    "term",
+    [mask_projection_loss, mask_box_loss, mask_point_loss, partial(mask_projection_loss, reduction="none")],
+)
+def test_a_weak_loss_as_a_function_is_no_mask_term_either(term):
+    with pytest.raises(
+        TypeError, match=r"mask_\w+_loss is for objects without a mask; write MaskBySupervision\("
+    ):
+        MaskRCNNLoss(mask=term)
+
+
+@pytest.mark.parametrize(
+    ("terms", "message"),
+    [
+        (
+            {"points": MaskDiceLoss()},
+            "points: MaskDiceLoss cannot be called with mask_logits and point_coords and",
+        ),
+        (
+            {"points": MaskProjectionLoss()},
+            "points: MaskProjectionLoss cannot be called with mask_logits and",
+        ),
+        (
+            {"boxes": MaskPointLoss()},
+            "boxes: MaskPointLoss cannot be called with mask_logits and gt_box_grids$",
+        ),
+        (
+            {"boxes": mask_box_loss},
+            "boxes: mask_box_loss cannot be called with mask_logits and gt_box_grids$",
+        ),
+    ],
+)
+def test_terms_of_other_arguments_are_refused(terms, message):
+    with pytest.raises(TypeError, match=message):
+        MaskBySupervision(**terms)
 
 
 def test_terms_of_all_labels_are_no_parts_of_others():
