@@ -231,11 +231,7 @@ def _read(images: Sequence[Tensor], targets: Sequence[Target], expected: ModelIn
             and masks.dtype != torch.bool
             and len(target["boxes"])
         ):
-            masks = masks.detach().as_subclass(Tensor)
-            if masks.dtype == torch.uint8:
-                values["not_binary"] = masks.flatten(1).amax(1) > 1
-            else:
-                values["not_binary"] = ((masks != 0) & (masks != 1)).flatten(1).any(1)
+            values["not_binary"] = _are_not_binary(masks.detach().as_subclass(Tensor))
         read.append(values)
     on_host = iter(to_host([tensor for values in read for tensor in values.values()]))
     read = [{field: next(on_host) for field in values} for values in read]
@@ -243,6 +239,23 @@ def _read(images: Sequence[Tensor], targets: Sequence[Target], expected: ModelIn
         if "masks" in target:
             values["masks"] = target["masks"]
     return read
+
+
+def _are_not_binary(masks: Tensor) -> Tensor:
+    """Return whether each of the masks (G, H, W), of any dtype but bool, has values other than 0 and 1, (G,) bool."""
+    if masks.dtype == torch.uint8:
+        return masks.flatten(1).amax(1) > 1
+    if masks.dtype in (torch.int8, torch.int16, torch.int32, torch.int64):
+        low, high = masks.flatten(1).aminmax(dim=1)
+        return (low < 0) | (high > 1)
+    if masks.device.type != "cpu" or not masks.is_floating_point():
+        return ((masks != 0) & (masks != 1)).flatten(1).any(1)
+    # On a CPU, memory takes the time. Only 0 and 1 are their own squares, also if these are rounded.
+    found, buffer = [], torch.empty_like(masks[0])
+    for mask in masks:
+        low, high = torch.mul(mask, mask, out=buffer).sub_(mask).aminmax()
+        found.append((low != 0) | (high != 0))
+    return torch.stack(found)
 
 
 def in_plain_form(targets: Sequence[Target], images: Sequence[Tensor]) -> list[Target]:

@@ -259,15 +259,18 @@ def _resize_masks(
         own = masks.shape[1:]
         y, x = unaligned_offset((own[0], own[1]), (height, width))
         return resized.translate(0.5 - y * height / own[0], 0.5 - x * width / own[1])
-    if masks.dtype not in (torch.bool, torch.uint8):
-        # Unused masks: the model has no mask branch, or the image no objects. torchvision converts all masks to uint8.
-        masks = masks.to(torch.uint8)
+    # torchvision converts all masks to uint8, also those that the model does not use, which may hold any values.
+    dtype = torch.bool if masks.dtype == torch.bool else torch.uint8
     if len(masks) == 0:
         # Without objects, users may pass masks of any shape.
-        return masks.new_zeros((0, height, width))
+        return masks.new_zeros((0, height, width), dtype=dtype)
     if masks.shape[1:] == (height, width):
-        return masks
-    # interpolate does not support bool, but bool and uint8 have the same bytes.
-    as_bytes = masks.view(torch.uint8) if masks.dtype == torch.bool else masks
+        return masks.to(dtype)
+    if masks.dtype == torch.bool:
+        # interpolate does not support bool, but bool and uint8 have the same bytes.
+        pixels = masks.view(torch.uint8)
+    else:
+        # Floats are converted after resizing, which reads few of the pixels if it reduces the masks.
+        pixels = masks if masks.dtype in (torch.float32, torch.float64) else masks.to(torch.uint8)
     mode = "nearest-exact" if aligned else "nearest"
-    return F.interpolate(as_bytes[:, None], size=(height, width), mode=mode)[:, 0].view(masks.dtype)
+    return F.interpolate(pixels[:, None], size=(height, width), mode=mode)[:, 0].to(torch.uint8).view(dtype)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -330,6 +331,43 @@ def test_a_box_of_the_whole_image_is_accepted_in_any_float_dtype(dtype):
         "masks": torch.ones((1, 427, 639), dtype=torch.bool),
     }
     check_inputs([torch.zeros(3, 427, 639)], [target], ModelInputs(num_classes=2, has_masks=True))
+
+
+SIGNED = [torch.int8, torch.int16, torch.int32, torch.int64]
+FLOATS = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, *SIGNED, *FLOATS], ids=str)
+def test_one_pixel_that_is_not_0_or_1_is_found_in_masks_of_any_dtype(dtype):
+    images, targets = batch()
+    own = targets[1]["masks"].to(dtype)
+    values = [2, 127]
+    if dtype in SIGNED:
+        values += [-1, torch.iinfo(dtype).min]
+    if dtype in FLOATS:
+        info = torch.finfo(dtype)
+        # The neighbors of 1, and numbers whose squares are rounded to 0 or to infinity.
+        values += [
+            1 - info.eps / 2,
+            1 + info.eps,
+            0.5,
+            -0.25,
+            info.tiny,
+            info.max,
+            -1,
+            math.inf,
+            -math.inf,
+            math.nan,
+        ]
+    for row in (0, 1):
+        for value in values:
+            masks = own.clone()
+            masks[row, 3, 5] = value
+            with pytest.raises(ValueError, match=rf"image 1 .*values other than 0 and 1.*\(instance {row}: "):
+                check_inputs(
+                    images, [targets[0], {**targets[1], "masks": masks}], ModelInputs(has_masks=True)
+                )
+    check_inputs(images, [targets[0], {**targets[1], "masks": own}], ModelInputs(has_masks=True))
 
 
 def test_only_models_with_a_mask_branch_need_masks():

@@ -215,10 +215,11 @@ def test_empty_masks_get_the_new_size(shape, dtype):
     assert resized["masks"].dtype == dtype
 
 
-@pytest.mark.parametrize("dtype", [torch.int64, torch.float32])
-def test_masks_that_a_model_without_mask_branch_ignores_may_have_any_dtype(dtype):
-    # A FasterRCNN does not need masks, so they are not checked; torchvision accepts any dtype.
-    image, target = scene(31, 47)
+@pytest.mark.parametrize("size", [(31, 47), (200, 90), (32, 40)], ids=["enlarged", "reduced", "kept"])
+@pytest.mark.parametrize("dtype", [torch.int64, torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_masks_may_have_any_dtype(dtype, size):
+    # A FasterRCNN does not need masks, so they are not even checked; torchvision accepts any dtype.
+    image, target = scene(*size)
     _, [expected] = make(GeneralizedRCNNTransform)([image], [{**target, "masks": target["masks"].to(dtype)}])
     _, [resized] = make(RCNNTransform)([image], [{**target, "masks": target["masks"].to(dtype)}])
     assert torch.equal(resized["masks"], expected["masks"].to(resized["masks"].dtype))
