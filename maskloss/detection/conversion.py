@@ -248,17 +248,23 @@ def _check_unshared(held: MaskRCNNLoss | MaskBranch, model: nn.Module) -> None:
     """
     if isinstance(held, MaskRCNNLoss) and not [*held.parameters(), *held.buffers()]:
         return
-    owner: Any = _OWNERS[held]() if held in _OWNERS else None
-    if owner is None or owner is model:
-        return
-    heads = owner.roi_heads
-    if not isinstance(heads, RoIHeads) or held not in (heads.loss, *_branches_in(heads.mask_branch)):
+    if not _is_used_by_another(held, model):
         return
     what = "loss" if isinstance(held, MaskRCNNLoss) else "mask branch"
     raise ValueError(
         f"the {what} belongs to another converted model; every model needs its own: make another one, or pass "
         f"copy.deepcopy({'loss' if what == 'loss' else 'branch'})"
     )
+
+
+def _is_used_by_another(held: MaskRCNNLoss | MaskBranch, model: nn.Module) -> bool:
+    # A function of its own, because an error's traceback keeps the variables of its functions, here the other model,
+    # which then could not be deleted in a notebook.
+    owner: Any = _OWNERS[held]() if held in _OWNERS else None
+    if owner is None or owner is model:
+        return False
+    heads = owner.roi_heads
+    return isinstance(heads, RoIHeads) and held in (heads.loss, *_branches_in(heads.mask_branch))
 
 
 def loss_parameters(model: nn.Module) -> Iterator[nn.Parameter]:
@@ -350,13 +356,22 @@ def losses_and_detections(
         for indices in by_size.values():
             losses: dict[str, Tensor] = {}
             with _losses_in_eval(rpn, heads, states.fresh_copy(), losses):
-                detections = model([images[i] for i in indices], [targets[i] for i in indices])
+                detections = _detections_of(
+                    model([images[i] for i in indices], [targets[i] for i in indices])
+                )
             for key, value in losses.items():
                 totals[key] = totals.get(key, 0.0) + value * (len(indices) / len(images))
         if len(by_size) > 1:
             # Detections come from one padded batch, as in `model.eval()(images)`.
-            detections = model(images)
+            detections = _detections_of(model(images))
     return totals | heads.loss.regularization_losses(model), detections
+
+
+def _detections_of(output: Any) -> Any:
+    """Return the detections, without the losses that a subclass may return beside them, as scripted models do."""
+    if isinstance(output, tuple) and len(output) == 2 and isinstance(output[0], dict):
+        return output[1]
+    return output
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import pickle
 from typing import Any
 
@@ -944,6 +945,19 @@ def test_what_belongs_to_one_model_may_not_be_given_to_another(make) -> None:
     maskloss.convert(twin, twin.roi_heads.loss)
     del model
     maskloss.convert(tiny_mask_rcnn(), **arguments)
+
+
+@pytest.mark.parametrize("make", [loss_of_its_own, branch_of_its_own])
+def test_after_the_error_the_model_can_still_be_deleted(make) -> None:
+    # A notebook keeps the last error, and with it the variables of the functions that it came from.
+    arguments, message = make()
+    model = maskloss.convert(tiny_mask_rcnn(), **arguments)
+    with pytest.raises(ValueError, match=message) as raised:
+        maskloss.convert(tiny_mask_rcnn(), **arguments)
+    del model
+    gc.collect()
+    maskloss.convert(tiny_mask_rcnn(), **arguments)
+    assert raised.value.__traceback__ is not None
 
 
 @pytest.mark.parametrize("make", [loss_of_its_own, branch_of_its_own])

@@ -79,6 +79,16 @@ def test_a_subclass_that_returns_losses_and_detections_still_does():
     assert detections == []
 
 
+@pytest.mark.parametrize("num_images", [1, 2], ids=["one size", "two sizes"])
+def test_only_the_detections_of_such_a_subclass_come_beside_the_losses(num_images):
+    images, targets = batch(num_images)
+    model = maskloss.convert(tiny_mask_rcnn(kind=LossesAndNothing))
+    losses, detections = maskloss.losses_and_detections(model, images, targets)
+    assert losses["loss_mask"].dim() == 0
+    for detection, image in zip(detections, images, strict=True):
+        assert detection["masks"].shape[-2:] == image.shape[-2:]
+
+
 class OfASample(MaskRCNN):
     def forward(self, sample: dict[str, Any]) -> Any:
         return super().forward(sample["images"], sample["targets"])
