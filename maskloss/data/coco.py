@@ -124,7 +124,7 @@ FILE_SPELLING = Kind(
     "file_spelling",
     "image",
     False,
-    "file names with backslashes or URL encoding are read as the files that exist",
+    "file names with backslashes, URL encoding or spaces around them are read as the files that exist",
 )
 BAD_SIZE = Kind(
     "bad_size",

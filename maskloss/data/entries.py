@@ -159,7 +159,7 @@ def read_segmentation(value: Any) -> Segmentation:
         BadEntry: the segmentation cannot be read, or its form is ambiguous.
     """
     result = Segmentation()
-    if is_absent(value) or value == {} or (isinstance(value, list) and not value):
+    if is_absent(value) or value in ("", {}, []):
         return result
     if isinstance(value, dict):
         result.rle = _read_rle(value)
@@ -256,9 +256,10 @@ def _read_rle(value: dict[str, Any]) -> dict[str, Any]:
     if min(size) <= 0 or size[0] * size[1] >= 2**31:
         raise BadEntry(RLE_SIZE, f"segmentation: the RLE's size is {shown(value['size'])}")
     counts = value["counts"]
-    if isinstance(counts, list) and any(isinstance(run, bool) for run in counts):
+    kinds = set(map(type, counts)) if isinstance(counts, list) else set()
+    if bool in kinds:
         raise BadEntry(CORRUPT_RLE, "segmentation: the RLE's counts hold booleans")
-    if isinstance(counts, list) and any(isinstance(run, float) for run in counts):
+    if float in kinds:
         whole = [whole_number(run) for run in counts]
         counts = counts if None in whole else whole
     try:

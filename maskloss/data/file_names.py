@@ -49,7 +49,7 @@ class ImageFolder:
         return self._listed[folder]
 
     def as_spelled(self, name: str) -> str | None:
-        """Find a file by other spellings of its whole name: backslashes, URL encoding, composed letters."""
+        """Find a file by other spellings of its name: backslashes, URL encoding, composed letters, spaces around it."""
         for spelling in _spellings(name):
             if stays_inside(spelling) and self.has(spelling):
                 return spelling
@@ -120,15 +120,25 @@ def is_absolute(name: str) -> bool:
 
 def _spellings(name: str) -> Iterator[str]:
     """Yield other spellings of a name, starting with the most similar ones."""
-    slashes = name.replace("\\", "/")
-    # Label Studio's URL of a local file has the file's name after ?d=.
-    local = re.sub(r"^.*[?&]d=", "", slashes)
     seen = {name}
-    for text in (slashes, unquote(name), unquote(slashes), local, unquote(local), local.partition("?")[0]):
-        for spelling in (text, unicodedata.normalize("NFC", text), unicodedata.normalize("NFD", text)):
-            if spelling and spelling not in seen:
-                seen.add(spelling)
-                yield spelling
+    # A script that read the names from the lines of a file may have left the ends of the lines.
+    for base in (name, name.strip()):
+        slashes = base.replace("\\", "/")
+        # Label Studio's URL of a local file has the file's name after ?d=.
+        local = re.sub(r"^.*[?&]d=", "", slashes)
+        for text in (
+            base,
+            slashes,
+            unquote(base),
+            unquote(slashes),
+            local,
+            unquote(local),
+            local.partition("?")[0],
+        ):
+            for spelling in (text, unicodedata.normalize("NFC", text), unicodedata.normalize("NFD", text)):
+                if spelling and spelling not in seen:
+                    seen.add(spelling)
+                    yield spelling
 
 
 def _group(pairs: Iterator[tuple[str, str]]) -> dict[str, list[str]]:

@@ -80,7 +80,7 @@ def test_a_segmentation_of_another_type_is_named(tmp_path: Path, segmentation: A
     assert f"annotation 101: segmentation must be a list of polygons or an RLE, not {segmentation!r}" in text
 
 
-@pytest.mark.parametrize("segmentation", [[], None, [[]], {}, "missing"])
+@pytest.mark.parametrize("segmentation", [[], None, [[]], {}, "", "missing"])
 def test_an_empty_segmentation_with_a_box_is_an_object_without_a_mask(
     tmp_path: Path, segmentation: Any
 ) -> None:

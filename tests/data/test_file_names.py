@@ -121,6 +121,8 @@ def test_a_subfolder_is_listed_once(folder: ImageFolder, monkeypatch: pytest.Mon
         ("Sub%5CB%201.png", None),
         ("/data/local-files/?d=Sub%2FB%201.png", "Sub/B 1.png"),
         ("upload?d=x\\twin.png", "x/twin.png"),
+        ("a.png\r\n", "a.png"),
+        (" Sub\\B%201.png", "Sub/B 1.png"),
         ("..\\images\\a.png", None),
         ("A.png", None),
         ("b/a.png", None),
