@@ -396,22 +396,35 @@ def checked_rle(rle: dict[str, Any], height: int, width: int, name: str) -> dict
         raise ValueError(f"{name}: the RLE's size is {size}, the image's is [{height}, {width}]")
     try:
         if isinstance(counts, str | bytes):
-            runs = decode_counts(counts.encode("ascii") if isinstance(counts, str) else counts).tolist()
+            runs = decode_counts(counts.encode("ascii") if isinstance(counts, str) else counts)
         else:
-            runs = [int(run) for run in counts]
-            if any(run != value for run, value in zip(runs, counts, strict=True)):
-                raise ValueError("a run length is not an integer")
-        if any(run < 0 for run in runs):
+            runs = _whole_runs(counts)
+        if (runs < 0).any():
             raise ValueError("a run length is negative")
     except (ValueError, TypeError, OverflowError) as error:
         raise ValueError(f"{name}: the RLE's counts are corrupt: {error}") from None
-    if sum(runs) != height * width:
+    # Python's integers, because a sum of int64 may overflow.
+    covered = sum(runs.tolist()) if runs.max(initial=0) > height * width else int(runs.sum())
+    if covered != height * width:
         raise ValueError(
-            f"{name}: the RLE's counts are corrupt: they cover {sum(runs)} pixels of {height * width}"
+            f"{name}: the RLE's counts are corrupt: they cover {covered} pixels of {height * width}"
         )
     # Compressed input is encoded again: decoders disagree on numbers that are not in the shortest form.
     encoded: dict[str, Any] = coco_mask.frPyObjects({"size": [height, width], "counts": runs}, height, width)
     return encoded
+
+
+def _whole_runs(counts: Any) -> IntArray:
+    """Return the run lengths of an uncompressed RLE; raise ValueError, TypeError or OverflowError for other values."""
+    whole = list(counts)
+    if not set(map(type, whole)) <= {int}:  # this test is faster than converting and comparing each value
+        whole = [int(run) for run in counts]
+        if any(run != value for run, value in zip(whole, counts, strict=True)):
+            raise ValueError("a run length is not an integer")
+    try:
+        return np.array(whole, dtype=np.int64)
+    except OverflowError:
+        raise ValueError("a run length has more than 64 bits") from None
 
 
 def decode_counts(compressed: bytes) -> IntArray:

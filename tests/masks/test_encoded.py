@@ -316,6 +316,9 @@ GOOD_RLE = {"size": [2, 3], "counts": [1, 2, 3]}
         ({"size": [2, 3], "counts": []}, "they cover 0 pixels of 6"),
         ({"size": [2, 3], "counts": [8, -2]}, "a run length is negative"),
         ({"size": [2, 3], "counts": [5.5, 0.5]}, "a run length is not an integer"),
+        ({"size": [2, 3], "counts": [2**63, -(2**63) + 6]}, "a run length has more than 64 bits"),
+        # The sum of int64 would overflow to 6.
+        ({"size": [2, 3], "counts": [2**62] * 4 + [6]}, "they cover 18446744073709551622 pixels of 6"),
         ({"size": [2, 3], "counts": None}, "corrupt"),
         ({"size": [2, 3], "counts": ["a"]}, "corrupt"),
         ({"size": [2, 3], "counts": [float("nan"), 6]}, "corrupt"),
