@@ -13,7 +13,7 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from maskloss.data.columns import ABSENT, AREA_GIVEN, AREA_ODD, Columns, ImageColumns, integers
-from maskloss.data.entries import BAD_POINTS, RLE_SIZE, spelled_number
+from maskloss.data.entries import BAD_POINTS, CORRUPT_RLE, RLE_SIZE, spelled_number
 from maskloss.data.findings import Findings, Kind, shown
 from maskloss.data.records import (
     NO_MASK,
@@ -27,7 +27,7 @@ from maskloss.data.records import (
 )
 from maskloss.masks.coco_format import count_pixels
 from maskloss.masks.coverage import union_area
-from maskloss.masks.encoded import FloatArray, IntArray
+from maskloss.masks.encoded import FloatArray, IntArray, are_canonical, checked_rle
 
 #: How far boxes and polygons may reach beyond the image without a warning, in px. COCO's own do, because of rounding.
 BORDER_TOLERANCE = 1.0
@@ -412,25 +412,44 @@ def _polygon_areas(coordinates: FloatArray, first: IntArray, count: IntArray) ->
 
 
 def _measure_rles(table: _Table) -> None:
+    """Compute the extents and areas of RLEs, and drop those that are corrupt or have another size than their image."""
+    _check_rles(table)
     sizes = np.array(table.columns.rle_sizes, dtype=np.int64).reshape(-1, 2)
-    for row in np.nonzero(table.form == RLE)[0].tolist():
-        index = int(table.rle_index[row])
-        height, width = (int(side) for side in sizes[index])
-        rle = {"size": [height, width], "counts": table.columns.rles[index]}
-        if table.kept[row] and (width, height) != table.size(row):
-            swapped = ": its sides are swapped" if (height, width) == table.size(row) else ""
-            image = list(table.size(row)[::-1])
-            text = f"segmentation: the RLE's size is {[height, width]}, the image's is {image}{swapped}"
-            table.drop(RLE_SIZE, [row], lambda _, text=text: text)  # type: ignore[misc]
-        if not table.kept[row]:
-            continue
+    rows = np.nonzero(table.kept & (table.form == RLE))[0]
+    given = sizes[table.rle_index[rows]]
+    differs = (given[:, ::-1] != _sizes(table)[rows]).any(axis=1)
+    for row, size in zip(rows[differs].tolist(), given[differs].tolist(), strict=True):
+        swapped = ": its sides are swapped" if tuple(size) == table.size(row) else ""
+        image = list(table.size(row)[::-1])
+        text = f"segmentation: the RLE's size is {size}, the image's is {image}{swapped}"
+        table.drop(RLE_SIZE, [row], lambda _, text=text: text)  # type: ignore[misc]
+    counts = [table.columns.rles[index] for index in table.rle_index[rows[~differs]].tolist()]
+    for row, size, count in zip(rows[~differs].tolist(), given[~differs].tolist(), counts, strict=True):
+        rle = {"size": size, "counts": count}
         table.shoelace[row] = coco_mask.area(rle)
-        x, y, w, h = coco_mask.toBbox(rle).tolist()
-        table.extents[row] = x, y, x + w, y + h
-        if table.shoelace[row] == 0:
-            table.drop(
-                DEGENERATE, [row], lambda _: "segmentation: the RLE has no pixel; the annotation is left out"
-            )
+        x, y, width, height = coco_mask.toBbox(rle).tolist()
+        table.extents[row] = x, y, x + width, y + height
+    table.drop(
+        DEGENERATE,
+        rows[~differs][table.shoelace[rows[~differs]] == 0],
+        lambda _: "segmentation: the RLE has no pixel; the annotation is left out",
+    )
+
+
+def _check_rles(table: _Table) -> None:
+    """Drop RLEs that are corrupt, and encode those again that are not as pycocotools writes them."""
+    rows = np.nonzero(table.kept & (table.form == RLE))[0]
+    sizes = np.array(table.columns.rle_sizes, dtype=np.int64).reshape(-1, 2)
+    rles, index = table.columns.rles, table.rle_index[rows]
+    canonical = are_canonical([rles[i] for i in index.tolist()], sizes[index].prod(axis=1))
+    for row, i in zip(rows[~canonical].tolist(), index[~canonical].tolist(), strict=True):
+        height, width = sizes[i].tolist()
+        try:
+            rle = checked_rle({"size": [height, width], "counts": rles[i]}, height, width, "segmentation")
+            rles[i] = rle["counts"]
+        except ValueError as error:
+            text = str(error)
+            table.drop(CORRUPT_RLE, [row], lambda _, text=text: text)  # type: ignore[misc]
 
 
 def _sizes(table: _Table) -> FloatArray:

@@ -15,6 +15,7 @@ import numpy as np
 
 from maskloss.data.entries import (
     FLAT_POLYGON,
+    LARGEST_RLE,
     POINT_PAIRS,
     RLE_IN_LIST,
     BadEntry,
@@ -116,6 +117,8 @@ class Fault:
 class Columns:
     """The annotations of a file, a column per field and a row per annotation that can be read.
 
+    Compressed RLEs are not decoded here: `check_annotations` decodes all at once, which is several times as fast.
+
     Attributes:
         faults: faults of single annotations.
         odd_ids: by row, ids of more than 64 bits.
@@ -171,7 +174,7 @@ class Columns:
             self._take_supervision(position, row, item)
 
     def _take_regular(self, position: int, item: Any) -> bool:
-        """Add an annotation of COCO's usual form (polygons, integer ids, all fields), or return False.
+        """Add an annotation of COCO's usual form (polygons or RLE, integer ids, all fields), or return False.
 
         Most annotations have this form, so this is the fast path.
         """
@@ -186,9 +189,10 @@ class Columns:
                 and type(crowd) is int
                 and (crowd == 0 or crowd == 1)
                 and type(area) in _NUMBER
-                and type(polygons) is list
-                and polygons
             ):
+                return False
+            counts = _usual_counts(polygons) if type(polygons) is dict else None
+            if counts is None and not (type(polygons) is list and polygons):
                 return False
             x, y, width, height = box
             if not (
@@ -198,7 +202,7 @@ class Columns:
                 and type(height) in _NUMBER
             ):
                 return False
-            for polygon in polygons:
+            for polygon in () if counts is not None else polygons:
                 length = len(polygon)
                 if type(polygon) is not list or length < 6 or length % 2:
                     raise TypeError
@@ -206,13 +210,15 @@ class Columns:
                     raise TypeError
                 self.coordinates.extend(polygon)
                 self.point_counts.append(length)
-            self._add_row(
-                position, identity, image_id, category_id, box, crowd, area, POLYGONS, len(polygons)
-            )
+            form, parts_of_row = (POLYGONS, len(polygons)) if counts is None else (RLE, 1)
+            self._add_row(position, identity, image_id, category_id, box, crowd, area, form, parts_of_row)
         except (TypeError, KeyError, ValueError, OverflowError):
             del self.coordinates[points:], self.point_counts[parts:]
             self._drop_rows(rows)
             return False
+        if counts is not None:
+            self.rles.append(counts)
+            self.rle_sizes.extend(polygons["size"])
         self.has_id.append(1)
         self.area_states.append(AREA_GIVEN)
         return True
@@ -343,6 +349,16 @@ class Columns:
         )  # fmt: skip
         self.has_id.append(identity is not None)
         self.area_states.append(AREA_GIVEN if usable else AREA_MISSING if area is None else AREA_ODD)
+
+
+def _usual_counts(rle: dict[str, Any]) -> bytes | None:
+    """Return the counts of a compressed RLE of a usual form and size, or None."""
+    size, counts = rle["size"], rle["counts"]
+    if not (type(counts) is str and counts.isascii() and type(size) is list):
+        return None
+    height, width = size
+    usual = type(height) is int and type(width) is int and min(size) > 0 and height * width < LARGEST_RLE
+    return counts.encode() if usual else None
 
 
 def _name_of(position: int, item: dict[str, Any]) -> str:

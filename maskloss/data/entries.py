@@ -63,6 +63,8 @@ ID_LIMIT = 2**128
 LONGEST_NAME = 1_000
 
 
+#: Bound on the pixels of an RLE, whose runs have 32 bits in pycocotools.
+LARGEST_RLE = 2**31
 #: Labels of points: outside the object, inside it, and without a label.
 POINT_LABELS = (0, 1, -1)
 
@@ -253,7 +255,7 @@ def _read_rle(value: dict[str, Any]) -> dict[str, Any]:
         )
     sides = value["size"] if isinstance(value["size"], list) and len(value["size"]) == 2 else [None]
     size = [whole_number(side) or 0 for side in sides]
-    if min(size) <= 0 or size[0] * size[1] >= 2**31:
+    if min(size) <= 0 or size[0] * size[1] >= LARGEST_RLE:
         raise BadEntry(RLE_SIZE, f"segmentation: the RLE's size is {shown(value['size'])}")
     counts = value["counts"]
     kinds = set(map(type, counts)) if isinstance(counts, list) else set()

@@ -20,8 +20,14 @@ from maskloss.masks.coco_format import rasterize_polygons
 #: Largest coordinate in px: beyond it, float64 is too coarse for fractions of a pixel.
 _FARTHEST = 1e10
 
+#: Most characters of compressed RLEs that are decoded at once.
+_CHUNK = 50_000
+#: Smallest number that one, two, ... characters of compressed run lengths cannot hold: five bits each, with a sign.
+_TOO_LARGE = np.int64(1) << np.arange(4, 64, 5, dtype=np.int64)
+
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
+BoolArray = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -410,8 +416,7 @@ def checked_rle(rle: dict[str, Any], height: int, width: int, name: str) -> dict
             f"{name}: the RLE's counts are corrupt: they cover {covered} pixels of {height * width}"
         )
     # Compressed input is encoded again: decoders disagree on numbers that are not in the shortest form.
-    encoded: dict[str, Any] = coco_mask.frPyObjects({"size": [height, width], "counts": runs}, height, width)
-    return encoded
+    return {"size": [height, width], "counts": encode_counts(runs)}
 
 
 def _whole_runs(counts: Any) -> IntArray:
@@ -462,6 +467,101 @@ def decode_counts(compressed: bytes) -> IntArray:
     runs[1::2] = runs[1::2].cumsum()
     runs[2::2] = runs[2::2].cumsum()
     return runs
+
+
+def encode_counts(runs: IntArray) -> bytes:
+    """Compress run lengths, the inverse of `decode_counts`, in the shortest form.
+
+    pycocotools writes past its buffer if the runs take six characters on average, from images of 50 million px on.
+
+    Example:
+        >>> encode_counts(np.array([1, 2, 3]))
+        b'123'
+    """
+    values = runs.copy()
+    values[3:] -= runs[1:-2]
+    magnitude = np.where(values < 0, ~values, values)
+    digits = 1 + np.searchsorted(_TOO_LARGE, magnitude, side="right")
+    index, place = expanded(digits)
+    codes = (values[index] >> (5 * place)) & 31
+    codes[place < digits[index] - 1] |= 32
+    return (codes + 48).astype(np.uint8).tobytes()
+
+
+def are_canonical(compressed: Sequence[bytes], pixels: IntArray) -> BoolArray:
+    """Return which RLEs are compressed as pycocotools does it, and cover exactly their pixels: (N,).
+
+    `checked_rle` accepts these unchanged, and tells what is wrong with the others. Decoding many at once is several
+    times as fast.
+
+    Args:
+        compressed: N compressed run lengths.
+        pixels: (N,) H * W of each, below 2**31.
+
+    Example:
+        >>> are_canonical([b"123", b"124", b"12~"], np.array([6, 6, 6])).tolist()
+        [True, False, False]
+    """
+    result = np.zeros(len(compressed), dtype=bool)
+    lengths = np.fromiter(map(len, compressed), dtype=np.int64, count=len(compressed))
+    codes = np.empty(0, dtype=np.uint8)
+    ends = lengths.cumsum()
+    start = 0
+    while start < len(compressed):
+        stop = max(int(np.searchsorted(ends, ends[start] - lengths[start] + _CHUNK)), start + 1)
+        codes = np.frombuffer(b"".join(compressed[start:stop]), dtype=np.uint8) - 48  # wraps below 48
+        # The numbers of an RLE end with it if its last character says so; no other RLE is decoded.
+        last = ends[start:stop] - (ends[start] - lengths[start]) - 1
+        whole = lengths[start:stop] > 0
+        whole[whole] = codes[last[whole]] & 32 == 0
+        outside = np.searchsorted(last, np.nonzero(codes >= 64)[0])
+        whole[outside] = False
+        kept = np.nonzero(whole)[0]
+        if len(kept) < stop - start:
+            codes = codes[np.repeat(whole, lengths[start:stop])]
+        if len(kept):
+            result[start + kept] = _are_canonical(codes, lengths[start + kept], pixels[start + kept])
+        start = stop
+    return result
+
+
+def _are_canonical(codes: npt.NDArray[np.uint8], lengths: IntArray, pixels: IntArray) -> BoolArray:
+    """Return `are_canonical` of RLEs whose characters are all in the code, and which end with a whole number.
+
+    Args:
+        codes: (K,) characters minus 48, of all RLEs together.
+        lengths: (N,) number of characters of each RLE, at least 1.
+        pixels: (N,) H * W.
+    """
+    last = np.nonzero(codes & 32 == 0)[0]
+    first = np.concatenate([[0], last[:-1] + 1])
+    digits = last - first + 1
+    top = codes[last]
+    # The highest five bits are superfluous if they only repeat the sign, which is bit 4 of the five bits below.
+    below = codes[np.maximum(last - 1, 0)] & 16
+    longer = (digits > 1) & (((top == 0) & (below == 0)) | ((top == 31) & (below != 0)))
+    # Runs have up to 31 bits, and their differences 32: seven characters.
+    wrong = longer | (digits > 7)
+    _, place = expanded(digits)
+    values = np.add.reduceat((codes & 31).astype(np.int64) << (5 * np.minimum(place, 7)), first)
+    values -= np.where(top & 16, np.int64(1) << (5 * np.minimum(digits, 8)), 0)
+    values[wrong] = 0
+    # Numbers from the fourth run on are differences to the run two places before.
+    head = np.searchsorted(last, lengths.cumsum() - lengths)  # (N,) index of the first number of each RLE
+    owner, index = expanded(np.diff(head, append=len(last)))
+    runs = values.copy()
+    for chosen, beginning in ((index % 2 == 1, 1), ((index % 2 == 0) & (index >= 2), 2)):
+        sums = values[chosen].cumsum()
+        before = sums - values[chosen]
+        heads = np.nonzero(index[chosen] == beginning)[0]
+        counts = np.diff(heads, append=len(sums))
+        runs[chosen] = sums - np.repeat(before[heads], counts)
+    wrong |= (runs < 0) | (runs >= 2**31)
+    runs[wrong] = 0
+    is_wrong = np.bincount(owner, wrong, len(lengths)) > 0
+    covered = np.add.reduceat(runs, head)
+    canonical: BoolArray = ~is_wrong & (covered == pixels)
+    return canonical
 
 
 def expanded(counts: IntArray) -> tuple[IntArray, IntArray]:

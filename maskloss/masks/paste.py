@@ -14,11 +14,10 @@ from typing import Any, Literal, overload
 import numpy as np
 import torch
 import torch.nn.functional as F
-from pycocotools import mask as coco_mask
 from torch import Tensor
 
 from maskloss.masks.checks import check_finite, check_image_size, check_tensors
-from maskloss.masks.encoded import IntArray
+from maskloss.masks.encoded import IntArray, encode_counts
 
 RLE = dict[str, Any]
 Output = Literal["bool", "float", "rle"]
@@ -323,8 +322,7 @@ def _rle(ends: IntArray, height: int, width: int) -> RLE:
     # Join runs that reach the last row with those that continue at the top of the next column.
     joined = np.flatnonzero(ends[1:-1:2] == ends[2::2])
     ends = np.delete(ends, np.concatenate([2 * joined + 1, 2 * joined + 2]))
-    runs = np.diff(ends, prepend=0, append=height * width).tolist()
+    runs = np.diff(ends, prepend=0, append=height * width)
     if runs[-1] == 0:
-        runs.pop()
-    encoded: RLE = coco_mask.frPyObjects({"size": [height, width], "counts": runs}, height, width)
-    return {"size": [height, width], "counts": encoded["counts"].decode("ascii")}
+        runs = runs[:-1]
+    return {"size": [height, width], "counts": encode_counts(runs).decode("ascii")}

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
 
 from maskloss import EncodedMasks, mask_targets
-from maskloss.masks.encoded import decode_counts, polygon_area
+from maskloss.masks.encoded import are_canonical, checked_rle, decode_counts, encode_counts, polygon_area
 
 SQUARE = [1.0, 1.0, 4.0, 1.0, 4.0, 4.0, 1.0, 4.0]  # pixels 1 to 3 of both axes
 TRIANGLE = [0.0, 0.0, 6.0, 0.0, 0.0, 6.0]
@@ -100,6 +100,75 @@ def _characters(value: int) -> bytes:
         characters += bytes([48 + five + 32 * (not last)])
         if last:
             return characters
+
+
+def _random_counts(random: np.random.Generator) -> tuple[bytes, int]:
+    """Return compressed counts as pycocotools writes them, or damaged in some way, and the pixels of their image."""
+    height, width = random.integers(1, 30, 2).tolist()
+    bitmap = random.random((height, width)) < random.choice([0, 0.02, 0.5, 1])
+    counts = bytearray(coco_mask.encode(np.asfortranarray(bitmap, dtype=np.uint8))["counts"])
+    damage = random.integers(0, 12)  # half of them are intact
+    if damage == 1:
+        counts[random.integers(len(counts))] = random.integers(48, 112)
+    elif damage == 2:
+        counts[random.integers(len(counts))] = random.integers(256)
+    elif damage == 3:
+        del counts[-1:]
+    elif damage == 4:
+        counts.append(random.integers(48, 112))
+    elif damage == 5:  # the last number in one character more
+        counts[-1] += 32
+        counts.append(48 + (31 if (counts[-1] - 48) & 16 else 0))
+    elif damage == 6:
+        counts = bytearray(random.integers(48, 112, random.integers(0, 20), dtype=np.uint8).tobytes())
+    return bytes(counts), height * width
+
+
+@pytest.mark.parametrize("chunk", [1, 40, 10_000])
+def test_many_rles_are_judged_as_each_alone_is(monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
+    monkeypatch.setattr("maskloss.masks.encoded._CHUNK", chunk)
+    random = np.random.default_rng(0)
+    rles, pixels = zip(*(_random_counts(random) for _ in range(2_000)), strict=True)
+
+    def is_kept(counts: bytes, size: int) -> bool:
+        try:
+            return checked_rle({"size": [size, 1], "counts": counts}, size, 1, "x")["counts"] == counts
+        except ValueError:
+            return False
+
+    expected = [is_kept(*rle) for rle in zip(rles, pixels, strict=True)]
+    assert are_canonical(rles, np.array(pixels)).tolist() == expected
+    assert 500 < sum(expected) < 1_500
+
+
+def test_numbers_of_more_than_31_bits_do_not_overflow() -> None:
+    for runs in ([2**31], [2**40, 6], [0, 2**58, 6], [1, 2**31, 2**31 + 1]):
+        assert not are_canonical([encode_counts(np.array(runs))], np.array([6]))[0]
+    assert are_canonical([encode_counts(np.array([2**30, 5, 2**30]))], np.array([2**31 + 5]))[0]
+
+
+def test_counts_are_compressed_as_pycocotools_does() -> None:
+    random = np.random.default_rng(0)
+    for _ in range(300):
+        runs = random.integers(0, 2 ** random.integers(1, 18), random.integers(1, 12))
+        size = max(int(runs.sum()), 1)
+        expected = coco_mask.frPyObjects({"size": [size, 1], "counts": runs.tolist()}, size, 1)["counts"]
+        assert encode_counts(runs) == expected
+        assert np.array_equal(decode_counts(encode_counts(runs)), runs)
+    for number in (15, 16, 2**24 - 1, 2**24, 2**29, 2**59 - 1):
+        assert decode_counts(encode_counts(np.array([number, 0, number, 0]))).tolist() == [
+            number,
+            0,
+            number,
+            0,
+        ]
+
+
+def test_runs_that_overflow_the_buffer_of_pycocotools_are_encoded() -> None:
+    # pycocotools reserves six characters per run, and these take six each, besides the end of the text.
+    runs = [2**24, 2**24, 2**24, 0] * 3
+    rle = checked_rle({"size": [2**24, 9], "counts": runs}, 2**24, 9, "x")
+    assert decode_counts(rle["counts"]).tolist() == runs
 
 
 def test_polygons_are_points_and_rasterize_as_pycocotools_does():
