@@ -41,7 +41,7 @@ class Prediction:
 
 
 #: Endings of the files that are images, for folders.
-_IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp")
+_IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".tif", ".tiff", ".bmp", ".webp", ".gif", ".ppm", ".pgm")
 
 
 def image_files(paths: Sequence[str | Path]) -> list[Path]:
@@ -56,9 +56,9 @@ def image_files(paths: Sequence[str | Path]) -> list[Path]:
             files.append(path)
             continue
         if path.is_dir():
-            found = sorted(file for file in path.iterdir() if file.suffix.lower() in _IMAGE_SUFFIXES)
+            found = sorted(filter(_is_image, path.iterdir()))
             if not found:
-                raise InputError(f"{path}: has no images; they end in {', '.join(_IMAGE_SUFFIXES)}")
+                raise InputError(f"{path}: has no images{_other_images(path)}")
         elif glob.has_magic(str(path)):
             found = [
                 Path(name) for name in sorted(glob.glob(str(path), recursive=True)) if Path(name).is_file()
@@ -69,6 +69,18 @@ def image_files(paths: Sequence[str | Path]) -> list[Path]:
             raise InputError(f"{path}: the image does not exist")
         files += found
     return files
+
+
+def _is_image(path: Path) -> bool:
+    return path.suffix.lower() in _IMAGE_SUFFIXES
+
+
+def _other_images(folder: Path) -> str:
+    """Return a hint at the images in the folders of a folder, or at the endings that images have."""
+    found = next(filter(_is_image, folder.rglob("*")), None)
+    if found is None:
+        return f"; they end in {', '.join(_IMAGE_SUFFIXES)}"
+    return f", but its folders have, such as {found.relative_to(folder)}: give '{folder}/**/*{found.suffix}'"
 
 
 def thresholds_of(description: ModelDescription, score_threshold: float | None) -> list[float]:

@@ -147,6 +147,18 @@ def test_paths_without_images_are_refused(name: str, message: str, tmp_path: Pat
         image_files([tmp_path / name])
 
 
+def test_a_folder_whose_images_are_in_folders_of_it_is_refused_with_their_pattern(tmp_path: Path) -> None:
+    (tmp_path / "samples/CAM_FRONT").mkdir(parents=True)
+    (tmp_path / "samples/CAM_FRONT/n015.GIF").touch()
+    with pytest.raises(InputError) as caught:
+        image_files([tmp_path])
+    given = str(caught.value).split("'")[1]
+    assert str(caught.value) == (
+        f"{tmp_path}: has no images, but its folders have, such as samples/CAM_FRONT/n015.GIF: give '{given}'"
+    )
+    assert image_files([given]) == [tmp_path / "samples/CAM_FRONT/n015.GIF"]
+
+
 @pytest.mark.parametrize(
     ("known", "given", "expected"),
     [((), None, [0.5, 0.5]), ((0.25, None), None, [0.25, 0.5]), ((0.25, None), 0.75, [0.75, 0.75])],
