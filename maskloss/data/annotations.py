@@ -621,6 +621,12 @@ def _check_boxes(table: _Table) -> FloatArray:
             else f"{fitting} of {int(comparable.sum())} boxes are nowhere near their masks"
         )
         table.findings.add(BOX_CONVENTION, -1, "", text, name)
+    num_flat = int((table.kept & readable & has_mask & ~table.crowds & flat).sum())
+    # Some scripts write 0, 0, 0, 0 everywhere. A few flat boxes are left out.
+    if convention is None and num_flat > 1 and num_flat >= 4 * comparable.sum():
+        convention = "", 0
+        text = f"{num_flat} of {num_flat + int(comparable.sum())} boxes have no area, but their masks do"
+        table.findings.add(BOX_CONVENTION, -1, "", text, "")
     if convention is not None:
         # Boxes without a mask are assumed to follow the same convention as those with one.
         table.kept &= has_mask

@@ -13,6 +13,8 @@ from pycocotools import mask as coco_mask
 from maskloss.data.annotations import box_readings, suspected_convention
 from maskloss.data.check import check_data
 from maskloss.data.coco import read_coco
+from maskloss.data.repair import repair
+from maskloss.errors import InputError
 from tests.data.coco_files import (
     HEIGHT,
     RECTANGLE_COUNTS,
@@ -362,6 +364,28 @@ def test_boxes_that_are_nowhere_near_their_masks_are_refused(tmp_path: Path) -> 
 
     text = refusal(tmp_path, change)
     assert "2 of 2 boxes are nowhere near their masks; `maskloss repair --boxes from-masks`" in text
+
+
+@pytest.mark.parametrize(("others", "refused"), [(0, True), (1, False)])
+def test_boxes_that_nearly_all_have_no_area_are_refused(tmp_path: Path, others: int, refused: bool) -> None:
+    def change(document: dict[str, Any]) -> None:
+        boxes = [[0, 0, 0, 0]] * 2 + [[2, 1, 2, 2]] * others
+        document["annotations"] = [
+            {**document["annotations"][0], "id": number, "bbox": box} for number, box in enumerate(boxes)
+        ]
+
+    images, annotations = write_coco(tmp_path, change)
+    if not refused:
+        assert read_coco(images, annotations).num_objects == 1
+        return
+    with pytest.raises(
+        InputError, match=r"2 of 2 boxes have no area, but their masks do; .*--boxes from-masks"
+    ):
+        read_coco(images, annotations)
+    with pytest.raises(InputError, match="--boxes from-masks"):
+        repair(images, annotations, tmp_path / "fixed.json")
+    data, _ = repair(images, annotations, tmp_path / "fixed.json", boxes="from-masks")
+    assert [item.box for item in data.images[0].annotations] == [(2, 1, 4, 3)] * 2
 
 
 def test_the_new_ids_follow_the_highest_one(tmp_path: Path) -> None:
