@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from maskloss.data.columns import ABSENT, AREA_GIVEN, AREA_ODD, Columns, ImageColumns, integers
-from maskloss.data.entries import BAD_POINTS, CORRUPT_RLE, RLE_SIZE, spelled_number
+from maskloss.data.columns import ABSENT, AREA_GIVEN, AREA_ODD, SPELLINGS, Columns, ImageColumns, integers
+from maskloss.data.entries import BAD_POINTS, RLE_SIZE, BadEntry, read_segmentation, spelled_number
 from maskloss.data.findings import Findings, Kind, shown
 from maskloss.data.records import (
     NO_MASK,
@@ -27,7 +27,7 @@ from maskloss.data.records import (
 )
 from maskloss.masks.coco_format import count_pixels
 from maskloss.masks.coverage import union_area
-from maskloss.masks.encoded import FloatArray, IntArray, are_canonical, checked_rle
+from maskloss.masks.encoded import FloatArray, IntArray, are_canonical
 
 #: How far boxes and polygons may reach beyond the image without a warning, in px. COCO's own do, because of rounding.
 BORDER_TOLERANCE = 1.0
@@ -437,19 +437,22 @@ def _measure_rles(table: _Table) -> None:
 
 
 def _check_rles(table: _Table) -> None:
-    """Drop RLEs that are corrupt, and encode those again that are not as pycocotools writes them."""
+    """Drop RLEs that are corrupt, and compress those again that are not as pycocotools writes them."""
     rows = np.nonzero(table.kept & (table.form == RLE))[0]
     sizes = np.array(table.columns.rle_sizes, dtype=np.int64).reshape(-1, 2)
     rles, index = table.columns.rles, table.rle_index[rows]
     canonical = are_canonical([rles[i] for i in index.tolist()], sizes[index].prod(axis=1))
     for row, i in zip(rows[~canonical].tolist(), index[~canonical].tolist(), strict=True):
-        height, width = sizes[i].tolist()
         try:
-            rle = checked_rle({"size": [height, width], "counts": rles[i]}, height, width, "segmentation")
-            rles[i] = rle["counts"]
-        except ValueError as error:
+            segmentation = read_segmentation({"size": sizes[i].tolist(), "counts": rles[i].decode()})
+        except BadEntry as error:
             text = str(error)
-            table.drop(CORRUPT_RLE, [row], lambda _, text=text: text)  # type: ignore[misc]
+            table.drop(error.kind, [row], lambda _, text=text: text)  # type: ignore[misc]
+            continue
+        assert segmentation.rle is not None
+        rles[i] = segmentation.rle["counts"]
+        for spelling in segmentation.spellings:
+            table.report(spelling, row, SPELLINGS[spelling])
 
 
 def _sizes(table: _Table) -> FloatArray:

@@ -16,7 +16,9 @@ import numpy as np
 from maskloss.data.entries import (
     FLAT_POLYGON,
     LARGEST_RLE,
+    NESTED_POLYGONS,
     POINT_PAIRS,
+    RLE_COUNTS,
     RLE_IN_LIST,
     BadEntry,
     Segmentation,
@@ -52,10 +54,13 @@ BAD_CROWD = Kind(
     "bad_iscrowd", "annotation", True, "values of iscrowd other than 0 and 1", "`maskloss repair` sets 0"
 )
 
-_SPELLINGS = {
+#: Descriptions of the unusual forms of segmentations.
+SPELLINGS = {
     FLAT_POLYGON: "segmentation is one flat list of numbers, read as one polygon",
     POINT_PAIRS: "segmentation has its points as [x, y] pairs",
+    NESTED_POLYGONS: "segmentation has a list too many around its polygons",
     RLE_IN_LIST: "segmentation is an RLE inside a list",
+    RLE_COUNTS: "segmentation: the RLE's counts are text of numbers or of Python's bytes, or base64",
 }
 #: States of an annotation's area: a number, missing, or anything else.
 AREA_GIVEN, AREA_MISSING, AREA_ODD = 0, 1, 2
@@ -293,7 +298,7 @@ class Columns:
             fault(error.kind, str(error))
             return
         for spelling in segmentation.spellings:
-            fault(spelling, _SPELLINGS[spelling])
+            fault(spelling, SPELLINGS[spelling])
         self._add_item(position, item, identity, crowd, segmentation, fault)
 
     def _add_item(

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import ast
+import base64
+import contextlib
 import math
 import numbers
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,8 +29,20 @@ FLAT_POLYGON = Kind(
 POINT_PAIRS = Kind(
     "point_pairs", "annotation", False, "segmentations with points as [x, y] pairs are read as polygons"
 )
+NESTED_POLYGONS = Kind(
+    "nested_polygons",
+    "annotation",
+    False,
+    "segmentations with a list too many around their polygons are read",
+)
 RLE_IN_LIST = Kind(
     "rle_in_list", "annotation", False, "segmentations that are RLEs inside a list are read as RLEs"
+)
+RLE_COUNTS = Kind(
+    "rle_counts",
+    "annotation",
+    False,
+    "RLEs whose counts are text of numbers or of Python's bytes, or base64, are read",
 )
 BAD_SEGMENTATION = Kind(
     "bad_segmentation", "annotation", True, "segmentations that cannot be read", _KEEPS_BOX
@@ -164,18 +179,18 @@ def read_segmentation(value: Any) -> Segmentation:
     if is_absent(value) or value in ("", {}, []):
         return result
     if isinstance(value, dict):
-        result.rle = _read_rle(value)
+        result.rle = _read_rle(value, result)
         return result
     if not isinstance(value, list):
         raise BadEntry(
             BAD_SEGMENTATION, f"segmentation must be a list of polygons or an RLE, not {shown(value)}"
         )
     if all(isinstance(part, dict) and ("counts" in part or "size" in part) for part in value):
-        rles = [_read_rle(part) for part in value]
+        rles = [_read_rle(part, result) for part in value]
         if any(rle["size"] != rles[0]["size"] for rle in rles):
             raise BadEntry(RLE_SIZE, "segmentation: the RLEs in the list have different sizes")
         result.rle = rles[0] if len(rles) == 1 else coco_mask.merge(rles)
-        result.spellings.append(RLE_IN_LIST)
+        result.spellings[:] = [RLE_IN_LIST, *dict.fromkeys(result.spellings)]
         return result
     for polygon in _flat_polygons(value, result):
         _add_polygon(polygon, result)
@@ -183,10 +198,13 @@ def read_segmentation(value: Any) -> Segmentation:
 
 
 def _flat_polygons(value: list[Any], result: Segmentation) -> list[Any]:
-    """Return flat polygons from a list of numbers, of points, of flat polygons, or of polygons of points."""
+    """Return flat polygons from a list of numbers, of points, of flat polygons, of polygons of points, or of a list."""
     if not any(isinstance(part, list | dict) for part in value):
         result.spellings.append(FLAT_POLYGON)
         return [value]
+    if len(value) == 1 and all(isinstance(part, list) and len(part) >= 6 for part in value[0] or [None]):
+        result.spellings.append(NESTED_POLYGONS)
+        return _flat_polygons(value[0], result)
     if len(value) > 2 and all(_is_point(part) for part in value):
         result.spellings.append(POINT_PAIRS)
         return [_flatten(value)]
@@ -247,7 +265,8 @@ def _add_polygon(polygon: Any, result: Segmentation) -> None:
         result.degenerate += 1
 
 
-def _read_rle(value: dict[str, Any]) -> dict[str, Any]:
+def _read_rle(value: dict[str, Any], result: Segmentation) -> dict[str, Any]:
+    """Return a compressed RLE, and add to the result's spellings if its counts are written in an unusual form."""
     if "size" not in value or "counts" not in value:
         raise BadEntry(
             CORRUPT_RLE,
@@ -267,7 +286,27 @@ def _read_rle(value: dict[str, Any]) -> dict[str, Any]:
     try:
         return checked_rle({"size": size, "counts": counts}, size[0], size[1], "segmentation")
     except ValueError as error:
-        raise BadEntry(CORRUPT_RLE, str(error)) from None
+        cause = str(error)
+    for spelled in _spelled_counts(counts) if isinstance(counts, str) else ():
+        with contextlib.suppress(ValueError):
+            rle = checked_rle({"size": size, "counts": spelled}, size[0], size[1], "segmentation")
+            result.spellings.append(RLE_COUNTS)
+            return rle
+    raise BadEntry(CORRUPT_RLE, cause)
+
+
+def _spelled_counts(text: str) -> Iterator[Any]:
+    """Yield what counts may mean that are no compressed counts themselves.
+
+    Only one meaning can be right: its runs have to cover exactly the pixels of the RLE's size.
+    """
+    if re.fullmatch(r"b'.*'|b\".*\"", text):
+        with contextlib.suppress(ValueError, SyntaxError):
+            yield ast.literal_eval(text)
+    if re.fullmatch(r"[\[\](),\s0-9]+", text):
+        yield [int(number) for number in re.findall(r"[0-9]{1,18}", text)]
+    with contextlib.suppress(ValueError):
+        yield base64.b64decode(text, validate=True)
 
 
 def read_weight(value: Any) -> float:

@@ -128,7 +128,9 @@ def _json_rle(rle: dict[str, Any]) -> dict[str, Any]:
 FIXES: dict[Kind, Fix] = {
     entries.FLAT_POLYGON: _rewrite,
     entries.POINT_PAIRS: _rewrite,
+    entries.NESTED_POLYGONS: _rewrite,
     entries.RLE_IN_LIST: _rewrite,
+    entries.RLE_COUNTS: _rewrite,
     entries.BAD_SEGMENTATION: _salvage_polygons,
     checks.NOT_FINITE: _salvage_polygons,
     entries.CORRUPT_RLE: _leave_mask_out,

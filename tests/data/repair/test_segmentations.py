@@ -24,6 +24,11 @@ from tests.data.repair.repaired_files import ids, repaired
             [{"size": [HEIGHT, WIDTH], "counts": RECTANGLE_COUNTS}],
             {"size": [HEIGHT, WIDTH], "counts": compressed(RECTANGLE_COUNTS)},
         ),
+        ([[[2, 1, 4, 1, 4, 3, 2, 3]]], [[2, 1, 4, 1, 4, 3, 2, 3]]),
+        (
+            {"size": [HEIGHT, WIDTH], "counts": repr(compressed(RECTANGLE_COUNTS).encode())},
+            {"size": [HEIGHT, WIDTH], "counts": compressed(RECTANGLE_COUNTS)},
+        ),
     ],
     ids=str,
 )
