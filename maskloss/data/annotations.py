@@ -97,6 +97,13 @@ BOX_CONVENTION = Kind("box_convention", "annotation", True, "", _FROM_MASKS)
 FRACTIONS = Kind(
     "fractions", "annotation", True, "", "`maskloss repair` multiplies them by the images' width and height"
 )
+BITMAPS = Kind(
+    "bitmaps",
+    "annotation",
+    True,
+    "",
+    "write them as RLEs: `pycocotools.mask.encode(np.asfortranarray(mask))`",
+)
 BOX_ONLY = Kind("box_only", "annotation", False, "objects have a box and no mask")
 ODD_AREA = Kind(
     "odd_area",
@@ -539,13 +546,21 @@ def _check_fractions(table: _Table) -> None:
         (has_box_only, table.boxes, "boxes"),
     ):
         small = (extents >= -0.01).all(axis=1) & (extents <= 1.01).all(axis=1) & large
-        if rows.any() and small[rows].all() and (what == "polygons" or not has_polygons.any()):
-            count = int(rows.sum())
+        if not (rows.any() and small[rows].all() and (what == "polygons" or not has_polygons.any())):
+            continue
+        count = int(rows.sum())
+        # A polygon of the image's corners has five points at most.
+        if what == "polygons" and table.point_count.min() > 10 and np.isin(table.coordinates, (0, 1)).all():
+            text = (
+                f"the segmentations of {count} annotations are tables of pixels, 0 and 1, instead of polygons"
+            )
+            table.findings.add(BITMAPS, -1, "", text)
+        else:
             text = (
                 f"the {what} look like fractions of the image instead of px: all {count} lie between 0 and 1"
             )
             table.findings.add(FRACTIONS, -1, "", text, what)
-            table.kept &= ~rows
+        table.kept &= ~rows
 
 
 def _check_masks_inside(table: _Table) -> None:

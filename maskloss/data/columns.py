@@ -264,7 +264,9 @@ class Columns:
         except BadEntry as error:
             self.faults.append(Fault(error.kind, position, name, str(error), image_id))
         try:
-            if "point_coords" in item or "point_labels" in item:
+            # Segment Anything writes the points of its prompt, which have no labels, beside its estimates of the mask.
+            is_prompt = "point_labels" not in item and ("predicted_iou" in item or "stability_score" in item)
+            if not is_prompt and ("point_coords" in item or "point_labels" in item):
                 self.points[row] = read_points(item.get("point_coords"), item.get("point_labels"))
         except BadEntry as error:
             self.faults.append(Fault(error.kind, position, name, str(error), image_id))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -386,6 +387,29 @@ def test_boxes_that_nearly_all_have_no_area_are_refused(tmp_path: Path, others: 
         repair(images, annotations, tmp_path / "fixed.json")
     data, _ = repair(images, annotations, tmp_path / "fixed.json", boxes="from-masks")
     assert [item.box for item in data.images[0].annotations] == [(2, 1, 4, 3)] * 2
+
+
+def test_tables_of_pixels_are_no_polygons(tmp_path: Path) -> None:
+    Image.new("RGB", (16, 12)).save(tmp_path / "a.png")
+    mask = np.zeros((12, 16), dtype=int)
+    mask[3:9, 4:11] = 1
+    mask[5, 6] = 0
+    document = {
+        "images": [{"id": 1, "file_name": "a.png", "width": 16, "height": 12}],
+        "annotations": [
+            {"id": 1, "image_id": 1, "category_id": 1, "bbox": [4, 3, 7, 6], "segmentation": mask.tolist()}
+        ],
+        "categories": [{"id": 1, "name": "nut"}],
+    }
+    (tmp_path / "a.json").write_text(json.dumps(document))
+    for read in (read_coco, lambda *paths: repair(*paths, tmp_path / "fixed.json")):
+        with pytest.raises(InputError, match=r"are tables of pixels, 0 and 1, .*; write them as RLEs"):
+            read(tmp_path, tmp_path / "a.json")
+    # The corners of an image are fractions.
+    document["annotations"][0].update(segmentation=[[0, 0, 1, 0, 1, 1, 0, 1, 0, 0]], bbox=[0, 0, 1, 1])
+    (tmp_path / "b.json").write_text(json.dumps(document))
+    data, _ = repair(tmp_path, tmp_path / "b.json", tmp_path / "fixed.json")
+    assert data.images[0].annotations[0].box == (0, 0, 16, 12)
 
 
 def test_the_new_ids_follow_the_highest_one(tmp_path: Path) -> None:

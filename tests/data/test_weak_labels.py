@@ -145,6 +145,15 @@ def test_bad_values_are_refused_and_repaired(name: str, tmp_path: Path) -> None:
     assert data.num_weights == 0
 
 
+@pytest.mark.parametrize("estimate", ["predicted_iou", "stability_score"])
+def test_the_prompts_of_segment_anything_are_no_points(tmp_path: Path, estimate: str) -> None:
+    data = read_coco(
+        *write(tmp_path, {"point_coords": [[2.5, 1.5]], estimate: 0.98, "crop_box": [0, 0, 8, 5]})
+    )
+    assert data.num_points == 0
+    assert not any("point" in warning for warning in data.warnings)
+
+
 def test_a_point_on_the_border_or_without_a_label_is_fine(tmp_path: Path) -> None:
     points = {"point_coords": [[0, 0], [8, 5], [-3, 99]], "point_labels": [0, 0, -1]}
     data = read_coco(*write(tmp_path, points))
