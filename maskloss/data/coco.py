@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import gc
-import json
 import math
 import os
 from collections.abc import Iterable, Sequence
@@ -23,8 +22,18 @@ from maskloss.data.columns import ABSENT, Columns, ImageColumns
 from maskloss.data.entries import LONGEST_NAME, is_absent, spelled_number, whole_number
 from maskloss.data.file_names import ImageFolder, is_absolute, stays_inside
 from maskloss.data.findings import Findings, Kind, Problem, printable, shown
+from maskloss.data.formats import (
+    KEYED_LIST,
+    LISTS,
+    annotation_hint,
+    has_list,
+    listed,
+    not_coco,
+    not_json,
+    undecodable,
+)
 from maskloss.data.images import orientation_of, read_image_size
-from maskloss.data.json_stream import decode_object, decoded, without_trailing_commas
+from maskloss.data.json_stream import decode_object, decoded
 from maskloss.data.records import (
     Annotation,
     Category,
@@ -59,6 +68,7 @@ _SAMPLE_SIZE = 64
 _LEFT_OUT = "`maskloss repair` leaves them out"
 NOT_JSON = Kind("not_json", "file", True)
 NOT_COCO = Kind("not_coco", "file", True)
+OTHER_ANNOTATIONS = Kind("other_annotations", "file", True)
 NO_IMAGE = Kind("no_image", "file", True)
 NO_CATEGORIES = Kind("no_categories", "category", True)
 CATEGORY_ENTRY = Kind("category_entry", "category", True, "categories that cannot be read")
@@ -151,16 +161,6 @@ SIZE_DIFFERS = Kind(
 )
 LFS_POINTER = Kind("lfs_pointer", "image", True, "image files that are Git LFS pointers, not images")
 UNREADABLE_IMAGE = Kind("unreadable_image", "image", True, "image files that cannot be read", _LEFT_OUT)
-
-_FORMATS = (
-    (("shapes", "imagePath"), "labelme"),
-    (("_via_img_metadata",), "a VGG Image Annotator project"),
-    (("infos", "items"), "Datumaro"),
-    (("data", "annotations"), "Label Studio's own JSON"),
-    (("file_attributes", "regions"), "VGG Image Annotator"),
-    (("annotations", "data_row"), "Labelbox's own JSON"),
-    (("data_row",), "Labelbox's own JSON"),
-)
 
 
 @dataclass
@@ -257,66 +257,24 @@ def decode_file(path: Path, findings: Findings) -> Content | None:
         findings.add(NOT_JSON, -1, "", undecodable(error))
         return None
     except (ValueError, RecursionError) as error:
-        cause = likely_cause(text[:100].encode("utf-8", "surrogatepass")) or _comma_hint(text)
-        findings.add(NOT_JSON, -1, "", f"not valid JSON, broken or truncated: {str(error)[:200]}{cause}")
+        findings.add(NOT_JSON, -1, "", not_json(text, error))
         return None
     finally:
         if collecting:
             gc.enable()
-    missing = [key for key in ("images", "annotations", "categories") if not has_list(document, key)]
+    for key in listed(document):
+        findings.add(
+            KEYED_LIST, -1, "", f"the {key} are an object with an entry for each, and are read as a list"
+        )
+        if key == "annotations":
+            take = restart()
+            for item in document[key]:
+                take(item)
+    missing = [key for key in LISTS if not has_list(document, key)]
     if missing:
-        findings.add(NOT_COCO, -1, "", not_coco(document, missing))
+        findings.add(NOT_COCO, -1, "", not_coco(document, missing, columns.first_without_geometry))
         return None
     return Content(document["images"], document["categories"], columns)
-
-
-def undecodable(error: UnicodeDecodeError) -> str:
-    """Return the error message for a file that is not Unicode, with the likely encoding."""
-    content = error.object
-    if content[:1] in (b"{", b"[") and b"\0" not in content:
-        byte = content[error.start]
-        line = content.count(b"\n", 0, error.start) + 1
-        return (
-            f"not valid JSON: the text is not UTF-8, but probably Latin-1 or Windows-1252 (byte 0x{byte:02x} in line "
-            f"{line}); save it as UTF-8, or run `maskloss repair`, which converts it"
-        )
-    return f"not valid JSON, broken or truncated: {error}{likely_cause(content[:100])}"
-
-
-def _comma_hint(text: str) -> str:
-    with contextlib.suppress(ValueError, RecursionError):
-        json.loads(without_trailing_commas(text))
-        return "; `maskloss repair` removes trailing commas"
-    return ""
-
-
-def likely_cause(beginning: bytes) -> str:
-    """Return a hint at what a file that is not JSON is, judged by its beginning; empty if unknown."""
-    if beginning.startswith(b"version https://git-lfs"):
-        return "; it is a Git LFS pointer: run `git lfs pull`"
-    if beginning.startswith((b"\x1f\x8b", b"PK\x03\x04")):
-        return "; it is compressed: unpack it"
-    if beginning.lstrip().startswith(b"<"):
-        return "; it is XML or HTML"
-    return ""
-
-
-def not_coco(document: Any, missing: Sequence[str]) -> str:
-    """Return the error message for JSON that lacks COCO's lists, with the format that it may be in."""
-    first = document[0] if isinstance(document, list) and document else document
-    if isinstance(document, dict) and len(missing) == 3 and document:
-        first = {**next((v for v in document.values() if isinstance(v, dict)), {}), **document}
-    text = f"not a COCO-format file: it has no list of {', '.join(missing)}"
-    keys = first.keys() if isinstance(first, dict) else ()
-    for names, tool in _FORMATS:
-        if all(name in keys for name in names) and len(missing) > 1:
-            return f"{text}; it looks like {tool}: export it as COCO"
-    return text
-
-
-def has_list(document: Any, key: str) -> bool:
-    """Return whether a document is a JSON object that has a list for a key."""
-    return isinstance(document, dict) and isinstance(document.get(key), list)
 
 
 def read_content(
@@ -332,7 +290,12 @@ def read_content(
         The data set without the entries that have errors, and the position of each of its annotations in the file's
         list.
     """
-    own, faulty = _read_categories(content.categories, content.annotations, findings)
+    annotations = content.annotations
+    hint = annotation_hint(annotations.first_without_geometry)
+    if hint is not None and annotations.without_geometry == annotations.count:
+        findings.add(OTHER_ANNOTATIONS, -1, "", hint)
+        annotations = Columns()
+    own, faulty = _read_categories(content.categories, annotations, findings)
     kept = _match_categories(own, categories, findings)
     folder = ImageFolder(image_folder)
     images = _read_images(content.images, folder, findings)
@@ -346,7 +309,7 @@ def read_content(
         return _find_different_sizes(images, chosen, image_folder, findings)
 
     records, positions = check_annotations(
-        content.annotations,
+        annotations,
         images,
         {category.id for category in own},
         faulty,

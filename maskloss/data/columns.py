@@ -135,6 +135,8 @@ class Columns:
         weights: by row, the weight of an annotation that has one.
         points: by row, the labeled points (x, y, label) of an annotation that has some.
         rles: compressed counts of the RLEs, in the order of their rows.
+        without_geometry: number of annotations with neither a bbox nor a segmentation.
+        first_without_geometry: the first of them, or None.
 
     Args:
         may_have_booleans: whether coordinates may be booleans, which takes time to check.
@@ -165,6 +167,8 @@ class Columns:
         self.degenerate: dict[int, int] = {}
         self.weights: dict[int, float] = {}
         self.points: dict[int, list[tuple[float, float, int]]] = {}
+        self.without_geometry = 0
+        self.first_without_geometry: dict[str, Any] | None = None
 
     def __len__(self) -> int:
         return len(self.forms)
@@ -276,6 +280,9 @@ class Columns:
             name, kind = f"annotation number {position}", type(item).__name__
             self.faults.append(Fault(NO_OBJECT, position, name, f"expected an object, got {kind}", None))
             return
+        if "bbox" not in item and "segmentation" not in item:
+            self.without_geometry += 1
+            self.first_without_geometry = self.first_without_geometry or item
         given = item.get("id")
         identity = whole_number(given)
         name, image_id = _name_of(position, item), item.get("image_id")

@@ -11,6 +11,7 @@ from typing import Any
 from maskloss.data.coco import CocoData, Content, read_coco, read_content
 from maskloss.data.columns import Columns
 from maskloss.data.findings import Findings
+from maskloss.data.formats import listed
 from maskloss.errors import InputError
 from maskloss.files import check_unused, copy_file, make_folder, read_bytes, write_text
 
@@ -68,6 +69,7 @@ def write_subset(
     for folder, _ in parts:
         check_unused(folder)
     document = json.loads(read_bytes(data.annotation_file))
+    listed(document)
     documents = [part_of(document, images, kept_categories) for _, images in parts]
     texts = [_encode_part(data, part, folder) for part, (folder, _) in zip(documents, parts, strict=True)]
     for text, (folder, images) in zip(texts, parts, strict=True):

@@ -7,7 +7,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from maskloss.data import coco
+from maskloss.data import formats
 from maskloss.data.findings import Kind, shown
 from maskloss.data.json_stream import decoded, without_trailing_commas
 from maskloss.data.repair.log import Log
@@ -29,7 +29,7 @@ def decode_document(path: Path, log: Log) -> dict[str, Any]:
     try:
         text = decoded(content)
     except UnicodeDecodeError as error:
-        problem = coco.undecodable(error)
+        problem = formats.undecodable(error)
         if "Latin-1" not in problem:
             raise InputError(f"{path}: {problem}") from None
         # Windows-1252 assigns letters to bytes that are control characters in Latin-1, and leaves five bytes undefined.
@@ -41,14 +41,15 @@ def decode_document(path: Path, log: Log) -> dict[str, Any]:
         try:
             document = json.loads(without_trailing_commas(text))
         except (ValueError, RecursionError):
-            raise InputError(
-                f"{path}: not valid JSON, broken or truncated: {str(error)[:200]}"
-                f"{coco.likely_cause(content[:100]) or '; it cannot be repaired'}"
-            ) from None
+            raise InputError(f"{path}: {formats.not_json(text, error)}; it cannot be repaired") from None
         log.add(COMMAS, "trailing commas removed", "", str(error))
-    missing = [key for key in LIST_KEYS.values() if not coco.has_list(document, key)]
+    for key in formats.listed(document):
+        log.add(formats.KEYED_LIST, "written as a list", "", f"the {key} are an object")
+    missing = [key for key in LIST_KEYS.values() if not formats.has_list(document, key)]
     if missing:
-        raise InputError(f"{path}: {coco.not_coco(document, missing)}; that cannot be repaired")
+        annotations = document["annotations"] if "annotations" not in missing else []
+        problem = formats.not_coco(document, missing, annotations[0] if annotations else None)
+        raise InputError(f"{path}: {problem}; that cannot be repaired")
     result: dict[str, Any] = document
     return result
 
