@@ -12,6 +12,7 @@ import ctypes
 import gc
 import math
 import os
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -111,7 +112,7 @@ FILE_NAME = Kind(
     "image",
     True,
     "images whose file_name is not the name of a file",
-    "`maskloss repair` takes the file that a URL names, and leaves out the others",
+    _LEFT_OUT,
 )
 FILE_OUTSIDE = Kind(
     "file_outside",
@@ -134,7 +135,8 @@ FILE_SPELLING = Kind(
     "file_spelling",
     "image",
     False,
-    "file names with backslashes, URL encoding or spaces around them are read as the files that exist",
+    "file names with backslashes, URL encoding or spaces around them, or only in a URL, are read as the files that "
+    "exist",
 )
 BAD_SIZE = Kind(
     "bad_size",
@@ -429,6 +431,7 @@ def _read_images(items: list[Any], folder: ImageFolder, findings: Findings) -> I
     images = ImageColumns()
     seen: dict[int, int] = {}
     missing: list[tuple[int, str, str, str]] = []
+    of_urls = _files_of_urls(items, folder)
     for position, item in enumerate(items):
         if not isinstance(item, dict):
             text = f"expected an object, got {type(item).__name__}"
@@ -455,6 +458,10 @@ def _read_images(items: list[Any], folder: ImageFolder, findings: Findings) -> I
         file_name = item.get("file_name")
         if type(file_name) is str and folder.has(file_name) and stays_inside(file_name):
             found: str | None = file_name
+        elif position in of_urls:
+            found = of_urls[position]
+            text = f"missing file_name; {shown(found)} is read, which {shown(url_of(item))} names"
+            findings.add(FILE_SPELLING, position, name, text, found)
         else:
             found = _find_file(item, folder, position, name, findings, missing)
         size = None if found is None else _read_size(item, found, folder, position, name, findings)
@@ -477,6 +484,24 @@ def url_of(item: dict[str, Any]) -> str | None:
     """Return the URL of an image's file, which LVIS has instead of a `file_name`, or None."""
     urls = (item.get(key) for key in ("coco_url", "url", "flickr_url"))
     return next((url for url in urls if isinstance(url, str) and url and "\0" not in url), None)
+
+
+def _files_of_urls(items: list[Any], folder: ImageFolder) -> dict[int, str]:
+    """Return the existing files that the URLs of images without a `file_name` name, by the images' positions.
+
+    A file that another image names too is left out, because it is unknown which of the images it belongs to.
+    """
+    found: dict[int, str] = {}
+    claims: Counter[str] = Counter()
+    for position, item in enumerate(items):
+        file_name = item.get("file_name") if isinstance(item, dict) else ""
+        url = url_of(item) if is_absent(file_name) else None
+        if isinstance(file_name, str):
+            claims[file_name] += 1
+        elif url is not None and (file := folder.elsewhere(url)) is not None:
+            found[position] = file
+            claims[file] += 1
+    return {position: file for position, file in found.items() if claims[file] == 1}
 
 
 def _find_file(
@@ -560,14 +585,16 @@ def _read_size(
     width, height = item.get("width"), item.get("height")
     if type(width) is int and type(height) is int and 0 < width <= _MAX_SIDE and 0 < height <= _MAX_SIDE:
         return width, height
-    if is_absent(width) or is_absent(height):
+    # Datumaro and others write 0 for a size that they do not know.
+    if is_absent(width) or is_absent(height) or (width == 0 and height == 0):
         try:
             size = read_image_size(folder.path / file_name)
             turned = orientation_of(folder.path / file_name) != 1
         except InputError as error:
             findings.add(unreadable_kind(error), position, name, unreadable_text(file_name, error))
             return None
-        text = f"missing width and height; {file_name[:80]} is {size[0]} x {size[1]}"
+        given = "missing width and height" if width != 0 else "width and height are 0"
+        text = f"{given}; {file_name[:80]} is {size[0]} x {size[1]}"
         findings.add(
             TURNED_SIZE if turned else MISSING_SIZE,
             position,

@@ -218,6 +218,19 @@ def test_a_recorded_size_that_is_not_a_positive_integer_is_refused(
     assert f"image 10: width and height must be positive integers, not {width!r} and {height!r}" in text
 
 
+@pytest.mark.parametrize(
+    ("fields", "given"),
+    [
+        ({"width": None, "height": None}, "missing width and height"),
+        ({"width": 0, "height": 0}, "width and height are 0"),
+    ],
+)
+def test_an_unknown_size_is_that_of_the_file(tmp_path: Path, fields: dict[str, Any], given: str) -> None:
+    data = read_coco(*write_coco(tmp_path, in_image(**fields)))
+    assert (data.images[0].width, data.images[0].height) == (8, 5)
+    assert any(f"image 10: {given}; a.png is 8 x 5" in warning for warning in data.warnings)
+
+
 # A validation file and the categories of the training set.
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from maskloss.data.coco import read_coco
 from tests.data.coco_files import HEIGHT, WIDTH, in_image, refusal, write_coco
 from tests.data.repair.repaired_files import ids, repaired
 
@@ -46,16 +47,39 @@ def test_images_whose_names_match_the_same_file_are_both_left_out(tmp_path: Path
 
 @pytest.mark.parametrize("key", ["coco_url", "url", "flickr_url"])
 def test_the_file_that_a_url_names_is_taken_for_a_missing_file_name(tmp_path: Path, key: str) -> None:
+    """As in LVIS."""
+
     def change(document: dict[str, Any]) -> None:
         del document["images"][0]["file_name"]
         document["images"][0][key] = "http://images.example.org/train2017/a.png"
+
+    data = read_coco(*write_coco(tmp_path, change))
+    assert [image.file_name for image in data.images] == ["a.png", "nested/b.png"]
+    url = "'http://images.example.org/train2017/a.png'"
+    assert f"image 10: missing file_name; 'a.png' is read, which {url} names" in data.warnings[0]
+    document, _ = repaired(tmp_path, change)
+    assert [image["file_name"] for image in document["images"]] == ["a.png", "nested/b.png"]
+
+
+@pytest.mark.parametrize(
+    "other", [{"coco_url": "http://images.example.org/val2017/a.png"}, {"file_name": "a.png"}]
+)
+def test_a_file_that_two_images_may_mean_is_not_taken_from_a_url(
+    tmp_path: Path, other: dict[str, str]
+) -> None:
+    def change(document: dict[str, Any]) -> None:
+        del document["images"][0]["file_name"]
+        document["images"][0]["coco_url"] = "http://images.example.org/train2017/a.png"
+        document["images"][1] = {"id": 20, "width": WIDTH, "height": HEIGHT, **other}
+        document["annotations"][0]["image_id"] = 20
 
     text = refusal(tmp_path, change)
     assert (
         "image 10: missing file_name, but 'http://images.example.org/train2017/a.png' names 'a.png'" in text
     )
-    document, _ = repaired(tmp_path, change)
-    assert [image["file_name"] for image in document["images"]] == ["a.png", "nested/b.png"]
+    if "file_name" in other:
+        document, _ = repaired(tmp_path, change)
+        assert ids(document, "images") == [20]
 
 
 def test_two_images_with_the_same_id_are_left_out_with_their_annotations(tmp_path: Path) -> None:
