@@ -14,12 +14,12 @@ import math
 import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from maskloss.data.annotations import check_annotations
-from maskloss.data.columns import ABSENT, Columns, ImageColumns
+from maskloss.data.columns import ABSENT, Columns, ImageColumns, integers
 from maskloss.data.entries import LONGEST_NAME, is_absent, spelled_number, whole_number
 from maskloss.data.file_names import ImageFolder, is_absolute, stays_inside
 from maskloss.data.findings import Findings, Kind, Problem, printable, shown
@@ -92,7 +92,25 @@ CATEGORY_SAME_NAME = Kind(
     False,
     "categories with the name of another category are trained as separate classes",
 )
-OTHER_CATEGORY = Kind("other_category", "category", True, "categories that do not match the model's")
+OTHER_CATEGORY = Kind(
+    "other_category",
+    "category",
+    True,
+    "categories that do not match the model's",
+    "`maskloss subset --categories` copies the others",
+)
+CATEGORY_BY_NAME = Kind(
+    "category_by_name",
+    "category",
+    False,
+    "categories whose id is not the model's are read by their name; results have the model's ids",
+)
+EXTRA_CATEGORY = Kind(
+    "extra_category",
+    "category",
+    False,
+    "categories that the model does not have, and no annotation refers to",
+)
 
 IMAGE_ENTRY = Kind("image_entry", "image", True, "images that cannot be read", _LEFT_OUT)
 IMAGE_ID = Kind(
@@ -185,8 +203,9 @@ def read_coco(
     Args:
         image_folder: folder that the `file_name`s are relative to.
         annotation_file: JSON with images, annotations and categories.
-        categories: categories of the model or of the training set, which must include those of the file. Defaults to
-            those of the file.
+        categories: categories of the model or of the training set, which must include those that the file's annotations
+            refer to. Ids that differ are replaced by those of the category with the same name. Defaults to the
+            categories of the file.
 
     Returns:
         The data set. Its `warnings` count the deviations that were corrected, and the entries that were left out.
@@ -298,7 +317,8 @@ def read_content(
         findings.add(OTHER_ANNOTATIONS, -1, "", hint)
         annotations = Columns()
     own, faulty = _read_categories(content.categories, annotations, findings)
-    kept = _match_categories(own, categories, findings)
+    used = {*annotations.category_ids, *map(whole_number, annotations.odd_category_ids.values())}
+    matches = _match_categories(own, categories, used, findings)
     folder = ImageFolder(image_folder)
     images = _read_images(content.images, folder, findings)
     if not content.images:
@@ -318,7 +338,12 @@ def read_content(
         different_sizes,
         findings,
     )
-    return CocoData(path, image_folder, records, kept, []), positions
+    if any(identity != match for identity, match in matches.items()):
+        ids = [matches.get(identity, identity) for identity in records.category_ids.tolist()]
+        records = replace(records, category_ids=integers(ids))
+    return CocoData(
+        path, image_folder, records, tuple(own if categories is None else categories), []
+    ), positions
 
 
 def _read_categories(
@@ -410,21 +435,45 @@ def _possible_ids(value: Any) -> set[Any]:
 
 
 def _match_categories(
-    own: list[Category], given: Sequence[Category] | None, findings: Findings
-) -> tuple[Category, ...]:
-    """Return the given categories, or the file's if None; report those of the file that are not among them."""
+    own: list[Category], given: Sequence[Category] | None, used: set[Any], findings: Findings
+) -> dict[int, int]:
+    """Return the given category that each of the file's categories is, by id; report those that are none of them.
+
+    Files that were exported one by one may give the same categories other ids, so a category is recognized by its name
+    if its id does not fit.
+
+    Args:
+        own: categories of the file.
+        given: categories of the model, or None for those of the file.
+        used: ids of the categories that annotations refer to.
+        findings: receives the categories that do not match.
+    """
     if given is None:
-        return tuple(own)
+        return {category.id: category.id for category in own}
     names = {category.id: category.name for category in given}
+    own_names = Counter(category.name for category in own)
+    by_name = {category.name: category.id for category in given if own_names[category.name] == 1}
+    for name, count in Counter(names.values()).items():
+        if count > 1:
+            by_name.pop(name, None)
+    matches: dict[int, int] = {}
     for category in own:
-        label = f"category {category.id}"
-        if category.id not in names:
-            text = f"{shown(category.name)} is not among the model's categories"
+        label, name = f"category {category.id}", shown(category.name)
+        if names.get(category.id) == category.name:
+            matches[category.id] = category.id
+        elif category.name in by_name:
+            matches[category.id] = by_name[category.name]
+            text = f"{name} is category {matches[category.id]} of the model, and is read as that"
+            findings.add(CATEGORY_BY_NAME, -1, label, text)
+        elif category.id not in used:
+            text = f"{name} is not among the model's categories, and no annotation refers to it"
+            findings.add(EXTRA_CATEGORY, -1, label, text)
+        elif category.id in names:
+            text = f"is {name} here, but {shown(names[category.id])} among the model's categories"
             findings.add(OTHER_CATEGORY, -1, label, text)
-        elif names[category.id] != category.name:
-            text = f"is {shown(category.name)} here, but {shown(names[category.id])} among the model's categories"
-            findings.add(OTHER_CATEGORY, -1, label, text)
-    return tuple(given)
+        else:
+            findings.add(OTHER_CATEGORY, -1, label, f"{name} is not among the model's categories")
+    return matches
 
 
 def _read_images(items: list[Any], folder: ImageFolder, findings: Findings) -> ImageColumns:
