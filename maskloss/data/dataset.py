@@ -99,7 +99,10 @@ class CocoDataset(Dataset[Sample | InputError]):
         try:
             image = read_image(self.data.image_path(record), (record.width, record.height))
         except InputError as error:
-            raise InputError(f"{error} (image {record.id} of {self.data.annotation_file})") from error
+            way_out = "" if "git lfs" in str(error) else "; `maskloss repair` leaves it out"
+            raise InputError(
+                f"{error} (image {record.id} of {self.data.annotation_file}){way_out}"
+            ) from error
         pixels, target = v2.functional.pil_to_tensor(image), self._target(record)
         if self.transforms is None:
             return pixels, target

@@ -133,10 +133,15 @@ def _open_image(path: Path) -> Iterator[Image.Image]:
 
 
 def _why_unreadable(path: str | os.PathLike[str], error: Exception) -> str:
+    beginning = b"?"
     with contextlib.suppress(OSError), open(path, "rb") as file:
-        if file.read(23) == b"version https://git-lfs":
-            return "not a readable image but a Git LFS pointer: run `git lfs pull`"
+        beginning = file.read(132)
+    if beginning.startswith(b"version https://git-lfs"):
+        return "not a readable image but a Git LFS pointer: run `git lfs pull`"
     if isinstance(error, UnidentifiedImageError):
+        kind = _other_format(beginning)
+        if kind is not None:
+            return f"not a readable image: it is {kind}"
         tiff = _describe_tiff(path)
         if tiff is not None:
             return f"not a readable image: {tiff}, which cannot be decoded; convert it to 8-bit RGB"
@@ -149,6 +154,24 @@ def _why_unreadable(path: str | os.PathLike[str], error: Exception) -> str:
         )
     says = " ".join(str(error).split()) or type(error).__name__
     return f"not a readable image: {says[:150]}"
+
+
+def _other_format(beginning: bytes) -> str | None:
+    """Return what a file is that Pillow does not open, judged by its first 132 bytes, or None if unknown."""
+    if not beginning:
+        return "empty"
+    if beginning.lstrip().startswith(b"<"):
+        return "HTML, SVG or other XML, such as an error message instead of the download"
+    brand = beginning[8:12] if beginning[4:8] == b"ftyp" else b""
+    kinds = {
+        "AVIF": brand in (b"avif", b"avis"),
+        "HEIC": brand in (b"heic", b"heix", b"heim", b"hevc", b"mif1", b"msf1"),
+        "JPEG 2000": beginning.startswith((b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51")),
+        "JPEG XL": beginning.startswith((b"\0\0\0\x0cJXL ", b"\xff\x0a")),
+        "PDF": beginning.startswith(b"%PDF"),
+        "DICOM": beginning[128:] == b"DICM",
+    }
+    return next((f"{kind}; convert it to PNG or JPEG" for kind, found in kinds.items() if found), None)
 
 
 def _load_upright(file: Image.Image, path: Path, size: tuple[int, int] | None) -> Image.Image:

@@ -97,7 +97,7 @@ def test_an_unreadable_image_comes_back_as_an_input_error(data: CocoData, worker
     assert isinstance(batches[0], InputError)
     text = str(batches[0])
     assert text.startswith(f"{path}: not a readable image")
-    assert text.endswith(f"(image 20 of {data.annotation_file})")
+    assert text.endswith(f"(image 20 of {data.annotation_file}); `maskloss repair` leaves it out")
 
 
 def test_collate_gives_lists_of_images_and_targets(data: CocoData) -> None:

@@ -309,6 +309,31 @@ def test_formats_that_photographs_do_not_use_are_not_opened(tmp_path: Path, kind
         read_image(path)
 
 
+@pytest.mark.parametrize(
+    ("content", "kind"),
+    [
+        (b"", "empty"),
+        (
+            b"\n<!DOCTYPE html><title>404",
+            "HTML, SVG or other XML, such as an error message instead of the download",
+        ),
+        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "HEIC; convert it to PNG or JPEG"),
+        (b"\0\0\0\x1cftypavif\0\0\0\0avifmif1miaf", "AVIF; convert it to PNG or JPEG"),
+        (b"\0\0\0\x0cjP  \r\n\x87\n", "JPEG 2000; convert it to PNG or JPEG"),
+        (b"\xff\x4f\xff\x51\0\x2f", "JPEG 2000; convert it to PNG or JPEG"),
+        (b"\0\0\0\x0cJXL \r\n\x87\n", "JPEG XL; convert it to PNG or JPEG"),
+        (b"%PDF-1.7", "PDF; convert it to PNG or JPEG"),
+        (b"\0" * 128 + b"DICM\2\0", "DICOM; convert it to PNG or JPEG"),
+    ],
+)
+def test_other_formats_are_named(tmp_path: Path, content: bytes, kind: str) -> None:
+    path = tmp_path / "a.jpg"
+    path.write_bytes(content)
+    with pytest.raises(InputError) as caught:
+        read_image(path)
+    assert str(caught.value) == f"{path}: not a readable image: it is {kind}"
+
+
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_every_supported_format_is_read(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"a.{suffix}"
