@@ -303,6 +303,7 @@ def _spelled_counts(text: str) -> Iterator[Any]:
     if re.fullmatch(r"b'.*'|b\".*\"", text):
         with contextlib.suppress(ValueError, SyntaxError):
             yield ast.literal_eval(text)
+        yield text[2:-1]
     if re.fullmatch(r"[\[\](),\s0-9]+", text):
         yield [int(number) for number in re.findall(r"[0-9]{1,18}", text)]
     with contextlib.suppress(ValueError):

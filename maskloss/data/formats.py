@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -68,6 +69,8 @@ def annotation_hint(annotation: Any) -> str | None:
 def undecodable(error: UnicodeDecodeError) -> str:
     """Return the error message for a file that is not Unicode, with the likely encoding."""
     content = error.object
+    if content[:1] in (b"{", b"[") and _is_east_asian(content):
+        return "not valid JSON: the text is not UTF-8, but probably GBK or EUC-KR; save it as UTF-8"
     if content[:1] in (b"{", b"[") and b"\0" not in content:
         byte = content[error.start]
         line = content.count(b"\n", 0, error.start) + 1
@@ -76,6 +79,16 @@ def undecodable(error: UnicodeDecodeError) -> str:
             f"{line}); save it as UTF-8, or run `maskloss repair`, which converts it"
         )
     return f"not valid JSON, broken or truncated: {error}{likely_cause(content[:100])}"
+
+
+def _is_east_asian(content: bytes) -> bool:
+    """Return whether bytes beyond ASCII come in pairs as in GBK and EUC-KR, whose common letters begin with B0 to D7.
+
+    In Latin-1, two such bytes in a row would be two symbols or capitals with accents.
+    """
+    words = re.findall(rb"[\x80-\xff]+", content[:10_000_000])
+    common = sum(len(word) for word in words if re.fullmatch(rb"([\xb0-\xd7][\xa1-\xfe])+", word))
+    return common >= 4 and 10 * common >= 9 * sum(map(len, words))
 
 
 def not_json(text: str, error: ValueError | RecursionError) -> str:
@@ -128,6 +141,8 @@ def _hint(document: Any, missing: Sequence[str], annotation: Any) -> str | None:
     for names, hint in _TOOLS + (_LISTS if isinstance(document, list) else ()):
         if len(missing) > 1 and all(name in keys for name in names):
             return hint
+    if list(missing) == ["images"] and "videos" in document:
+        return "it is about videos, as YouTube-VIS: list each frame as an image, with annotations of its own"
     if list(missing) == ["annotations"] and "annotations" not in document:
         return "it only lists images, as the files of COCO's test sets do"
     return annotation_hint(annotation)

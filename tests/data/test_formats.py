@@ -49,6 +49,10 @@ FILES: dict[str, tuple[Any, str]] = {
         {"images": good_document()["images"], "annotations": [{"id": 1, "image_id": 10, "regions": []}]},
         "have several objects each, in `regions`",
     ),
+    "youtube-vis": (
+        {"videos": [{"id": 1, "file_names": ["a.png"]}], "annotations": [], "categories": []},
+        "it is about videos, as YouTube-VIS: list each frame as an image",
+    ),
     "no list": ({"images": [], "annotations": []}, "it has no list of categories"),
     "null lists": (dict.fromkeys(LISTS), "it has no list of images, annotations, categories"),
 }  # fmt: skip
@@ -112,6 +116,27 @@ def test_annotations_of_another_kind_are_one_error_with_the_way_out(
     with pytest.raises(SystemExit):
         main(["check", "--images", str(images), "--annotations", str(annotations)])
     assert capsys.readouterr().out.count("error: ") == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "encoding", "converted"),
+    [
+        ("苹果", "gbk", False),
+        ("사과나무", "euc-kr", False),
+        ("Größe", "latin-1", True),
+        ("Çà et là", "cp1252", True),
+    ],
+)
+def test_only_western_text_is_converted(name: str, encoding: str, converted: bool, tmp_path: Path) -> None:
+    images, path = write_coco(tmp_path, lambda document: document["categories"][0].update(name=name))
+    path.write_text(json.dumps(json.loads(path.read_text()), ensure_ascii=False), encoding=encoding)
+    if converted:
+        data, _ = repair(images, path, tmp_path / "fixed.json")
+        assert name in [category.name for category in data.categories]
+        return
+    for read in (read_coco, lambda *paths: repair(*paths, tmp_path / "fixed.json")):
+        with pytest.raises(InputError, match="probably GBK or EUC-KR; save it as UTF-8"):
+            read(images, path)
 
 
 def test_a_caption_beside_a_mask_is_an_unknown_field(tmp_path: Path) -> None:

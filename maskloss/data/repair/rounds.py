@@ -7,7 +7,7 @@ from typing import Any
 
 from maskloss.data import check, coco
 from maskloss.data.columns import Columns
-from maskloss.data.findings import Findings, Kind
+from maskloss.data.findings import Findings, Kind, Problem
 from maskloss.data.records import CocoData
 from maskloss.data.repair import annotations as annotation_fields
 from maskloss.data.repair import categories, conventions, geometry, images, segmentations
@@ -41,11 +41,11 @@ def repair_document(
     Raises:
         InputError: errors are left, or no object.
     """
-    first: str | None = None
+    first: Problem | None = None
     for _ in range(_MAX_ROUNDS):
         findings = Findings()
         data, positions = _read(document, path, folder, findings)
-        first = first or next((problem.shortened(200) for problem in findings.problems(str(path))), None)
+        first = _first_problem(first, findings, path)
         rows = {int(position): row for row, position in enumerate(positions)}
         draft = Draft(
             document,
@@ -61,6 +61,7 @@ def repair_document(
         _apply_fixes(draft)
         if not log.count and not findings.any_error:
             check.check_images(data, findings)
+            first = _first_problem(first, findings, path)
             _apply_fixes(draft)
         if not log.count:
             break
@@ -107,13 +108,22 @@ def _fix(draft: Draft, fixes: dict[Kind, Fix]) -> None:
             fix(draft, kind, finding)
 
 
-def _check_result(data: CocoData, findings: Findings, path: Path, first: str | None) -> None:
+def _first_problem(first: Problem | None, findings: Findings, path: Path) -> Problem | None:
+    """Return the first error of all rounds, or the first warning if there is no error so far."""
+    if first is not None and first.error:
+        return first
+    found = next(iter(findings.problems(str(path))), None)
+    return found if first is None or (found is not None and found.error) else first
+
+
+def _check_result(data: CocoData, findings: Findings, path: Path, first: Problem | None) -> None:
     """Raise if errors are left, or no object, for which `first`, the first problem of all, is the cause."""
     errors = [problem for problem in findings.problems(str(path)) if problem.error]
     if not data.images or not data.num_objects:
-        cause = f": {first.removeprefix(f'{path}: ')}" if first else ""
+        most = 230 + len(str(path))
+        cause = f": {first.shortened(most).removeprefix(f'{path}: ')}" if first else ""
         if not errors or errors[0].kind in ("no_image", "no_categories"):
-            raise InputError(f"{path}: no usable object is left after the repair{cause}"[:300])
+            raise InputError(f"{path}: no usable object is left after the repair{cause}"[: most + 70])
     if errors:
         cannot = "" if "repair --" in errors[0].text else " (`repair` cannot decide this)"
         raise InputError(errors[0].shortened(300 - len(cannot)) + cannot)

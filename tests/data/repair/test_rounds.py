@@ -32,6 +32,15 @@ def test_faults_that_a_repair_uncovers_are_repaired_too(tmp_path: Path) -> None:
     assert [r["kind"] for r in listing["repairs"]] == ["bad_segmentation", "degenerate_part", "box_from_mask"]
 
 
+def test_if_no_image_can_be_decoded_that_is_the_cause(tmp_path: Path) -> None:
+    # The missing mask of an object is a warning of the first round.
+    images, annotations = write_coco(tmp_path, in_annotation(segmentation=None))
+    for path in (images / "a.png", images / "nested/b.png"):
+        path.write_bytes(b"\0\0\0\x1cftypavif\0\0\0\0avifmif1")
+    with pytest.raises(InputError, match=r"no usable object is left .*: 2 image files .*it is AVIF"):
+        repair(images, annotations, tmp_path / "fixed.json")
+
+
 def test_images_that_cannot_be_decoded_are_left_out_in_the_end(tmp_path: Path) -> None:
     images, annotations = write_coco(tmp_path)
     content = (images / "nested/b.png").read_bytes()
