@@ -79,7 +79,9 @@ def check_term(name: str, term: Any) -> None:
             "lambda boxes: my_loss(boxes.deltas, boxes.target_deltas)"
         )
     elif name == "mask" and _accepts(term, 3):
-        way_out = "; a term that takes all classes' logits and the labels needs the attribute all_classes = True"
+        way_out = (
+            "; a term that takes all classes' logits and the labels needs the attribute all_classes = True"
+        )
     check_arguments(name, term, arguments, way_out)
     if name != "regularization":
         check_unreduced(name, term)
