@@ -725,9 +725,8 @@ def test_an_unreadable_image_is_named_even_from_a_worker(
         patch.setenv("PYTHONWARNINGS", "ignore")
         code, text = failed(capsys, *options, "--workers", 1)
     assert code == 2
-    assert re.match(
-        rf"maskloss: error: {tmp_path}/data/train/images/00000\d\.png: not a readable image", text
-    )
+    # A long path is shortened at its beginning.
+    assert re.match(r"maskloss: error: .*/images/00000\d\.png: not a readable image", text)
 
 
 def test_loss_that_becomes_nan_exits_with_1(

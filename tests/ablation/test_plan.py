@@ -272,6 +272,8 @@ def test_category_without_objects_or_in_only_one_set_is_an_error_that_names_it(
 ):
     annotations = json.loads((data / "train/annotations.json").read_text())
     annotations["categories"].append({"id": 99, "name": "unicorn"})
+    if field == "val_annotations":  # what no annotation refers to is ignored in a validation set
+        annotations["annotations"][0]["category_id"] = 99
     path = tmp_path / "annotations.json"
     path.write_text(json.dumps(annotations))
     content["variants"]["mine"] = {field: str(path)}

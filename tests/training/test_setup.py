@@ -147,6 +147,7 @@ def test_validation_categories_that_training_lacks_are_refused(shapes: Path, tmp
     path = tmp_path / "data/val/annotations.json"
     document = json.loads(path.read_text())
     document["categories"].append({"id": 9, "name": "hexagon"})
+    document["annotations"][0]["category_id"] = 9
     path.write_text(json.dumps(document))
     with pytest.raises(InputError, match=r"val/annotations\.json: category 9: 'hexagon' is not among"):
         train(small_config(tmp_path / "data", tmp_path / "run"))
