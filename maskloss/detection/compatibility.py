@@ -40,7 +40,7 @@ _PARTS: dict[str, tuple[type, type]] = {
 
 #: Methods of torchvision's parts that the converted parts never call, so that a user's replacement would be skipped.
 _UNCALLED_METHODS = {
-    "rpn": ("compute_loss", "filter_proposals"),
+    "rpn": ("compute_loss",),
     "roi_heads": (
         "fastrcnn_loss",
         "maskrcnn_loss",
@@ -208,7 +208,8 @@ def check_parts(model: GeneralizedRCNN) -> None:
             )
         if not isinstance(part, ours) and "forward" in vars(part):
             raise TypeError(
-                f"convert would drop model.{name}.forward, which has been patched on the instance"
+                f"convert would drop model.{name}.forward, which has been patched on the instance; call convert first, "
+                "and patch the converted model"
             )
         _check_code(name, part)
     check_code(model)
@@ -277,11 +278,14 @@ def check_sync_free(model: GeneralizedRCNN) -> None:
                 f"sync_free would not call model.{name}.fg_bg_sampler, which is not torchvision's "
                 f"BalancedPositiveNegativeSampler but {full_name(sampler)}"
             )
+    heads: Any = model.roi_heads
     for method in ("select_training_samples", "subsample"):
-        if method in vars(model.roi_heads):
-            raise TypeError(
-                f"sync_free would drop model.roi_heads.{method}, which has been patched on the instance"
-            )
+        where = "patched on the instance" if method in vars(heads) else ""
+        # Of a stock model, these are torchvision's, and conversion replaces its class.
+        if isinstance(heads, RoIHeads) and getattr(type(heads), method) is not getattr(RoIHeads, method):
+            where = f"overridden in {full_name(heads)}"
+        if where:
+            raise TypeError(f"sync_free would drop model.roi_heads.{method}, which has been {where}")
     _check_unchanged(_SYNC_FREE_CODE)
     for name, module in model.roi_heads.named_modules():
         if isinstance(module, _BatchNorm):
@@ -413,14 +417,20 @@ def _check_code(name: str, part: Any) -> None:
     A subclass of torchvision's coder may override `encode_single` and `decode_single`, which are called.
 
     Raises:
-        TypeError: a method has been patched, or the coder overrides `encode` or `decode`.
+        TypeError: a method has been patched or overridden, or the coder overrides `encode` or `decode`.
     """
+    ours: Any = _PARTS[name][1]
     for method in _UNCALLED_METHODS[name]:
-        if method in vars(part):
-            _, instead = _REPLACED_FUNCTIONS.get(method, (None, None))
+        where = "patched on the instance" if method in vars(part) else ""
+        # A subclass with a forward of its own may call it.
+        calls_ours = isinstance(part, ours) and type(part).forward is ours.forward
+        if calls_ours and getattr(type(part), method, None) is not getattr(ours, method, None):
+            where = f"overridden in {full_name(part)}"
+        if where:
+            _, instead = _REPLACED_FUNCTIONS[method]
             raise TypeError(
-                f"model.{name}.{method} has been patched on the instance, and a converted model does not call it"
-                + (f"; pass {instead} to MaskRCNNLoss" if instead else "")
+                f"model.{name}.{method} has been {where}, and a converted model does not call it; pass {instead} to "
+                "MaskRCNNLoss"
             )
     coder = part.box_coder
     for method in ("encode", "decode"):

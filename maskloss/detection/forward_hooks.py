@@ -159,13 +159,15 @@ def _expected_inputs(model: GeneralizedRCNN) -> ModelInputs:
     own_keypoints = type(keypoints) is KeypointRCNNPredictor
     sizes: dict[str, Any] = {}
     if isinstance(transform, RCNNTransform):
+        # Methods that have been patched on the instance may accept other images.
         constants = (transform.image_mean, transform.image_std)
         num_channels = max(map(len, constants))
-        sizes = {
-            "num_channels": num_channels if num_channels > 1 else None,
-            "unit_range": all(0 < value < 1 for values in constants for value in values),
-        }
-        if transform.fixed_size is None and not transform._skip_resize:
+        if "normalize" not in vars(transform):
+            sizes = {
+                "num_channels": num_channels if num_channels > 1 else None,
+                "unit_range": all(0 < value < 1 for values in constants for value in values),
+            }
+        if transform.fixed_size is None and not transform._skip_resize and "resize" not in vars(transform):
             sizes |= {"min_size": min(transform.min_size), "max_size": transform.max_size}
     return ModelInputs(
         num_classes=getattr(heads.box_predictor.cls_score, "out_features", None) if own_predictor else None,

@@ -32,6 +32,8 @@ class RegionProposalNetwork(LossHolder, TorchvisionRPN):
     It matches and samples the same anchors, with random numbers in the same order, and proposes the same boxes. It
     computes less: matching works in chunks, target deltas are encoded only for sampled positives instead of all
     anchors, and only the best anchors of each level are decoded. Under mixed precision, boxes are decoded in float32.
+    A `filter_proposals` that a subclass overrides, or that has been patched on the instance, is called as in
+    torchvision.
 
     Attributes:
         sync_free: in training, sample without synchronizing; see `convert`.
@@ -72,9 +74,16 @@ class RegionProposalNetwork(LossHolder, TorchvisionRPN):
 
         if self.wants_losses and targets is None:
             raise ValueError("targets are needed to compute losses, got None")
+        boxes: list[Tensor] | None = None
+        if self._has_own_filter():
+            decoded = self.box_coder.decode(at_least_float32(deltas.detach()), anchors).view(
+                len(anchors), -1, 4
+            )
+            boxes, _ = self.filter_proposals(decoded, objectness, images.image_sizes, anchors_per_level)
         # Sample before proposing: NMS synchronizes, so the sample's sizes have then arrived as well.
         sample = self._sample(anchors, targets) if self.training and targets is not None else None
-        boxes = self._proposals(objectness, deltas, anchors, images.image_sizes, anchors_per_level)
+        if boxes is None:
+            boxes = self._proposals(objectness, deltas, anchors, images.image_sizes, anchors_per_level)
         boxes = [box.to(images.tensors.dtype) for box in boxes]
         if sample is not None:
             return boxes, self.loss.rpn_losses(self._batch(objectness, deltas, anchors, sample, locations))
@@ -166,6 +175,10 @@ class RegionProposalNetwork(LossHolder, TorchvisionRPN):
             )
         )
         return losses[TERMS["objectness"].key], losses[TERMS["rpn_box"].key]
+
+    def _has_own_filter(self) -> bool:
+        overridden = type(self).filter_proposals is not TorchvisionRPN.filter_proposals
+        return overridden or "filter_proposals" in vars(self)
 
     def _proposals(
         self,

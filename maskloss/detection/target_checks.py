@@ -26,6 +26,10 @@ _BORDER_TOLERANCE = 0.1
 #: Accepted range of pixels that should be in [0, 1]: wide enough for noise and color jitter, but exceeded by images in
 #: 0..255 and by images that have already been normalized.
 _PIXEL_RANGE = (-1.0, 2.0)
+_PIXEL_MESSAGE = (
+    ": the pixels are not approximately in [0, 1]; divide images in 0..255 by 255, and do not normalize images, "
+    "because the model normalizes them; for images in another range, set model.transform.image_mean and image_std"
+)
 #: Maximum distance between the sides of a box and of its mask, in px and relative to the mask's side.
 _FIT_PIXELS, _FIT_SHARE = 2.0, 0.05
 
@@ -518,14 +522,8 @@ def _pixel_findings(name: _ImageName, values: Target, expected: ModelInputs) -> 
     if not expected.unit_range:
         return []
     # Negated, so that NaN counts as outside.
-    low, high = values["low"], values["high"]
-    outside = ~((low >= _PIXEL_RANGE[0]) & (high <= _PIXEL_RANGE[1]))
-    message = (
-        f": the pixels are not approximately in [0, 1] but from {float(low):g} to {float(high):g}; divide images in "
-        "0..255 by 255, and do not normalize images, because the model normalizes them; for images in another range, "
-        "set model.transform.image_mean and image_std"
-    )
-    return [_Finding(outside, message, name)]
+    outside = ~((values["low"] >= _PIXEL_RANGE[0]) & (values["high"] <= _PIXEL_RANGE[1]))
+    return [_Finding(outside, _PIXEL_MESSAGE, name)]
 
 
 def _object_findings(
@@ -604,6 +602,9 @@ def _optional_findings(
 
 def _raise(finding: _Finding, image: Tensor, target: Target) -> NoReturn:
     message = f"{finding.image}{finding.message}"
+    if finding.message is _PIXEL_MESSAGE:
+        low, high = (float(value) for value in image.detach().as_subclass(Tensor).aminmax())
+        message = f"{message} (they are from {low:g} to {high:g})"
     if finding.found.dim():
         instance = int(finding.found.long().argmax())
         box, label = target["boxes"][instance].tolist(), int(target["labels"][instance])

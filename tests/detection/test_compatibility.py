@@ -44,7 +44,6 @@ def mine(*arguments: Any, **more: Any) -> Any:
     ("path", "message"),
     [
         ("rpn.compute_loss", r"model\.rpn\.compute_loss has been patched.*objectness and rpn_box terms"),
-        ("rpn.filter_proposals", r"model\.rpn\.filter_proposals has been patched"),
         ("roi_heads.maskrcnn_loss", r"model\.roi_heads\.maskrcnn_loss has been patched.*pass the mask term"),
         (
             "roi_heads.fastrcnn_loss",
@@ -176,7 +175,21 @@ def test_with_sync_free_less_code_of_torchvision_is_called(owner, name, monkeypa
 def test_with_sync_free_a_patched_subsample_raises():
     model = tiny_mask_rcnn()
     model.roi_heads.subsample = model.roi_heads.subsample
-    with pytest.raises(TypeError, match=r"sync_free would drop model\.roi_heads\.subsample"):
+    with pytest.raises(
+        TypeError, match=r"sync_free would drop model\.roi_heads\.subsample.* on the instance$"
+    ):
+        maskloss.convert(model, sync_free=True)
+
+
+@pytest.mark.parametrize("method", ["subsample", "select_training_samples"])
+def test_with_sync_free_an_overridden_method_raises(method):
+    model = tiny_mask_rcnn()
+    model.roi_heads.__class__ = type("Own", (RoIHeads,), {method: getattr(RoIHeads, method)})
+    maskloss.convert(model, sync_free=True)  # the same function
+    model.roi_heads.__class__ = type("Own", (RoIHeads,), {method: mine})
+    with pytest.raises(
+        TypeError, match=rf"sync_free would drop model\.roi_heads\.{method}.* overridden in .*Own$"
+    ):
         maskloss.convert(model, sync_free=True)
 
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 from torchvision.models.detection.image_list import ImageList
+from torchvision.models.detection.rpn import RegionProposalNetwork as TorchvisionRPN
 
 import maskloss
-from tests.detection.small_models import CHANNELS, tiny_mask_rcnn
+from maskloss.detection import RegionProposalNetwork
+from tests.detection.small_models import CHANNELS, batch, tiny_mask_rcnn, training_pass
 
 SIZES = [(40, 56), (48, 64)]
 
@@ -79,8 +82,64 @@ def test_labels_and_matched_boxes_equal_torchvisions(count: int) -> None:
         assert torch.equal(found, expected)
 
 
-def test_a_patched_filter_proposals_raises() -> None:
+def thinned(rpn: Any, *arguments: Any) -> Any:
+    """A user's filter that keeps every second proposal, and uses random numbers as the sampler does."""
+    boxes, scores = TorchvisionRPN.filter_proposals(rpn, *arguments)
+    start = int(torch.randint(2, ()))
+    return [of_image[start::2] for of_image in boxes], scores
+
+
+class ThinningRPN(RegionProposalNetwork):
+    def filter_proposals(self, *arguments: Any) -> Any:
+        return thinned(self, *arguments)
+
+
+class StockThinningRPN(TorchvisionRPN):
+    def filter_proposals(self, *arguments: Any) -> Any:
+        return thinned(self, *arguments)
+
+
+@pytest.mark.parametrize("way", ["patched before", "patched after", "overridden"])
+def test_a_filter_of_the_users_own_is_called_as_in_torchvision(way: str) -> None:
+    stock, ours = tiny_mask_rcnn(), tiny_mask_rcnn()
+    stock.rpn.__class__ = StockThinningRPN
+    if way == "overridden":
+        ours.rpn.__class__ = ThinningRPN
+    if way == "patched before":
+        ours.rpn.filter_proposals = partial(thinned, ours.rpn)
+    maskloss.convert(ours)
+    if way == "patched after":
+        ours.rpn.filter_proposals = partial(thinned, ours.rpn)
+    expected, _ = training_pass(stock, *batch())
+    losses, _ = training_pass(ours, *batch())
+    for key, value in expected.items():
+        torch.testing.assert_close(losses[key], value, rtol=1e-6, atol=0)
+    images, _ = batch()
+    found = []
+    for model in (stock, ours):
+        torch.manual_seed(0)
+        found.append(model.eval()(images))
+    for detections, others in zip(*found, strict=True):
+        assert torch.equal(detections["boxes"], others["boxes"])
+
+
+class OwnLossRPN(RegionProposalNetwork):
+    def compute_loss(self, *arguments: Any) -> Any:
+        raise AssertionError("was called")
+
+
+class OwnForwardRPN(OwnLossRPN):
+    def forward(self, *arguments: Any) -> Any:
+        return RegionProposalNetwork.forward(self, *arguments)
+
+
+def test_a_subclass_whose_loss_would_not_be_called_raises() -> None:
     model = tiny_mask_rcnn()
-    model.rpn.filter_proposals = lambda *_: None
-    with pytest.raises(TypeError, match=r"model\.rpn\.filter_proposals has been patched"):
+    model.rpn.__class__ = OwnLossRPN
+    message = (
+        r"model\.rpn\.compute_loss has been overridden in .*OwnLossRPN.*pass the objectness and rpn_box terms"
+    )
+    with pytest.raises(TypeError, match=message):
         maskloss.convert(model)
+    model.rpn.__class__ = OwnForwardRPN  # which may call it
+    maskloss.convert(model)
