@@ -419,10 +419,11 @@ def _pictures(plan: Plan, good: Outcomes) -> list[list[dict[str, str]]]:
 
 def _coverage(record: ImageRecord, results: Sequence[Mapping[str, Any]]) -> float:
     """Return the mean over an image's objects of the best mask IoU among the detections of the same category."""
-    masks = record.object_masks().bitmaps().numpy()
+    masks = record.object_masks()
     best = []
-    for annotation, mask in zip(record.objects, masks, strict=True):
+    # One by one, because thousands of bitmaps do not fit into memory.
+    for index, annotation in enumerate(record.objects):
         same = [r["segmentation"] for r in results if r["category_id"] == annotation.category_id]
-        truth = coco_mask.encode(np.asfortranarray(mask))
+        truth = coco_mask.encode(np.asfortranarray(masks[[index]].bitmaps()[0].numpy()))
         best.append(float(coco_mask.iou(same, [truth], [0]).max()) if same else 0.0)
     return statistics.fmean(best)

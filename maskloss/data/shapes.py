@@ -20,6 +20,7 @@ from pycocotools import mask as coco_mask
 
 from maskloss.errors import InputError
 from maskloss.files import check_unused, make_folder, write_bytes, write_text
+from maskloss.masks.coco_format import rasterize_polygons
 
 CATEGORIES = ("circle", "rectangle", "triangle")
 
@@ -154,10 +155,7 @@ def _paint(
 
 
 def _rasterize(points: npt.NDArray[np.float64], size: int) -> npt.NDArray[np.uint8]:
-    mask: npt.NDArray[np.uint8] = coco_mask.decode(
-        coco_mask.frPyObjects([points.reshape(-1).tolist()], size, size)
-    )
-    return mask[..., 0]
+    return rasterize_polygons([points.reshape(-1, 2)], size, size)
 
 
 def _box_of_points(points: npt.NDArray[np.float64]) -> list[float]:

@@ -75,15 +75,24 @@ def _count_pixels(item: Any, index: int, num_classes: int) -> Tensor:
         return torch.bincount(classes, minlength=num_classes).cpu().double()  # MPS has no float64
     _, target = item
     masks = target["masks"]
-    masks = (masks.bitmaps() if hasattr(masks, "bitmaps") else _as_tensor(masks)) != 0
     labels = _as_tensor(target["labels"]).long()
     if len(labels) and not (labels.min() >= 0 and labels.max() < num_classes):
         raise ValueError(
             f"item {index}: labels {int(labels.min())} to {int(labels.max())} are not in [0, {num_classes})"
         )
     pixels = torch.zeros(num_classes, dtype=torch.float64)
-    pixels.index_add_(0, labels.cpu(), masks.flatten(1).sum(dim=1).cpu().double())
-    pixels[0] += int((~masks.any(dim=0)).sum())
+    if not hasattr(masks, "bitmaps"):
+        masks = _as_tensor(masks) != 0
+        pixels.index_add_(0, labels.cpu(), masks.flatten(1).sum(dim=1).cpu().double())
+        pixels[0] += int((~masks.any(dim=0)).sum())
+        return pixels
+    # Encoded masks are decoded one by one: thousands of bitmaps do not fit into memory.
+    covered = torch.zeros(masks.shape[1:], dtype=torch.bool)
+    for number, label in zip(range(len(masks)), labels.tolist(), strict=True):
+        mask = masks[[number]].bitmaps()[0] != 0
+        pixels[label] += int(mask.sum())
+        covered |= mask
+    pixels[0] += int((~covered).sum())
     return pixels
 
 

@@ -42,7 +42,25 @@ def rasterize_polygons(polygons: Sequence[FloatArray], height: int, width: int) 
     rle = _rle_of_polygons(polygons, height, width)
     if rle is None:
         return np.zeros((height, width), dtype=np.uint8)
-    mask: npt.NDArray[np.uint8] = coco_mask.decode(rle)
+    return decode_rle(rle)
+
+
+def decode_rle(rle: Any) -> npt.NDArray[np.uint8]:
+    """Decode an RLE to (H, W) uint8 with pycocotools.
+
+    Example:
+        >>> decode_rle({"size": [2, 3], "counts": b"123"})
+        array([[0, 1, 0],
+               [1, 0, 0]], dtype=uint8)
+    """
+    try:
+        mask: npt.NDArray[np.uint8] = coco_mask.decode(rle)
+    except TypeError as error:
+        if "__array__" not in str(error):
+            raise
+        # NumPy 2 calls pycocotools with an argument that it does not know, and then without. An exception that Ctrl-C
+        # or SIGTERM raises in between is lost, and that about the argument comes out.
+        raise KeyboardInterrupt from None
     return mask
 
 

@@ -12,7 +12,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
-from pycocotools import mask as coco_mask
 from torch import Tensor
 
 from maskloss.masks.coco_format import rasterize_polygons
@@ -47,6 +46,18 @@ class Runs:
     column: IntArray
     top: IntArray
     bottom: IntArray
+
+    def bitmap(self) -> tuple[npt.NDArray[np.uint8], tuple[int, int]]:
+        """Return the part of the mask that is set, as 0 and 1, and x and y of its top left corner in px."""
+        if len(self.column) == 0:
+            return np.zeros((0, 0), dtype=np.uint8), (0, 0)
+        left, top = int(self.column.min()), int(self.top.min())
+        changes = np.zeros(
+            (int(self.bottom.max()) - top + 1, int(self.column.max()) + 1 - left), dtype=np.int8
+        )
+        np.add.at(changes, (self.top - top, self.column - left), 1)
+        np.add.at(changes, (self.bottom - top, self.column - left), -1)
+        return changes[:-1].cumsum(axis=0, dtype=np.int8).view(np.uint8), (left, top)
 
 
 @dataclass(frozen=True)
@@ -284,11 +295,11 @@ class EncodedMasks:
                 mask = rasterize_polygons(self.polygons(index), self.height, self.width)
                 masks[index] = torch.from_numpy(mask)
                 continue
-            bitmap = torch.from_numpy(coco_mask.decode(self.segmentations[index]))
-            # A border of zeros, for pixels outside the annotated image.
-            framed = F.pad(bitmap, (1, 1, 1, 1))
-            rows = _nearest(self.y_map, self.height, bitmap.shape[0])
-            columns = _nearest(self.x_map, self.width, bitmap.shape[1])
+            part, (left, top) = self.runs(index).bitmap()
+            # A border of zeros, for pixels outside the part that is set.
+            framed = F.pad(torch.from_numpy(part), (1, 1, 1, 1))
+            rows = _nearest(self.y_map, self.height, top, part.shape[0])
+            columns = _nearest(self.x_map, self.width, left, part.shape[1])
             masks[index] = framed[rows + 1][:, columns + 1]
         return masks
 
@@ -298,10 +309,10 @@ class EncodedMasks:
         return other
 
 
-def _nearest(axis: AxisMap, size: int, source_size: int) -> Tensor:
-    """Return the annotated image's pixel that contains each pixel's center, clamped to [-1, source_size]."""
+def _nearest(axis: AxisMap, size: int, start: int, source_size: int) -> Tensor:
+    """Return the source pixel from `start` on that contains each pixel's center, clamped to [-1, source_size]."""
     centers = axis.inverse(torch.arange(size, dtype=torch.float64, device="cpu") + 0.5)
-    pixels: Tensor = centers.floor().long()
+    pixels: Tensor = centers.floor().long() - start
     return pixels.clamp(-1, source_size)
 
 

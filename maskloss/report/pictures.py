@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import colorsys
 import io
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
 
 from maskloss.data.coco import ImageRecord
 from maskloss.masks.encoded import EncodedMasks
@@ -77,15 +79,25 @@ def cut_out_rle(rle: dict[str, Any]) -> Cut:
     """
     counts = rle["counts"]
     as_bytes = {**rle, "counts": counts.encode("ascii") if isinstance(counts, str) else counts}
-    runs = EncodedMasks.of_checked([as_bytes], *rle["size"]).runs(0)
-    if len(runs.column) == 0:
-        return _NO_MASK, (0, 0)
-    left, top = int(runs.column.min()), int(runs.top.min())
-    shape = (int(runs.bottom.max()) - top, int(runs.column.max()) + 1 - left)
-    changes = np.zeros((shape[0] + 1, shape[1]), dtype=np.int8)
-    np.add.at(changes, (runs.top - top, runs.column - left), 1)
-    np.add.at(changes, (runs.bottom - top, runs.column - left), -1)
-    return changes[:-1].cumsum(axis=0, dtype=np.int8).view(np.uint8), (left, top)
+    return EncodedMasks.of_checked([as_bytes], *rle["size"]).runs(0).bitmap()
+
+
+def cut_outs(masks: EncodedMasks | Tensor) -> Iterator[Cut]:
+    """Yield the part of each mask that is set, and x and y of its top left corner.
+
+    Encoded masks are decoded one by one and only around the object: thousands of whole ones do not fit into memory.
+    """
+    if not isinstance(masks, EncodedMasks):
+        yield from map(cut_out, masks.numpy())
+        return
+    for index, (x1, y1, x2, y2) in enumerate(masks.extents().tolist()):
+        if math.isnan(x1):
+            yield _NO_MASK, (0, 0)
+            continue
+        left, top = max(math.floor(x1) - 1, 0), max(math.floor(y1) - 1, 0)
+        width, height = min(math.ceil(x2) + 1, masks.width) - left, min(math.ceil(y2) + 1, masks.height) - top
+        part, (x, y) = cut_out(masks[[index]].crop(top, left, height, width).bitmaps()[0].numpy())
+        yield part, (x + left, y + top)
 
 
 def category_color(category_id: int) -> Color:
@@ -102,19 +114,18 @@ def draw_truth(
 
     Evaluation ignores crowds. Training leaves them out or ignores them, see `CocoDataset`.
     """
-    masks = record.object_masks().bitmaps()
     crowds = [
         DrawnObject(_NO_MASK, (0, 0), a.box, "crowd", _CROWD_COLOR) for a in record.annotations if a.crowd
     ]
     objects = [
         DrawnObject(
-            *cut_out(mask),
+            *cut,
             a.box,
             shortened(names[a.category_id]),
             category_color(a.category_id),
             tuple((x, y, label) for x, y, label in record.records.points_of(a.row).tolist() if label >= 0),
         )
-        for a, mask in zip(record.objects, masks.numpy(), strict=True)
+        for a, cut in zip(record.objects, cut_outs(record.object_masks()), strict=True)
     ]
     return draw_objects(image, [*crowds, *objects], enlarge=enlarge)
 

@@ -21,13 +21,12 @@ from maskloss.data.dataset import CocoDataset
 from maskloss.data.images import read_image
 from maskloss.errors import InputError
 from maskloss.files import write_bytes
-from maskloss.masks.encoded import EncodedMasks
 from maskloss.report.curves import literal, without_glyph_warnings
 from maskloss.report.errors import image_errors
 from maskloss.report.pictures import (
     DrawnObject,
     category_color,
-    cut_out,
+    cut_outs,
     draw_objects,
     draw_results,
     draw_truth,
@@ -108,7 +107,6 @@ class RunPictures:
 def draw_sample(image: Tensor, target: Mapping[str, Any], data: CocoData) -> Image.Image:
     """Draw a training sample with its target: masks, boxes, labeled points, and ignored regions in gray."""
     masks, boxes = target["masks"], target["boxes"].tolist()
-    bitmaps = masks.bitmaps().numpy() if isinstance(masks, EncodedMasks) else masks.numpy()
     names = names_for({category.id: category.name for category in data.categories}, len(boxes))
     points = target["points"].tolist() if "points" in target else [[]] * len(boxes)
     nothing = np.zeros((0, 0), dtype=np.uint8)
@@ -116,12 +114,12 @@ def draw_sample(image: Tensor, target: Mapping[str, Any], data: CocoData) -> Ima
         DrawnObject(nothing, (0, 0), (box[0], box[1], box[2], box[3]), "ignored", _GRAY)
         for box in (target["ignore_boxes"].tolist() if "ignore_boxes" in target else [])
     ]
-    for box, label, bitmap, own in zip(boxes, target["labels"].tolist(), bitmaps, points, strict=True):
+    for box, label, cut, own in zip(boxes, target["labels"].tolist(), cut_outs(masks), points, strict=True):
         category = data.categories[label - 1].id
         labeled = tuple((x, y, mark) for x, y, mark in own if mark >= 0)
         drawn.append(
             DrawnObject(
-                *cut_out(bitmap),
+                *cut,
                 (box[0], box[1], box[2], box[3]),
                 shortened(names[category]),
                 category_color(category),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import resource
+import signal
 import subprocess
 import sys
 
@@ -15,7 +16,7 @@ from pycocotools import mask as coco_mask
 
 import maskloss
 from maskloss.masks import coco_format
-from maskloss.masks.coco_format import clip_polygon, count_pixels, rasterize_polygons
+from maskloss.masks.coco_format import clip_polygon, count_pixels, decode_rle, rasterize_polygons
 
 HEIGHT, WIDTH = 40, 50
 
@@ -126,3 +127,34 @@ def test_small_polygons_far_outside_fill_nothing(far):
     ):
         assert not rasterize_polygons([np.array(polygon).reshape(-1, 2)], 100, 100).any()
         assert not maskloss.EncodedMasks([[polygon]], 100, 100).bitmaps().any()
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs a timer")
+def test_an_interruption_while_pycocotools_decodes_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    rle = coco_mask.frPyObjects([[2.0, 2, 20, 3, 25, 25, 4, 20]], 28, 28)[0]
+
+    def decode_forever() -> None:
+        while True:
+            decode_rle(rle)
+
+    before = signal.signal(signal.SIGALRM, signal.default_int_handler)
+    try:
+        for number in range(40):
+            signal.setitimer(signal.ITIMER_REAL, 0.002 + 1e-6 * number)
+            with pytest.raises(KeyboardInterrupt):
+                decode_forever()
+    finally:
+        signal.signal(signal.SIGALRM, before)
+
+    # What comes out of NumPy 2 in a third of these cases.
+    def interrupted(rle: object) -> None:
+        raise TypeError("__array__() got an unexpected keyword argument 'copy'")
+
+    monkeypatch.setattr(coco_mask, "decode", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        decode_rle(rle)
+
+
+def test_what_is_no_rle_is_a_type_error() -> None:
+    with pytest.raises(TypeError):
+        decode_rle({"size": 3, "counts": b"1"})

@@ -14,7 +14,8 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from maskloss.data.coco import CocoData, read_coco
-from maskloss.report.pictures import category_color, cut_out, cut_out_rle, draw_truth, shortened
+from maskloss.masks.encoded import EncodedMasks
+from maskloss.report.pictures import category_color, cut_out, cut_out_rle, cut_outs, draw_truth, shortened
 from tests.data.coco_files import write_coco
 
 GRAY = (150, 150, 150)
@@ -88,3 +89,42 @@ def test_runs_of_length_0_change_nothing() -> None:
     part, corner = cut_out_rle(rle)
     assert np.array_equal(part, [[1], [1], [1]])
     assert corner == (0, 0)
+
+
+def shapes_of_bitmaps(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int, int]]:
+    """Record the shape (G, H, W) of all bitmaps that are decoded."""
+    shapes = []
+    bitmaps = EncodedMasks.bitmaps
+    monkeypatch.setattr(EncodedMasks, "bitmaps", lambda self: shapes.append(self.shape) or bitmaps(self))
+    return shapes
+
+
+def test_masks_are_cut_out_one_by_one_and_as_they_are_in_their_bitmaps(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    random = np.random.default_rng(0)
+    segmentations: list[Any] = []
+    for index in range(60):
+        x, y = random.uniform(-3, 400, 2)
+        corners = np.array([x, y]) + random.uniform(-4, 9, (5, 2))
+        segmentations.append([corners.reshape(-1).tolist()])
+        if index % 3 == 0:
+            bitmap = np.zeros((400, 400), dtype=np.uint8)
+            bitmap[int(max(y, 0)) : int(max(y, 0)) + 5, int(max(x, 0)) : int(max(x, 0)) + 9] = (
+                random.integers(0, 2)
+            )
+            segmentations[-1] = coco_mask.encode(np.asfortranarray(bitmap))
+    segmentations[1] = None
+    masks = EncodedMasks(segmentations, 400, 400)
+    for changed in (masks, masks.horizontal_flip().resize(300, 500), masks.crop(50, 20, 200, 300)):
+        expected = [cut_out(bitmap) for bitmap in changed.bitmaps().numpy()]
+        shapes = shapes_of_bitmaps(monkeypatch)
+        found = list(cut_outs(changed))
+        monkeypatch.undo()
+        assert len(found) == len(expected)
+        for (part, corner), (expected_part, expected_corner) in zip(found, expected, strict=True):
+            assert part.shape == expected_part.shape
+            assert np.array_equal(part, expected_part)
+            assert corner == expected_corner or not part.size
+        assert max(number * height * width for number, height, width in shapes) < 1_000
+        assert [cut[0].shape for cut in cut_outs(changed.bitmaps())] == [cut[0].shape for cut in expected]

@@ -14,6 +14,7 @@ from maskloss.data.entries import BadEntry, read_box, read_segmentation
 from maskloss.data.findings import Finding, Kind, shown
 from maskloss.data.repair.draft import Draft, Fix
 from maskloss.data.repair.text import with_numbers
+from maskloss.masks.coco_format import decode_rle
 from maskloss.masks.encoded import decode_counts
 
 #: Largest difference between the x, y, width and height of a corrected RLE's extent and those of its box, in px.
@@ -102,7 +103,7 @@ def _correct_rle_size(draft: Draft, kind: Kind, finding: Finding) -> None:
     if rle is None or box is None or rle["size"] != [width, height]:
         _leave_mask_out(draft, kind, finding)
         return
-    swapped = coco_mask.encode(np.asfortranarray(coco_mask.decode(rle).T))
+    swapped = coco_mask.encode(np.asfortranarray(decode_rle(rle).T))
     renamed = {"size": [height, width], "counts": rle["counts"]}
     fitting = [
         candidate
