@@ -1,6 +1,6 @@
 """Validation of annotations against their images and categories, vectorized over all annotations of a file.
 
-`check_annotations` decides which annotations are kept, and computes their boxes and areas.
+`build_records` decides which annotations are kept, and computes their boxes and areas.
 """
 
 from __future__ import annotations
@@ -165,7 +165,7 @@ class _Table:
 
 # The numbers in a file may be of any size, and NaN stands for missing values.
 @np.errstate(invalid="ignore", over="ignore")
-def check_annotations(
+def build_records(
     columns: Columns,
     images: ImageColumns,
     categories: set[int],

@@ -95,12 +95,12 @@ def check_data(
     data, _ = read_content(content, path, folder, None, findings)
     del content
     data.warnings.extend(problem.text for problem in findings.problems(str(path)) if not problem.error)
-    check_images(data, findings, progress=progress)
+    decode_images(data, findings, progress=progress)
     _find_oddities(data, findings)
     return data, findings.problems(str(path))
 
 
-def check_images(data: CocoData, findings: Findings, *, progress: bool = False) -> None:
+def decode_images(data: CocoData, findings: Findings, *, progress: bool = False) -> None:
     """Decode every image, and add those that cannot be decoded to the findings."""
     positions = range(len(data.images))
     already_said = {finding.name for finding in findings.of(TURNED_SIZE)}

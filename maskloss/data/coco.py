@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from maskloss.data.annotations import check_annotations
+from maskloss.data.annotations import build_records
 from maskloss.data.columns import ABSENT, Columns, ImageColumns, integers
 from maskloss.data.entries import LONGEST_NAME, is_absent, spelled_number, whole_number
 from maskloss.data.file_names import ImageFolder, is_absolute, stays_inside
@@ -330,7 +330,7 @@ def read_content(
         chosen = sorted({*sorted(indices)[:_MAX_OPENED], *sample})
         return _find_different_sizes(images, chosen, image_folder, findings)
 
-    records, positions = check_annotations(
+    records, positions = build_records(
         annotations,
         images,
         {category.id for category in own},

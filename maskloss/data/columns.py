@@ -122,7 +122,7 @@ class Fault:
 class Columns:
     """The annotations of a file, a column per field and a row per annotation that can be read.
 
-    Compressed RLEs are not decoded here: `check_annotations` decodes all at once, which is several times as fast.
+    Compressed RLEs are not decoded here: `build_records` decodes all at once, which is several times as fast.
 
     Attributes:
         faults: faults of single annotations.

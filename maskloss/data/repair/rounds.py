@@ -60,7 +60,7 @@ def repair_document(
         log.count = 0
         _apply_fixes(draft)
         if not log.count and not findings.any_error:
-            check.check_images(data, findings)
+            check.decode_images(data, findings)
             first = _first_problem(first, findings, path)
             _apply_fixes(draft)
         if not log.count:
