@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torchvision.ops import roi_align
 
 from maskloss.detection.loss_holder import LossHolder
-from maskloss.detection.mask_predictor import ClassSelectedMaskPredictor
+from maskloss.detection.mask_predictor import selects_channels
 from maskloss.losses.arithmetic import at_least_float32
 from maskloss.losses.criterion import MaskRCNNLoss, zero_of
 from maskloss.losses.mask_classes import select_class_masks
@@ -336,9 +336,7 @@ class TorchvisionMaskBranch(MaskBranch):
         """Compute logits (P, 1, M, M) of the given channels if the predictor can select them, else (P, C, M, M)."""
         heads: Any = self.heads
         hidden = heads.mask_head(heads.mask_roi_pool(features, boxes, image_sizes))
-        selects = isinstance(heads.mask_predictor, ClassSelectedMaskPredictor)
-        # A user's own forward, patched on the instance, takes torchvision's argument only.
-        if channels is not None and selects and "forward" not in vars(heads.mask_predictor):
+        if channels is not None and selects_channels(heads.mask_predictor):
             return heads.mask_predictor(hidden, channels)
         logits: Tensor = heads.mask_predictor(hidden)
         return logits

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable
 from typing import Any, cast
 
@@ -68,6 +69,39 @@ class ClassSelectedMaskPredictor(MaskRCNNPredictor):
             return selected
         # Add the bias last, so that the result is not a view: fully_shard warns about modules that return views.
         return selected + F.embedding(labels, layer.bias[:, None])[:, :, None, None].to(selected.dtype)
+
+
+def selects_channels(predictor: nn.Module) -> bool:
+    """Return whether a mask predictor takes labels, and no user code expects torchvision's arguments and all classes.
+
+    Such code is a hook, or a `forward` that has been patched on the instance and does not pass on all arguments.
+    torch's own hooks, such as those of `fully_shard`, do not depend on the classes.
+
+    Example:
+        >>> predictor = ClassSelectedMaskPredictor(8, 8, num_classes=3)
+        >>> handle = predictor.register_forward_hook(lambda module, args, logits: print(logits.shape))
+        >>> selects_channels(predictor)
+        False
+    """
+    hooks = (
+        *predictor._forward_hooks.values(),
+        *predictor._forward_pre_hooks.values(),
+        *predictor._backward_hooks.values(),
+        *predictor._backward_pre_hooks.values(),
+    )
+    return (
+        isinstance(predictor, ClassSelectedMaskPredictor)
+        and _takes_labels(vars(predictor).get("forward"))
+        and all(str(getattr(hook, "__module__", "")).startswith("torch.") for hook in hooks)
+    )
+
+
+def _takes_labels(forward: Any) -> bool:
+    """Return whether a patched `forward`, or None, takes `labels` or any arguments, as wrappers around methods do."""
+    if forward is None:
+        return True
+    parameters = inspect.signature(forward).parameters.values()
+    return any(p.name == "labels" or p.kind is p.VAR_POSITIONAL for p in parameters)
 
 
 def _is_plain_pointwise(layer: nn.Module) -> bool:

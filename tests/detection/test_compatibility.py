@@ -473,7 +473,6 @@ def test_the_error_for_a_wrapped_part_says_how_to_unwrap_it(part, wrap, way_out)
 
 
 def test_a_forward_patched_on_the_mask_predictor_is_called_with_torchvisions_arguments():
-    # So do wrappers for activation checkpointing or timing.
     results, calls = [], []
     for model in (tiny_mask_rcnn(), maskloss.convert(tiny_mask_rcnn())):
         own = model.roi_heads.mask_predictor.forward
@@ -489,6 +488,46 @@ def test_a_forward_patched_on_the_mask_predictor_is_called_with_torchvisions_arg
         assert results[1][0][key].item() == pytest.approx(expected.item(), rel=1e-6)
     for found, expected in zip(results[1][1], results[0][1], strict=True):
         torch.testing.assert_close(found["masks"], expected["masks"], rtol=0, atol=1e-5)
+
+
+def test_a_wrapper_of_the_mask_predictors_forward_does_not_make_it_compute_all_classes():
+    # Wrappers for timing, activation checkpointing or offloading pass on all arguments.
+    for wrap in (
+        lambda own: lambda *args, **more: own(*args, **more),
+        lambda own: functools.wraps(own)(lambda features, labels: own(features, labels)),
+    ):
+        model = maskloss.convert(tiny_mask_rcnn())
+        own = model.roi_heads.mask_predictor.forward
+        shapes = []
+
+        def watched(*args: Any, own: Any = own, to: Any = shapes) -> Tensor:
+            to.append(len(args))
+            return own(*args)
+
+        model.roi_heads.mask_predictor.forward = wrap(watched)
+        training_pass(model, *batch())
+        assert shapes == [2]
+
+
+@pytest.mark.parametrize("kind", ["forward", "forward pre", "full backward"])
+def test_a_hook_on_the_mask_predictor_sees_all_classes(kind):
+    seen: list[list[Any]] = []
+    results = []
+    for model in (tiny_mask_rcnn(), maskloss.convert(tiny_mask_rcnn())):
+        shapes: list[Any] = []
+        seen.append(shapes)
+        predictor = model.roi_heads.mask_predictor
+        if kind == "forward":
+            predictor.register_forward_hook(lambda _, args, out, to=shapes: to.append((len(args), out.shape)))
+        elif kind == "forward pre":
+            predictor.register_forward_pre_hook(lambda _, args, to=shapes: to.append(len(args)))
+        else:
+            predictor.register_full_backward_hook(lambda _, grads, outs, to=shapes: to.append(outs[0].shape))
+        results.append(training_pass(model, *batch())[0])
+        model.eval()(batch()[0])
+    assert seen[0] == seen[1]
+    assert seen[0]
+    assert results[1]["loss_mask"].item() == pytest.approx(results[0]["loss_mask"].item(), rel=1e-6)
 
 
 class Adapted(nn.Module):
