@@ -173,6 +173,8 @@ def check_inputs(
         raise ValueError(
             f"images: expected a list of tensors (3, H, W), got one tensor {tuple(images.shape)}; pass [image]"
         )
+    if len(images) == 0:
+        raise ValueError("images is empty: training needs at least one image")
     if len(images) != len(targets):
         raise ValueError(f"got {len(images)} images but {len(targets)} targets")
     names = []
@@ -412,6 +414,14 @@ def _check_form(name: _ImageName, image: Tensor, target: Target, expected: Model
     count = len(boxes)
     if labels.dtype != torch.int64:
         raise TypeError(f"{name}, labels: expected torch.int64, got {labels.dtype}")
+    # Other fields are moved to the model's device.
+    for field in ["labels"] + ["keypoints"] * expected.has_keypoints:
+        device = getattr(target[field], "device", image.device)
+        if device != image.device:
+            raise ValueError(
+                f"{name}, {field}: is on {device}, but the image is on {image.device}; move the target's tensors to "
+                "the image's device"
+            )
     if labels.shape != (count,):
         raise ValueError(
             f"{name}, labels: expected shape ({count},), one label per box, got {tuple(labels.shape)}"

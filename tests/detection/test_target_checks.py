@@ -550,6 +550,7 @@ def test_keypoints_are_read_with_the_other_fields_in_one_synchronization(gpu_ste
         there = [
             {key: sent(value) if gpu_step else value for key, value in target.items()} for target in targets
         ]
+        images = [sent(image) if gpu_step else image for image in images]
         with counted() as counts:
             check_inputs(images, there, ModelInputs(has_keypoints=True))
     assert counts.waits.total() == int(gpu_step)
@@ -596,6 +597,20 @@ def test_targets_are_not_modified(encoded, model):
             else:
                 assert value.shape == copied[name].shape
                 assert value.x_map == copied[name].x_map
+
+
+@pytest.mark.parametrize("key", ["labels", "keypoints"])
+def test_fields_on_another_device_than_the_image_are_named(key):
+    # torch's error would name neither the image nor the field.
+    images, targets = batch()
+    targets[1][key] = targets[1][key].to("meta")
+    with pytest.raises(ValueError, match=rf"image 1 .*, {key}: is on meta, but the image is on cpu; move"):
+        check_inputs(images, targets, ModelInputs(has_keypoints=True))
+
+
+def test_a_batch_without_images_raises():
+    with pytest.raises(ValueError, match="images is empty"):
+        maskloss.convert(tiny_mask_rcnn()).train()([], [])
 
 
 @pytest.mark.cuda
