@@ -121,6 +121,8 @@ class Segmentation:
 
 def is_number(value: Any) -> bool:
     """Return whether a value is a finite number; text and booleans are not."""
+    if type(value) is float:  # faster than the test below
+        return math.isfinite(value)
     try:
         return isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
     except OverflowError:  # an integer too large for a float
@@ -246,7 +248,9 @@ def _add_polygon(polygon: Any, result: Segmentation) -> None:
             BAD_SEGMENTATION,
             f"segmentation: a polygon is a flat list of numbers x0, y0, x1, y1, ..., not {shown(polygon)}",
         )
-    for number in polygon:
+    # The test of whole lists takes a tenth of the time of tests of their numbers.
+    usual = set(map(type, polygon)) <= {int, float}
+    for number in () if usual and _are_finite(polygon) else polygon:
         if not isinstance(number, numbers.Real) or isinstance(number, bool):
             raise BadEntry(
                 BAD_SEGMENTATION,
@@ -263,6 +267,13 @@ def _add_polygon(polygon: Any, result: Segmentation) -> None:
         result.polygons.append(polygon)
     elif polygon:
         result.degenerate += 1
+
+
+def _are_finite(values: list[Any]) -> bool:
+    try:
+        return all(map(math.isfinite, values))
+    except OverflowError:  # an integer too large for a float
+        return False
 
 
 def _read_rle(value: dict[str, Any], result: Segmentation) -> dict[str, Any]:
