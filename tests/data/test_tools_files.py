@@ -154,6 +154,30 @@ def odd_name(folder: Path) -> None:
     pixels().save(folder / "sub folder" / "ä b#1%20.png")
 
 
+def url_instead_of_name(d: dict[str, Any]) -> None:
+    d["images"][0]["coco_url"] = f"http://images.cocodataset.org/train2017/{d['images'][0].pop('file_name')}"
+
+
+def counts_as_text(a: dict[str, Any]) -> None:
+    """Write the mask as scripts do that convert what JSON cannot hold with `str`."""
+    x, y, width, height = a["bbox"]
+    mask = np.zeros((HEIGHT, WIDTH), dtype=np.uint8, order="F")
+    mask[y : y + height, x : x + width] = 1
+    a["segmentation"] = {"size": [HEIGHT, WIDTH], "counts": str(coco_mask.encode(mask)["counts"])}
+
+
+def prompted(a: dict[str, Any]) -> None:
+    a.update(
+        point_coords=[[20.5, 20.5]], predicted_iou=0.98, stability_score=0.97, crop_box=[0, 0, WIDTH, HEIGHT]
+    )
+
+
+CAPTION = {"id": 1, "image_id": 1, "caption": "A box and a disc."}
+PANOPTIC = {
+    "image_id": 1,
+    "file_name": "a.png",
+    "segments_info": [{"id": 7, "category_id": 1, "bbox": [8, 8, 24, 24]}],
+}
 TRANSPOSED = np.zeros((WIDTH, HEIGHT), dtype=np.uint8)
 TRANSPOSED[36:58, 20:42] = 1
 TURNED = [[20, 47, 31, 36, 42, 47, 31, 58]]
@@ -165,6 +189,11 @@ CASES = {
     ),
     "alpha": Case("reads", write=lambda f: pixels().convert("RGBA").save(f / "a.png")),
     "annotation_ids_twice": Case("warns", "annotation 1: the id is used twice", annotation(id=1)),
+    "annotations_by_id": Case(
+        "warns",
+        "the annotations are an object with an entry for each",
+        lambda d: d.update(annotations={str(a["id"]): a for a in d["annotations"]}),
+    ),
     "annotations_null": Case("refused", "it has no list of annotations", lambda d: d.update(annotations=None)),
     "area_of_bbox": Case("warns", "area is that of the box, not of the mask", areas_of_boxes),
     "bbox_strings": Case(
@@ -175,12 +204,20 @@ CASES = {
     ),
     "bmp": Case("reads", change=image(file_name="a.bmp"), write=saved("a.bmp")),
     "bom": Case("reads", encode=lambda d: json.dumps(d).encode("utf-8-sig")),
+    "boxes_of_zeros": Case(
+        "repair --boxes from-masks", "2 of 2 boxes have no area", all_annotations(lambda a: a.update(bbox=[0] * 4))
+    ),
     "bow_tie": Case("reads", change=annotation(segmentation=[[36, 20, 58, 42, 58, 20, 36, 42]])),
+    "captions": Case("refused", "the annotations are captions", lambda d: d.update(annotations=[CAPTION])),
+    "coco_url_alone": Case("warns", "missing file_name; 'a.png' is read", url_instead_of_name),
     "crowd_brush_all": Case(
         "repair --crowds objects", "all 2 annotations are crowds (iscrowd 1)", all_annotations(to_crowd)
     ),
     "crowd_brush_mixed": Case(
         "warns", "1 of 2 annotations is a crowd", lambda d: to_crowd(d["annotations"][0]), objects=1
+    ),
+    "empty_text_as_segmentation": Case(
+        "warns", "annotation 3: has a box and no mask", another(bbox=[10, 35, 8, 6], segmentation="", area=0), objects=3
     ),
     "exif_180": Case(
         "warns", "a.jpg is rotated or mirrored as its EXIF", image(file_name="a.jpg"), turned(3, WIDTH, HEIGHT)
@@ -196,6 +233,9 @@ CASES = {
     ),
     "exif_turned_upright": Case("reads", "", image(file_name="a.jpg"), turned(6, HEIGHT, WIDTH)),
     "file_missing": Case("repair", "gone.png does not exist", missing_file),
+    "file_name_with_line_end": Case(
+        "warns", "file_name 'a.png\\n' is read as 'a.png'", image(file_name="a.png\n")
+    ),
     "flat_segmentation": Case(
         "warns", "read as one polygon", all_annotations(lambda a: a.update(segmentation=a["segmentation"][0]))
     ),
@@ -229,6 +269,9 @@ CASES = {
         lambda d: d["images"].append({**d["images"][0], "id": 2}),
     ),
     "nan_area": Case("warns", "area nan is replaced by the mask's", annotation(area=float("nan"))),
+    "nested_polygons": Case(
+        "warns", "a list too many around its polygons", annotation(segmentation=[[[36, 31, 47, 20, 58, 31, 47, 42]]])
+    ),
     "no_iscrowd_no_area": Case("reads", "", without("iscrowd", "area")),
     "no_labels": Case("repair", "the objects were not labeled in the tool", no_labels),
     "odd_file_name": Case("reads", "", image(file_name="sub folder/ä b#1%20.png"), odd_name),
@@ -238,6 +281,7 @@ CASES = {
         another(bbox=[10, 35, 8, 6], segmentation=[], area=0),
         objects=3,
     ),
+    "panoptic": Case("refused", "the annotations are panoptic", lambda d: d.update(annotations=[PANOPTIC])),
     "points_as_pairs": Case(
         "warns",
         "its points as [x, y] pairs",
@@ -256,15 +300,22 @@ CASES = {
         "the RLE's counts are corrupt",
         annotation(segmentation={"size": [HEIGHT, WIDTH], "counts": "bad"}),
     ),
+    "rle_counts_as_text": Case(
+        "warns",
+        "the RLE's counts are text of numbers or of Python's bytes, or base64",
+        all_annotations(counts_as_text),
+    ),
     "rle_size_swapped": Case(
         "repair",
         "the RLE's size is [64, 48], the image's is [48, 64]: its sides are swapped",
         annotation(segmentation=uncompressed(TRANSPOSED)),
     ),
+    "segment_anything": Case("reads", "", all_annotations(prompted)),
     "size_missing": Case(
         "warns", "missing width and height; a.png is 64 x 48", without_size
     ),
     "size_swapped": Case("repair", "they are swapped", image(width=HEIGHT, height=WIDTH)),
+    "size_zero": Case("warns", "width and height are 0; a.png is 64 x 48", image(width=0, height=0)),
     "string_image_ids": Case("repair", "image 'a': id must be an integer", text_ids),
     "tiff_cmyk": Case(
         "reads", "", image(file_name="a.tif"), lambda f: pixels().convert("CMYK").save(f / "a.tif")
