@@ -122,6 +122,7 @@ IMAGE_ID = Kind(
 )
 IMAGE_NO_ID = Kind("image_no_id", "image", True, "images without an id", _LEFT_OUT)
 IMAGE_TWICE = Kind("image_twice", "image", True, "images with a duplicate id", _LEFT_OUT)
+IMAGE_REPEATED = Kind("image_repeated", "image", False, "images that are listed twice are read once")
 IMAGE_FLOAT = Kind(
     "float_id_image", "image", False, "ids and sizes that are whole floats, such as 1.0, are read as integers"
 )
@@ -501,7 +502,12 @@ def _read_images(items: list[Any], folder: ImageFolder, findings: Findings) -> I
                 images.faulty |= _possible_ids(given)
             continue
         if identity in seen:
-            findings.add(IMAGE_TWICE, position, name, "the id is used twice", seen[identity])
+            if _are_equal(items[seen[identity]], item):
+                findings.add(
+                    IMAGE_REPEATED, position, name, "is listed twice with equal fields", seen[identity]
+                )
+            else:
+                findings.add(IMAGE_TWICE, position, name, "the id is used twice", seen[identity])
             continue
         seen[identity] = position
         file_name = item.get("file_name")

@@ -141,6 +141,14 @@ def test_a_duplicate_id_with_other_content_is_named(tmp_path: Path, kind: str) -
     assert f"{identity}: the id is used twice" in text
 
 
+def test_an_image_repeated_word_for_word_is_read_once(tmp_path: Path) -> None:
+    """As in files that were joined from parts."""
+    data = read_coco(*write_coco(tmp_path, lambda document: document["images"].append(document["images"][0])))
+    assert [image.id for image in data.images] == [10, 20]
+    assert data.num_objects == 2
+    assert "image 10: is listed twice with equal fields" in data.warnings[0]
+
+
 def test_a_category_repeated_word_for_word_is_read_once(tmp_path: Path) -> None:
     data = read_coco(
         *write_coco(tmp_path, lambda document: document["categories"].append(document["categories"][0]))

@@ -83,6 +83,7 @@ def _swap_size(draft: Draft, kind: Kind, finding: Finding) -> None:
 FIXES: dict[Kind, Fix] = {
     coco.IMAGE_ENTRY: Draft.leave_out,
     coco.IMAGE_TWICE: _leave_out_repetition,
+    coco.IMAGE_REPEATED: _leave_out_repetition,
     coco.IMAGE_NO_ID: _find_id,
     coco.IMAGE_ID: _number,
     coco.IMAGE_FLOAT: Draft.write_integers,

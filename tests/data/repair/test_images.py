@@ -93,8 +93,9 @@ def test_two_images_with_the_same_id_are_left_out_with_their_annotations(tmp_pat
     assert ids(document) == [104]
 
 
-def test_an_image_that_is_listed_twice_keeps_its_annotations(tmp_path: Path) -> None:
-    document, listing = repaired(tmp_path, lambda d: d["images"].append({**d["images"][0], "license": 4}))
+@pytest.mark.parametrize("fields", [{}, {"license": 4}])
+def test_an_image_that_is_listed_twice_keeps_its_annotations(tmp_path: Path, fields: dict[str, Any]) -> None:
+    document, listing = repaired(tmp_path, lambda d: d["images"].append({**d["images"][0], **fields}))
     assert ids(document, "images") == [10, 20]
     assert "license" not in document["images"][0]
     assert ids(document) == [101, 102, 103]
