@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ from pycocotools import mask as coco_mask
 
 from maskloss.data import annotations as checks
 from maskloss.data import entries
-from maskloss.data.entries import BadEntry, read_box, read_segmentation
+from maskloss.data.entries import BadEntry, box_of_mask, read_box, read_segmentation
 from maskloss.data.findings import Finding, Kind, shown
 from maskloss.data.repair.draft import Draft, Fix
 from maskloss.data.repair.text import with_numbers
@@ -82,11 +83,29 @@ def _convert_text(draft: Draft, kind: Kind, finding: Finding) -> bool:
         return False
     if segmentation.empty or shown(converted, 10**9) == shown(given, 10**9):
         return False
+    if _may_be_runs(given) and not _overlaps(box_of_mask(segmentation), item.get("bbox")):
+        return False
     item["segmentation"] = converted
     was_text = isinstance(given, str)
     change = "segmentation written as a list, not as text" if was_text else "coordinates written as numbers"
     draft.record(kind, finding, change)
     return True
+
+
+def _may_be_runs(text: Any) -> bool:
+    """Return whether text may be starts and lengths of runs, as in Kaggle's RLEs, instead of coordinates."""
+    return isinstance(text, str) and re.fullmatch(r"[0-9\s]+", text) is not None
+
+
+def _overlaps(box: list[float], other: Any) -> bool:
+    """Return whether a box covers a tenth of a bbox, or the bbox cannot be read."""
+    given = read_box(with_numbers(other, 4))
+    if given is None:
+        return True
+    x, y, width, height = given
+    across = min(box[0] + box[2], x + width) - max(box[0], x)
+    down = min(box[1] + box[3], y + height) - max(box[1], y)
+    return min(across, down) > 0 and across * down >= 0.1 * width * height
 
 
 def _correct_rle_size(draft: Draft, kind: Kind, finding: Finding) -> None:

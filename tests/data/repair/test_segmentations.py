@@ -134,3 +134,10 @@ def test_an_rle_written_as_text_is_kept(tmp_path: Path, rle: Any) -> None:
 def test_no_polygon_is_invented_from_text(tmp_path: Path, segmentation: Any) -> None:
     document, _ = repaired(tmp_path, lambda d: d["annotations"][0].update(segmentation=segmentation))
     assert document["annotations"][0]["segmentation"] == []
+
+
+def test_the_runs_of_kaggle_are_no_polygon(tmp_path: Path) -> None:
+    """Starts and lengths, down the columns, from 1: columns 2 and 3, rows 1 and 2."""
+    document, _ = repaired(tmp_path, in_annotation(segmentation="12 2 17 2 30 1"))
+    assert document["annotations"][0]["segmentation"] == []
+    assert document["annotations"][0]["bbox"] == [2, 1, 2, 2]
