@@ -19,7 +19,7 @@ from maskloss.data.coco import CocoData, read_coco
 from maskloss.detection.builders import ModelSettings, build_model
 from maskloss.detection.conversion import convert
 from maskloss.losses import LossWeights, MaskRCNNLoss
-from maskloss.training import loop
+from maskloss.training import trainer
 from maskloss.training.evaluation import Evaluation, evaluate
 from maskloss.training.loop import train
 from tests.processes import run_ranks
@@ -91,7 +91,7 @@ def run_rank(rank: int, port: int, shapes: str, images: str, output: str) -> Non
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(WORLD), "MASTER_PORT": str(port),
                    "MASTER_ADDR": "127.0.0.1", "GLOO_SOCKET_IFNAME": "lo"}  # fmt: skip
     seen: dict[str, Any] = {"before": [], "after": []}
-    average = loop._average_over_processes
+    average = trainer._average_over_processes
 
     def recorded(accelerator: Any, parameters: list[nn.Parameter]) -> None:
         (parameter,) = parameters
@@ -102,7 +102,7 @@ def run_rank(rank: int, port: int, shapes: str, images: str, output: str) -> Non
         seen["parameter"] = parameter
 
     with pytest.MonkeyPatch.context() as patch, narrow_models():
-        patch.setattr(loop, "_average_over_processes", recorded)
+        patch.setattr(trainer, "_average_over_processes", recorded)
         train(small_config(Path(shapes), Path(output) / "run", **CHANGES))
         found = evaluated(of_images(Path(images)), 2, rank=rank, world_size=WORLD)
     with narrow_models():
