@@ -20,7 +20,7 @@ CROWDED, FEW, UPRIGHT, WITHOUT = 0, 1, 2, 3
 
 
 def read_photos() -> list[tuple[Tensor, dict[str, Any]]]:
-    """Give each photograph, (3, H, W) in [0, 1], and its target; crowds are left out as in torchvision's training."""
+    """Return each photograph, (3, H, W) in [0, 1], and its target; crowds are left out as in torchvision's training."""
     data = json.loads(ANNOTATIONS.read_text())
     return [read_photo(FOLDER, image, data["annotations"]) for image in data["images"]]
 
@@ -28,7 +28,7 @@ def read_photos() -> list[tuple[Tensor, dict[str, Any]]]:
 def read_photo(
     folder: Path, image: dict[str, Any], annotations: list[dict[str, Any]]
 ) -> tuple[Tensor, dict[str, Any]]:
-    """Give the photograph of a COCO file's entry, and a target of those of the annotations that are its own."""
+    """Return the photograph of a COCO file's entry, and a target of those of the annotations that are its own."""
     with Image.open(folder / image["file_name"]) as file:
         pixels = torch.from_numpy(np.array(file.convert("RGB"))).permute(2, 0, 1) / 255
     height, width = pixels.shape[1:]

@@ -214,7 +214,7 @@ def _replace_parts(model: Any, loss: MaskRCNNLoss, paste: Paste, sync_free: bool
 
 
 def _hold(model: Any, loss: MaskRCNNLoss, mask_branch: MaskBranch | None) -> None:
-    """Give the loss and the mask branch to a model with converted parts, on its device."""
+    """Attach the loss and the mask branch to a model with converted parts, and move them to its device."""
     heads = model.roi_heads
     move_to(loss, next(model.parameters()))
     heads.use_mask_branch(mask_branch)

@@ -243,7 +243,7 @@ MASK_LAYERS = ("mask_roi_pool", "mask_head", "mask_predictor")
 
 
 def with_mask_layers(model: nn.Module) -> nn.Module:
-    """Give a model the mask layers of a Mask R-CNN, as users do with a Faster R-CNN."""
+    """Add the mask layers of a Mask R-CNN to a model, as users do with a Faster R-CNN."""
     layers = tiny_mask_rcnn(seed=3).roi_heads
     for name in MASK_LAYERS:
         setattr(model.roi_heads, name, getattr(layers, name))
