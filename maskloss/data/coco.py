@@ -192,6 +192,14 @@ class Content:
     categories: list[Any]
     annotations: Columns
 
+    @classmethod
+    def of_document(cls, document: dict[str, Any]) -> Content:
+        """Make the content of a document that is already decoded, with COCO's three lists."""
+        columns = Columns()
+        for annotation in document["annotations"]:
+            columns.take(annotation)
+        return cls(document["images"], document["categories"], columns)
+
 
 def read_coco(
     image_folder: str | os.PathLike[str],

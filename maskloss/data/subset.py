@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from maskloss.data.coco import CocoData, Content, read_coco, read_content
-from maskloss.data.columns import Columns
 from maskloss.data.findings import Findings
 from maskloss.data.formats import listed
 from maskloss.errors import InputError
@@ -114,11 +113,8 @@ def _encode_part(data: CocoData, part: dict[str, Any], folder: Path) -> str:
         InputError: the part would be refused as a set of its own, for example because all of its annotations are
             crowds.
     """
-    findings, columns = Findings(), Columns()
-    for annotation in part["annotations"]:
-        columns.take(annotation)
-    content = Content(part["images"], part["categories"], columns)
-    read_content(content, data.annotation_file, data.image_folder, None, findings)
+    findings = Findings()
+    read_content(Content.of_document(part), data.annotation_file, data.image_folder, None, findings)
     errors = [problem for problem in findings.problems(str(folder)) if problem.error]
     if errors:
         raise InputError(f"{data.annotation_file}: nothing is written: {errors[0].shortened(200)}")

@@ -515,7 +515,6 @@ def are_canonical(compressed: Sequence[bytes], pixels: IntArray) -> BoolArray:
     """
     result = np.zeros(len(compressed), dtype=bool)
     lengths = np.fromiter(map(len, compressed), dtype=np.int64, count=len(compressed))
-    codes = np.empty(0, dtype=np.uint8)
     ends = lengths.cumsum()
     start = 0
     while start < len(compressed):

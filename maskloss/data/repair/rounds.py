@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from maskloss.data import check, coco
-from maskloss.data.columns import Columns
 from maskloss.data.findings import Findings, Kind, Problem
 from maskloss.data.records import CocoData
 from maskloss.data.repair import annotations as annotation_fields
@@ -72,11 +71,7 @@ def repair_document(
 
 def _read(document: dict[str, Any], path: Path, folder: Path, findings: Findings) -> tuple[CocoData, Any]:
     """Read a document as `read_coco` reads a file, and return the data set and its annotations' positions."""
-    columns = Columns()
-    for item in document["annotations"]:
-        columns.take(item)
-    content = coco.Content(document["images"], document["categories"], columns)
-    return coco.read_content(content, path, folder, None, findings)
+    return coco.read_content(coco.Content.of_document(document), path, folder, None, findings)
 
 
 def _apply_fixes(draft: Draft) -> None:
