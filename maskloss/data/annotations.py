@@ -420,8 +420,8 @@ def _polygon_areas(coordinates: FloatArray, first: IntArray, count: IntArray) ->
 
 def _measure_rles(table: _Table) -> None:
     """Compute the extents and areas of RLEs, and drop those that are corrupt or have another size than their image."""
-    _check_rles(table)
     sizes = np.array(table.columns.rle_sizes, dtype=np.int64).reshape(-1, 2)
+    _check_rles(table, sizes)
     rows = np.nonzero(table.kept & (table.form == RLE))[0]
     given = sizes[table.rle_index[rows]]
     differs = (given[:, ::-1] != _sizes(table)[rows]).any(axis=1)
@@ -443,10 +443,14 @@ def _measure_rles(table: _Table) -> None:
     )
 
 
-def _check_rles(table: _Table) -> None:
-    """Drop RLEs that are corrupt, and compress those again that are not as pycocotools writes them."""
+def _check_rles(table: _Table, sizes: IntArray) -> None:
+    """Drop RLEs that are corrupt, and compress those again that are not as pycocotools writes them.
+
+    Args:
+        table: the annotations.
+        sizes: (N, 2) height and width of each RLE, in px.
+    """
     rows = np.nonzero(table.kept & (table.form == RLE))[0]
-    sizes = np.array(table.columns.rle_sizes, dtype=np.int64).reshape(-1, 2)
     rles, index = table.columns.rles, table.rle_index[rows]
     canonical = are_canonical([rles[i] for i in index.tolist()], sizes[index].prod(axis=1))
     for row, i in zip(rows[~canonical].tolist(), index[~canonical].tolist(), strict=True):
