@@ -39,6 +39,8 @@ _MIN_SHARE_INSIDE = 0.05
 _MAX_AREA = 1e10
 #: Area in px² up to which a polygon is degenerate.
 NO_AREA = 1e-9
+#: Probability up to which it is no coincidence that all objects lie in the top left 100 x 100 px of their images.
+_MAX_COINCIDENCE = 1e-9
 
 _LEFT_OUT = "`maskloss repair` leaves them out"
 _FROM_MASKS = "`maskloss repair --boxes from-masks` takes the masks' extents"
@@ -94,9 +96,7 @@ CLIPPED_BOX = Kind(
     "clipped_box", "annotation", False, "boxes that reach beyond the image's border are clipped there"
 )
 BOX_CONVENTION = Kind("box_convention", "annotation", True, "", _FROM_MASKS)
-FRACTIONS = Kind(
-    "fractions", "annotation", True, "", "`maskloss repair` multiplies them by the images' width and height"
-)
+FRACTIONS = Kind("fractions", "annotation", True, "", "`maskloss repair` converts them to px")
 BITMAPS = Kind(
     "bitmaps",
     "annotation",
@@ -112,6 +112,7 @@ ODD_AREA = Kind(
     "areas that are zero, negative, too large or not a number are replaced by the masks'",
 )
 AREA_OF_BOX = Kind("area_of_box", "annotation", False)
+WEIGHTS = Kind("weights", "annotation", False)
 CROWDS = Kind("crowds", "annotation", False)
 ALL_CROWDS = Kind("all_crowds", "annotation", True)
 
@@ -200,6 +201,7 @@ def build_records(
     boxes = _check_boxes(table)
     areas = _check_areas(table)
     _assign_new_ids(table)
+    _report_weights(table)
     _report_crowds(table)
     _check_points(table)
     rows = np.nonzero(table.kept)[0]
@@ -541,18 +543,17 @@ def _check_points(table: _Table) -> None:
 
 
 def _check_fractions(table: _Table) -> None:
-    """Report and drop polygons or boxes if all their coordinates are in [0, 1]: fractions of the image, not px."""
-    has_polygons = table.kept & (table.form == POLYGONS)
-    has_box_only = table.kept & (table.form == NO_MASK)
-    large = _sizes(table).min(axis=1) >= 8
-    for rows, extents, what in (
-        (has_polygons, table.extents, "polygons"),
-        (has_box_only, table.boxes, "boxes"),
-    ):
-        small = (extents >= -0.01).all(axis=1) & (extents <= 1.01).all(axis=1) & large
-        if not (rows.any() and small[rows].all() and (what == "polygons" or not has_polygons.any())):
-            continue
-        count = int(rows.sum())
+    """Report and drop polygons or boxes if all their coordinates are fractions or percentages of the image, not px."""
+    rows, numbers, what = table.kept & (table.form == POLYGONS), table.extents, "polygons"
+    if not rows.any():
+        rows, numbers, what = table.kept & (table.form == NO_MASK), table.boxes, "boxes"
+    if not rows.any():
+        return
+    low, high = numbers[rows].min(), numbers[rows].max()
+    if not (low >= -0.01 and high <= 101):  # also if one of them is NaN
+        return
+    count = int(rows.sum())
+    if high <= 1.01 and _sizes(table)[rows].min() >= 8:
         # A polygon of the image's corners has five points at most.
         if what == "polygons" and table.point_count.min() > 10 and np.isin(table.coordinates, (0, 1)).all():
             text = (
@@ -563,8 +564,33 @@ def _check_fractions(table: _Table) -> None:
             text = (
                 f"the {what} look like fractions of the image instead of px: all {count} lie between 0 and 1"
             )
-            table.findings.add(FRACTIONS, -1, "", text, what)
+            table.findings.add(FRACTIONS, -1, "", text, 1)
         table.kept &= ~rows
+    elif _are_percentages(table, rows, numbers if what == "polygons" else _corners(numbers)):
+        text = (
+            f"the {what} look like percentages of the image instead of px: all {count} lie between 0 and 100"
+        )
+        table.findings.add(FRACTIONS, -1, "", text, 100)
+        table.kept &= ~rows
+
+
+def _are_percentages(table: _Table, rows: BoolArray, corners: FloatArray) -> bool:
+    """Whether coordinates from 0 to 100 are percentages of the image, and not px of its top left corner.
+
+    They are if it would be an improbable coincidence that all objects are in that corner. The objects of an image are
+    counted as one, because they may be close to each other.
+
+    Args:
+        table: the annotations.
+        rows: (R,) bool, which annotations to judge.
+        corners: (R, 4), xyxy of their polygons or boxes.
+    """
+    images = np.unique(table.image[rows])
+    widths, heights = (np.array(sides)[images] for sides in (table.images.widths, table.images.heights))
+    probability = (np.minimum(100 / widths, 1) * np.minimum(100 / heights, 1)).prod()
+    # Numbers up to 75 become more than 100 px in these images, so that repaired files are not converted again.
+    large_enough = min(widths.min(), heights.min()) >= 200 and corners[rows].max() > 75
+    return bool(large_enough and probability <= _MAX_COINCIDENCE)
 
 
 def _check_masks_inside(table: _Table) -> None:
@@ -825,6 +851,19 @@ def _assign_new_ids(table: _Table) -> None:
     highest = int(table.ids[with_id].max()) if len(with_id) else 0
     start = highest + 1 if 0 <= highest < 2**53 else (-(2**62))
     table.ids[renumbered] = np.arange(start, start + len(renumbered))
+
+
+def _report_weights(table: _Table) -> None:
+    """Warn of weights, because a file of other origin may mean something else by them, such as kilograms."""
+    objects = table.kept & ~table.crowds
+    weights = [weight for row, weight in table.columns.weights.items() if objects[row] and weight != 1]
+    if weights:
+        have = "has a weight" if len(weights) == 1 else "have weights"
+        text = (
+            f"{len(weights)} of {int(objects.sum())} objects {have} other than 1, from {min(weights):g} to "
+            f"{max(weights):g}: the field `weight` multiplies an object's losses; rename it if it means something else"
+        )
+        table.findings.add(WEIGHTS, -1, "", text)
 
 
 def _report_crowds(table: _Table) -> None:

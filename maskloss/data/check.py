@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from pycocotools import mask as coco_mask
@@ -59,6 +60,12 @@ NO_USABLE_OBJECT = Kind("no_usable_object", "file", True)
 NO_ANNOTATION = Kind("no_annotation", "image", False)
 UNUSED_CATEGORY = Kind("unused_category", "category", False)
 BOX_FAR = Kind("box_far", "annotation", False, "boxes do not fit their masks")
+REPEATED = Kind(
+    "repeated",
+    "annotation",
+    False,
+    "annotations repeat another one of their image, with the same category, box and mask; each counts as an object",
+)
 HOLE = Kind(
     "hole",
     "annotation",
@@ -146,6 +153,9 @@ def _find_oddities(data: CocoData, findings: Findings) -> None:
     for row in np.nonzero(distances > _BOX_TOLERANCE)[0].tolist():
         text = f"bbox is up to {distances[row]:.1f} px from the segmentation's extent"
         findings.add(BOX_FAR, row, f"annotation {records.ids[row]}", f"{text} ({_image_of(data, row)})")
+    for row, other in _repeated_rows(records):
+        text = f"repeats annotation {records.ids[other]} ({_image_of(data, row)})"
+        findings.add(REPEATED, row, f"annotation {records.ids[row]}", text)
     for row in _rows_with_holes(records, owner, extents):
         findings.add(
             HOLE,
@@ -200,6 +210,27 @@ def _box_distances(records: Records, owner: IntArray, parts: FloatArray) -> Floa
     distances = np.abs(np.clip(extents, 0, size) - records.boxes).max(axis=1, initial=0.0)
     distances[(records.form == NO_MASK) | records.crowds] = 0.0
     return distances
+
+
+def _repeated_rows(records: Records) -> Iterator[tuple[int, int]]:
+    """Yield the rows of objects that repeat another object of their image, and the row of the first such object."""
+    rows = np.nonzero(~records.crowds)[0]
+    image = np.repeat(np.arange(len(records.image_ids)), np.diff(records.first))
+    _, category = np.unique(records.category_ids, return_inverse=True)
+    keys = np.column_stack([image, category, records.form, records.boxes])[rows]
+    # Compare masks only where everything else is equal.
+    _, group, count = np.unique(keys, axis=0, return_inverse=True, return_counts=True)
+    first: dict[Any, int] = {}
+    for row, number in zip(rows[count[group] > 1].tolist(), group[count[group] > 1].tolist(), strict=True):
+        mask = records.mask(row)
+        content = (
+            tuple(polygon.tobytes() for polygon in mask)
+            if isinstance(mask, list)
+            else mask and mask["counts"]
+        )
+        other = first.setdefault((number, content), row)
+        if other != row:
+            yield row, other
 
 
 def _rows_with_holes(records: Records, owner: IntArray, extents: FloatArray) -> Iterator[int]:

@@ -263,7 +263,7 @@ class Columns:
         """Add the weight and the labeled points of the annotation in a row."""
         name, image_id = _name_of(position, item), item.get("image_id")
         try:
-            if "weight" in item:
+            if not is_absent(item.get("weight")):
                 self.weights[row] = read_weight(item["weight"])
         except BadEntry as error:
             self.faults.append(Fault(error.kind, position, name, str(error), image_id))

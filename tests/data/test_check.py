@@ -103,6 +103,33 @@ def test_check_allows_boxes_3_px_from_their_masks(tmp_path: Path, width: float, 
     assert any("bbox" in problem.text for problem in problems) is warned
 
 
+def test_check_warns_about_annotations_that_repeat_another_one(tmp_path: Path) -> None:
+    def change(document: dict[str, Any]) -> None:
+        first, second = document["annotations"][:2]
+        document["annotations"] += [
+            {**first, "id": 201},
+            {**second, "id": 202},
+            # None of these repeats another one: another image, mask, box, category, and a crowd.
+            {**first, "id": 203, "image_id": 20},
+            {**first, "id": 204, "segmentation": [[2, 1, 4, 1, 4, 3]]},
+            {**first, "id": 205, "bbox": [2, 1, 2.5, 2]},
+            {**first, "id": 206, "category_id": second["category_id"]},
+            {**first, "id": 207, "iscrowd": 1},
+            # This one does, and names the first.
+            {**first, "id": 208},
+        ]
+
+    images, annotations = write_coco(tmp_path, change)
+    _, problems = check_data(images, annotations)
+    [problem] = [problem for problem in problems if problem.kind == "repeated"]
+    assert not problem.error
+    assert [example.partition(" (")[0] for example in problem.examples] == [
+        "annotation 201: repeats annotation 101",
+        "annotation 202: repeats annotation 102",
+        "annotation 208: repeats annotation 101",
+    ]
+
+
 U_SHAPE = [0, 0, 8, 0, 8, 5, 6, 5, 6, 2, 2, 2, 2, 5, 0, 5]
 
 

@@ -274,6 +274,12 @@ CASES = {
     ),
     "no_iscrowd_no_area": Case("reads", "", without("iscrowd", "area")),
     "no_labels": Case("repair", "the objects were not labeled in the tool", no_labels),
+    "object_twice": Case(
+        "warns",
+        "annotation 3: repeats annotation 1",
+        lambda d: d["annotations"].append({**d["annotations"][0], "id": 3}),
+        objects=3,
+    ),
     "odd_file_name": Case("reads", "", image(file_name="sub folder/ä b#1%20.png"), odd_name),
     "one_empty_segmentation": Case(
         "warns",
@@ -336,6 +342,7 @@ CASES = {
     ),
     "utf16": Case("reads", encode=lambda d: json.dumps(d).encode("utf-16")),
     "webp": Case("reads", "", image(file_name="a.webp"), saved("a.webp", lossless=True)),
+    "weight_in_kg": Case("warns", "1 of 2 objects has a weight other than 1", annotation(weight=3.5)),
     "windows_backslash": Case(
         "warns", r"file_name 'images\\a.png' is read as 'images/a.png'", image(file_name="images\\a.png"), folder="."
     ),

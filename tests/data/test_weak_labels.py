@@ -65,6 +65,26 @@ def test_weights_and_points_reach_the_target(tmp_path: Path) -> None:
     assert empty["points"].shape == (0, 3, 3)
 
 
+def test_weights_are_said_because_they_may_be_kilograms(tmp_path: Path) -> None:
+    data = read_coco(*write(tmp_path, {"weight": 0.25}, {"weight": 5.5}, {"weight": 7}))
+    # The third annotation is a crowd.
+    assert [line.partition(": ")[2] for line in data.warnings if "crowd" not in line] == [
+        "2 of 2 objects have weights other than 1, from 0.25 to 5.5: the field `weight` multiplies an object's losses; "
+        "rename it if it means something else"
+    ]
+    data = read_coco(*write(tmp_path, {"weight": 1}, {"weight": 2}))
+    assert any("1 of 2 objects has a weight other than 1, from 2 to 2" in line for line in data.warnings)
+    data = read_coco(*write(tmp_path, {"weight": 1}))
+    assert not any("`weight`" in line for line in data.warnings)
+
+
+@pytest.mark.parametrize("missing", [None, float("nan")])
+def test_a_weight_that_is_missing_is_1(tmp_path: Path, missing: float | None) -> None:
+    images, annotations = write(tmp_path, {"weight": 0.5}, {"weight": missing})
+    _, target = CocoDataset(read_coco(images, annotations))[0]
+    assert torch.equal(target["weights"], torch.tensor([0.5, 1.0]))
+
+
 def test_files_without_them_have_no_such_keys(tmp_path: Path) -> None:
     images, annotations = write(tmp_path)
     _, target = CocoDataset(read_coco(images, annotations))[0]
@@ -102,7 +122,6 @@ BAD = {
     "negative weight": ({"weight": -0.5}, "annotation 101: weight must be a finite number >= 0, not -0.5"),
     "infinite weight": ({"weight": float("inf")}, "weight must be a finite number >= 0, not inf"),
     "text weight": ({"weight": "1"}, "weight must be a finite number >= 0, not '1'"),
-    "null weight": ({"weight": None}, "weight must be a finite number >= 0, not None"),
     "no labels": ({"point_coords": POINTS}, "point_coords and point_labels must both be lists"),
     "no points": ({"point_labels": [1]}, "point_coords and point_labels must both be lists"),
     "lengths": (

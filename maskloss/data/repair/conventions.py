@@ -36,10 +36,11 @@ def take_boxes_from_masks(draft: Draft) -> None:
 
 
 def _scale_fractions(draft: Draft, kind: Kind, finding: Finding) -> None:
-    """Convert polygons from fractions of the image to px, and also the boxes if all of them are fractions."""
+    """Convert polygons from fractions or percentages of the image to px, and also the boxes if all are such."""
+    whole: int = finding.value  # what stands for the image's width or height: 1 or 100
     items = [item for _, item in draft.entries("annotation")]
     boxes = [box for box in (read_box(item.get("bbox")) for item in items) if box is not None]
-    boxes_too = all(-0.01 <= value <= 1.01 for box in boxes for value in box)
+    boxes_too = all(-0.01 <= value <= 1.01 * whole for box in boxes for value in box)
     for item in items:
         size = draft.size_of_image(item)
         if size is None:
@@ -49,12 +50,14 @@ def _scale_fractions(draft: Draft, kind: Kind, finding: Finding) -> None:
         except BadEntry:
             continue
         if polygons:
-            item["segmentation"] = [[v * size[i % 2] for i, v in enumerate(polygon)] for polygon in polygons]
+            item["segmentation"] = [
+                [v * size[i % 2] / whole for i, v in enumerate(polygon)] for polygon in polygons
+            ]
         box = read_box(item.get("bbox"))
         if boxes_too and box is not None:
-            item["bbox"] = [value * size[i % 2] for i, value in enumerate(box)]
+            item["bbox"] = [value * size[i % 2] / whole for i, value in enumerate(box)]
         name = f"annotation {shown(item.get('id'))}"
-        draft.log.add(kind, "fractions multiplied by the image's size", name, finding.detail, item)
+        draft.log.add(kind, "fractions or percentages converted to px", name, finding.detail, item)
 
 
 def _replace_areas(draft: Draft, kind: Kind, finding: Finding) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,52 @@ def test_coordinates_that_are_fractions_are_reported_and_multiplied(tmp_path: Pa
     data = read_coco(images, tmp_path / "fixed.json")
     assert data.images[0].annotations[0].segmentation == [[4, 2, 8, 2, 8, 6]]
     assert data.images[0].annotations[0].box == (4, 2, 8, 6)
+
+
+def percentages(folder: Path, *, images: int, boxes_only: bool = False) -> tuple[Path, Path]:
+    """Write a file of images of 250 x 200 px with an object each, in percent of the width and height."""
+    annotation: dict[str, Any] = {"category_id": 1, "iscrowd": 0, "bbox": [25, 20, 55, 40]}
+    if not boxes_only:
+        annotation["segmentation"] = [[25, 20, 80, 20, 80, 60]]
+    document = {
+        "images": [{"id": i, "file_name": f"{i}.png", "width": 250, "height": 200} for i in range(images)],
+        "annotations": [{"id": i, "image_id": i, **annotation} for i in range(images)],
+        "categories": [{"id": 1, "name": "nut"}],
+    }
+    for i in range(images):
+        Image.new("RGB", (250, 200)).save(folder / f"{i}.png")
+    (folder / "percent.json").write_text(json.dumps(document))
+    return folder, folder / "percent.json"
+
+
+# The chance that 13 objects lie in a part of 100 / 250 x 100 / 200 of their images is (1 / 5) ** 13 = 8e-10.
+@pytest.mark.parametrize("boxes_only", [False, True])
+def test_coordinates_that_are_percentages_are_reported_and_converted(
+    tmp_path: Path, boxes_only: bool
+) -> None:
+    images, annotations = percentages(tmp_path, images=13, boxes_only=boxes_only)
+    what = "boxes" if boxes_only else "polygons"
+    text = f"the {what} look like percentages of the image instead of px: all 13 lie between 0 and 100"
+    with pytest.raises(InputError, match=text):
+        read_coco(images, annotations)
+    repair(images, annotations, tmp_path / "fixed.json")
+    [annotation] = read_coco(images, tmp_path / "fixed.json").images[7].annotations
+    assert annotation.box == (62.5, 40, 200, 120)
+    if not boxes_only:
+        assert annotation.segmentation == [[62.5, 40, 200, 40, 200, 120]]
+
+
+def test_few_objects_in_the_top_left_corner_are_no_percentages(tmp_path: Path) -> None:
+    data = read_coco(*percentages(tmp_path, images=12))
+    assert data.images[0].annotations[0].box == (25, 20, 80, 60)
+
+
+def test_one_object_beyond_100_px_shows_that_the_others_are_in_px_too(tmp_path: Path) -> None:
+    images, annotations = percentages(tmp_path, images=13)
+    document = json.loads(annotations.read_text())
+    document["annotations"][3].update(bbox=[80, 20, 25, 40], segmentation=[[80, 20, 105, 20, 105, 60]])
+    annotations.write_text(json.dumps(document))
+    assert read_coco(images, annotations).num_objects == 13
 
 
 def test_areas_of_boxes_become_those_of_the_masks(tmp_path: Path) -> None:
