@@ -13,6 +13,14 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from maskloss.data.columns import ABSENT, AREA_GIVEN, AREA_ODD, SPELLINGS, Columns, ImageColumns, integers
+from maskloss.data.conventions import (
+    BORDER_TOLERANCE,
+    distance_beyond,
+    look_like_corners,
+    look_like_percentages,
+    suspected_convention,
+    xyxy_of,
+)
 from maskloss.data.entries import BAD_POINTS, RLE_SIZE, BadEntry, read_segmentation, spelled_number
 from maskloss.data.findings import Findings, Kind, shown
 from maskloss.data.records import (
@@ -29,8 +37,6 @@ from maskloss.masks.coco_format import count_pixels
 from maskloss.masks.coverage import union_area
 from maskloss.masks.encoded import FloatArray, IntArray, are_canonical
 
-#: How far boxes and polygons may reach beyond the image without a warning, in px. COCO's own do, because of rounding.
-BORDER_TOLERANCE = 1.0
 #: Largest plausible distance of a polygon from the image, in multiples of the image's longer side.
 _MAX_DISTANCE = 10
 #: Smallest share of a mask's area inside the image; with less, the object is assumed to belong to another image.
@@ -39,8 +45,6 @@ _MIN_SHARE_INSIDE = 0.05
 _MAX_AREA = 1e10
 #: Area in px² up to which a polygon is degenerate.
 NO_AREA = 1e-9
-#: Probability up to which it is no coincidence that all objects lie in the top left 100 x 100 px of their images.
-_MAX_COINCIDENCE = 1e-9
 
 _LEFT_OUT = "`maskloss repair` leaves them out"
 _FROM_MASKS = "`maskloss repair --boxes from-masks` takes the masks' extents"
@@ -476,21 +480,11 @@ def _sizes(table: _Table) -> FloatArray:
     return sides[:, np.maximum(table.image, 0)].T
 
 
-def _corners(boxes: FloatArray) -> FloatArray:
-    """Convert boxes (R, 4) from x, y, width, height to xyxy."""
-    return np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)
-
-
-def _beyond(corners: FloatArray, sizes: FloatArray) -> FloatArray:
-    """Return how far xyxy boxes reach beyond the image, in px, (R,)."""
-    return np.maximum(-corners[:, :2], corners[:, 2:] - sizes).max(axis=1, initial=-np.inf)
-
-
 def _check_sizes(table: _Table, different_sizes: Callable[[Iterable[int]], set[int]]) -> None:
     """Report and remove images whose size differs from the recorded one, a likely cause of annotations outside them."""
     sizes = _sizes(table)
-    beyond = (_beyond(table.extents, sizes) > BORDER_TOLERANCE) | (
-        _beyond(_corners(table.boxes), sizes) > BORDER_TOLERANCE
+    beyond = (distance_beyond(table.extents, sizes) > BORDER_TOLERANCE) | (
+        distance_beyond(xyxy_of(table.boxes), sizes) > BORDER_TOLERANCE
     )
     positions = {f.position for f in table.findings.of(OUTSIDE) + table.findings.of(RLE_SIZE)}
     beyond = (beyond & table.kept) | np.isin(table.positions, sorted(positions))
@@ -566,7 +560,9 @@ def _check_fractions(table: _Table) -> None:
             )
             table.findings.add(FRACTIONS, -1, "", text, 1)
         table.kept &= ~rows
-    elif _are_percentages(table, rows, numbers if what == "polygons" else _corners(numbers)):
+    elif look_like_percentages(
+        (numbers if what == "polygons" else xyxy_of(numbers))[rows], table.image[rows], _sizes(table)[rows]
+    ):
         text = (
             f"the {what} look like percentages of the image instead of px: all {count} lie between 0 and 100"
         )
@@ -574,29 +570,10 @@ def _check_fractions(table: _Table) -> None:
         table.kept &= ~rows
 
 
-def _are_percentages(table: _Table, rows: BoolArray, corners: FloatArray) -> bool:
-    """Whether coordinates from 0 to 100 are percentages of the image, and not px of its top left corner.
-
-    They are if it would be an improbable coincidence that all objects are in that corner. The objects of an image are
-    counted as one, because they may be close to each other.
-
-    Args:
-        table: the annotations.
-        rows: (R,) bool, which annotations to judge.
-        corners: (R, 4), xyxy of their polygons or boxes.
-    """
-    images = np.unique(table.image[rows])
-    widths, heights = (np.array(sides)[images] for sides in (table.images.widths, table.images.heights))
-    probability = (np.minimum(100 / widths, 1) * np.minimum(100 / heights, 1)).prod()
-    # Numbers up to 75 become more than 100 px in these images, so that repaired files are not converted again.
-    large_enough = min(widths.min(), heights.min()) >= 200 and corners[rows].max() > 75
-    return bool(large_enough and probability <= _MAX_COINCIDENCE)
-
-
 def _check_masks_inside(table: _Table) -> None:
     """Warn about masks that reach beyond the border, and drop those that are almost entirely outside."""
     sizes = _sizes(table)
-    beyond = _beyond(table.extents, sizes)
+    beyond = distance_beyond(table.extents, sizes)
     rows = np.nonzero(table.kept & (table.form == POLYGONS) & (beyond > 0))[0]
     for row in rows.tolist():
         width, height = table.size(row)
@@ -628,7 +605,7 @@ def _check_boxes(table: _Table) -> FloatArray:
     sizes = _sizes(table)
     boxes = table.boxes
     has_mask = table.form != NO_MASK
-    corners = _corners(boxes)
+    corners = xyxy_of(boxes)
     readable = (np.abs(corners) < 1e9).all(axis=1)
     extents = np.concatenate(
         [np.maximum(table.extents[:, :2], 0), np.minimum(table.extents[:, 2:], sizes)], axis=1
@@ -653,7 +630,7 @@ def _check_boxes(table: _Table) -> FloatArray:
     comparable = table.kept & readable & has_mask & ~table.crowds & ~flat
     convention = suspected_convention(boxes[comparable], table.extents[comparable], sizes[comparable])
     without = table.kept & readable & ~has_mask & ~flat
-    if not comparable.any() and _are_corners(boxes[without], corners[without], sizes[without]):
+    if not comparable.any() and look_like_corners(boxes[without], sizes[without]):
         text = (
             "the boxes look like x1, y1, x2, y2 instead of x, y, width, height: otherwise most reach beyond their "
             "images"
@@ -686,7 +663,7 @@ def _check_boxes(table: _Table) -> FloatArray:
         np.nonzero(checked & flat)[0],
         lambda row: f"bbox has a side that is zero or negative: {box_text(row)}; the annotation is left out",
     )
-    beyond = _beyond(corners, sizes)
+    beyond = distance_beyond(corners, sizes)
     clipped = np.concatenate([np.clip(corners[:, :2], 0, None), np.minimum(corners[:, 2:], sizes)], axis=1)
     nothing = (clipped[:, 2:] <= clipped[:, :2]).any(axis=1)
     # Targets are float32.
@@ -715,94 +692,8 @@ def _check_boxes(table: _Table) -> FloatArray:
     return clipped
 
 
-def _are_corners(boxes: FloatArray, corners: FloatArray, sizes: FloatArray) -> bool:
-    """Whether boxes without masks look like xyxy: all are inside as xyxy, most reach beyond as xywh."""
-    inside = _beyond(boxes, sizes) <= BORDER_TOLERANCE
-    ordered = (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
-    reaching = _beyond(corners, sizes) > BORDER_TOLERANCE
-    return len(boxes) > 1 and bool((inside & ordered).all()) and reaching.mean() >= 0.5
-
-
 def _short(value: Any) -> int | float:
     return int(value) if float(value).is_integer() and abs(value) < 1e15 else float(value)
-
-
-def box_readings(boxes: FloatArray, sizes: FloatArray) -> dict[str, tuple[FloatArray, ...]]:
-    """Convert boxes to xyxy from each of the conventions of other formats.
-
-    Args:
-        boxes: (R, 4) as in the file.
-        sizes: (R, 2) width and height of the images.
-
-    Returns:
-        For the name of each convention, x1, y1, x2 and y2, (R,) each.
-    """
-    a, b, c, d = boxes.T
-    width, height = sizes.T
-    return {
-        "x1, y1, x2, y2": (a, b, c, d),
-        "center x, center y, width, height": (a - c / 2, b - d / 2, a + c / 2, b + d / 2),
-        "y1, x1, y2, x2": (b, a, d, c),
-        "y, x, height, width": (b, a, b + d, a + c),
-        "fractions x, y, width, height": (a * width, b * height, (a + c) * width, (b + d) * height),
-        "fractions x1, y1, x2, y2": (a * width, b * height, c * width, d * height),
-        "fractions of center x, center y, width, height": (
-            (a - c / 2) * width,
-            (b - d / 2) * height,
-            (a + c / 2) * width,
-            (b + d / 2) * height,
-        ),
-    }
-
-
-def suspected_convention(boxes: FloatArray, extents: FloatArray, sizes: FloatArray) -> tuple[str, int] | None:
-    """Return which convention boxes follow if it is not x, y, width, height, judged by their masks.
-
-    Args:
-        boxes: (R, 4) as in the file.
-        extents: (R, 4) xyxy of their masks.
-        sizes: (R, 2) width and height of the images.
-
-    Returns:
-        None if the boxes are x, y, width, height. Otherwise the name of the convention, and how many boxes fit their
-        masks in it; if no known convention fits, "" and how many boxes are far from their masks.
-    """
-    if not len(boxes):
-        return None
-    a, b, c, d = boxes.T
-    readings = box_readings(boxes, sizes)
-    # A box may fit the whole mask, or the part of it inside the image.
-    inside = np.clip(extents, 0, np.tile(sizes, 2))
-    longest = (extents[:, 2:] - extents[:, :2]).max(axis=1)
-
-    def fits(reading: Any, tolerance: FloatArray) -> BoolArray:
-        corners = np.stack(reading, axis=1)
-        distance = np.minimum(np.abs(corners - extents).max(axis=1), np.abs(corners - inside).max(axis=1))
-        fitting: BoolArray = (distance <= tolerance) & (corners[:, 2:] > corners[:, :2]).all(axis=1)
-        return fitting
-
-    usual = np.stack((a, b, a + c, b + d), axis=1)
-    fitting = fits(usual.T, np.maximum(2.0, 0.03 * longest))
-    # A small box fits nearly any reading by chance, so the other readings have to fit more closely.
-    close = np.minimum(np.maximum(1.5, 0.03 * longest), 0.05 * longest)
-    # A box at the image's top left corner is the same in several conventions, so only the other boxes count.
-    best, most = "", 0
-    for name, reading in readings.items():
-        votes = int((fits(reading, close) & ~fitting).sum())
-        if votes > most:
-            best, most = name, votes
-    if most:
-        other = fits(readings[best], close)
-        if most >= 0.8 * (len(boxes) - int(fitting.sum())) and most > 4 * int((fitting & ~other).sum()):
-            return best, int(other.sum())
-    overlap = np.clip(
-        np.minimum(usual[:, 2:], extents[:, 2:]) - np.maximum(usual[:, :2], extents[:, :2]), 0, None
-    ).prod(axis=1)
-    union = np.abs(c * d) + (extents[:, 2:] - extents[:, :2]).prod(axis=1) - overlap
-    # A few loose boxes in a small data set prove nothing; require nearly all boxes to be far from their masks.
-    inside_box = overlap >= 0.9 * (extents[:, 2:] - extents[:, :2]).prod(axis=1)
-    num_far = int(((overlap < 0.1 * union) & ~inside_box).sum())
-    return ("", num_far) if len(boxes) > 1 and num_far >= 0.8 * len(boxes) else None
 
 
 def _check_areas(table: _Table) -> FloatArray:

@@ -154,6 +154,20 @@ def spelled_number(value: Any) -> int | None:
     return None if match is None else whole_number(int(match[1]))
 
 
+def are_equal(one: Any, other: Any) -> bool:
+    """Return whether two entries of a file are equal, word for word."""
+    try:
+        return bool(one == other)
+    except RecursionError:  # nested too deeply to be compared
+        return False
+
+
+def possible_ids(value: Any) -> set[Any]:
+    """Return the ids by which annotations may refer to an entry: the one that is written, and the number it spells."""
+    plain = value if isinstance(value, str | int | float) else shown(value)
+    return {plain, spelled_number(value)} - {None}
+
+
 def read_crowd(value: Any) -> int | None:
     """Return an iscrowd value in any unambiguous form as 0 or 1, or None for all other values."""
     if is_absent(value) or value == "":

@@ -11,7 +11,6 @@ import pytest
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from maskloss.data.annotations import box_readings, suspected_convention
 from maskloss.data.check import check_data
 from maskloss.data.coco import read_coco
 from maskloss.data.repair import repair
@@ -419,46 +418,3 @@ def test_the_new_ids_follow_the_highest_one(tmp_path: Path) -> None:
 
     data = read_coco(*write_coco(tmp_path, change))
     assert [annotation.id for annotation in data.images[0].annotations] == [500, 501, 502]
-
-
-# Conventions of boxes. A box from (10, 20) to (40, 60) in an image of 100 x 200 px.
-
-SIZES = np.array([[100.0, 200.0]])
-CONVENTIONS = {
-    "x1, y1, x2, y2": [10, 20, 40, 60],
-    "center x, center y, width, height": [25, 40, 30, 40],
-    "y1, x1, y2, x2": [20, 10, 60, 40],
-    "y, x, height, width": [20, 10, 40, 30],
-    "fractions x, y, width, height": [0.1, 0.1, 0.3, 0.2],
-    "fractions x1, y1, x2, y2": [0.1, 0.1, 0.4, 0.3],
-    "fractions of center x, center y, width, height": [0.25, 0.2, 0.3, 0.2],
-}
-
-
-def test_every_convention_is_read() -> None:
-    assert box_readings(np.zeros((1, 4)), SIZES).keys() == CONVENTIONS.keys()
-
-
-@pytest.mark.parametrize("name", CONVENTIONS)
-def test_a_box_of_another_convention_is_converted_and_recognized_by_its_mask(name: str) -> None:
-    boxes, extents = np.array([CONVENTIONS[name]], dtype=float), np.array([[10.0, 20, 40, 60]])
-    np.testing.assert_allclose(np.stack(box_readings(boxes, SIZES)[name], axis=1), extents)
-    assert suspected_convention(boxes, extents, SIZES) == (name, 1)
-
-
-def test_boxes_of_coco_or_none_follow_no_other_convention() -> None:
-    boxes, extents = np.array([[10.0, 20, 30, 40]]), np.array([[10.0, 20, 40, 60]])
-    assert suspected_convention(boxes, extents, SIZES) is None
-    assert suspected_convention(boxes[:0], extents[:0], SIZES[:0]) is None
-
-
-def test_boxes_may_fit_the_part_of_their_mask_inside_the_image() -> None:
-    boxes, extents = np.array([[50.0, 20, 100, 60]]), np.array([[50.0, 20, 130, 60]])
-    assert suspected_convention(boxes, extents, SIZES) == ("x1, y1, x2, y2", 1)
-    assert suspected_convention(np.array([[50.0, 20, 50, 40]]), extents, SIZES) is None
-
-
-def test_one_box_far_from_its_mask_proves_nothing_and_two_do() -> None:
-    boxes, extents = np.array([[70.0, 150, 20, 20]] * 2), np.array([[10.0, 20, 40, 60]] * 2)
-    assert suspected_convention(boxes[:1], extents[:1], SIZES) is None
-    assert suspected_convention(boxes, extents, SIZES.repeat(2, axis=0)) == ("", 2)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from maskloss.data import coco
+from maskloss.data import categories as checks
 from maskloss.data.entries import LONGEST_NAME, is_absent, whole_number
 from maskloss.data.findings import Finding, Kind, shown
 from maskloss.data.repair.draft import Draft, Fix
@@ -74,11 +74,11 @@ def _name(draft: Draft, kind: Kind, finding: Finding) -> None:
 
 
 FIXES: dict[Kind, Fix] = {
-    coco.NO_CATEGORIES: _add_categories,
-    coco.CATEGORY_ENTRY: Draft.leave_out,
-    coco.CATEGORY_REPEATED: Draft.leave_out,
-    coco.CATEGORY_TWICE: _merge,
-    coco.CATEGORY_ID: _number,
-    coco.CATEGORY_NAME: _name,
-    coco.CATEGORY_FLOAT: Draft.write_integers,
+    checks.NO_CATEGORIES: _add_categories,
+    checks.CATEGORY_ENTRY: Draft.leave_out,
+    checks.CATEGORY_REPEATED: Draft.leave_out,
+    checks.CATEGORY_TWICE: _merge,
+    checks.CATEGORY_ID: _number,
+    checks.CATEGORY_NAME: _name,
+    checks.CATEGORY_FLOAT: Draft.write_integers,
 }

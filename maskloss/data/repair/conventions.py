@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from maskloss.data import annotations as checks
+from maskloss.data.conventions import box_readings
 from maskloss.data.entries import BadEntry, read_box, read_crowd, read_segmentation
 from maskloss.data.findings import Finding, Kind, shown
 from maskloss.data.repair.draft import Draft, Fix
@@ -85,7 +86,7 @@ def _convert_boxes(draft: Draft, kind: Kind, finding: Finding) -> None:
         size, box = draft.size_of_image(item), read_box(item.get("bbox"))
         if size is None or box is None:
             continue
-        reading = checks.box_readings(np.array([box]), np.array([size], dtype=np.float64))[finding.value]
+        reading = box_readings(np.array([box]), np.array([size], dtype=np.float64))[finding.value]
         x1, y1, x2, y2 = (float(side[0]) for side in reading)
         item["bbox"] = [x1, y1, x2 - x1, y2 - y1]
         name = f"annotation {shown(item.get('id', position))}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from maskloss.data import coco
+from maskloss.data import image_entries as checks
 from maskloss.data.findings import Finding, Kind, shown
 from maskloss.data.images import read_image_size
 from maskloss.data.repair.draft import Draft, Fix
@@ -48,9 +48,9 @@ def _rename(draft: Draft, kind: Kind, finding: Finding) -> None:
     if found is None:
         draft.leave_out(kind, finding)
         return
-    given = item.get("file_name") or coco.url_of(item)
+    given = item.get("file_name") or checks.url_of(item)
     other_names = draft.names_of_file.get(found, set()) - {given}
-    if kind is not coco.FILE_SPELLING and other_names:
+    if kind is not checks.FILE_SPELLING and other_names:
         what = f"{shown(given)}: {shown(found)} may also be {shown(min(other_names))}"
         draft.leave_out(kind, finding, what)
         return
@@ -81,21 +81,21 @@ def _swap_size(draft: Draft, kind: Kind, finding: Finding) -> None:
 
 
 FIXES: dict[Kind, Fix] = {
-    coco.IMAGE_ENTRY: Draft.leave_out,
-    coco.IMAGE_TWICE: _leave_out_repetition,
-    coco.IMAGE_REPEATED: _leave_out_repetition,
-    coco.IMAGE_NO_ID: _find_id,
-    coco.IMAGE_ID: _number,
-    coco.IMAGE_FLOAT: Draft.write_integers,
-    coco.FILE_NAME: _rename,
-    coco.FILE_OUTSIDE: _rename,
-    coco.FILE_ELSEWHERE: _rename,
-    coco.FILE_SPELLING: _rename,
-    coco.FILE_MISSING: Draft.leave_out,
-    coco.BAD_SIZE: _take_size_from_file,
-    coco.MISSING_SIZE: _take_size_from_file,
-    coco.TURNED_SIZE: _take_size_from_file,
-    coco.SIZE_DIFFERS: _swap_size,
-    coco.UNREADABLE_IMAGE: Draft.leave_out,
-    coco.LFS_POINTER: Draft.leave_out,
+    checks.IMAGE_ENTRY: Draft.leave_out,
+    checks.IMAGE_TWICE: _leave_out_repetition,
+    checks.IMAGE_REPEATED: _leave_out_repetition,
+    checks.IMAGE_NO_ID: _find_id,
+    checks.IMAGE_ID: _number,
+    checks.IMAGE_FLOAT: Draft.write_integers,
+    checks.FILE_NAME: _rename,
+    checks.FILE_OUTSIDE: _rename,
+    checks.FILE_ELSEWHERE: _rename,
+    checks.FILE_SPELLING: _rename,
+    checks.FILE_MISSING: Draft.leave_out,
+    checks.BAD_SIZE: _take_size_from_file,
+    checks.MISSING_SIZE: _take_size_from_file,
+    checks.TURNED_SIZE: _take_size_from_file,
+    checks.SIZE_DIFFERS: _swap_size,
+    checks.UNREADABLE_IMAGE: Draft.leave_out,
+    checks.LFS_POINTER: Draft.leave_out,
 }

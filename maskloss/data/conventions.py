@@ -1,0 +1,133 @@
+"""Conventions of coordinates: which one boxes and polygons follow, judged by all of a file together."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from maskloss.data.records import BoolArray
+from maskloss.masks.encoded import FloatArray, IntArray
+
+#: How far boxes and polygons may reach beyond the image without a warning, in px. COCO's own do, because of rounding.
+BORDER_TOLERANCE = 1.0
+#: Probability up to which it is no coincidence that all objects lie in the top left 100 x 100 px of their images.
+_MAX_COINCIDENCE = 1e-9
+
+
+def xyxy_of(boxes: FloatArray) -> FloatArray:
+    """Convert boxes (R, 4) from x, y, width, height to xyxy."""
+    return np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)
+
+
+def distance_beyond(corners: FloatArray, sizes: FloatArray) -> FloatArray:
+    """Return how far xyxy boxes reach beyond the image, in px, (R,)."""
+    return np.maximum(-corners[:, :2], corners[:, 2:] - sizes).max(axis=1, initial=-np.inf)
+
+
+def box_readings(boxes: FloatArray, sizes: FloatArray) -> dict[str, tuple[FloatArray, ...]]:
+    """Convert boxes to xyxy from each of the conventions of other formats.
+
+    Args:
+        boxes: (R, 4) as in the file.
+        sizes: (R, 2) width and height of the images.
+
+    Returns:
+        For the name of each convention, x1, y1, x2 and y2, (R,) each.
+    """
+    a, b, c, d = boxes.T
+    width, height = sizes.T
+    return {
+        "x1, y1, x2, y2": (a, b, c, d),
+        "center x, center y, width, height": (a - c / 2, b - d / 2, a + c / 2, b + d / 2),
+        "y1, x1, y2, x2": (b, a, d, c),
+        "y, x, height, width": (b, a, b + d, a + c),
+        "fractions x, y, width, height": (a * width, b * height, (a + c) * width, (b + d) * height),
+        "fractions x1, y1, x2, y2": (a * width, b * height, c * width, d * height),
+        "fractions of center x, center y, width, height": (
+            (a - c / 2) * width,
+            (b - d / 2) * height,
+            (a + c / 2) * width,
+            (b + d / 2) * height,
+        ),
+    }
+
+
+def suspected_convention(boxes: FloatArray, extents: FloatArray, sizes: FloatArray) -> tuple[str, int] | None:
+    """Return which convention boxes follow if it is not x, y, width, height, judged by their masks.
+
+    Args:
+        boxes: (R, 4) as in the file.
+        extents: (R, 4) xyxy of their masks.
+        sizes: (R, 2) width and height of the images.
+
+    Returns:
+        None if the boxes are x, y, width, height. Otherwise the name of the convention, and how many boxes fit their
+        masks in it; if no known convention fits, "" and how many boxes are far from their masks.
+    """
+    if not len(boxes):
+        return None
+    a, b, c, d = boxes.T
+    readings = box_readings(boxes, sizes)
+    # A box may fit the whole mask, or the part of it inside the image.
+    inside = np.clip(extents, 0, np.tile(sizes, 2))
+    longest = (extents[:, 2:] - extents[:, :2]).max(axis=1)
+
+    def fits(reading: Any, tolerance: FloatArray) -> BoolArray:
+        corners = np.stack(reading, axis=1)
+        distance = np.minimum(np.abs(corners - extents).max(axis=1), np.abs(corners - inside).max(axis=1))
+        fitting: BoolArray = (distance <= tolerance) & (corners[:, 2:] > corners[:, :2]).all(axis=1)
+        return fitting
+
+    usual = np.stack((a, b, a + c, b + d), axis=1)
+    fitting = fits(usual.T, np.maximum(2.0, 0.03 * longest))
+    # A small box fits nearly any reading by chance, so the other readings have to fit more closely.
+    close = np.minimum(np.maximum(1.5, 0.03 * longest), 0.05 * longest)
+    # A box at the image's top left corner is the same in several conventions, so only the other boxes count.
+    best, most = "", 0
+    for name, reading in readings.items():
+        votes = int((fits(reading, close) & ~fitting).sum())
+        if votes > most:
+            best, most = name, votes
+    if most:
+        other = fits(readings[best], close)
+        if most >= 0.8 * (len(boxes) - int(fitting.sum())) and most > 4 * int((fitting & ~other).sum()):
+            return best, int(other.sum())
+    overlap = np.clip(
+        np.minimum(usual[:, 2:], extents[:, 2:]) - np.maximum(usual[:, :2], extents[:, :2]), 0, None
+    ).prod(axis=1)
+    union = np.abs(c * d) + (extents[:, 2:] - extents[:, :2]).prod(axis=1) - overlap
+    # A few loose boxes in a small data set prove nothing; require nearly all boxes to be far from their masks.
+    inside_box = overlap >= 0.9 * (extents[:, 2:] - extents[:, :2]).prod(axis=1)
+    num_far = int(((overlap < 0.1 * union) & ~inside_box).sum())
+    return ("", num_far) if len(boxes) > 1 and num_far >= 0.8 * len(boxes) else None
+
+
+def look_like_corners(boxes: FloatArray, sizes: FloatArray) -> bool:
+    """Return whether boxes without masks look like xyxy: all are inside as xyxy, most reach beyond as xywh.
+
+    Args:
+        boxes: (R, 4) as in the file.
+        sizes: (R, 2) width and height of the images.
+    """
+    inside = distance_beyond(boxes, sizes) <= BORDER_TOLERANCE
+    ordered = (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
+    reaching = distance_beyond(xyxy_of(boxes), sizes) > BORDER_TOLERANCE
+    return len(boxes) > 1 and bool((inside & ordered).all()) and reaching.mean() >= 0.5
+
+
+def look_like_percentages(corners: FloatArray, image: IntArray, sizes: FloatArray) -> bool:
+    """Return whether coordinates from 0 to 100 are percentages of the image, and not px of its top left corner.
+
+    They are if it would be an improbable coincidence that all objects are in that corner. The objects of an image are
+    counted as one, because they may be close to each other.
+
+    Args:
+        corners: (R, 4) xyxy of polygons or boxes, from 0 to 100.
+        image: (R,) index of the image of each.
+        sizes: (R, 2) width and height of the images.
+    """
+    _, first = np.unique(image, return_index=True)
+    probability = np.minimum(100 / sizes[first], 1).prod()
+    # Numbers up to 75 become more than 100 px in these images, so that repaired files are not converted again.
+    return bool(sizes.min() >= 200 and corners.max() > 75 and probability <= _MAX_COINCIDENCE)

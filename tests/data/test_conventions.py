@@ -1,0 +1,91 @@
+"""maskloss/data/conventions.py: the convention of boxes and units of coordinates, from all of a file together."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from maskloss.data.conventions import (
+    box_readings,
+    distance_beyond,
+    look_like_corners,
+    look_like_percentages,
+    suspected_convention,
+    xyxy_of,
+)
+
+# A box from (10, 20) to (40, 60) in an image of 100 x 200 px.
+
+SIZES = np.array([[100.0, 200.0]])
+CONVENTIONS = {
+    "x1, y1, x2, y2": [10, 20, 40, 60],
+    "center x, center y, width, height": [25, 40, 30, 40],
+    "y1, x1, y2, x2": [20, 10, 60, 40],
+    "y, x, height, width": [20, 10, 40, 30],
+    "fractions x, y, width, height": [0.1, 0.1, 0.3, 0.2],
+    "fractions x1, y1, x2, y2": [0.1, 0.1, 0.4, 0.3],
+    "fractions of center x, center y, width, height": [0.25, 0.2, 0.3, 0.2],
+}
+
+
+def test_every_convention_is_read() -> None:
+    assert box_readings(np.zeros((1, 4)), SIZES).keys() == CONVENTIONS.keys()
+
+
+@pytest.mark.parametrize("name", CONVENTIONS)
+def test_a_box_of_another_convention_is_converted_and_recognized_by_its_mask(name: str) -> None:
+    boxes, extents = np.array([CONVENTIONS[name]], dtype=float), np.array([[10.0, 20, 40, 60]])
+    np.testing.assert_allclose(np.stack(box_readings(boxes, SIZES)[name], axis=1), extents)
+    assert suspected_convention(boxes, extents, SIZES) == (name, 1)
+
+
+def test_boxes_of_coco_or_none_follow_no_other_convention() -> None:
+    boxes, extents = np.array([[10.0, 20, 30, 40]]), np.array([[10.0, 20, 40, 60]])
+    assert suspected_convention(boxes, extents, SIZES) is None
+    assert suspected_convention(boxes[:0], extents[:0], SIZES[:0]) is None
+
+
+def test_boxes_may_fit_the_part_of_their_mask_inside_the_image() -> None:
+    boxes, extents = np.array([[50.0, 20, 100, 60]]), np.array([[50.0, 20, 130, 60]])
+    assert suspected_convention(boxes, extents, SIZES) == ("x1, y1, x2, y2", 1)
+    assert suspected_convention(np.array([[50.0, 20, 50, 40]]), extents, SIZES) is None
+
+
+def test_one_box_far_from_its_mask_proves_nothing_and_two_do() -> None:
+    boxes, extents = np.array([[70.0, 150, 20, 20]] * 2), np.array([[10.0, 20, 40, 60]] * 2)
+    assert suspected_convention(boxes[:1], extents[:1], SIZES) is None
+    assert suspected_convention(boxes, extents, SIZES.repeat(2, axis=0)) == ("", 2)
+
+
+def test_the_distance_beyond_the_border_is_that_of_the_farthest_side() -> None:
+    corners = xyxy_of(np.array([[-3.0, 5, 10, 10], [90.0, 5, 12.5, 10], [10.0, 20, 30, 40]]))
+    assert distance_beyond(corners, SIZES.repeat(3, axis=0)).tolist() == [3, 2.5, -10]
+
+
+def test_boxes_without_masks_are_corners_if_they_are_outside_otherwise() -> None:
+    boxes = np.array([[40.0, 60, 90, 180], [10.0, 20, 40, 60]])
+    assert look_like_corners(boxes, SIZES.repeat(2, axis=0))
+    # One box proves nothing, and neither do boxes that are inside as x, y, width, height.
+    assert not look_like_corners(boxes[:1], SIZES)
+    assert not look_like_corners(boxes[[1, 1]], SIZES.repeat(2, axis=0))
+
+
+@pytest.mark.parametrize(
+    ("number", "size", "reach", "expected"),
+    [
+        # The chance that an object is in the corner is 100 / 250 x 100 / 200 = 1 / 5; 5 ** 13 = 1.2e9.
+        (13, (250, 200), 80, True),
+        (12, (250, 200), 80, False),
+        (13, (250, 200), 75, False),
+        (40, (250, 199), 80, False),
+        (5, (1000, 1000), 80, True),
+    ],
+)
+def test_coordinates_are_percentages_if_chance_is_improbable(
+    number: int, size: tuple[int, int], reach: float, expected: bool
+) -> None:
+    corners = np.array([[10.0, 20, reach, 60]]).repeat(number, axis=0)
+    sizes = np.array([size], dtype=float).repeat(number, axis=0)
+    assert look_like_percentages(corners, np.arange(number), sizes) is expected
+    # Of any number of objects of an image, one counts.
+    assert not look_like_percentages(corners, np.zeros(number, dtype=int), sizes)
