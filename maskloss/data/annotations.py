@@ -6,48 +6,34 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from pycocotools import mask as coco_mask
 
-from maskloss.data.columns import ABSENT, AREA_GIVEN, AREA_ODD, SPELLINGS, Columns, ImageColumns, integers
+from maskloss.data.annotation_table import AnnotationTable, with_large_ids
+from maskloss.data.boxes import read_boxes
+from maskloss.data.columns import ABSENT, AREA_GIVEN, AREA_ODD, Columns, ImageColumns, integers
 from maskloss.data.conventions import (
     BORDER_TOLERANCE,
     distance_beyond,
-    look_like_corners,
     look_like_percentages,
-    suspected_convention,
     xyxy_of,
 )
-from maskloss.data.entries import BAD_POINTS, RLE_SIZE, BadEntry, read_segmentation, spelled_number
+from maskloss.data.entries import BAD_POINTS, RLE_SIZE, spelled_number
 from maskloss.data.findings import Findings, Kind, shown
 from maskloss.data.records import (
     NO_MASK,
     POLYGONS,
     RLE,
-    BoolArray,
     Records,
     Texts,
-    polygon_extents,
-    polygons_of,
 )
-from maskloss.masks.coco_format import count_pixels
-from maskloss.masks.coverage import union_area
-from maskloss.masks.encoded import FloatArray, IntArray, are_canonical
+from maskloss.data.segmentations import OUTSIDE, drop_masks_outside, measure_polygons, measure_rles
+from maskloss.masks.encoded import FloatArray, IntArray
 
-#: Largest plausible distance of a polygon from the image, in multiples of the image's longer side.
-_MAX_DISTANCE = 10
-#: Smallest share of a mask's area inside the image; with less, the object is assumed to belong to another image.
-_MIN_SHARE_INSIDE = 0.05
 #: Largest usable area, in px². COCO's evaluation has no size class for larger ones and ignores the objects.
 _MAX_AREA = 1e10
-#: Area in px² up to which a polygon is degenerate.
-NO_AREA = 1e-9
 
-_LEFT_OUT = "`maskloss repair` leaves them out"
-_FROM_MASKS = "`maskloss repair --boxes from-masks` takes the masks' extents"
 DOUBLED_ID = Kind("doubled_id", "annotation", False, "annotations with a duplicate id get a new id")
 UNKNOWN_IMAGE = Kind(
     "unknown_image",
@@ -63,43 +49,6 @@ UNKNOWN_CATEGORY = Kind(
     "annotations of categories that are not in the file",
     "`maskloss repair` converts text that spells an id or a name, and leaves out the others",
 )
-DEGENERATE = Kind("degenerate", "annotation", False, "annotations whose mask has no area are left out")
-DEGENERATE_PART = Kind(
-    "degenerate_part", "annotation", False, "annotations lose their degenerate polygons and keep the others"
-)
-NOT_FINITE = Kind(
-    "not_finite",
-    "annotation",
-    True,
-    "segmentations with a coordinate that is not finite",
-    "`maskloss repair` keeps their boxes without them",
-)
-OUTSIDE = Kind("outside", "annotation", True, "annotations that reach far outside their image", _LEFT_OUT)
-CLIPPED_MASK = Kind(
-    "clipped_mask",
-    "annotation",
-    False,
-    "segmentations that reach beyond the image's border are clipped there",
-)
-NO_BOX = Kind("no_box", "annotation", True, "annotations with neither a box nor a segmentation", _LEFT_OUT)
-BOX_FROM_MASK = Kind(
-    "box_from_mask",
-    "annotation",
-    False,
-    "boxes that are missing or not four numbers are taken from the masks",
-)
-FLAT_BOX = Kind(
-    "flat_box",
-    "annotation",
-    False,
-    "annotations with a box of no area are left out",
-    "`maskloss repair --boxes from-masks` keeps those that have a mask",
-)
-BOX_OUTSIDE = Kind("box_outside", "annotation", True, "boxes that lie outside their image", _LEFT_OUT)
-CLIPPED_BOX = Kind(
-    "clipped_box", "annotation", False, "boxes that reach beyond the image's border are clipped there"
-)
-BOX_CONVENTION = Kind("box_convention", "annotation", True, "", _FROM_MASKS)
 FRACTIONS = Kind("fractions", "annotation", True, "", "`maskloss repair` converts them to px")
 BITMAPS = Kind(
     "bitmaps",
@@ -119,53 +68,6 @@ AREA_OF_BOX = Kind("area_of_box", "annotation", False)
 WEIGHTS = Kind("weights", "annotation", False)
 CROWDS = Kind("crowds", "annotation", False)
 ALL_CROWDS = Kind("all_crowds", "annotation", True)
-
-
-@dataclass
-class _Table:
-    """The annotation columns as arrays, with the results of the checks for each row; R rows, P polygons."""
-
-    columns: Columns
-    positions: IntArray
-    ids: IntArray
-    image: IntArray  # (R,) index of the image, -1 if it is unknown
-    form: Any
-    crowds: BoolArray
-    kept: BoolArray
-    boxes: FloatArray  # (R, 4) x, y, width, height
-    part_first: IntArray
-    part_count: IntArray
-    point_first: IntArray
-    point_count: IntArray
-    coordinates: FloatArray
-    rle_index: IntArray  # (R,) index into the RLEs
-    extents: FloatArray  # (R, 4) xyxy of the mask, NaN without a mask
-    shoelace: FloatArray  # (R,) sum of the polygons' areas, or number of pixels of the RLE
-    images: ImageColumns
-    findings: Findings
-
-    def name(self, row: int) -> str:
-        has_id = self.columns.has_id[row]
-        return f"annotation {self.ids[row]}" if has_id else f"annotation number {self.positions[row]}"
-
-    def image_text(self, row: int) -> str:
-        index = self.image[row]
-        return f" (image {self.images.ids[index]}, {shown(self.images.names[index]).strip(chr(39))})"
-
-    def size(self, row: int) -> tuple[int, int]:
-        return self.images.widths[self.image[row]], self.images.heights[self.image[row]]
-
-    def report(self, kind: Kind, row: int, text: str) -> None:
-        self.findings.add(kind, int(self.positions[row]), self.name(row), text + self.image_text(row))
-
-    def drop(self, kind: Kind, rows: Iterable[Any], text: Callable[[int], str]) -> None:
-        for row in rows:
-            self.report(kind, int(row), text(int(row)))
-            self.kept[row] = False
-
-    def polygons(self, row: int) -> list[FloatArray]:
-        parts = slice(self.part_first[row], self.part_first[row] + self.part_count[row])
-        return polygons_of(self.coordinates, self.point_first[parts], self.point_count[parts])
 
 
 # The numbers in a file may be of any size, and NaN stands for missing values.
@@ -193,30 +95,23 @@ def build_records(
     Returns:
         The images and annotations without errors, and the position of each of these annotations in the file's list.
     """
-    table = _make_table(columns, images, findings)
+    table = AnnotationTable.of_columns(columns, images, findings)
     _match_images(table, faulty_ids=images.faulty)
     _match_categories(table, categories, faulty_categories)
-    _measure_polygons(table)
-    _measure_rles(table)
-    _check_sizes(table, different_sizes)
+    measure_polygons(table)
+    measure_rles(table)
+    _drop_images_of_other_sizes(table, different_sizes)
     _report_faults(table)
-    _check_fractions(table)
-    _check_masks_inside(table)
-    boxes = _check_boxes(table)
-    areas = _check_areas(table)
+    _report_fractions(table)
+    drop_masks_outside(table)
+    boxes = read_boxes(table)
+    areas = _read_areas(table)
     _assign_new_ids(table)
     _report_weights(table)
     _report_crowds(table)
-    _check_points(table)
+    _report_points_outside(table)
+    _report_missing_masks(table)
     rows = np.nonzero(table.kept)[0]
-    without = rows[(table.form[rows] == NO_MASK) & ~table.crowds[rows]]
-    without = without[[row not in columns.points for row in without.tolist()]]
-    if len(without) and len(without) == (~table.crowds[rows]).sum():
-        text = f"none of the {len(without)} objects has a mask: only the boxes are trained, unless the loss is `weak`"
-        table.findings.add(BOX_ONLY, -1, "", text)
-        without = without[:0]
-    for row in without:
-        table.report(BOX_ONLY, int(row), "has a box and no mask")
     rows = rows[np.argsort(table.image[rows], kind="stable")]
     counts = np.bincount(table.image[rows], minlength=len(images.ids))
     is_rle = table.form[rows] == RLE
@@ -224,7 +119,7 @@ def build_records(
         **images.arrays(),
         first=np.concatenate([[0], counts.cumsum()]).astype(np.int64),
         ids=table.ids[rows],
-        category_ids=_with_large_ids(columns.category_ids, columns.odd_category_ids)[rows],
+        category_ids=with_large_ids(columns.category_ids, columns.odd_category_ids)[rows],
         boxes=boxes[rows],
         crowds=table.crowds[rows],
         areas=areas[rows],
@@ -252,48 +147,7 @@ def _supervision(columns: Columns, rows: list[int]) -> dict[str, Any]:
     return arrays
 
 
-def _make_table(columns: Columns, images: ImageColumns, findings: Findings) -> _Table:
-    rows = len(columns)
-    form = np.array(columns.forms, dtype=np.uint8)
-    point_count = np.array(columns.point_counts, dtype=np.int64)
-    parts = np.where(form == POLYGONS, np.array(columns.part_counts, dtype=np.int64), 0)
-    is_rle = form == RLE
-    return _Table(
-        columns=columns,
-        positions=np.array(columns.positions, dtype=np.int64),
-        ids=_with_large_ids(columns.ids, columns.odd_ids),
-        image=np.full(rows, -1),
-        form=form,
-        crowds=np.array(columns.crowds, dtype=bool),
-        kept=np.ones(rows, dtype=bool),
-        boxes=np.array(columns.boxes, dtype=np.float64).reshape(-1, 4),
-        part_first=parts.cumsum() - parts,
-        part_count=parts + is_rle,
-        point_first=point_count.cumsum() - point_count,
-        point_count=point_count,
-        coordinates=np.frombuffer(columns.coordinates, dtype=np.float64)
-        if columns.coordinates
-        else np.empty(0),
-        rle_index=is_rle.cumsum() - is_rle,
-        extents=np.full((rows, 4), np.nan),
-        shoelace=np.full(rows, np.nan),
-        images=images,
-        findings=findings,
-    )
-
-
-def _with_large_ids(column: Any, odd: dict[int, Any]) -> IntArray:
-    """Return a column of ids as an array, including the ids of more than 64 bits from `odd`."""
-    large = {row: value for row, value in odd.items() if type(value) is int}
-    if not large:
-        return np.array(column, dtype=np.int64)
-    ids = np.array(column, dtype=object)
-    for row, value in large.items():
-        ids[row] = value
-    return ids
-
-
-def _match_images(table: _Table, faulty_ids: set[Any]) -> None:
+def _match_images(table: AnnotationTable, faulty_ids: set[Any]) -> None:
     known = integers(table.images.ids)
     wanted = np.array(table.columns.image_ids, dtype=known.dtype)
     odd = table.columns.odd_image_ids
@@ -326,7 +180,7 @@ def _refers_to(value: Any, ids: set[Any]) -> bool:
     return isinstance(value, str | int | float) and (value in ids or spelled_number(value) in ids)
 
 
-def _match_categories(table: _Table, categories: set[int], faulty: set[Any] | None) -> None:
+def _match_categories(table: AnnotationTable, categories: set[int], faulty: set[Any] | None) -> None:
     wanted = np.array(table.columns.category_ids, dtype=np.int64)
     good = np.isin(wanted, integers(sorted(categories)))
     for row, value in table.columns.odd_category_ids.items():
@@ -340,149 +194,11 @@ def _match_categories(table: _Table, categories: set[int], faulty: set[Any] | No
     table.kept &= good
 
 
-def _measure_polygons(table: _Table) -> None:
-    """Compute the extents and areas of polygons, and remove degenerate polygons."""
-    is_polygons = table.form == POLYGONS
-    rows = np.nonzero(is_polygons)[0]
-    owner = np.repeat(rows, table.part_count[rows])
-    low, high = polygon_extents(table.coordinates, table.point_first, table.point_count)
-    area = _polygon_areas(table.coordinates, table.point_first, table.point_count)
-    finite = np.isfinite(low).all(axis=1) & np.isfinite(high).all(axis=1)
-    infinite = np.unique(owner[~finite & table.kept[owner]])
-    table.drop(
-        NOT_FINITE, infinite, lambda row: "segmentation: a polygon has a coordinate that is not finite"
-    )
-    limit = (_MAX_DISTANCE + 1) * _sizes(table).max(axis=1)[owner]
-    used = finite & table.kept[owner]
-    far = used & ((low.min(axis=1) < -limit) | (high.max(axis=1) > limit)) if len(owner) else used
-    for row in np.unique(owner[far]).tolist():
-        parts = slice(table.part_first[row], table.part_first[row] + table.part_count[row])
-        table.report(OUTSIDE, row, _outside_text(table, row, low[parts].min(axis=0), high[parts].max(axis=0)))
-        table.kept[row] = False
-    # A figure of eight has a signed area of zero, but covers pixels.
-    extent = (high - low).prod(axis=1)
-    small = finite & table.kept[owner] & (area <= 1e-6 * extent + NO_AREA)
-    good = np.ones(len(owner), dtype=bool)
-    for part in np.nonzero(small)[0]:
-        first, count = table.point_first[part], table.point_count[part]
-        area[part] = union_area([table.coordinates[first : first + count].reshape(-1, 2)])
-        good[part] = area[part] > NO_AREA
-    total = np.bincount(owner, minlength=len(is_polygons))
-    left = np.bincount(owner[good], minlength=len(is_polygons))
-    lost = total - left
-    for row, count in table.columns.degenerate.items():
-        lost[row] += count
-    emptied = is_polygons & (left == 0) & table.kept
-    table.drop(DEGENERATE, np.nonzero(emptied)[0], lambda row: _degenerate_text(int(total[row])))
-    for row in np.nonzero((lost > 0) & table.kept)[0].tolist():
-        count = int(lost[row])
-        what = "a degenerate polygon is" if count == 1 else f"{count} degenerate polygons are"
-        table.report(DEGENERATE_PART, row, f"segmentation: {what} left out")
-    if not good.all():
-        table.point_first, table.point_count, owner = (
-            table.point_first[good],
-            table.point_count[good],
-            owner[good],
-        )
-        low, high, area = low[good], high[good], area[good]
-        table.part_count = np.where(is_polygons, left, table.part_count)
-        table.part_first = np.where(is_polygons, left.cumsum() - left, 0)
-    for side, function, corners in ((0, np.minimum, low), (2, np.maximum, high)):
-        ends: FloatArray = np.full((len(is_polygons), 2), np.inf if side == 0 else -np.inf)
-        function.at(ends, owner, corners)
-        table.extents[is_polygons, side : side + 2] = ends[is_polygons]
-    table.shoelace[is_polygons] = np.bincount(owner, area, len(is_polygons))[is_polygons]
-
-
-def _degenerate_text(parts: int) -> str:
-    reason = "a polygon has no area" if parts else "a polygon has fewer than 3 points"
-    return f"segmentation: {reason}; the annotation is left out"
-
-
-def _outside_text(table: _Table, row: int, low: Any, high: Any) -> str:
-    width, height = table.size(row)
-    return (
-        f"segmentation: a polygon reaches outside the image of {width} x {height} (width x height): "
-        f"x {low[0]:g} to {high[0]:g}, y {low[1]:g} to {high[1]:g}"
-    )
-
-
-def _polygon_areas(coordinates: FloatArray, first: IntArray, count: IntArray) -> FloatArray:
-    """Return each polygon's area by the shoelace formula, (P,); the polygons' coordinates must be contiguous."""
-    area = np.empty(len(first))
-    chunk = 50_000
-    for start in range(0, len(first), chunk):
-        part = slice(start, min(start + chunk, len(first)))
-        begin, end = first[part][0], first[part][-1] + count[part][-1]
-        points = coordinates[begin:end].reshape(-1, 2)
-        heads, lengths = (first[part] - begin) // 2, count[part] // 2
-        # Relative to the polygon's first point, to keep the precision of the sum.
-        x, y = (points - np.repeat(points[heads], lengths, axis=0)).T
-        following = np.arange(1, len(points) + 1)
-        following[heads + lengths - 1] = heads
-        area[part] = np.abs(np.add.reduceat(x * y[following] - x[following] * y, heads)) / 2
-    return area
-
-
-def _measure_rles(table: _Table) -> None:
-    """Compute the extents and areas of RLEs, and drop those that are corrupt or have another size than their image."""
-    sizes = np.array(table.columns.rle_sizes, dtype=np.int64).reshape(-1, 2)
-    _check_rles(table, sizes)
-    rows = np.nonzero(table.kept & (table.form == RLE))[0]
-    given = sizes[table.rle_index[rows]]
-    differs = (given[:, ::-1] != _sizes(table)[rows]).any(axis=1)
-    for row, size in zip(rows[differs].tolist(), given[differs].tolist(), strict=True):
-        swapped = ": its sides are swapped" if tuple(size) == table.size(row) else ""
-        image = list(table.size(row)[::-1])
-        text = f"segmentation: the RLE's size is {size}, the image's is {image}{swapped}"
-        table.drop(RLE_SIZE, [row], lambda _, text=text: text)  # type: ignore[misc]
-    counts = [table.columns.rles[index] for index in table.rle_index[rows[~differs]].tolist()]
-    for row, size, count in zip(rows[~differs].tolist(), given[~differs].tolist(), counts, strict=True):
-        rle = {"size": size, "counts": count}
-        table.shoelace[row] = coco_mask.area(rle)
-        x, y, width, height = coco_mask.toBbox(rle).tolist()
-        table.extents[row] = x, y, x + width, y + height
-    table.drop(
-        DEGENERATE,
-        rows[~differs][table.shoelace[rows[~differs]] == 0],
-        lambda _: "segmentation: the RLE has no pixel; the annotation is left out",
-    )
-
-
-def _check_rles(table: _Table, sizes: IntArray) -> None:
-    """Drop RLEs that are corrupt, and compress those again that are not as pycocotools writes them.
-
-    Args:
-        table: the annotations.
-        sizes: (N, 2) height and width of each RLE, in px.
-    """
-    rows = np.nonzero(table.kept & (table.form == RLE))[0]
-    rles, index = table.columns.rles, table.rle_index[rows]
-    canonical = are_canonical([rles[i] for i in index.tolist()], sizes[index].prod(axis=1))
-    for row, i in zip(rows[~canonical].tolist(), index[~canonical].tolist(), strict=True):
-        try:
-            segmentation = read_segmentation({"size": sizes[i].tolist(), "counts": rles[i].decode()})
-        except BadEntry as error:
-            text = str(error)
-            table.drop(error.kind, [row], lambda _, text=text: text)  # type: ignore[misc]
-            continue
-        assert segmentation.rle is not None
-        rles[i] = segmentation.rle["counts"]
-        for spelling in segmentation.spellings:
-            table.report(spelling, row, SPELLINGS[spelling])
-
-
-def _sizes(table: _Table) -> FloatArray:
-    """Return the width and height of each row's image, (R, 2)."""
-    sides = np.array([table.images.widths, table.images.heights], dtype=np.float64).reshape(2, -1)
-    if not sides.shape[1]:
-        return np.ones((len(table.kept), 2))
-    return sides[:, np.maximum(table.image, 0)].T
-
-
-def _check_sizes(table: _Table, different_sizes: Callable[[Iterable[int]], set[int]]) -> None:
+def _drop_images_of_other_sizes(
+    table: AnnotationTable, different_sizes: Callable[[Iterable[int]], set[int]]
+) -> None:
     """Report and remove images whose size differs from the recorded one, a likely cause of annotations outside them."""
-    sizes = _sizes(table)
+    sizes = table.sizes()
     beyond = (distance_beyond(table.extents, sizes) > BORDER_TOLERANCE) | (
         distance_beyond(xyxy_of(table.boxes), sizes) > BORDER_TOLERANCE
     )
@@ -507,7 +223,7 @@ def _check_sizes(table: _Table, different_sizes: Callable[[Iterable[int]], set[i
     table.images.remove(different)
 
 
-def _report_faults(table: _Table) -> None:
+def _report_faults(table: AnnotationTable) -> None:
     """Report the faults that decoding found in single annotations, except for annotations of images with errors."""
     index = {identity: number for number, identity in enumerate(table.images.ids)}
     for fault in table.columns.faults:
@@ -524,7 +240,7 @@ def _report_faults(table: _Table) -> None:
         table.findings.add(fault.kind, fault.position, fault.name, text)
 
 
-def _check_points(table: _Table) -> None:
+def _report_points_outside(table: AnnotationTable) -> None:
     for row, points in table.columns.points.items():
         if not table.kept[row]:
             continue
@@ -536,7 +252,7 @@ def _check_points(table: _Table) -> None:
                 break
 
 
-def _check_fractions(table: _Table) -> None:
+def _report_fractions(table: AnnotationTable) -> None:
     """Report and drop polygons or boxes if all their coordinates are fractions or percentages of the image, not px."""
     rows, numbers, what = table.kept & (table.form == POLYGONS), table.extents, "polygons"
     if not rows.any():
@@ -547,7 +263,7 @@ def _check_fractions(table: _Table) -> None:
     if not (low >= -0.01 and high <= 101):  # also if one of them is NaN
         return
     count = int(rows.sum())
-    if high <= 1.01 and _sizes(table)[rows].min() >= 8:
+    if high <= 1.01 and table.sizes()[rows].min() >= 8:
         # A polygon of the image's corners has five points at most.
         if what == "polygons" and table.point_count.min() > 10 and np.isin(table.coordinates, (0, 1)).all():
             text = (
@@ -561,7 +277,7 @@ def _check_fractions(table: _Table) -> None:
             table.findings.add(FRACTIONS, -1, "", text, 1)
         table.kept &= ~rows
     elif look_like_percentages(
-        (numbers if what == "polygons" else xyxy_of(numbers))[rows], table.image[rows], _sizes(table)[rows]
+        (numbers if what == "polygons" else xyxy_of(numbers))[rows], table.image[rows], table.sizes()[rows]
     ):
         text = (
             f"the {what} look like percentages of the image instead of px: all {count} lie between 0 and 100"
@@ -570,133 +286,7 @@ def _check_fractions(table: _Table) -> None:
         table.kept &= ~rows
 
 
-def _check_masks_inside(table: _Table) -> None:
-    """Warn about masks that reach beyond the border, and drop those that are almost entirely outside."""
-    sizes = _sizes(table)
-    beyond = distance_beyond(table.extents, sizes)
-    rows = np.nonzero(table.kept & (table.form == POLYGONS) & (beyond > 0))[0]
-    for row in rows.tolist():
-        width, height = table.size(row)
-        x1, y1, x2, y2 = table.extents[row]
-        inside = (min(x2, width) - max(x1, 0)) * (min(y2, height) - max(y1, 0))
-        # Count pixels only if the extents do not decide; counting is slow.
-        if min(x2, width) <= max(x1, 0) or min(y2, height) <= max(y1, 0):
-            share = 0.0
-        elif inside >= 0.5 * (x2 - x1) * (y2 - y1) and beyond[row] <= BORDER_TOLERANCE:
-            continue
-        else:
-            pixels = count_pixels(table.polygons(row), height, width)
-            share = pixels / max(table.shoelace[row], 1e-300)
-        if share < _MIN_SHARE_INSIDE:
-            table.report(
-                OUTSIDE, row, _outside_text(table, row, table.extents[row][:2], table.extents[row][2:])
-            )
-            table.kept[row] = False
-        elif beyond[row] > BORDER_TOLERANCE:
-            table.report(
-                CLIPPED_MASK,
-                row,
-                f"segmentation: reaches {beyond[row]:.1f} px beyond the border, and is clipped there",
-            )
-
-
-def _check_boxes(table: _Table) -> FloatArray:
-    """Return the boxes as xyxy inside the images, and drop rows without a usable box."""
-    sizes = _sizes(table)
-    boxes = table.boxes
-    has_mask = table.form != NO_MASK
-    corners = xyxy_of(boxes)
-    readable = (np.abs(corners) < 1e9).all(axis=1)
-    extents = np.concatenate(
-        [np.maximum(table.extents[:, :2], 0), np.minimum(table.extents[:, 2:], sizes)], axis=1
-    )
-
-    def box_text(row: int) -> str:
-        value = (
-            table.columns.odd_boxes[row]
-            if row in table.columns.odd_boxes
-            else [_short(v) for v in boxes[row]]
-        )
-        return shown(value)
-
-    for row in np.nonzero(table.kept & ~readable & has_mask)[0].tolist():
-        table.report(BOX_FROM_MASK, row, f"bbox {box_text(row)} is taken from the mask")
-    table.drop(
-        NO_BOX,
-        np.nonzero(table.kept & ~readable & ~has_mask)[0],
-        lambda row: f"bbox must be four finite numbers x, y, width, height, not {box_text(row)}",
-    )
-    flat = (boxes[:, 2] <= 0) | (boxes[:, 3] <= 0)
-    comparable = table.kept & readable & has_mask & ~table.crowds & ~flat
-    convention = suspected_convention(boxes[comparable], table.extents[comparable], sizes[comparable])
-    without = table.kept & readable & ~has_mask & ~flat
-    if not comparable.any() and look_like_corners(boxes[without], sizes[without]):
-        text = (
-            "the boxes look like x1, y1, x2, y2 instead of x, y, width, height: otherwise most reach beyond their "
-            "images"
-        )
-        table.findings.add(BOX_CONVENTION, -1, "", text, "x1, y1, x2, y2")
-        table.kept &= ~without
-    elif convention is not None:
-        name, fitting = convention
-        text = (
-            f"the boxes look like {name} instead of x, y, width, height: read so, {fitting} of {int(comparable.sum())} "
-            "fit their masks"
-            if name
-            else f"{fitting} of {int(comparable.sum())} boxes are nowhere near their masks"
-        )
-        table.findings.add(BOX_CONVENTION, -1, "", text, name)
-    num_flat = int((table.kept & readable & has_mask & ~table.crowds & flat).sum())
-    # Some scripts write 0, 0, 0, 0 everywhere. A few flat boxes are left out.
-    if convention is None and num_flat > 1 and num_flat >= 4 * comparable.sum():
-        convention = "", 0
-        text = f"{num_flat} of {num_flat + int(comparable.sum())} boxes have no area, but their masks do"
-        table.findings.add(BOX_CONVENTION, -1, "", text, "")
-    if convention is not None:
-        # Boxes without a mask are assumed to follow the same convention as those with one.
-        table.kept &= has_mask
-    from_mask = table.kept & has_mask & (~readable | (convention is not None))
-    corners[from_mask] = extents[from_mask]
-    checked = table.kept & ~from_mask
-    table.drop(
-        FLAT_BOX,
-        np.nonzero(checked & flat)[0],
-        lambda row: f"bbox has a side that is zero or negative: {box_text(row)}; the annotation is left out",
-    )
-    beyond = distance_beyond(corners, sizes)
-    clipped = np.concatenate([np.clip(corners[:, :2], 0, None), np.minimum(corners[:, 2:], sizes)], axis=1)
-    nothing = (clipped[:, 2:] <= clipped[:, :2]).any(axis=1)
-    # Targets are float32.
-    single = clipped.astype(np.float32)
-    thin = (single[:, 2:] <= single[:, :2]).any(axis=1)
-    table.drop(
-        BOX_OUTSIDE,
-        np.nonzero(checked & table.kept & nothing)[0],
-        lambda row: (
-            f"bbox {box_text(row)} lies outside the image of {table.size(row)[0]} x {table.size(row)[1]} "
-            "(width x height)"
-        ),
-    )
-    table.drop(
-        FLAT_BOX,
-        np.nonzero(table.kept & thin)[0],
-        lambda row: f"bbox {box_text(row)} has a side that is 0 in float32; the annotation is left out",
-    )
-    reaching = np.nonzero(checked & table.kept & (beyond > BORDER_TOLERANCE))[0]
-    for row in reaching.tolist():
-        table.report(
-            CLIPPED_BOX,
-            row,
-            f"bbox {box_text(row)} reaches {beyond[row]:.1f} px beyond the border, and is clipped there",
-        )
-    return clipped
-
-
-def _short(value: Any) -> int | float:
-    return int(value) if float(value).is_integer() and abs(value) < 1e15 else float(value)
-
-
-def _check_areas(table: _Table) -> FloatArray:
+def _read_areas(table: AnnotationTable) -> FloatArray:
     """Return the usable areas, NaN for the others."""
     areas = np.array(table.columns.areas, dtype=np.float64)
     state = np.array(table.columns.area_states, dtype=np.uint8)
@@ -730,7 +320,7 @@ def _check_areas(table: _Table) -> FloatArray:
     return areas
 
 
-def _assign_new_ids(table: _Table) -> None:
+def _assign_new_ids(table: AnnotationTable) -> None:
     """Assign new ids to annotations with no id or a duplicate one; no other entry refers to annotation ids."""
     has_id = np.array(table.columns.has_id, dtype=bool)
     with_id = np.nonzero(has_id)[0]
@@ -744,7 +334,7 @@ def _assign_new_ids(table: _Table) -> None:
     table.ids[renumbered] = np.arange(start, start + len(renumbered))
 
 
-def _report_weights(table: _Table) -> None:
+def _report_weights(table: AnnotationTable) -> None:
     """Warn of weights, because a file of other origin may mean something else by them, such as kilograms."""
     objects = table.kept & ~table.crowds
     weights = [weight for row, weight in table.columns.weights.items() if objects[row] and weight != 1]
@@ -757,7 +347,7 @@ def _report_weights(table: _Table) -> None:
         table.findings.add(WEIGHTS, -1, "", text)
 
 
-def _report_crowds(table: _Table) -> None:
+def _report_crowds(table: AnnotationTable) -> None:
     crowds, total = int((table.kept & table.crowds).sum()), int(table.kept.sum())
     if not crowds:
         return
@@ -770,3 +360,19 @@ def _report_crowds(table: _Table) -> None:
     else:
         are = "is a crowd" if crowds == 1 else "are crowds"
         table.findings.add(CROWDS, -1, "", f"{crowds} of {total} annotations {are} (iscrowd 1): {text}")
+
+
+def _report_missing_masks(table: AnnotationTable) -> None:
+    """Warn about objects that have neither a mask nor labeled points."""
+    objects = table.kept & ~table.crowds
+    without = objects & (table.form == NO_MASK)
+    without[list(table.columns.points)] = False
+    count = int(without.sum())
+    if count and count == objects.sum():
+        text = (
+            f"none of the {count} objects has a mask: only the boxes are trained, unless the loss is `weak`"
+        )
+        table.findings.add(BOX_ONLY, -1, "", text)
+        return
+    for row in np.nonzero(without)[0].tolist():
+        table.report(BOX_ONLY, row, "has a box and no mask")

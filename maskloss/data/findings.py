@@ -7,6 +7,8 @@ from typing import Any
 
 #: Number of examples in the text of a problem.
 _EXAMPLES = 3
+#: A frequent way out.
+LEFT_OUT = "`maskloss repair` leaves them out"
 _SECTIONS = ("file", "category", "image", "annotation")
 
 

@@ -15,14 +15,13 @@ from maskloss.data.entries import (
     whole_number,
 )
 from maskloss.data.file_names import ImageFolder, is_absolute, stays_inside
-from maskloss.data.findings import Findings, Kind, printable, shown
+from maskloss.data.findings import LEFT_OUT, Findings, Kind, printable, shown
 from maskloss.data.images import orientation_of, read_image_size
 from maskloss.errors import InputError
 
 #: Largest width or height of an image, in px.
 _MAX_SIDE = 1_000_000
-_LEFT_OUT = "`maskloss repair` leaves them out"
-IMAGE_ENTRY = Kind("image_entry", "image", True, "images that cannot be read", _LEFT_OUT)
+IMAGE_ENTRY = Kind("image_entry", "image", True, "images that cannot be read", LEFT_OUT)
 IMAGE_ID = Kind(
     "image_id",
     "image",
@@ -30,8 +29,8 @@ IMAGE_ID = Kind(
     "images whose id is not an integer",
     "`maskloss repair` numbers them",
 )
-IMAGE_NO_ID = Kind("image_no_id", "image", True, "images without an id", _LEFT_OUT)
-IMAGE_TWICE = Kind("image_twice", "image", True, "images with a duplicate id", _LEFT_OUT)
+IMAGE_NO_ID = Kind("image_no_id", "image", True, "images without an id", LEFT_OUT)
+IMAGE_TWICE = Kind("image_twice", "image", True, "images with a duplicate id", LEFT_OUT)
 IMAGE_REPEATED = Kind("image_repeated", "image", False, "images that are listed twice are read once")
 IMAGE_FLOAT = Kind(
     "float_id_image", "image", False, "ids and sizes that are whole floats, such as 1.0, are read as integers"
@@ -41,7 +40,7 @@ FILE_NAME = Kind(
     "image",
     True,
     "images whose file_name is not the name of a file",
-    _LEFT_OUT,
+    LEFT_OUT,
 )
 FILE_OUTSIDE = Kind(
     "file_outside",
@@ -91,7 +90,7 @@ SIZE_DIFFERS = Kind(
     "`maskloss repair` corrects swapped sizes and leaves out the others",
 )
 LFS_POINTER = Kind("lfs_pointer", "image", True, "image files that are Git LFS pointers, not images")
-UNREADABLE_IMAGE = Kind("unreadable_image", "image", True, "image files that cannot be read", _LEFT_OUT)
+UNREADABLE_IMAGE = Kind("unreadable_image", "image", True, "image files that cannot be read", LEFT_OUT)
 
 
 def read_images(items: list[Any], folder: ImageFolder, findings: Findings) -> ImageColumns:

@@ -11,20 +11,13 @@ from typing import Any
 import pytest
 
 from maskloss.data.check import check_data
-from maskloss.data.coco import Category, find_problems, read_coco
+from maskloss.data.coco import find_problems, read_coco
 from maskloss.data.dataset import CocoDataset
 from maskloss.data.repair import repair
 from maskloss.errors import InputError
-from tests.data.coco_files import in_image, refusal, write_coco
+from tests.data.coco_files import refusal, write_coco
 
 # Files that are read.
-
-
-def test_labels_are_contiguous_from_1_in_the_order_of_the_category_ids(tmp_path: Path) -> None:
-    data = read_coco(*write_coco(tmp_path))
-    assert data.categories == (Category(3, "cat"), Category(7, "dog"))
-    assert data.labels == {3: 1, 7: 2}
-    assert CocoDataset(data)[0][1]["labels"].tolist() == [2, 1]
 
 
 def test_a_crowd_is_never_a_target(tmp_path: Path) -> None:
@@ -103,11 +96,6 @@ def test_a_file_without_images_is_refused(tmp_path: Path) -> None:
     assert text.endswith("the file has no images")
 
 
-def test_a_file_without_categories_is_refused(tmp_path: Path) -> None:
-    text = refusal(tmp_path, lambda document: document.update(categories=[], annotations=[]))
-    assert text.endswith("the file has no categories")
-
-
 # Entries: keys and ids.
 
 
@@ -139,22 +127,6 @@ def test_a_duplicate_id_with_other_content_is_named(tmp_path: Path, kind: str) -
     text = refusal(tmp_path, lambda document: document[kind].append({**document[kind][0], "name": "other"}))
     identity = {"images": "image 10", "categories": "category 7"}[kind]
     assert f"{identity}: the id is used twice" in text
-
-
-def test_an_image_repeated_word_for_word_is_read_once(tmp_path: Path) -> None:
-    """As in files that were joined from parts."""
-    data = read_coco(*write_coco(tmp_path, lambda document: document["images"].append(document["images"][0])))
-    assert [image.id for image in data.images] == [10, 20]
-    assert data.num_objects == 2
-    assert "image 10: is listed twice with equal fields" in data.warnings[0]
-
-
-def test_a_category_repeated_word_for_word_is_read_once(tmp_path: Path) -> None:
-    data = read_coco(
-        *write_coco(tmp_path, lambda document: document["categories"].append(document["categories"][0]))
-    )
-    assert data.categories == (Category(3, "cat"), Category(7, "dog"))
-    assert "category 7: is listed twice with equal fields" in data.warnings[0]
 
 
 @pytest.mark.parametrize("identity", [True, "101", 10**400, 101.5, [101]], ids=lambda i: str(i)[:10])
@@ -202,149 +174,12 @@ def test_find_problems_lists_every_error_and_keeps_the_valid_entries(tmp_path: P
     assert [annotation.id for annotation in data.images[0].annotations] == [103, 104]
 
 
-# Images.
-
-
-@pytest.mark.parametrize("file_name", ["", None, 3, ["a.png"], "a\0.png"])
-def test_a_file_name_that_is_not_a_name_is_refused(tmp_path: Path, file_name: Any) -> None:
-    text = refusal(tmp_path, in_image(file_name=file_name))
-    assert f"image 10: file_name must be the name of a file, not {file_name!r}" in text
-
-
-@pytest.mark.parametrize("file_name", ["missing.png", "nested", ".", "a" * 20 + ".png", "a.png/b.png"])
-def test_an_image_without_a_file_is_named(tmp_path: Path, file_name: str) -> None:
-    text = refusal(tmp_path, in_image(file_name=file_name))
-    assert "image 10: " in text
-    assert f"{Path(file_name).name} does not exist" in text
-
-
-@pytest.mark.parametrize(("width", "height"), [(0, 5), (8, -5), (8.5, 5), ("8", 5), (True, 5), (8, 10**9)])
-def test_a_recorded_size_that_is_not_a_positive_integer_is_refused(
-    tmp_path: Path, width: Any, height: Any
-) -> None:
-    text = refusal(tmp_path, in_image(width=width, height=height))
-    assert f"image 10: width and height must be positive integers, not {width!r} and {height!r}" in text
-
-
-@pytest.mark.parametrize(
-    ("fields", "given"),
-    [
-        ({"width": None, "height": None}, "missing width and height"),
-        ({"width": 0, "height": 0}, "width and height are 0"),
-    ],
-)
-def test_an_unknown_size_is_that_of_the_file(tmp_path: Path, fields: dict[str, Any], given: str) -> None:
-    data = read_coco(*write_coco(tmp_path, in_image(**fields)))
-    assert (data.images[0].width, data.images[0].height) == (8, 5)
-    assert any(f"image 10: {given}; a.png is 8 x 5" in warning for warning in data.warnings)
-
-
-# A validation file and the categories of the training set.
-
-
-def test_labels_of_a_validation_file_with_fewer_categories_are_the_training_sets(tmp_path: Path) -> None:
-    def change(document: dict[str, Any]) -> None:
-        document["categories"] = [{"id": 7, "name": "dog"}]
-        document["annotations"] = document["annotations"][:1]
-
-    training = read_coco(*write_coco(tmp_path))
-    images, path = write_coco(tmp_path, change, "validation.json")
-    validation = read_coco(images, path, categories=training.categories)
-    assert validation.categories == training.categories
-    assert CocoDataset(validation)[0][1]["labels"].tolist() == [2]
-
-
-TRAINED = (Category(3, "cat"), Category(7, "dog"))
-COPIES = "`maskloss subset --categories` copies the others"
-
-
-@pytest.mark.parametrize(
-    ("category", "reason"),
-    [
-        ({"id": 9, "name": "cow"}, "category 9: 'cow' is not among the model's categories"),
-        ({"id": 3, "name": "lion"}, "category 3: is 'lion' here, but 'cat' among the model's categories"),
-    ],
-)
-def test_a_validation_file_with_another_category_is_refused_if_an_object_has_it(
-    tmp_path: Path, category: dict[str, Any], reason: str
-) -> None:
-    def change(document: dict[str, Any]) -> None:
-        document["categories"] = [category, {"id": 7, "name": "dog"}]
-        document["annotations"] = document["annotations"][:2]
-        document["annotations"][1]["category_id"] = category["id"]
-
-    images, path = write_coco(tmp_path, change)
-    with pytest.raises(InputError) as caught:
-        read_coco(images, path, categories=TRAINED)
-    assert str(caught.value) == f"{path}: {reason}; {COPIES}"
-
-    def without_object(document: dict[str, Any]) -> None:
-        change(document)
-        document["annotations"].pop()
-
-    images, path = write_coco(tmp_path, without_object, "other.json")
-    data = read_coco(images, path, categories=TRAINED)
-    assert data.categories == TRAINED
-    assert any("and no annotation refers to it" in warning for warning in data.warnings)
-
-
-@pytest.mark.parametrize("ids", [{3: 7, 7: 3}, {3: 1, 7: 2}, {3: 3, 7: 2**100}])
-def test_categories_with_other_ids_than_the_models_are_read_by_their_names(
-    tmp_path: Path, ids: dict[int, int]
-) -> None:
-    """As in validation files that were exported on their own."""
-
-    def change(document: dict[str, Any]) -> None:
-        for category in document["categories"]:
-            category["id"] = ids[category["id"]]
-        for annotation in document["annotations"]:
-            annotation["category_id"] = ids[annotation["category_id"]]
-
-    expected = read_coco(*write_coco(tmp_path), categories=TRAINED)
-    data = read_coco(*write_coco(tmp_path, change, "other.json"), categories=TRAINED)
-    assert data.categories == TRAINED
-    assert data.records.category_ids.tolist() == expected.records.category_ids.tolist() == [7, 3, 3]
-    assert CocoDataset(data)[0][1]["labels"].tolist() == [2, 1]
-    warning = next(warning for warning in data.warnings if "of the model" in warning)
-    assert f"category {ids[7]}: 'dog' is category 7 of the model, and is read as that" in warning
-
-
-@pytest.mark.parametrize("twice_in", ["file", "model"])
-def test_a_name_that_two_categories_have_matches_none_with_another_id(tmp_path: Path, twice_in: str) -> None:
-    def change(document: dict[str, Any]) -> None:
-        names = ("dog", "dog") if twice_in == "file" else ("dog", "cat")
-        document["categories"] = [{"id": 1, "name": names[0]}, {"id": 3, "name": names[1]}]
-        document["annotations"][0]["category_id"] = 1
-
-    trained = TRAINED if twice_in == "file" else (*TRAINED, Category(8, "dog"))
-    images, path = write_coco(tmp_path, change)
-    with pytest.raises(InputError, match="'dog' is not among the model's categories"):
-        read_coco(images, path, categories=trained)
-
-
 def test_the_shared_sample_of_coco_has_no_errors(shared: Path) -> None:
     folder = shared / "coco_mini"
     data = read_coco(folder / "images", folder / "annotations_val2017.json")
     document = json.loads((folder / "annotations_val2017.json").read_text())
     assert len(data.images) == len(document["images"])
     assert data.num_objects == sum(not annotation["iscrowd"] for annotation in document["annotations"])
-
-
-def test_categories_of_one_name_are_read_with_a_warning(tmp_path: Path) -> None:
-    images, annotations = write_coco(tmp_path, lambda d: d["categories"].append({"id": 8, "name": "dog"}))
-    data = read_coco(images, annotations)
-    assert [category.id for category in data.categories] == [3, 7, 8]
-    assert (
-        f"{annotations}: category 8: has the same name as category 7, 'dog', but is a separate class"
-        in data.warnings
-    )
-
-
-def test_a_message_about_a_file_name_with_a_newline_is_one_line(tmp_path: Path) -> None:
-    images, annotations = write_coco(tmp_path, lambda d: d["images"][0].update(file_name="x\n.png"))
-    with pytest.raises(InputError, match=r"image 10: the file .*x\\n\.png does not exist") as caught:
-        read_coco(images, annotations)
-    assert len(str(caught.value).splitlines()) == 1
 
 
 @pytest.mark.parametrize("depth", [500, 930, 945, 960, 975, 990])

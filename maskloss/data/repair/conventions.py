@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from maskloss.data import annotations as checks
+from maskloss.data.annotations import AREA_OF_BOX, FRACTIONS
+from maskloss.data.boxes import BOX_CONVENTION
 from maskloss.data.conventions import box_readings
 from maskloss.data.entries import BadEntry, read_box, read_crowd, read_segmentation
 from maskloss.data.findings import Finding, Kind, shown
@@ -94,9 +95,9 @@ def _convert_boxes(draft: Draft, kind: Kind, finding: Finding) -> None:
 
 
 FIXES: dict[Kind, Fix] = {
-    checks.FRACTIONS: _scale_fractions,
-    checks.AREA_OF_BOX: _replace_areas,
+    FRACTIONS: _scale_fractions,
+    AREA_OF_BOX: _replace_areas,
 }
 
 #: Fixes with the option that takes boxes from masks.
-BOX_FIXES: dict[Kind, Fix] = {checks.BOX_CONVENTION: _convert_boxes}
+BOX_FIXES: dict[Kind, Fix] = {BOX_CONVENTION: _convert_boxes}

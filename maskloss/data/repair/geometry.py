@@ -6,11 +6,13 @@ from typing import Any
 
 import numpy as np
 
-from maskloss.data import annotations as checks
+from maskloss.data.annotations import ODD_AREA
+from maskloss.data.boxes import BOX_FROM_MASK, BOX_OUTSIDE, CLIPPED_BOX, FLAT_BOX, NO_BOX
 from maskloss.data.entries import BadEntry, box_of_mask, read_box, read_segmentation
 from maskloss.data.findings import Finding, Kind
 from maskloss.data.repair.draft import Draft, Fix
 from maskloss.data.repair.text import with_numbers
+from maskloss.data.segmentations import DEGENERATE, DEGENERATE_PART, NO_AREA, OUTSIDE
 from maskloss.masks.coverage import union_area
 
 FROM_MASKS = Kind("boxes_from_masks", "annotation", True)
@@ -36,7 +38,7 @@ def _drop_degenerate(draft: Draft, kind: Kind, finding: Finding) -> None:
     item["segmentation"] = [
         polygon
         for polygon in read_segmentation(item["segmentation"]).polygons
-        if union_area([np.array(polygon, dtype=np.float64).reshape(-1, 2)]) > checks.NO_AREA
+        if union_area([np.array(polygon, dtype=np.float64).reshape(-1, 2)]) > NO_AREA
     ]
     draft.record(kind, finding, "degenerate polygons left out")
 
@@ -75,7 +77,7 @@ def _write_box(draft: Draft, kind: Kind, finding: Finding) -> None:
         return
     x1, y1, x2, y2 = draft.data.records.boxes[draft.rows[finding.position]].tolist()
     item["bbox"] = [x1, y1, x2 - x1, y2 - y1]
-    from_mask = kind is checks.BOX_FROM_MASK
+    from_mask = kind is BOX_FROM_MASK
     draft.record(kind, finding, "box taken from the mask" if from_mask else "box clipped at the border")
 
 
@@ -86,13 +88,13 @@ def _write_area(draft: Draft, kind: Kind, finding: Finding) -> None:
 
 
 FIXES: dict[Kind, Fix] = {
-    checks.DEGENERATE: Draft.leave_out,
-    checks.DEGENERATE_PART: _drop_degenerate,
-    checks.OUTSIDE: Draft.leave_out,
-    checks.NO_BOX: _convert_text,
-    checks.FLAT_BOX: _leave_out_or_take_box,
-    checks.BOX_OUTSIDE: _leave_out_or_take_box,
-    checks.BOX_FROM_MASK: _write_box,
-    checks.CLIPPED_BOX: _write_box,
-    checks.ODD_AREA: _write_area,
+    DEGENERATE: Draft.leave_out,
+    DEGENERATE_PART: _drop_degenerate,
+    OUTSIDE: Draft.leave_out,
+    NO_BOX: _convert_text,
+    FLAT_BOX: _leave_out_or_take_box,
+    BOX_OUTSIDE: _leave_out_or_take_box,
+    BOX_FROM_MASK: _write_box,
+    CLIPPED_BOX: _write_box,
+    ODD_AREA: _write_area,
 }

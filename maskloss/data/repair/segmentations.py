@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from maskloss.data import annotations as checks
 from maskloss.data import entries
+from maskloss.data import segmentations as checks
 from maskloss.data.entries import BadEntry, box_of_mask, read_box, read_segmentation
 from maskloss.data.findings import Finding, Kind, shown
 from maskloss.data.repair.draft import Draft, Fix
