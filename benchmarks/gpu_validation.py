@@ -238,7 +238,7 @@ def precision(data: CocoData, steps: int, min_size: int, device: torch.device) -
     modes["channels_last"] = {"channels_last": True}
     modes["bfloat16, channels_last"] = {"dtype": torch.bfloat16, "channels_last": True}
     modes["compiled backbone"] = {"compiled": True}
-    modes["fixed size"] = {"sync_free": True}
+    modes["sync_free"] = {"sync_free": True}
     found: dict[str, Any] = {}
     print(f"\nmean loss of {steps} steps")
     for name, mode in modes.items():
@@ -315,7 +315,7 @@ def speed(data: CocoData, min_size: int, device: torch.device, repeats: int) -> 
     sides: dict[str, dict[str, Any]] = {
         "torchvision": {"side": "torchvision"},
         "ours": {"side": "ours"},
-        "fixed size": {"side": "ours", "sync_free": True},
+        "sync_free": {"side": "ours", "sync_free": True},
     }
     print(f"\n{'training step':<58}{'images/s':>10}{'times faster':>15}{'peak MiB':>10}")
     for num_classes in (91, 1204):
