@@ -186,7 +186,7 @@ def sides(num_classes: int, min_size: int, device: torch.device) -> dict[str, nn
     models = {
         "torchvision": stock,
         "ours": convert(ours),
-        "fixed size": convert(sync_free, sync_free=True),
+        "sync_free": convert(sync_free, sync_free=True),
     }
     for model in (ours, sync_free):
         # Only the first ten batches of a run are checked for boxes in another format.

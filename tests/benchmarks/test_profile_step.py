@@ -24,11 +24,11 @@ def profile_step(monkeypatch: pytest.MonkeyPatch) -> Any:
     return importlib.import_module("profile_step")
 
 
-@pytest.mark.parametrize("side", ["torchvision", "ours", "fixed size"])
+@pytest.mark.parametrize("side", ["torchvision", "ours", "sync_free"])
 def test_every_phase_is_timed(side: str, profile_step: Any) -> None:
     model = tiny_mask_rcnn()
     if side != "torchvision":
-        convert(model, sync_free=side == "fixed size")
+        convert(model, sync_free=side == "sync_free")
     device = torch.device("cpu")
     phases = profile_step.phases_of(profile_step.training_step, model, batch(), device)
     assert phases.keys() >= IN_TRAINING
