@@ -29,7 +29,8 @@ from torchvision.ops import box_iou
 from maskloss import EncodedMasks, convert, mask_targets
 from maskloss.detection.mask_predictor import ClassSelectedMaskPredictor
 from maskloss.detection.matching import match
-from maskloss.detection.target_checks import ModelInputs, check_inputs
+from maskloss.detection.model_inputs import ModelInputs
+from maskloss.detection.target_checks import check_inputs
 from maskloss.masks.paste import paste_masks
 
 Work = Callable[[], Any]

@@ -10,7 +10,7 @@ from torch import Tensor
 
 import maskloss
 from maskloss import EncodedMasks
-from maskloss.detection.target_checks import box_format_hint
+from maskloss.detection.box_format import box_format_hint
 from maskloss.losses import inverse_frequency_weights
 from tests.detection.small_models import batch, tiny_mask_rcnn
 

@@ -14,12 +14,11 @@ from typing import Any
 import torch
 import torchvision
 from torch import nn
-from torchvision.models.detection.faster_rcnn import FastRCNNPredictor
-from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
-from torchvision.models.detection.keypoint_rcnn import KeypointRCNNPredictor
 
 from maskloss.detection.compatibility import check_still_converted, full_name, replaced_functions
-from maskloss.detection.target_checks import ModelInputs, check_inputs, in_plain_form
+from maskloss.detection.model_inputs import ModelInputs
+from maskloss.detection.target_checks import check_inputs
+from maskloss.detection.target_forms import in_plain_form
 from maskloss.detection.transform import Paste, RCNNTransform
 from maskloss.masks.encoded import EncodedMasks
 
@@ -119,7 +118,7 @@ def checked_targets(model: Any, images: Any, targets: Any) -> list[dict[str, Any
     """
     conversion: Conversion = model.conversion
     checked = check_inputs(
-        images, targets, _expected_inputs(model), check_box_format=conversion.box_format_checks > 0
+        images, targets, ModelInputs.of_model(model), check_box_format=conversion.box_format_checks > 0
     )
     if checked.warning is not None and not conversion.warned_of_border:
         conversion.warned_of_border = True
@@ -149,33 +148,6 @@ def checked_targets(model: Any, images: Any, targets: Any) -> list[dict[str, Any
 def _takes_images_and_targets(forward: Callable[..., Any]) -> bool:
     """Return whether a model's `forward` starts with (images, targets), which a subclass may change."""
     return list(inspect.signature(forward).parameters)[1:3] == ["images", "targets"]
-
-
-def _expected_inputs(model: GeneralizedRCNN) -> ModelInputs:
-    heads, transform = model.roi_heads, model.transform
-    # In a custom predictor, a layer of that name may have another meaning.
-    own_predictor = type(heads.box_predictor) is FastRCNNPredictor
-    keypoints: Any = heads.keypoint_predictor
-    own_keypoints = type(keypoints) is KeypointRCNNPredictor
-    sizes: dict[str, Any] = {}
-    if isinstance(transform, RCNNTransform):
-        # Methods that have been patched on the instance may accept other images.
-        constants = (transform.image_mean, transform.image_std)
-        num_channels = max(map(len, constants))
-        if "normalize" not in vars(transform):
-            sizes = {
-                "num_channels": num_channels if num_channels > 1 else None,
-                "unit_range": all(0 < value < 1 for values in constants for value in values),
-            }
-        if transform.fixed_size is None and not transform._skip_resize and "resize" not in vars(transform):
-            sizes |= {"min_size": min(transform.min_size), "max_size": transform.max_size}
-    return ModelInputs(
-        num_classes=getattr(heads.box_predictor.cls_score, "out_features", None) if own_predictor else None,
-        has_masks=heads.has_mask(),
-        has_keypoints=heads.has_keypoint(),
-        num_keypoints=getattr(keypoints.kps_score_lowres, "out_channels", None) if own_keypoints else None,
-        **sizes,
-    )
 
 
 def _add_regularization(model: nn.Module, args: Any, output: Any) -> Any:

@@ -215,6 +215,22 @@ def resized_size(height: int, width: int, min_size: int, max_size: int) -> tuple
     return int(height * scale), int(width * scale)
 
 
+def is_resized_to_nothing(height: int, width: int, min_size: int, max_size: int) -> bool:
+    """Return whether torchvision's resizing would reduce an image's shorter side to 0 px.
+
+    Args:
+        height: height of the image, in px.
+        width: width of the image, in px.
+        min_size: shorter side after resizing, in px.
+        max_size: maximum longer side after resizing, in px.
+
+    Example:
+        >>> is_resized_to_nothing(1, 2160, min_size=800, max_size=1333)
+        True
+    """
+    return min(resized_size(height, width, min_size, max_size)) < 1
+
+
 def _ratios(old: tuple[int, int], new: tuple[int, int]) -> tuple[float, float]:
     """Return new / old, computed in float32 as in torchvision, of heights and widths."""
     after, before = (torch.tensor(size, dtype=torch.float32, device="cpu") for size in (new, old))

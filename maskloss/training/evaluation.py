@@ -21,7 +21,7 @@ from maskloss.data.dataset import CocoDataset, Crowds, collate
 from maskloss.data.sampler import mixed_seed
 from maskloss.detection.conversion import evaluation_mode, losses_and_detections
 from maskloss.detection.results import coco_results
-from maskloss.detection.target_checks import is_resized_to_nothing
+from maskloss.detection.transform import is_resized_to_nothing
 from maskloss.errors import InputError, RunError
 from maskloss.masks.transfer import send
 from maskloss.training.metrics import Metrics, Results, average_precision

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -12,15 +11,11 @@ import torch
 from torch import nn
 
 import maskloss
-from benchmarks.pretended_device import counted, pretended_device, sent
 from maskloss import EncodedMasks
-from maskloss.detection.target_checks import ModelInputs, check_inputs
 
 from .small_models import (
     NUM_CLASSES,
-    NUM_KEYPOINTS,
     batch,
-    tiny_faster_rcnn,
     tiny_keypoint_rcnn,
     tiny_mask_rcnn,
     training_pass,
@@ -314,76 +309,6 @@ def test_bad_keypoints_raise(change, error, message):
 # Unusual but valid inputs.
 
 
-@pytest.mark.parametrize("reach", [-0.09, 0.09])
-def test_boxes_may_exceed_the_image_by_the_rounding_of_annotations(reach):
-    images, targets = batch()
-    targets[0]["boxes"][1] = torch.tensor([min(reach, 0.0), 10.0, 80.0 + max(reach, 0.0), 40.0])
-    expected = ModelInputs(num_classes=NUM_CLASSES, has_masks=True)
-    assert check_inputs(images, targets, expected).warning is None
-
-
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
-def test_a_box_of_the_whole_image_is_accepted_in_any_float_dtype(dtype):
-    # bfloat16 rounds 427 and 639 to 428 and 640, outside the image. Such boxes must be accepted.
-    target = {
-        "boxes": torch.tensor([[0.0, 0.0, 639.0, 427.0]], dtype=dtype),
-        "labels": torch.tensor([1]),
-        "masks": torch.ones((1, 427, 639), dtype=torch.bool),
-    }
-    check_inputs([torch.zeros(3, 427, 639)], [target], ModelInputs(num_classes=2, has_masks=True))
-
-
-SIGNED = [torch.int8, torch.int16, torch.int32, torch.int64]
-FLOATS = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
-
-
-@pytest.mark.parametrize("dtype", [torch.uint8, *SIGNED, *FLOATS], ids=str)
-def test_one_pixel_that_is_not_0_or_1_is_found_in_masks_of_any_dtype(dtype):
-    images, targets = batch()
-    own = targets[1]["masks"].to(dtype)
-    values = [2, 127]
-    if dtype in SIGNED:
-        values += [-1, torch.iinfo(dtype).min]
-    if dtype in FLOATS:
-        info = torch.finfo(dtype)
-        # The neighbors of 1, and numbers whose squares are rounded to 0 or to infinity.
-        values += [
-            1 - info.eps / 2,
-            1 + info.eps,
-            0.5,
-            -0.25,
-            info.tiny,
-            info.max,
-            -1,
-            math.inf,
-            -math.inf,
-            math.nan,
-        ]
-    for row in (0, 1):
-        for value in values:
-            masks = own.clone()
-            masks[row, 3, 5] = value
-            with pytest.raises(ValueError, match=rf"image 1 .*values other than 0 and 1.*\(instance {row}: "):
-                check_inputs(
-                    images, [targets[0], {**targets[1], "masks": masks}], ModelInputs(has_masks=True)
-                )
-    check_inputs(images, [targets[0], {**targets[1], "masks": own}], ModelInputs(has_masks=True))
-
-
-def test_only_models_with_a_mask_branch_need_masks():
-    images, targets = batch()
-    for target in targets:
-        del target["masks"]
-    losses, _ = training_pass(maskloss.convert(tiny_faster_rcnn()), images, targets)
-    assert all(value.isfinite() for value in losses.values())
-
-
-def test_without_a_known_number_of_classes_labels_have_no_upper_bound():
-    images, targets = batch()
-    targets[0]["labels"][0] = 1000
-    check_inputs(images, targets, ModelInputs(has_masks=True))
-
-
 ODD_EMPTY: dict[str, Target] = {
     "as data sets give them": {},
     "labels (0, 1)": {"labels": torch.zeros((0, 1), dtype=torch.int64)},
@@ -412,25 +337,6 @@ def test_empty_targets_are_accepted_in_odd_shapes(odd, model):
         assert torch.equal(losses[key], expected[key]), key
 
 
-@pytest.mark.parametrize("shape", [(0, NUM_KEYPOINTS, 3), (0, 3), (0, 0, 3), (0,)])
-def test_empty_keypoints_are_accepted_in_odd_shapes(shape):
-    keypoint_model = maskloss.convert(tiny_keypoint_rcnn())
-    images, targets = batch()
-    targets[0] = {**without_objects(images)[0], "keypoints": torch.zeros(shape)}
-    expected, _ = training_pass(keypoint_model, images, [without_objects(images)[0], targets[1]])
-    losses, _ = training_pass(keypoint_model, images, targets)
-    assert torch.equal(losses["loss_keypoint"], expected["loss_keypoint"])
-
-
-def test_empty_keypoints_may_be_a_list():
-    keypoint_model = maskloss.convert(tiny_keypoint_rcnn())
-    images, targets = batch()
-    targets[0] = {**without_objects(images)[0], "keypoints": []}
-    expected, _ = training_pass(keypoint_model, images, [without_objects(images)[0], targets[1]])
-    losses, _ = training_pass(keypoint_model, images, targets)
-    assert torch.equal(losses["loss_keypoint"], expected["loss_keypoint"])
-
-
 @pytest.mark.parametrize(
     ("field", "value"),
     [
@@ -448,28 +354,6 @@ def test_objects_without_boxes_are_refused(field, value, guarded_model):
     targets[1] = {**without_objects(images)[1], field: value, "image_id": torch.tensor(41)}
     with pytest.raises(ValueError, match=rf"^{NAME}, {field}: got shape .*, but the target has no boxes"):
         guarded_model.train()(images, targets)
-
-
-def test_placeholders_in_images_without_objects_train_as_torchvision_trains_them():
-    """Recipes for negative images have one background label, and sometimes an empty mask, instead of none."""
-    images, targets = batch()
-    placeholder = {
-        "boxes": torch.zeros(0, 4),
-        "labels": torch.zeros(1, dtype=torch.int64),
-        "masks": torch.zeros(1, *images[1].shape[-2:], dtype=torch.uint8),
-    }
-    targets[1] = placeholder
-    expected, _ = training_pass(tiny_mask_rcnn(), images, targets)
-    losses, _ = training_pass(maskloss.convert(tiny_mask_rcnn()), images, targets)
-    for key, value in expected.items():
-        torch.testing.assert_close(losses[key], value)
-
-
-def test_keypoints_without_boxes_are_refused():
-    images, targets = batch()
-    targets[0] = {**without_objects(images)[0], "keypoints": torch.ones(1, NUM_KEYPOINTS, 3)}
-    with pytest.raises(ValueError, match=r"^image 0 of the batch, keypoints: got shape \(1, 5, 3\), but"):
-        training_pass(maskloss.convert(tiny_keypoint_rcnn()), images, targets)
 
 
 def test_sparse_masks_are_refused(guarded_model):
@@ -522,60 +406,6 @@ def test_the_place_of_an_invisible_keypoint_does_not_matter(value):
     torch.testing.assert_close(losses["loss_keypoint"], expected["loss_keypoint"], rtol=1e-6, atol=0)
 
 
-class OwnKeypointPredictor(nn.Module):
-    """A predictor whose number of keypoints only its output shows."""
-
-    def __init__(self, layer: nn.Module) -> None:
-        super().__init__()
-        self.layer = layer
-
-    def forward(self, features: torch.Tensor) -> torch.Tensor:
-        return self.layer(features)
-
-
-def test_the_number_of_keypoints_of_a_custom_predictor_is_that_of_its_heatmaps():
-    images, targets = batch()
-    model = maskloss.convert(tiny_keypoint_rcnn()).train()
-    model.roi_heads.keypoint_predictor = OwnKeypointPredictor(model.roi_heads.keypoint_predictor)
-    model(images, targets)
-    targets[1]["keypoints"] = targets[1]["keypoints"][:, :3]
-    with pytest.raises(ValueError, match=r"image 1 of the batch, keypoints: got 3 keypoints .* predicts 5"):
-        model(images, targets)
-
-
-@pytest.mark.parametrize("gpu_step", [False, True])
-def test_keypoints_are_read_with_the_other_fields_in_one_synchronization(gpu_step):
-    images, targets = batch()
-    with pretended_device():
-        there = [
-            {key: sent(value) if gpu_step else value for key, value in target.items()} for target in targets
-        ]
-        images = [sent(image) if gpu_step else image for image in images]
-        with counted() as counts:
-            check_inputs(images, there, ModelInputs(has_keypoints=True))
-    assert counts.waits.total() == int(gpu_step)
-
-
-@pytest.mark.parametrize(
-    "constants",
-    [
-        {"image_mean": [0.5], "image_std": [0.25]},
-        {"image_mean": [0.5], "image_std": [0.2, 0.25, 0.3]},
-        {"image_mean": (0.4, 0.5, 0.6), "image_std": (0.25,)},
-        {"image_mean": torch.tensor([0.5]), "image_std": torch.tensor([0.25])},
-    ],
-)
-def test_one_mean_or_deviation_may_serve_all_channels(constants):
-    losses = []
-    for build in (tiny_mask_rcnn, lambda: maskloss.convert(tiny_mask_rcnn())):
-        model = build()
-        for name, value in constants.items():
-            setattr(model.transform, name, value)
-        losses.append(training_pass(model, *batch())[0])
-    for key, value in losses[0].items():
-        torch.testing.assert_close(losses[1][key], value, rtol=1e-5, atol=1e-7)
-
-
 @pytest.mark.parametrize("encoded", [False, True])
 def test_targets_are_not_modified(encoded, model):
     images, targets = batch()
@@ -597,15 +427,6 @@ def test_targets_are_not_modified(encoded, model):
             else:
                 assert value.shape == copied[name].shape
                 assert value.x_map == copied[name].x_map
-
-
-@pytest.mark.parametrize("key", ["labels", "keypoints"])
-def test_fields_on_another_device_than_the_image_are_named(key):
-    # torch's error would name neither the image nor the field.
-    images, targets = batch()
-    targets[1][key] = targets[1][key].to("meta")
-    with pytest.raises(ValueError, match=rf"image 1 .*, {key}: is on meta, but the image is on cpu; move"):
-        check_inputs(images, targets, ModelInputs(has_keypoints=True))
 
 
 def test_a_batch_without_images_raises():
