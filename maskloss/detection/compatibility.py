@@ -280,11 +280,7 @@ def check_sync_free(model: GeneralizedRCNN) -> None:
             )
     heads: Any = model.roi_heads
     for method in ("select_training_samples", "subsample"):
-        where = "patched on the instance" if method in vars(heads) else ""
-        # Of a stock model, these are torchvision's, and conversion replaces its class.
-        if isinstance(heads, RoIHeads) and getattr(type(heads), method) is not getattr(RoIHeads, method):
-            where = f"overridden in {full_name(heads)}"
-        if where:
+        if where := _where_changed(heads, method, RoIHeads):
             raise TypeError(f"sync_free would drop model.roi_heads.{method}, which has been {where}")
     _check_unchanged(_SYNC_FREE_CODE)
     for name, module in model.roi_heads.named_modules():
@@ -421,12 +417,10 @@ def _check_code(name: str, part: Any) -> None:
     """
     ours: Any = _PARTS[name][1]
     for method in _UNCALLED_METHODS[name]:
-        where = "patched on the instance" if method in vars(part) else ""
-        # A subclass with a forward of its own may call it.
-        calls_ours = isinstance(part, ours) and type(part).forward is ours.forward
-        if calls_ours and getattr(type(part), method, None) is not getattr(ours, method, None):
-            where = f"overridden in {full_name(part)}"
-        if where:
+        where = _where_changed(part, method, ours)
+        # A subclass with a forward of its own may call the methods that it overrides.
+        has_own_forward = isinstance(part, ours) and type(part).forward is not ours.forward
+        if where and (method in vars(part) or not has_own_forward):
             _, instead = _REPLACED_FUNCTIONS[method]
             raise TypeError(
                 f"model.{name}.{method} has been {where}, and a converted model does not call it; pass {instead} to "
@@ -440,6 +434,15 @@ def _check_code(name: str, part: Any) -> None:
                 f"convert would not call {method} of model.{name}.box_coder, which is not torchvision's BoxCoder but "
                 f"{full_name(coder)}; override {method}_single instead"
             )
+
+
+def _where_changed(part: Any, method: str, ours: type) -> str:
+    """Return where a method has been changed: on the instance, or in a subclass of ours; "" if it has not been."""
+    if method in vars(part):
+        return "patched on the instance"
+    if isinstance(part, ours) and getattr(type(part), method, None) is not getattr(ours, method, None):
+        return f"overridden in {full_name(part)}"
+    return ""
 
 
 def _home(owner: Any) -> str:
