@@ -172,6 +172,18 @@ def prompted(a: dict[str, Any]) -> None:
     )
 
 
+def in_percent(d: dict[str, Any]) -> None:
+    """Seven images of 640 x 480 px, with the same object in each."""
+    d["images"] = [{"id": i, "file_name": f"{i}.png", "width": 640, "height": 480} for i in range(7)]
+    disc = {"bbox": [50, 25, 37.5, 50], "segmentation": [[50, 50, 68.75, 25, 87.5, 50, 68.75, 75]], "area": 1}
+    d["annotations"] = [{**d["annotations"][0], **disc, "id": i, "image_id": i} for i in range(7)]
+
+
+def photographs(folder: Path) -> None:
+    for i in range(7):
+        pixels(640, 480).save(folder / f"{i}.png")
+
+
 CAPTION = {"id": 1, "image_id": 1, "caption": "A box and a disc."}
 PANOPTIC = {
     "image_id": 1,
@@ -288,6 +300,9 @@ CASES = {
         objects=3,
     ),
     "panoptic": Case("refused", "the annotations are panoptic", lambda d: d.update(annotations=[PANOPTIC])),
+    "percentages": Case(
+        "repair", "the polygons look like percentages of the image", in_percent, photographs, objects=7
+    ),
     "points_as_pairs": Case(
         "warns",
         "its points as [x, y] pairs",
