@@ -14,8 +14,14 @@ from tqdm import tqdm
 
 from maskloss.data.coco import decode_file, read_content
 from maskloss.data.findings import Findings, Kind, Problem, shown
-from maskloss.data.image_entries import SIZE_DIFFERS, TURNED_SIZE, size_text, unreadable_kind, unreadable_text
 from maskloss.data.images import has_no_end, is_turned_unseen, read_image, read_image_size
+from maskloss.data.reading.images import (
+    SIZE_DIFFERS,
+    TURNED_SIZE,
+    size_text,
+    unreadable_kind,
+    unreadable_text,
+)
 from maskloss.data.records import (
     NO_MASK,
     POLYGONS,

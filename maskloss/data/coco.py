@@ -16,13 +16,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from maskloss.data.annotations import build_records
-from maskloss.data.categories import match_categories, read_categories
-from maskloss.data.columns import Columns, integers
-from maskloss.data.entries import whole_number
-from maskloss.data.file_names import ImageFolder
 from maskloss.data.findings import Findings, Kind, Problem
-from maskloss.data.formats import (
+from maskloss.data.reading.annotations import build_records
+from maskloss.data.reading.categories import match_categories, read_categories
+from maskloss.data.reading.columns import Columns, integers
+from maskloss.data.reading.entries import whole_number
+from maskloss.data.reading.file_names import ImageFolder
+from maskloss.data.reading.formats import (
     KEYED_LIST,
     LISTS,
     annotation_hint,
@@ -32,8 +32,8 @@ from maskloss.data.formats import (
     not_json,
     undecodable,
 )
-from maskloss.data.image_entries import find_different_sizes, read_images
-from maskloss.data.json_stream import decode_object, decoded
+from maskloss.data.reading.images import find_different_sizes, read_images
+from maskloss.data.reading.json_stream import decode_object, decoded
 from maskloss.data.records import (
     Annotation,
     Category,

@@ -10,7 +10,7 @@ from typing import Any
 
 from maskloss.data.coco import CocoData, Content, read_coco, read_content
 from maskloss.data.findings import Findings
-from maskloss.data.formats import listed
+from maskloss.data.reading.formats import listed
 from maskloss.errors import InputError
 from maskloss.files import check_unused, copy_file, make_folder, read_bytes, write_text
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from maskloss.data import entries
+from maskloss.data.reading import entries
 
 
 def check_field(condition: Any, field: str, expected: str, value: Any) -> None:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from maskloss import losses as public_losses
 from maskloss.data.coco import Category
 from maskloss.data.dataset import Crowds
-from maskloss.data.entries import ID_LIMIT, LONGEST_NAME
+from maskloss.data.reading.entries import ID_LIMIT, LONGEST_NAME
 from maskloss.detection.builders import MODEL_NAMES, MOST_DETECTIONS, ModelSettings
 from maskloss.detection.conversion import MASK_BRANCHES
 from maskloss.detection.mask_size import MASK_SIZES

@@ -6,9 +6,10 @@ import contextlib
 
 import numpy as np
 
-from maskloss.data import annotations as checks
-from maskloss.data import columns
-from maskloss.data.entries import (
+from maskloss.data.findings import Finding, Kind
+from maskloss.data.reading import annotations as checks
+from maskloss.data.reading import columns
+from maskloss.data.reading.entries import (
     BAD_POINTS,
     BAD_WEIGHT,
     BadEntry,
@@ -17,7 +18,6 @@ from maskloss.data.entries import (
     read_weight,
     spelled_number,
 )
-from maskloss.data.findings import Finding, Kind
 from maskloss.data.repair.draft import Draft, Fix
 from maskloss.data.repair.text import with_numbers
 

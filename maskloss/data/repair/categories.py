@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from maskloss.data import categories as checks
-from maskloss.data.entries import LONGEST_NAME, is_absent, whole_number
 from maskloss.data.findings import Finding, Kind, shown
+from maskloss.data.reading import categories as checks
+from maskloss.data.reading.entries import LONGEST_NAME, is_absent, whole_number
 from maskloss.data.repair.draft import Draft, Fix
 from maskloss.data.repair.sections import id_key
 from maskloss.errors import InputError

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from maskloss.data.annotations import AREA_OF_BOX, FRACTIONS
-from maskloss.data.boxes import BOX_CONVENTION
-from maskloss.data.conventions import box_readings
-from maskloss.data.entries import BadEntry, read_box, read_crowd, read_segmentation
 from maskloss.data.findings import Finding, Kind, shown
+from maskloss.data.reading.annotations import AREA_OF_BOX, FRACTIONS
+from maskloss.data.reading.boxes import BOX_CONVENTION
+from maskloss.data.reading.conventions import box_readings
+from maskloss.data.reading.entries import BadEntry, read_box, read_crowd, read_segmentation
 from maskloss.data.repair.draft import Draft, Fix
 from maskloss.data.repair.geometry import FROM_MASKS, clipped_box_of_mask
 

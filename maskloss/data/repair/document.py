@@ -7,9 +7,9 @@ import math
 from pathlib import Path
 from typing import Any
 
-from maskloss.data import formats
 from maskloss.data.findings import Kind, shown
-from maskloss.data.json_stream import decoded, without_trailing_commas
+from maskloss.data.reading import formats
+from maskloss.data.reading.json_stream import decoded, without_trailing_commas
 from maskloss.data.repair.log import Log
 from maskloss.data.repair.sections import LIST_KEYS
 from maskloss.errors import InputError

@@ -9,9 +9,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from maskloss.data import image_entries
-from maskloss.data.entries import whole_number
 from maskloss.data.findings import Finding, Findings, Kind, shown
+from maskloss.data.reading import images
+from maskloss.data.reading.entries import whole_number
 from maskloss.data.records import CocoData
 from maskloss.data.repair import sections
 from maskloss.data.repair.ids import Ids
@@ -158,11 +158,11 @@ class Draft:
     def names_of_file(self) -> dict[str, set[str]]:
         """The `file_name`s that may refer to each existing file, by the file's name."""
         names: dict[str, set[str]] = {}
-        for kind in (image_entries.FILE_OUTSIDE, image_entries.FILE_ELSEWHERE, image_entries.FILE_NAME):
+        for kind in (images.FILE_OUTSIDE, images.FILE_ELSEWHERE, images.FILE_NAME):
             for finding in self.findings.of(kind):
                 if finding.value is not None:
                     item = self.entry(kind, finding)
-                    given = str(item.get("file_name") or image_entries.url_of(item))
+                    given = str(item.get("file_name") or images.url_of(item))
                     names.setdefault(finding.value, set()).add(given)
         for image in self.data.images:
             names.setdefault(image.file_name, set()).add(image.file_name)

@@ -6,13 +6,13 @@ from typing import Any
 
 import numpy as np
 
-from maskloss.data.annotations import ODD_AREA
-from maskloss.data.boxes import BOX_FROM_MASK, BOX_OUTSIDE, CLIPPED_BOX, FLAT_BOX, NO_BOX
-from maskloss.data.entries import BadEntry, box_of_mask, read_box, read_segmentation
 from maskloss.data.findings import Finding, Kind
+from maskloss.data.reading.annotations import ODD_AREA
+from maskloss.data.reading.boxes import BOX_FROM_MASK, BOX_OUTSIDE, CLIPPED_BOX, FLAT_BOX, NO_BOX
+from maskloss.data.reading.entries import BadEntry, box_of_mask, read_box, read_segmentation
+from maskloss.data.reading.segmentations import DEGENERATE, DEGENERATE_PART, NO_AREA, OUTSIDE
 from maskloss.data.repair.draft import Draft, Fix
 from maskloss.data.repair.text import with_numbers
-from maskloss.data.segmentations import DEGENERATE, DEGENERATE_PART, NO_AREA, OUTSIDE
 from maskloss.masks.coverage import union_area
 
 FROM_MASKS = Kind("boxes_from_masks", "annotation", True)

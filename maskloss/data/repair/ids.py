@@ -6,7 +6,7 @@ from collections import Counter
 from functools import cached_property
 from typing import Any
 
-from maskloss.data.entries import is_absent, spelled_number, whole_number
+from maskloss.data.reading.entries import is_absent, spelled_number, whole_number
 from maskloss.data.repair.sections import LIST_KEYS, entries
 
 

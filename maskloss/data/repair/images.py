@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from maskloss.data import image_entries as checks
 from maskloss.data.findings import Finding, Kind, shown
 from maskloss.data.images import read_image_size
+from maskloss.data.reading import images as checks
 from maskloss.data.repair.draft import Draft, Fix
 from maskloss.data.repair.sections import typed_key
 from maskloss.errors import InputError

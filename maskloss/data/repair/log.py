@@ -6,8 +6,8 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
-from maskloss.data.entries import is_absent
 from maskloss.data.findings import Kind, shown
+from maskloss.data.reading.entries import is_absent
 from maskloss.data.repair.sections import LIST_KEYS, entries, id_key
 
 

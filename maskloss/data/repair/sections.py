@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any, TypeVar
 
-from maskloss.data.entries import whole_number
 from maskloss.data.findings import shown
+from maskloss.data.reading.entries import whole_number
 
 _Key = TypeVar("_Key")
 _Value = TypeVar("_Value")

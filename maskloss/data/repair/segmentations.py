@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from maskloss.data import entries
-from maskloss.data import segmentations as checks
-from maskloss.data.entries import BadEntry, box_of_mask, read_box, read_segmentation
 from maskloss.data.findings import Finding, Kind, shown
+from maskloss.data.reading import entries
+from maskloss.data.reading import segmentations as checks
+from maskloss.data.reading.entries import BadEntry, box_of_mask, read_box, read_segmentation
 from maskloss.data.repair.draft import Draft, Fix
 from maskloss.data.repair.text import with_numbers
 from maskloss.masks.coco_format import decode_rle

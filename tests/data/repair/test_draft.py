@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from maskloss.data.categories import CATEGORY_ENTRY
 from maskloss.data.check import check_data
 from maskloss.data.findings import Finding, Findings
-from maskloss.data.image_entries import FILE_MISSING
+from maskloss.data.reading.categories import CATEGORY_ENTRY
+from maskloss.data.reading.images import FILE_MISSING
 from maskloss.data.repair.draft import Draft
 from maskloss.data.repair.log import Log
 from tests.data.coco_files import good_document, write_coco

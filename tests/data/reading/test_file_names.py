@@ -1,4 +1,4 @@
-"""maskloss/data/file_names.py: which image file a file_name refers to."""
+"""maskloss/data/reading/file_names.py: which image file a file_name refers to."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from maskloss.data.coco import read_coco
-from maskloss.data.file_names import ImageFolder, is_absolute, stays_inside
+from maskloss.data.reading.file_names import ImageFolder, is_absolute, stays_inside
 from tests.data.coco_files import (
     in_image,
     refusal,

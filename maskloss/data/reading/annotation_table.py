@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from maskloss.data.columns import Columns, ImageColumns
 from maskloss.data.findings import Findings, Kind, shown
+from maskloss.data.reading.columns import Columns, ImageColumns
 from maskloss.data.records import POLYGONS, RLE, BoolArray, polygons_of
 from maskloss.masks.encoded import FloatArray, IntArray
 

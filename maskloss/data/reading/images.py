@@ -7,16 +7,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from maskloss.data.columns import ABSENT, ImageColumns
-from maskloss.data.entries import (
+from maskloss.data.findings import LEFT_OUT, Findings, Kind, printable, shown
+from maskloss.data.images import orientation_of, read_image_size
+from maskloss.data.reading.columns import ABSENT, ImageColumns
+from maskloss.data.reading.entries import (
     are_equal,
     is_absent,
     possible_ids,
     whole_number,
 )
-from maskloss.data.file_names import ImageFolder, is_absolute, stays_inside
-from maskloss.data.findings import LEFT_OUT, Findings, Kind, printable, shown
-from maskloss.data.images import orientation_of, read_image_size
+from maskloss.data.reading.file_names import ImageFolder, is_absolute, stays_inside
 from maskloss.errors import InputError
 
 #: Largest width or height of an image, in px.

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 
-from maskloss.data.annotation_table import AnnotationTable
-from maskloss.data.conventions import (
+from maskloss.data.findings import LEFT_OUT, Kind, shown
+from maskloss.data.reading.annotation_table import AnnotationTable
+from maskloss.data.reading.conventions import (
     BORDER_TOLERANCE,
     distance_beyond,
     look_like_corners,
     suspected_convention,
     xyxy_of,
 )
-from maskloss.data.findings import LEFT_OUT, Kind, shown
 from maskloss.data.records import NO_MASK, BoolArray
 from maskloss.masks.encoded import FloatArray
 

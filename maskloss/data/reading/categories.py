@@ -7,15 +7,15 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from maskloss.data.columns import ABSENT, Columns
-from maskloss.data.entries import (
+from maskloss.data.findings import Findings, Kind, shown
+from maskloss.data.reading.columns import ABSENT, Columns
+from maskloss.data.reading.entries import (
     LONGEST_NAME,
     are_equal,
     is_absent,
     possible_ids,
     whole_number,
 )
-from maskloss.data.findings import Findings, Kind, shown
 from maskloss.data.records import Category
 
 NO_CATEGORIES = Kind("no_categories", "category", True)

@@ -1,4 +1,4 @@
-"""maskloss/data/json_stream.py: equal to json.loads, except for the streamed lists."""
+"""maskloss/data/reading/json_stream.py: equal to json.loads, except for the streamed lists."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from maskloss.data.json_stream import decode_object, decoded, without_trailing_commas
+from maskloss.data.reading.json_stream import decode_object, decoded, without_trailing_commas
 
 
 def streamed(text: str) -> tuple[Any, list[Any]]:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from maskloss.data.findings import Kind
-from maskloss.data.json_stream import without_trailing_commas
+from maskloss.data.reading.json_stream import without_trailing_commas
 
 #: The lists that a COCO-format file needs.
 LISTS = ("images", "annotations", "categories")

@@ -10,17 +10,18 @@ from typing import Any
 
 import numpy as np
 
-from maskloss.data.annotation_table import AnnotationTable, with_large_ids
-from maskloss.data.boxes import read_boxes
-from maskloss.data.columns import ABSENT, AREA_GIVEN, AREA_ODD, Columns, ImageColumns, integers
-from maskloss.data.conventions import (
+from maskloss.data.findings import Findings, Kind, shown
+from maskloss.data.reading.annotation_table import AnnotationTable, with_large_ids
+from maskloss.data.reading.boxes import read_boxes
+from maskloss.data.reading.columns import ABSENT, AREA_GIVEN, AREA_ODD, Columns, ImageColumns, integers
+from maskloss.data.reading.conventions import (
     BORDER_TOLERANCE,
     distance_beyond,
     look_like_percentages,
     xyxy_of,
 )
-from maskloss.data.entries import BAD_POINTS, RLE_SIZE, spelled_number
-from maskloss.data.findings import Findings, Kind, shown
+from maskloss.data.reading.entries import BAD_POINTS, RLE_SIZE, spelled_number
+from maskloss.data.reading.segmentations import OUTSIDE, drop_masks_outside, measure_polygons, measure_rles
 from maskloss.data.records import (
     NO_MASK,
     POLYGONS,
@@ -28,7 +29,6 @@ from maskloss.data.records import (
     Records,
     Texts,
 )
-from maskloss.data.segmentations import OUTSIDE, drop_masks_outside, measure_polygons, measure_rles
 from maskloss.masks.encoded import FloatArray, IntArray
 
 #: Largest usable area, in px². COCO's evaluation has no size class for larger ones and ignores the objects.

@@ -7,14 +7,14 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from maskloss.data.annotation_table import AnnotationTable
-from maskloss.data.columns import SPELLINGS
-from maskloss.data.conventions import (
+from maskloss.data.findings import LEFT_OUT, Kind
+from maskloss.data.reading.annotation_table import AnnotationTable
+from maskloss.data.reading.columns import SPELLINGS
+from maskloss.data.reading.conventions import (
     BORDER_TOLERANCE,
     distance_beyond,
 )
-from maskloss.data.entries import RLE_SIZE, BadEntry, read_segmentation
-from maskloss.data.findings import LEFT_OUT, Kind
+from maskloss.data.reading.entries import RLE_SIZE, BadEntry, read_segmentation
 from maskloss.data.records import POLYGONS, RLE, polygon_extents
 from maskloss.masks.coco_format import count_pixels
 from maskloss.masks.coverage import union_area

@@ -1,4 +1,4 @@
-"""maskloss/data/segmentations.py: which polygons and RLEs are read, clipped, dropped or refused."""
+"""maskloss/data/reading/segmentations.py: which polygons and RLEs are read, clipped, dropped or refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""maskloss/data/boxes.py: which boxes are read, taken from masks, clipped, dropped or refused."""
+"""maskloss/data/reading/boxes.py: which boxes are read, taken from masks, clipped, dropped or refused."""
 
 from __future__ import annotations
 

@@ -1,13 +1,13 @@
-"""maskloss/data/annotation_table.py: arrays of all annotations, whatever is in them, and how they are named."""
+"""maskloss/data/reading/annotation_table.py: arrays of all annotations, whatever is in them, and how they are named."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from maskloss.data.annotation_table import AnnotationTable, with_large_ids
-from maskloss.data.boxes import NO_BOX
-from maskloss.data.columns import Columns, ImageColumns
 from maskloss.data.findings import Findings
+from maskloss.data.reading.annotation_table import AnnotationTable, with_large_ids
+from maskloss.data.reading.boxes import NO_BOX
+from maskloss.data.reading.columns import Columns, ImageColumns
 from maskloss.data.records import NO_MASK, POLYGONS, RLE
 
 

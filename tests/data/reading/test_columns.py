@@ -1,4 +1,4 @@
-"""maskloss/data/columns.py: annotations and images of a file in columns."""
+"""maskloss/data/reading/columns.py: annotations and images of a file in columns."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from maskloss.data.coco import read_coco
-from maskloss.data.columns import (
+from maskloss.data.dataset import CocoDataset
+from maskloss.data.reading.columns import (
     ABSENT,
     AREA_GIVEN,
     AREA_MISSING,
@@ -22,7 +23,6 @@ from maskloss.data.columns import (
     ImageColumns,
     integers,
 )
-from maskloss.data.dataset import CocoDataset
 from maskloss.data.records import NO_MASK, POLYGONS, RLE
 from tests.data.coco_files import (
     HEIGHT,

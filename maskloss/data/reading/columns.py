@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from maskloss.data.entries import (
+from maskloss.data.findings import Kind, shown
+from maskloss.data.reading.entries import (
     FLAT_POLYGON,
     LARGEST_RLE,
     NESTED_POLYGONS,
@@ -31,7 +32,6 @@ from maskloss.data.entries import (
     read_weight,
     whole_number,
 )
-from maskloss.data.findings import Kind, shown
 from maskloss.data.records import NO_MASK, POLYGONS, RLE, Texts
 from maskloss.masks.encoded import IntArray
 

@@ -1,11 +1,11 @@
-"""maskloss/data/conventions.py: the convention of boxes and units of coordinates, from all of a file together."""
+"""maskloss/data/reading/conventions.py: conventions of boxes and units of coordinates, from all of a file."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
-from maskloss.data.conventions import (
+from maskloss.data.reading.conventions import (
     box_readings,
     distance_beyond,
     look_like_corners,

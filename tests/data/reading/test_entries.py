@@ -1,4 +1,4 @@
-"""maskloss/data/entries.py: the forms of a single field that are read, and the errors of the others."""
+"""maskloss/data/reading/entries.py: the forms of a single field that are read, and the errors of the others."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from pycocotools import mask as coco_mask
 
 from maskloss.data.coco import read_coco
 from maskloss.data.dataset import CocoDataset
-from maskloss.data.entries import (
+from maskloss.data.findings import Kind
+from maskloss.data.reading.entries import (
     CORRUPT_RLE,
     FLAT_POLYGON,
     NESTED_POLYGONS,
@@ -31,7 +32,6 @@ from maskloss.data.entries import (
     read_weight,
     whole_number,
 )
-from maskloss.data.findings import Kind
 from tests.data.coco_files import (
     HEIGHT,
     RECTANGLE_COUNTS,

@@ -1,4 +1,4 @@
-"""maskloss/data/categories.py: the categories of a file, and those of the model."""
+"""maskloss/data/reading/categories.py: the categories of a file, and those of the model."""
 
 from __future__ import annotations
 

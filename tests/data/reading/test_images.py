@@ -1,4 +1,4 @@
-"""maskloss/data/image_entries.py: the images of a file, their names and sizes."""
+"""maskloss/data/reading/images.py: the images of a file, their names and sizes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""maskloss/data/annotations.py: which annotations are kept, with which boxes, areas and ids."""
+"""maskloss/data/reading/annotations.py: which annotations are kept, with which boxes, areas and ids."""
 
 from __future__ import annotations
 

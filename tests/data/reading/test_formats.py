@@ -1,4 +1,4 @@
-"""maskloss/data/formats.py: what files in other formats are, and the way out."""
+"""maskloss/data/reading/formats.py: what files in other formats are, and the way out."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 from maskloss.cli import main
 from maskloss.data.coco import read_coco
-from maskloss.data.formats import LISTS, listed
+from maskloss.data.reading.formats import LISTS, listed
 from maskloss.data.repair import repair
 from maskloss.errors import InputError
 from tests.data.coco_files import RECTANGLE_COUNTS, good_document, refusal, write_coco
