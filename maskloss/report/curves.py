@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from maskloss.report.pictures import shortened
 
@@ -214,7 +215,7 @@ def _terms(line: dict[str, Any]) -> list[str]:
 
 
 def _panels(keys: Sequence[str]) -> tuple[Figure, dict[str, Any]]:
-    """Make a figure with a titled panel per term, three in a row."""
+    """Make a figure with a titled panel per term, three in a row, over steps."""
     columns = 3
     rows = math.ceil(len(keys) / columns)
     figure = Figure(figsize=(11, 2.6 * rows), layout="constrained")
@@ -224,6 +225,7 @@ def _panels(keys: Sequence[str]) -> tuple[Figure, dict[str, Any]]:
         axis.set_title(literal(key), fontsize=10)
         axis.grid(alpha=0.25)
         axis.tick_params(labelsize=8)
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     for axis in panels[len(keys) :]:
         axis.set_visible(False)
     return figure, dict(zip(keys, panels, strict=False))

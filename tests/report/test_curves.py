@@ -150,6 +150,16 @@ def test_a_forest_plot_has_a_panel_per_metric_and_a_line_per_variant() -> None:
     assert "#b91c1c" not in svg
 
 
+@pytest.mark.parametrize("last", [2, 3, 40, 90_000])
+def test_steps_are_marked_at_integers(last: int) -> None:
+    lines = [{"step": step, "segm": {"AP": 0.5}} for step in (last // 2, last)]
+    marks = re.findall(
+        r'id="xtick_\d+">.*?<!-- (\S+) -->', precision_curves(lines, {"segm": "mask"}), re.DOTALL
+    )
+    assert len(marks) >= 2
+    assert all(re.fullmatch(r"\d+", mark) for mark in marks)
+
+
 def test_without_differences_there_is_no_forest_plot() -> None:
     assert forest_plot({"mask AP": {}}, "bce") == ""
 
