@@ -175,7 +175,7 @@ def prompted(a: dict[str, Any]) -> None:
 def in_percent(d: dict[str, Any]) -> None:
     """Seven images of 640 x 480 px, with the same object in each."""
     d["images"] = [{"id": i, "file_name": f"{i}.png", "width": 640, "height": 480} for i in range(7)]
-    disc = {"bbox": [50, 25, 37.5, 50], "segmentation": [[50, 50, 68.75, 25, 87.5, 50, 68.75, 75]], "area": 1}
+    disc = {"bbox": [50, 25, 45, 70], "segmentation": [[50, 60, 72.5, 25, 95, 60, 72.5, 95]], "area": 1}
     d["annotations"] = [{**d["annotations"][0], **disc, "id": i, "image_id": i} for i in range(7)]
 
 

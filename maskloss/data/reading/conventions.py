@@ -119,8 +119,9 @@ def look_like_corners(boxes: FloatArray, sizes: FloatArray) -> bool:
 def look_like_percentages(corners: FloatArray, image: IntArray, sizes: FloatArray) -> bool:
     """Return whether coordinates from 0 to 100 are percentages of the image, and not px of its top left corner.
 
-    They are if it would be an improbable coincidence that all objects are in that corner. The objects of an image are
-    counted as one, because they may be close to each other.
+    They are if it would be an improbable coincidence that all objects are in that corner, and nearly reach the other
+    two sides of it. In px, all objects may be in the corner, such as logos, but hardly end where percentages do. The
+    objects of an image are counted as one, because they may be close to each other.
 
     Args:
         corners: (R, 4) xyxy of polygons or boxes, from 0 to 100.
@@ -129,5 +130,6 @@ def look_like_percentages(corners: FloatArray, image: IntArray, sizes: FloatArra
     """
     _, first = np.unique(image, return_index=True)
     probability = np.minimum(100 / sizes[first], 1).prod()
-    # Numbers up to 75 become more than 100 px in these images, so that repaired files are not converted again.
-    return bool(sizes.min() >= 200 and corners.max() > 75 and probability <= _MAX_COINCIDENCE)
+    reach = corners.reshape(-1, 2, 2).max(axis=(0, 1))
+    # Numbers from 90 on become more than 100 px in these images, so that repaired files are not converted again.
+    return bool(sizes.min() >= 200 and (reach >= 90).all() and probability <= _MAX_COINCIDENCE)

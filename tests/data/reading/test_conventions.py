@@ -74,17 +74,19 @@ def test_boxes_without_masks_are_corners_if_they_are_outside_otherwise() -> None
     ("number", "size", "reach", "expected"),
     [
         # The chance that an object is in the corner is 100 / 250 x 100 / 200 = 1 / 5; 5 ** 13 = 1.2e9.
-        (13, (250, 200), 80, True),
-        (12, (250, 200), 80, False),
-        (13, (250, 200), 75, False),
-        (40, (250, 199), 80, False),
-        (5, (1000, 1000), 80, True),
+        (13, (250, 200), (95, 92), True),
+        (12, (250, 200), (95, 92), False),
+        (40, (250, 199), (95, 92), False),
+        (5, (1000, 1000), (95, 92), True),
+        # Such as logos in the corner of each image.
+        (1000, (1000, 1000), (95, 60), False),
+        (1000, (1000, 1000), (60, 95), False),
     ],
 )
 def test_coordinates_are_percentages_if_chance_is_improbable(
-    number: int, size: tuple[int, int], reach: float, expected: bool
+    number: int, size: tuple[int, int], reach: tuple[float, float], expected: bool
 ) -> None:
-    corners = np.array([[10.0, 20, reach, 60]]).repeat(number, axis=0)
+    corners = np.array([[10.0, 20, *reach]]).repeat(number, axis=0)
     sizes = np.array([size], dtype=float).repeat(number, axis=0)
     assert look_like_percentages(corners, np.arange(number), sizes) is expected
     # Of any number of objects of an image, one counts.

@@ -77,9 +77,9 @@ def test_coordinates_that_are_fractions_are_reported_and_multiplied(tmp_path: Pa
 
 def percentages(folder: Path, *, images: int, boxes_only: bool = False) -> tuple[Path, Path]:
     """Write a file of images of 250 x 200 px with an object each, in percent of the width and height."""
-    annotation: dict[str, Any] = {"category_id": 1, "iscrowd": 0, "bbox": [25, 20, 55, 40]}
+    annotation: dict[str, Any] = {"category_id": 1, "iscrowd": 0, "bbox": [25, 20, 70, 75]}
     if not boxes_only:
-        annotation["segmentation"] = [[25, 20, 80, 20, 80, 60]]
+        annotation["segmentation"] = [[25, 20, 95, 20, 95, 95]]
     document = {
         "images": [{"id": i, "file_name": f"{i}.png", "width": 250, "height": 200} for i in range(images)],
         "annotations": [{"id": i, "image_id": i, **annotation} for i in range(images)],
@@ -103,14 +103,14 @@ def test_coordinates_that_are_percentages_are_reported_and_converted(
         read_coco(images, annotations)
     repair(images, annotations, tmp_path / "fixed.json")
     [annotation] = read_coco(images, tmp_path / "fixed.json").images[7].annotations
-    assert annotation.box == (62.5, 40, 200, 120)
+    assert annotation.box == (62.5, 40, 237.5, 190)
     if not boxes_only:
-        assert annotation.segmentation == [[62.5, 40, 200, 40, 200, 120]]
+        assert annotation.segmentation == [[62.5, 40, 237.5, 40, 237.5, 190]]
 
 
 def test_few_objects_in_the_top_left_corner_are_no_percentages(tmp_path: Path) -> None:
     data = read_coco(*percentages(tmp_path, images=12))
-    assert data.images[0].annotations[0].box == (25, 20, 80, 60)
+    assert data.images[0].annotations[0].box == (25, 20, 95, 95)
 
 
 def test_one_object_beyond_100_px_shows_that_the_others_are_in_px_too(tmp_path: Path) -> None:
