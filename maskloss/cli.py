@@ -7,6 +7,7 @@ that failed or a check that found errors.
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import logging
@@ -18,14 +19,19 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 from maskloss.errors import InputError, RunError, interrupt_by_exception, one_line
-from maskloss.parser import TRAINING, Parser, completion, make_parser, underscored
+from maskloss.files import with_home
 from maskloss.screen import messages_on_screen
+
+if TYPE_CHECKING:
+    from maskloss.parser import Parser
 
 logger = logging.getLogger(__name__)
 
+#: Errors of a path that is wrong, not of a disk or a network.
+_BAD_PATH = {errno.ENAMETOOLONG, errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EACCES, errno.EINVAL}
 #: Largest number of categories in the table of a terminal.
 _MOST_CLASSES = 30
 #: Maximum length in characters of a line of `check`, which shows up to three examples.
@@ -362,7 +368,7 @@ def predict(
         check_unused(folder / "crops")
     make_folder(folder)
     names = {category.id: category.name for category in description.categories}
-    found_objects = 0
+    found_objects = unread = 0
     with locked(folder), PredictedFiles(folder, names, crops=crops, label_maps=label_maps) as writer:
         predicted = prediction.predict(
             loaded.model.to(chosen),
@@ -373,9 +379,17 @@ def predict(
             tile=tile,
         )
         for name, found in zip(pictures, predicted, strict=True):
+            if isinstance(found, InputError):
+                if len(files) == 1:
+                    raise found
+                logger.warning("%s", found)
+                unread += 1
+                continue
             picture = writer.add(name, found.path, found.image, found.results)
             found_objects += len(found.results)
             print(f"{picture}: {len(found.results)} objects")
+    if unread == len(files):
+        raise InputError(f"none of the {unread} images can be predicted")
     if not found_objects:
         least = prediction.thresholds_of(description, score_threshold)
         logger.warning(
@@ -384,6 +398,8 @@ def predict(
         )
     print(folder / "results.json")
     print(folder / "objects.csv")
+    if unread:
+        raise InputError(f"{unread} of {len(files)} images are left out, because of the faults above")
 
 
 def export(
@@ -446,19 +462,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Args:
         arguments: arguments of the command line; None takes `sys.argv[1:]`.
     """
-    for stream in (sys.stdout, sys.stderr):
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
         # A file name may contain characters that the terminal's encoding does not have.
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+        if stream is None:  # closed by whoever started the process
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
     try:
         with _signals_handled(), messages_on_screen():
-            _run([underscored(a) for a in (sys.argv[1:] if arguments is None else arguments)])
+            _run(list(sys.argv[1:] if arguments is None else arguments))
     except InputError as error:
         _fail(error, 2)
     except RunError as error:
         _fail(error, 1)
-    except _Terminated:
-        _fail("terminated", 143)
+    except _Terminated as error:
+        _fail("terminated", 128 + error.signal)
     except KeyboardInterrupt:
         _fail("interrupted", 130)
     except BrokenPipeError:
@@ -470,6 +489,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _run(arguments: list[str]) -> None:
+    # Imported here, so that a missing package is an error of one line.
+    from maskloss.parser import TRAINING, completion, make_parser, underscored
+
+    arguments = [underscored(argument) for argument in arguments]
     if arguments and arguments[0].partition("=")[0] == "--print_completion":
         print(completion(COMMANDS, "=".join(arguments).partition("=")[2]))
         return
@@ -484,6 +507,11 @@ def _run(arguments: list[str]) -> None:
         raise InputError(f"the options cannot be read: {type(error).__name__}: {error}") from error
     if command in TRAINING:
         settings.pop("config")
+    else:
+        settings = {
+            name: [with_home(item) for item in value] if isinstance(value, list) else with_home(value)
+            for name, value in settings.items()
+        }
     # Import torch, which takes seconds, while Ctrl-C still ends the process with one line.
     import torch  # noqa: F401
 
@@ -505,9 +533,11 @@ def _with_configs_read(arguments: list[str], parser: Parser) -> tuple[list[str],
     Raises:
         InputError: a file cannot be read, or has a key that is no option.
     """
+    from maskloss.parser import TRAINING
+    from maskloss.training.yaml_files import dump_yaml, read_options
+
     if not arguments or arguments[0] not in TRAINING:
         return arguments, {}
-    from maskloss.training.yaml_files import dump_yaml, read_options
 
     arguments = list(arguments)
     files: dict[str, str] = {}
@@ -526,40 +556,45 @@ def _with_configs_read(arguments: list[str], parser: Parser) -> tuple[list[str],
 
 
 class _Terminated(KeyboardInterrupt):
-    """Exception for SIGTERM, so that unfinished files are removed or completed on the way out, as for Ctrl-C."""
+    """Exception for SIGTERM and SIGHUP, so that unfinished files are removed or completed on the way out."""
+
+    def __init__(self, signal: int) -> None:
+        super().__init__()
+        self.signal = signal
 
 
-#: Whether this process runs the `maskloss` command, which handles SIGTERM.
-_is_command = False
+#: Signals that end a process without a word by default: from schedulers, and from a terminal that is closed.
+_TERMINATING = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
+#: Those of them that this process turns into an exception, because it runs the `maskloss` command.
+_handled: list[int] = []
 
 
 @contextmanager
 def _signals_handled() -> Iterator[None]:
-    """Turn SIGTERM into an exception inside this context, as Python does for Ctrl-C.
+    """Turn SIGTERM and SIGHUP into an exception inside this context, as Python does for Ctrl-C.
 
-    Forked processes, such as data workers, do not handle either signal: they end with this process.
+    `nohup` ignores SIGHUP, and it stays ignored. Forked processes, such as data workers, handle none of these signals:
+    they end with this process.
     """
-    in_main_thread = threading.current_thread() is threading.main_thread()
-    ours = in_main_thread and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
-    global _is_command
-    if ours:
-        signal.signal(signal.SIGTERM, _terminate)
-        _is_command = True
+    if threading.current_thread() is threading.main_thread():
+        _handled.extend(number for number in _TERMINATING if signal.getsignal(number) == signal.SIG_DFL)
+    for number in _handled:
+        signal.signal(number, _terminate)
     try:
         yield
     finally:
-        if ours:
-            _is_command = False
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        while _handled:
+            signal.signal(_handled.pop(), signal.SIG_DFL)
 
 
-def _terminate(*_: object) -> None:
-    raise _Terminated
+def _terminate(number: int, _: object) -> None:
+    raise _Terminated(number)
 
 
 def _quiet_in_forks() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    for number in _handled:
+        signal.signal(number, signal.SIG_DFL)
 
 
 def _fail_unexpectedly(error: Exception) -> NoReturn:
@@ -570,8 +605,12 @@ def _fail_unexpectedly(error: Exception) -> NoReturn:
         _fail(f"out of GPU memory; a lower --batch-size or --min-size needs less: {error}", 1)
     if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
         _fail(f"out of memory; a lower --batch-size, --workers or --min-size needs less: {error}", 1)
+    if isinstance(error, ModuleNotFoundError) and (error.name or "maskloss").partition(".")[0] != "maskloss":
+        _fail(f"the command line needs {error.name}: pip install 'maskloss[train]'", 2)
     if isinstance(error, OSError) and error.filename is not None:
-        _fail(f"{error.filename}: {error.strerror or error}", 1)
+        _fail(f"{error.filename}: {error.strerror or error}", 2 if error.errno in _BAD_PATH else 1)
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        _fail("the output of this command cannot be written: the disk is full", 1)
     frames = traceback.extract_tb(error.__traceback__)
     ours = [frame for frame in frames if str(Path(__file__).parent) in frame.filename] or frames
     where = f"{Path(ours[-1].filename).name}:{ours[-1].lineno}" if ours else "no traceback"
@@ -636,7 +675,7 @@ def _print_contents(data: Any) -> None:
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=lambda: _quiet_in_forks() if _is_command else None)
+    os.register_at_fork(after_in_child=lambda: _quiet_in_forks() if _handled else None)
 
 
 def _print_metrics(metrics: dict[str, Any]) -> None:

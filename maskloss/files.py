@@ -162,6 +162,15 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_drop_inherited_locks)
 
 
+def with_home(path: Any) -> Any:
+    """Return a path with a leading ~ replaced by the home folder; other values are returned unchanged.
+
+    Shells replace it in `--output ~/runs`, but most of them not in `--output=~/runs`, and nobody does in YAML files.
+    """
+    is_in_home = isinstance(path, str) and (path == "~" or path.startswith("~/"))
+    return os.path.expanduser(path) if is_in_home else path
+
+
 def make_folder(path: Path) -> None:
     """Create a writable folder and its parents.
 
@@ -200,7 +209,9 @@ def read_bytes(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except (OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read: {reason_of(error)}") from error
+        url = re.match(r"https?:/", str(path))
+        way_out = "; it looks like a URL: download the file, and give its path" if url else ""
+        raise InputError(f"{path}: cannot be read: {reason_of(error)}{way_out}") from error
 
 
 def existing_folder(path: str | os.PathLike[str], what: str) -> Path:

@@ -107,7 +107,7 @@ def make_parser(commands: Mapping[str, Callable[..., None]], command_name: str) 
     )
     subcommands = parser.add_subcommands(dest="command")
     for name, function in commands.items():
-        summary = (function.__doc__ or "").splitlines()[0]
+        summary = (function.__doc__ or "").partition("\n")[0]
         command = Parser(prog=f"maskloss {name}", description=summary)
         command.command_names = parser.command_names
         if command_name in (name, ALL_COMMANDS):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from maskloss.errors import one_line
 
@@ -19,8 +19,10 @@ class _ScreenHandler(logging.Handler):
         is_warning = record.levelno >= logging.WARNING
         text = one_line(record.getMessage())
         stream = sys.stderr if is_warning else sys.stdout
-        tqdm.write(f"warning: {text}" if is_warning else text, file=stream)
-        stream.flush()
+        # Nobody may be listening any more: a closed terminal or pipe, a full disk. That must not end a training run.
+        with suppress(OSError, ValueError):
+            tqdm.write(f"warning: {text}" if is_warning else text, file=stream)
+            stream.flush()
 
 
 @contextmanager

@@ -275,7 +275,7 @@ def test_the_saved_config_repeats_the_run(trained: Path, tmp_path: Path) -> None
     assert history(tmp_path / "run") == history(trained)
 
 
-@pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143)])
+@pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 129)])
 def test_a_signal_during_training_saves_the_step(
     data: Path,
     tmp_path: Path,
@@ -514,18 +514,35 @@ def test_predict_says_that_no_detection_reaches_the_threshold(
     assert json.loads((tmp_path / "out/results.json").read_text()) == []
 
 
-def test_predict_keeps_the_results_before_an_unreadable_image(
+def test_predict_leaves_out_an_unreadable_image_among_others(
     data: Path, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "bad.png").write_bytes(b"no image")
-    code, text = failed(
-        capsys, "predict", "--checkpoint", trained / "model.safetensors", "--output", tmp_path / "out",
-        "--score-threshold", 0.05, data / "val/images/000001.png", tmp_path / "bad.png",
-    )  # fmt: skip
+    first, last = (data / "val/images" / name for name in ("000001.png", "000002.png"))
+    with pytest.raises(SystemExit) as ended:
+        run("predict", "--checkpoint", trained / "model.safetensors", "--output", tmp_path / "out",
+            "--score-threshold", 0.05, first, tmp_path / "bad.png", last)  # fmt: skip
+    assert ended.value.code == 2
+    warning, error = capsys.readouterr().err.splitlines()
+    assert warning.startswith(f"warning: {tmp_path / 'bad.png'}: not a readable image")
+    assert error == "maskloss: error: 1 of 3 images are left out, because of the faults above"
+    assert (tmp_path / "out/000001.png").is_file()
+    assert (tmp_path / "out/000002.png").is_file()
+    assert {result["image_id"] for result in json.loads((tmp_path / "out/results.json").read_text())} <= {
+        1,
+        3,
+    }
+
+
+def test_predict_refuses_one_unreadable_image_in_one_line(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "bad.png").write_bytes(b"no image")
+    command = ["predict", "--checkpoint", trained, "--output", tmp_path / "out", tmp_path / "bad.png"]
+    code, text = failed(capsys, *command)
     assert code == 2
     assert text.startswith(f"maskloss: error: {tmp_path / 'bad.png'}: not a readable image")
-    assert (tmp_path / "out/000001.png").is_file()
-    assert isinstance(json.loads((tmp_path / "out/results.json").read_text()), list)
+    assert not (tmp_path / "out/results.json").exists()
 
 
 # Errors: one line on stderr, exit code 2, no traceback.
@@ -942,7 +959,11 @@ def test_unforeseen_error_prints_one_line_and_exits_with_1(
 
 @pytest.mark.parametrize(
     ("name", "code", "line"),
-    [("SIGINT", 130, "maskloss: error: interrupted"), ("SIGTERM", 143, "maskloss: error: terminated")],
+    [
+        ("SIGINT", 130, "maskloss: error: interrupted"),
+        ("SIGTERM", 143, "maskloss: error: terminated"),
+        ("SIGHUP", 129, "maskloss: error: terminated"),
+    ],
 )
 def test_signal_during_a_command_prints_one_line(
     tmp_path: Path,
@@ -957,6 +978,35 @@ def test_signal_during_a_command_prints_one_line(
 
     monkeypatch.setattr("maskloss.data.shapes.write_shapes", killed)
     assert failed(capsys, "shapes", "--output", tmp_path / "out", "--images", 1) == (code, line)
+
+
+def test_nohup_keeps_a_command_from_ending_with_its_terminal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def hung_up(*_: Any, **__: Any) -> None:
+        signal.raise_signal(signal.SIGHUP)
+
+    monkeypatch.setattr("maskloss.data.shapes.write_shapes", hung_up)
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    try:
+        run("shapes", "--output", tmp_path / "out", "--images", 1)
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_a_name_that_is_too_long_is_bad_input(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    long = tmp_path / ("n" * 300)
+    for command in (
+        ["predict", long, "--checkpoint", trained, "--output", tmp_path / "out"],
+        ["predict", tmp_path, "--checkpoint", long, "--output", tmp_path / "out"],
+        ["export", "--checkpoint", tmp_path, "--output", f"{long}.onnx"],
+    ):
+        code, text = failed(capsys, *command)
+        assert code == 2
+        assert "File name too long" in text
 
 
 @pytest.mark.parametrize(

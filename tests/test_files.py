@@ -17,6 +17,7 @@ from maskloss.files import (
     make_folder,
     read_bytes,
     remove_leftovers,
+    with_home,
     write_text,
 )
 
@@ -98,3 +99,32 @@ def test_lock_refuses_a_second_process_and_is_released_when_its_process_is_kille
         os.killpg(holder.pid, 9)
         holder.stdout.close()
         holder.wait()
+
+
+@pytest.mark.parametrize(
+    "url", ["https://example.org/model.safetensors", "http:/example.org/model.safetensors"]
+)
+def test_a_url_in_place_of_a_path_is_named(url: str) -> None:
+    with pytest.raises(InputError, match="it looks like a URL: download the file, and give its path"):
+        read_bytes(Path(url))
+    with pytest.raises(InputError, match="cannot be read: No such file or directory$"):
+        read_bytes(Path("no_url"))
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ("~", "/home/a"),
+        ("~/b", "/home/a/b"),
+        ("~b", "~b"),
+        ("a/~/b", "a/~/b"),
+        (None, None),
+        (3, 3),
+        ("", ""),
+    ],
+)
+def test_a_leading_tilde_is_the_home_folder(
+    given: object, expected: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", "/home/a")
+    assert with_home(given) == expected

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 
 import pytest
@@ -57,3 +58,18 @@ def test_the_logger_is_as_before_afterwards(
     finally:
         logger.setLevel(logging.NOTSET)
     assert capsys.readouterr() == ("", "")
+
+
+class ClosedPipe(io.StringIO):
+    """A stream whose reader has gone."""
+
+    def write(self, text: str) -> int:
+        raise BrokenPipeError
+
+
+def test_a_message_that_nobody_reads_ends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdout", ClosedPipe())
+    monkeypatch.setattr("sys.stderr", ClosedPipe())
+    with messages_on_screen():
+        logging.getLogger("maskloss.training").info("step 10")
+        logging.getLogger("maskloss.training").warning("a warning")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -55,6 +56,11 @@ def decode_rle(rle: Any) -> npt.NDArray[np.uint8]:
     """
     try:
         mask: npt.NDArray[np.uint8] = coco_mask.decode(rle)
+    except DeprecationWarning:
+        # NumPy 2 warns of how pycocotools makes its arrays, and `python -W error` makes an error of that.
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            return decode_rle(rle)
     except TypeError as error:
         if "__array__" not in str(error):
             raise

@@ -13,6 +13,7 @@ from maskloss.detection.builders import MODEL_NAMES, MOST_DETECTIONS
 from maskloss.detection.conversion import MASK_BRANCHES
 from maskloss.detection.mask_size import MaskSize
 from maskloss.errors import InputError, one_line
+from maskloss.files import with_home
 from maskloss.losses.criterion import MaskRCNNLoss
 from maskloss.training.file_fields import is_number
 from maskloss.training.loss_config import LossConfig, make_loss
@@ -224,6 +225,8 @@ class TrainConfig:
             # YAML reads `max_steps:` without a value as None.
             is_optional = type(None) in get_args(annotation)
             _check(getattr(self, name) is not None or is_optional, name, "a value", "none")
+        for name in (*_PATHS, "output"):
+            object.__setattr__(self, name, with_home(getattr(self, name)))
         self._check_numbers()
         self._check_lists()
         self._check_model()

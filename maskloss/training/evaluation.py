@@ -97,7 +97,7 @@ def evaluate(
     values: list[tuple[int, dict[str, float]]] = []
     bar = tqdm(loader, desc="evaluating", disable=None if rank == 0 else True, leave=False)
     remaining = iter(indices)
-    with evaluation_mode(model), _in_float32(model), torch.no_grad():
+    with evaluation_mode(model), _in_float32(model), torch.no_grad(), dead_workers_named():
         for images, targets in batches_on(bar, device):
             for image, target in zip(images, targets, strict=True):
                 index = next(remaining)
@@ -187,6 +187,20 @@ def _in_float32(model: nn.Module) -> Iterator[None]:
             model.__dict__["forward"] = patched
 
 
+@contextmanager
+def dead_workers_named() -> Iterator[None]:
+    """Raise RunError if a data-loader worker dies in this context.
+
+    The system kills workers mostly because memory runs out. torch raises its error wherever the main process is then.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise RunError(f"a data-loader worker died: {error}; use fewer --workers to save memory") from error
+
+
 def batches_on(loader: Any, device: torch.device) -> Iterator[tuple[list[Tensor], list[dict[str, Any]]]]:
     """Yield the loader's batches on a device, with pixels as float32 in [0, 1].
 
@@ -194,21 +208,8 @@ def batches_on(loader: Any, device: torch.device) -> Iterator[tuple[list[Tensor]
 
     Raises:
         InputError: an image cannot be read. The loader returns this error in place of the batch.
-        RunError: a worker process died.
     """
-    remaining = iter(loader)
-    while True:
-        try:
-            batch = next(remaining)
-        except StopIteration:
-            return
-        except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
-                raise
-            # torch's message when the system kills a worker, mostly because memory runs out.
-            raise RunError(
-                f"a data-loader worker died: {error}; use fewer --workers to save memory"
-            ) from error
+    for batch in loader:
         if isinstance(batch, InputError):
             raise batch
         images, targets = batch

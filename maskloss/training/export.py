@@ -94,7 +94,8 @@ def export(model: nn.Module, description: ModelDescription, path: str | Path) ->
                 "and models of your own must not depend on the number of detections in Python"
             ) from error
         with tempfile.TemporaryDirectory() as folder:
-            file = Path(folder) / path.name
+            # Not under the final name, whose letters torch's writer may not be able to encode.
+            file = Path(folder) / f"model{path.suffix}"
             if path.suffix == ".pt2":
                 torch.export.save(program, file, extra_files={"maskloss": text})
             else:

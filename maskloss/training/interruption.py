@@ -16,9 +16,9 @@ logger = logging.getLogger(__name__)
 class Interruption:
     """Delay Ctrl-C to the end of a step, inside a `with` statement; a second one interrupts at once.
 
-    SIGTERM, by which schedulers end jobs, is delayed likewise if it raises a KeyboardInterrupt, as in the `maskloss`
-    command. This class does nothing outside the main thread, where Python delivers no signals, or if the program
-    ignores Ctrl-C or handles it in its own way.
+    SIGTERM, by which schedulers end jobs, and SIGHUP, by which terminals do, are delayed likewise if they raise a
+    KeyboardInterrupt, as in the `maskloss` command. This class does nothing outside the main thread, where Python
+    delivers no signals, or if the program ignores Ctrl-C or handles it in its own way.
 
     Args:
         enabled: whether to delay the signals. Processes that train together receive them in different steps, and would
@@ -30,7 +30,10 @@ class Interruption:
         enabled = enabled and main and signal.getsignal(signal.SIGINT) is signal.default_int_handler
         self._handlers: dict[int, Any] = {}
         if enabled:
-            handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+            numbers = [
+                getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
+            ]
+            handlers = {number: signal.getsignal(number) for number in numbers}
             self._handlers = {number: handler for number, handler in handlers.items() if callable(handler)}
         self._received = signal.SIGINT
         self._is_safe = False
@@ -77,6 +80,12 @@ class Interruption:
 
 
 def ignore_interrupts(*_: Any) -> None:
-    """Ignore Ctrl-C in a data-loader worker, so that the main process can finish its step; SIGTERM ends the worker."""
+    """Ignore Ctrl-C and other signals to all processes of a job in a data-loader worker.
+
+    The main process then finishes its step, for which it needs the worker. A worker ends with its main process. A
+    second SIGTERM ends it at once.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    if hasattr(signal, "SIGHUP"):
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))

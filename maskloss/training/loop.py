@@ -19,7 +19,7 @@ from maskloss.files import locked, make_folder, remove_leftovers, write_text
 from maskloss.training.best import Best
 from maskloss.training.checkpoints import save_checkpoint
 from maskloss.training.config import TrainConfig
-from maskloss.training.evaluation import Evaluation, evaluate, warn_of_crowded_images
+from maskloss.training.evaluation import Evaluation, dead_workers_named, evaluate, warn_of_crowded_images
 from maskloss.training.history import History
 from maskloss.training.interruption import Interruption
 from maskloss.training.metrics import score_thresholds, write_metrics
@@ -60,7 +60,7 @@ def train(config: TrainConfig, *, pictures: Pictures | None = None) -> TrainingR
             is kept.
     """
     device = device_of(config)
-    with guest(device), contextlib.ExitStack() as stack:
+    with guest(device), dead_workers_named(), contextlib.ExitStack() as stack:
         run = replace(set_up(config, device), pictures=pictures)
         # Write to the output folder only after all checks that need no training step have passed.
         if run.accelerator.is_main_process:

@@ -72,7 +72,8 @@ def image_files(paths: Sequence[str | Path]) -> list[Path]:
 
 
 def _is_image(path: Path) -> bool:
-    return path.suffix.lower() in _IMAGE_SUFFIXES
+    # macOS writes "._NAME.jpg", which is no image, beside NAME.jpg on the file systems of others.
+    return path.suffix.lower() in _IMAGE_SUFFIXES and not path.name.startswith(".") and not path.is_dir()
 
 
 def _other_images(folder: Path) -> str:
@@ -105,8 +106,8 @@ def predict(
     device: torch.device,
     score_threshold: float | None = None,
     tile: int | None = None,
-) -> Iterator[Prediction]:
-    """Yield the detections of each image in turn.
+) -> Iterator[Prediction | InputError]:
+    """Yield the detections of each image in turn, or an error for an image that cannot be read.
 
     Args:
         model: a model from `load_model`, on `device`.
@@ -118,20 +119,28 @@ def predict(
             predicted too, for objects larger than the overlap of two tiles.
 
     Raises:
-        InputError: an image is missing, cannot be read, or its shorter side would be resized to 0 px.
+        InputError: an image is missing. If one cannot be read, or its shorter side would be resized to 0 px, this error
+            is yielded in place of its detections.
     """
     files = image_files(paths)
     category_ids = [category.id for category in description.categories]
     least = torch.tensor([0.0, *thresholds_of(description, score_threshold)])
     for path, image_id in zip(files, image_ids(files), strict=True):
-        image = read_image(path)
-        whole = Tile(0, 0, image.width, image.height)
-        cuts = [] if tile is None or max(image.size) <= tile else tiles_of(image.width, image.height, tile)
+        try:
+            image = read_image(path)
+            whole = Tile(0, 0, image.width, image.height)
+            cuts = (
+                [] if tile is None or max(image.size) <= tile else tiles_of(image.width, image.height, tile)
+            )
+            for part in [whole, *cuts]:
+                if (fault := resized_to_nothing(model, part.width, part.height)) is not None:
+                    raise InputError(f"{path}: {fault}")
+        except InputError as error:
+            yield error
+            continue
         results: list[dict[str, Any]] = []
         cut: list[bool] = []
         for part in [whole, *cuts]:
-            if (fault := resized_to_nothing(model, part.width, part.height)) is not None:
-                raise InputError(f"{path}: {fault}")
             window = image.crop((part.left, part.top, part.left + part.width, part.top + part.height))
             pixels = transforms.to_dtype(transforms.pil_to_tensor(window), torch.float32, scale=True)
             with torch.inference_mode():

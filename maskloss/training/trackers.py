@@ -97,7 +97,9 @@ class Trackers:
             )
         except (Exception, SystemExit) as error:  # a tracker may raise anything
             names = ", ".join(tracker.name for tracker in self._trackers)
-            raise InputError(f"--trackers {names}: cannot be started: {_reason(error)}") from error
+            raise InputError(
+                f"--trackers {names}: cannot be started: {_reason(error)}; --trackers none trains without"
+            ) from error
         for tracker in self._trackers:
             if tracker.name == "mlflow":
                 runs["mlflow"] = tracker.tracker.info.run_id

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -142,3 +142,11 @@ def test_where_and_how_often_things_are_written_are_no_differences() -> None:
 @pytest.mark.parametrize(("given", "sizes"), [(None, None), (64, (64,)), ([48, 64], (48, 64))])
 def test_min_sizes_is_a_tuple(given: Any, sizes: Any) -> None:
     assert config(min_size=given).min_sizes == sizes
+
+
+@pytest.mark.parametrize(
+    "option", ["train_images", "train_annotations", "val_images", "val_annotations", "output"]
+)
+def test_a_path_may_begin_with_the_home_folder(option: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/someone")
+    assert getattr(replace(config(), **{option: "~/data"}), option) == "/home/someone/data"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from maskloss.data.dataset import CocoDataset, collate
 from maskloss.detection.transform import RCNNTransform
 from maskloss.errors import InputError, RunError
 from maskloss.training import evaluation
-from maskloss.training.evaluation import batches_on, evaluate
+from maskloss.training.evaluation import batches_on, dead_workers_named, evaluate
 from tests.data.coco_files import HEIGHT, WIDTH, write_coco
 from tests.photos import ANNOTATIONS, FOLDER, read_photos
 from tests.training.rectangles import write_rectangles
@@ -89,24 +88,16 @@ def test_a_batch_is_sent_to_a_gpu_as_bytes_without_waiting(tmp_path: Path) -> No
 
 
 def test_a_dead_worker_is_a_run_error() -> None:
-    class Loader:
-        def __iter__(self) -> Loader:
-            return self
-
-        def __next__(self) -> None:
-            raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed.")
-
-    with pytest.raises(RunError, match=r"a data-loader worker died: .*Killed.*use fewer --workers"):
-        next(batches_on(Loader(), torch.device("cpu")))
+    with (
+        pytest.raises(RunError, match=r"a data-loader worker died: .*Killed.*use fewer --workers"),
+        dead_workers_named(),
+    ):
+        raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed.")
 
 
 def test_another_error_of_the_loader_is_not_called_a_dead_worker() -> None:
-    def loader() -> Iterator[None]:
+    with pytest.raises(RuntimeError, match="The size of tensor a"), dead_workers_named():
         raise RuntimeError("The size of tensor a (3) must match")
-        yield
-
-    with pytest.raises(RuntimeError, match="The size of tensor a"):
-        next(batches_on(loader(), torch.device("cpu")))
 
 
 def test_photographs_are_sent_in_a_quarter_of_the_bytes_of_floats_and_bitmaps() -> None:

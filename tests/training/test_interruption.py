@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import signal
 import threading
 from collections.abc import Iterator
 
 import pytest
 
-from maskloss.training.interruption import Interruption
+from maskloss.training.interruption import Interruption, ignore_interrupts
 
 
 def press() -> None:
@@ -116,3 +117,19 @@ def test_in_another_thread_it_does_nothing() -> None:
     thread.start()
     thread.join()
     assert failures == []
+
+
+def test_a_worker_ignores_the_first_signal_to_all_processes_of_a_job() -> None:
+    # Slurm's scancel, for example, sends SIGTERM to all of them, and the main process needs the worker for its step.
+    worker = multiprocessing.get_context("fork").Process(target=signaled_worker)
+    worker.start()
+    worker.join(30)
+    assert worker.exitcode == -signal.SIGTERM  # of the second
+
+
+def signaled_worker() -> None:
+    ignore_interrupts()
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
+        signal.raise_signal(number)
+    signal.raise_signal(signal.SIGTERM)
+    raise AssertionError("the second SIGTERM did not end the worker")

@@ -100,13 +100,21 @@ def test_a_missing_image_is_refused_before_the_first_is_predicted(image: Path) -
     assert model.images == []
 
 
-def test_an_unreadable_image_is_refused_after_those_before_it(image: Path) -> None:
+def test_an_unreadable_image_gives_its_error_and_the_others_their_detections(image: Path) -> None:
     bad = image.with_name("bad.png")
     bad.write_bytes(b"no image")
-    found = predict(FixedModel(), DESCRIPTION, [image, bad], device=torch.device("cpu"), score_threshold=0.0)
-    assert next(found).path == image
-    with pytest.raises(InputError, match=r"bad\.png: not a readable image"):
-        next(found)
+    images = [image, bad, image]
+    first, error, last = predict(
+        FixedModel(), DESCRIPTION, images, device=torch.device("cpu"), score_threshold=0.0
+    )
+    assert isinstance(first, Prediction)
+    assert isinstance(last, Prediction)
+    assert first.path == last.path == image
+    assert len(first.results) == len(last.results) > 0
+    # The ids count all images.
+    assert [found.results[0]["image_id"] for found in (first, last)] == [1, 3]
+    assert isinstance(error, InputError)
+    assert "bad.png: not a readable image" in str(error)
 
 
 @pytest.mark.parametrize(
@@ -127,6 +135,9 @@ def test_folders_and_patterns_name_their_images(tmp_path: Path) -> None:
     for name in ("b.JPG", "a.png", "notes.txt", "deep/c.tif"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
+    # What macOS writes beside images on the file systems of others, and a folder with the name of an image.
+    (tmp_path / "._a.png").touch()
+    (tmp_path / "folder.png").mkdir()
     assert [path.name for path in image_files([tmp_path])] == ["a.png", "b.JPG"]
     named = image_files([tmp_path / "*.png", tmp_path / "notes.txt"])
     assert [path.name for path in named] == ["a.png", "notes.txt"]
