@@ -107,7 +107,7 @@ def test_lock_refuses_a_second_process_and_is_released_when_its_process_is_kille
 def test_a_url_in_place_of_a_path_is_named(url: str) -> None:
     with pytest.raises(InputError, match="it looks like a URL: download the file, and give its path"):
         read_bytes(Path(url))
-    with pytest.raises(InputError, match="cannot be read: No such file or directory$"):
+    with pytest.raises(InputError, match=r"cannot be read: No such file or directory$"):
         read_bytes(Path("no_url"))
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torchvision.ops import box_convert
@@ -11,6 +13,24 @@ from maskloss.masks.encoded import EncodedMasks
 
 #: Maximum distance between the sides of a box and of its mask, in px and relative to the mask's side.
 _FIT_PIXELS, _FIT_SHARE = 2.0, 0.05
+
+
+#: Formats of boxes: the name, the conversion to corners, and how a user writes it.
+_FORMATS: tuple[tuple[str, Callable[[Tensor], Tensor], str], ...] = (
+    ("corners", lambda boxes: boxes, ""),
+    (
+        "x, y, width, height",
+        lambda boxes: box_convert(boxes, "xywh", "xyxy"),
+        'torchvision.ops.box_convert(boxes, "xywh", "xyxy")',
+    ),
+    (
+        "center x, center y, width, height",
+        lambda boxes: box_convert(boxes, "cxcywh", "xyxy"),
+        'torchvision.ops.box_convert(boxes, "cxcywh", "xyxy")',
+    ),
+    # As in TensorFlow and matterport.
+    ("y1, x1, y2, x2", lambda boxes: boxes[:, [1, 0, 3, 2]], "boxes[:, [1, 0, 3, 2]]"),
+)
 
 
 def box_format_hint(image: Tensor, target: Target) -> str | None:
@@ -45,23 +65,14 @@ def box_format_hint(image: Tensor, target: Target) -> str | None:
     height, width = image.shape[-2:]
     size = boxes.new_tensor([width, height, width, height])
     in_fractions = bool(((boxes >= 0) & (boxes <= 1)).all())
-    for file_format, words in (
-        ("xyxy", "corners"),
-        ("xywh", "x, y, width, height"),
-        ("cxcywh", "center x, center y, width, height"),
-    ):
-        read = box_convert(boxes * size if in_fractions else boxes, file_format, "xyxy")
+    for words, to_corners, convert in _FORMATS:
+        read = to_corners(boxes) * size if in_fractions else to_corners(boxes)
         if _fits(read, extents).all():
-            scale = (
-                f" after multiplying by the image's {width}, {height}, {width}, {height}"
-                if in_fractions
-                else ""
-            )
-            convert = f'; torchvision.ops.box_convert(boxes, "{file_format}", "xyxy"){scale} converts them'
-            if file_format == "xyxy":
-                convert = f"; multiply them by {width}, {height}, {width}, {height}"
+            steps = [f"{convert} converts them"] if convert else []
+            steps += [f"multiply them by {width}, {height}, {width}, {height}"] if in_fractions else []
             unit = "fractions of the image" if in_fractions else "px"
-            return f"the masks show that the boxes are {words} in {unit}, not x1, y1, x2, y2 in px{convert}"
+            way_out = ", then ".join(steps)
+            return f"the masks show that the boxes are {words} in {unit}, not x1, y1, x2, y2 in px; {way_out}"
     return None
 
 

@@ -156,6 +156,11 @@ def not_a_detector(needs: str, model: Any) -> TypeError:
     found = full_name(model)
     if isinstance(model, type) or inspect.isroutine(model):
         found = f"{model.__name__} itself; call it to make a model"
+    if isinstance(model, nn.Module) and not inside and hasattr(model, "roi_heads"):
+        inside = (
+            "; derive it from torchvision.models.detection.generalized_rcnn.GeneralizedRCNN, or build "
+            "torchvision's MaskRCNN with your backbone and heads"
+        )
     return TypeError(f"{needs}, not {found}{inside}")
 
 
@@ -209,7 +214,7 @@ def check_parts(model: GeneralizedRCNN) -> None:
         if not isinstance(part, ours) and "forward" in vars(part):
             raise TypeError(
                 f"convert would drop model.{name}.forward, which has been patched on the instance; call convert first, "
-                "and patch the converted model"
+                f"and let the patch call type(model.{name}).forward"
             )
         _check_code(name, part)
     check_code(model)

@@ -110,6 +110,7 @@ def convert(
         >>> model = torchvision.models.detection.maskrcnn_resnet50_fpn(weights=None, weights_backbone=None)
         >>> model = convert(model, "aligned", paste="matched")
     """
+    needs_loss = loss not in (None, "torchvision") or mask_branch is not None
     if loss is None:
         check_functions()
     if loss is None or isinstance(loss, str):
@@ -123,7 +124,7 @@ def convert(
         mask_branch.hold(loss)  # a branch may refuse the loss, before anything is changed
     _replace_parts(model, loss, paste, sync_free)
     _hold(model, loss, mask_branch)
-    add_hooks(model, paste)
+    add_hooks(model, paste, needs_loss=needs_loss)
     return model
 
 

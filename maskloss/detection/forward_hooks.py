@@ -36,6 +36,7 @@ class Conversion:
         paste: the `paste` argument of `convert`.
         replaced_functions: names of torchvision's loss functions that had already been replaced at the conversion.
         checks_targets: whether the model's `forward` starts with (images, targets), which a subclass may change.
+        needs_loss: whether the losses are others than torchvision's, so that torchvision's code must not compute them.
         box_format_checks: number of further batches in which boxes are compared with masks.
         warned_of_border: whether the warning about boxes outside the image has been issued.
         loss_versions: how often each of the loss's parameters with a gradient, and the model's all together, had been
@@ -45,18 +46,20 @@ class Conversion:
     paste: Paste
     replaced_functions: list[str]
     checks_targets: bool
+    needs_loss: bool = False
     box_format_checks: int = 10
     warned_of_border: bool = False
     loss_versions: tuple[dict[str, int], int] | None = ({}, 0)
 
 
-def add_hooks(model: nn.Module, paste: Paste) -> None:
-    """Add the hooks to a model that has been converted with `paste`, or converted again."""
+def add_hooks(model: nn.Module, paste: Paste, *, needs_loss: bool) -> None:
+    """Add the hooks to a model that has been converted with `paste`, or converted again; see `Conversion`."""
     own: Any = model
-    own.conversion = Conversion(paste, replaced_functions(), _takes_images_and_targets(type(model).forward))
+    takes_targets = _takes_images_and_targets(type(model).forward)
+    own.conversion = Conversion(paste, replaced_functions(), takes_targets, needs_loss)
     if _check_inputs not in model._forward_pre_hooks.values():
         model.register_forward_pre_hook(_check_inputs, with_kwargs=True)
-        model.register_forward_hook(_add_regularization)
+        model.register_forward_hook(_finish)
 
 
 def _check_inputs(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -69,6 +72,7 @@ def _check_inputs(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
     check_still_converted(model, paste=conversion.paste, allowed=conversion.replaced_functions)
     if model.training and conversion.loss_versions is not None:
         _warn_if_loss_is_not_optimized(model, *conversion.loss_versions)
+    model.rpn.used_loss = model.roi_heads.used_loss = False
     if not model.roi_heads.training or not conversion.checks_targets:
         return None
     given: dict[str, Any] = {**dict(zip(("images", "targets"), args, strict=False)), **kwargs}
@@ -150,13 +154,37 @@ def _takes_images_and_targets(forward: Callable[..., Any]) -> bool:
     return list(inspect.signature(forward).parameters)[1:3] == ["images", "targets"]
 
 
-def _add_regularization(model: nn.Module, args: Any, output: Any) -> Any:
-    """Add the regularization loss of the model's parameters to its losses, as a forward hook.
+def _check_loss_was_used(model: Any) -> None:
+    """Check that no `forward` of a user's, mostly a copy of torchvision's, has computed the losses without ours.
+
+    Raises:
+        TypeError: a part in training mode has not asked for its loss.
+    """
+    for name in ("rpn", "roi_heads"):
+        part = getattr(model, name)
+        if part.training and not part.used_loss:
+            where = (
+                "has been patched on the instance"
+                if "forward" in vars(part)
+                else f"is that of {full_name(part)}"
+            )
+            raise TypeError(
+                f"model.{name}.forward, which {where}, computes losses without the loss and the mask branch that were "
+                f"passed to convert; let it call type(model.{name}).forward, and add your own losses to those"
+            )
+
+
+def _finish(model: Any, args: Any, output: Any) -> Any:
+    """Check that the losses are those of the conversion, and add that of regularization, as a forward hook.
 
     The penalty is computed from the `model` that the hook receives, so that a copy uses its own parameters.
     """
-    heads: Any = model.roi_heads
-    if not model.training or heads.loss.regularization is None:
+    if not model.training:
+        return None
+    if model.conversion.needs_loss:
+        _check_loss_was_used(model)
+    heads = model.roi_heads
+    if heads.loss.regularization is None:
         return None
     penalty = heads.loss.regularization_losses(model)
     if isinstance(output, dict):

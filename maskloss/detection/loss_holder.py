@@ -22,6 +22,7 @@ class LossHolder:
     Attributes:
         eval_states: random states for computing losses in evaluation mode, image by image; only
             `losses_and_detections` sets them, and only while it runs.
+        used_loss: whether anything has asked for `loss` since the model's last forward pass began.
 
     Example:
         >>> class Head(LossHolder, torch.nn.Linear): ...
@@ -33,6 +34,7 @@ class LossHolder:
 
     training: bool
     eval_states: ImageRandomStates | None = None
+    used_loss: bool = False
 
     @property
     def loss(self) -> MaskRCNNLoss:
@@ -46,6 +48,7 @@ class LossHolder:
             raise RuntimeError(
                 f"this {type(self).__name__} has no loss yet: call maskloss.convert(model) first"
             )
+        self.used_loss = True
         return loss
 
     def hold(self, loss: MaskRCNNLoss) -> None:

@@ -71,7 +71,7 @@ class ClassSelectedMaskPredictor(MaskRCNNPredictor):
         return selected + F.embedding(labels, layer.bias[:, None])[:, :, None, None].to(selected.dtype)
 
 
-def selects_channels(predictor: nn.Module) -> bool:
+def selects_channels(predictor: Any) -> bool:
     """Return whether a mask predictor takes labels, and no user code expects torchvision's arguments and all classes.
 
     Such code is a hook, or a `forward` that has been patched on the instance and does not pass on all arguments.
@@ -83,16 +83,16 @@ def selects_channels(predictor: nn.Module) -> bool:
         >>> selects_channels(predictor)
         False
     """
+    if not isinstance(predictor, ClassSelectedMaskPredictor):
+        return False
     hooks = (
         *predictor._forward_hooks.values(),
         *predictor._forward_pre_hooks.values(),
         *predictor._backward_hooks.values(),
         *predictor._backward_pre_hooks.values(),
     )
-    return (
-        isinstance(predictor, ClassSelectedMaskPredictor)
-        and _takes_labels(vars(predictor).get("forward"))
-        and all(str(getattr(hook, "__module__", "")).startswith("torch.") for hook in hooks)
+    return _takes_labels(vars(predictor).get("forward")) and all(
+        str(getattr(hook, "__module__", "")).startswith("torch.") for hook in hooks
     )
 
 

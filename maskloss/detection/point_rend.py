@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+import torchvision
 from torch import Tensor, nn
 
 from maskloss.detection.mask_branch import (
@@ -312,6 +313,11 @@ class PointRendBranch(MaskBranch):
         self, features: Features, detections: DetectedBoxes
     ) -> tuple[list[Tensor], list[Tensor] | None]:
         """Return the probabilities (D_i, 1, 224, 224) of each detection's own class."""
+        if torchvision._is_tracing():
+            raise RuntimeError(
+                "torch.jit.trace and torch.onnx.export(dynamo=False) cannot record PointRend, whose points depend on "
+                "the masks; use maskloss export"
+            )
         probs = []
         of_images = zip(detections.boxes, detections.labels, detections.scores, strict=True)
         for image, of_image in enumerate(of_images):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torchvision
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torchvision.ops import MultiScaleRoIAlign as TorchvisionMultiScaleRoIAlign
@@ -52,7 +53,9 @@ class MultiScaleRoIAlign(TorchvisionMultiScaleRoIAlign):
             (R, channels, *output_size), in the order of the images and their boxes.
         """
         features: list[Tensor] = _filter_input(x, self.featmap_names)
-        ours = torch.is_grad_enabled() and not torch.compiler.is_compiling()
+        # torch.jit.trace, and so torch.onnx.export(dynamo=False), would record the number of RoIs of each level.
+        recorded = torch.compiler.is_compiling() or torchvision._is_tracing()
+        ours = torch.is_grad_enabled() and not recorded
         our_backward = ours and all(_takes_our_backward(feature) for feature in features)
         without_sync = self.training and self.sync_free and features[0].device.type != "cpu"
         # torch.export cannot trace torchvision's code, which depends on the number of RoIs of each level.

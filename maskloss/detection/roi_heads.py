@@ -81,7 +81,8 @@ class RoIHeads(LossHolder, TorchvisionRoIHeads):
         own = {id(parameter) for parameter in self.mask_branch.parameters()}
         for name in ("mask_head", "mask_predictor"):
             layer = getattr(self, name)
-            for key, parameter in () if layer is None else layer.named_parameters():
+            # A layer may also be None, or a plain function.
+            for key, parameter in layer.named_parameters() if isinstance(layer, nn.Module) else ():
                 if parameter.requires_grad and id(parameter) not in own:
                     yield f"{name}.{key}", parameter
 

@@ -79,7 +79,10 @@ def check_target_form(name: ImageName, image: Tensor, target: Target, expected: 
     for field in needed:
         if field not in target:
             # torchvision finds boxes without area first, and raises AssertionError for them.
-            raise TargetValueError(f"{name}: the target has no {field}")
+            way_out = ""
+            if field == "masks":
+                way_out = "; for objects without masks, pass has_mask=torch.zeros(G, dtype=torch.bool)"
+            raise TargetValueError(f"{name}: the target has no {field}{way_out}")
     labels = target["labels"]
     if not isinstance(labels, Tensor):
         raise TypeError(f"{name}, labels: expected a tensor, got {type(labels).__name__}")
@@ -197,7 +200,14 @@ def _check_points_form(name: ImageName, points: Any, count: int) -> None:
 
 def _check_masks_form(name: ImageName, image: Tensor, masks: Any, count: int) -> None:
     if not isinstance(masks, Tensor | EncodedMasks):
-        raise TypeError(f"{name}, masks: expected a tensor or EncodedMasks, got {type(masks).__name__}")
+        makes = {
+            "list": "torch.stack(masks)",
+            "tuple": "torch.stack(masks)",
+            "ndarray": "torch.from_numpy(masks)",
+        }
+        found = type(masks).__name__
+        way_out = f"; {makes[found]} makes a tensor" if found in makes else ""
+        raise TypeError(f"{name}, masks: expected a tensor or EncodedMasks, got {found}{way_out}")
     if isinstance(masks, Tensor) and masks.is_complex():
         raise TypeError(f"{name}, masks: expected a tensor of 0 and 1, got {masks.dtype}")
     if isinstance(masks, Tensor) and masks.layout != torch.strided:
@@ -208,8 +218,20 @@ def _check_masks_form(name: ImageName, image: Tensor, masks: Any, count: int) ->
     if tuple(masks.shape) != expected:
         raise ValueError(
             f"{name}, masks: expected shape {expected}, one mask per box in the image's size, "
-            f"got {tuple(masks.shape)}"
+            f"got {tuple(masks.shape)}{_shape_hint(tuple(masks.shape), expected)}"
         )
+
+
+def _shape_hint(shape: tuple[int, ...], expected: tuple[int, ...]) -> str:
+    """Return how to bring masks of a frequent wrong shape into the expected one, (G, H, W)."""
+    count, height, width = expected
+    if shape == (count, 1, height, width):
+        return "; masks.squeeze(1) removes the axis of the channel"
+    if shape == (height, width, count):
+        return "; masks.permute(2, 0, 1) puts the objects first"
+    if shape == (height, width):
+        return "; if its pixels are numbers of objects, torch.stack([masks == n for n in numbers]) makes their masks"
+    return ""
 
 
 def in_plain_form(targets: Sequence[Target], images: Sequence[Tensor]) -> list[Target]:

@@ -21,7 +21,15 @@ _BORDER_TOLERANCE = 0.1
 _PIXEL_RANGE = (-1.0, 2.0)
 _PIXEL_MESSAGE = (
     ": the pixels are not approximately in [0, 1]; divide images in 0..255 by 255, and do not normalize images, "
-    "because the model normalizes them; for images in another range, set model.transform.image_mean and image_std"
+    "because the model normalizes them; for images in another range, set model.transform.image_mean and image_std, to "
+    "[0.0] * 3 and [1.0] * 3 for images that are normalized already"
+)
+_NO_AREA_MESSAGE = ", boxes: a box has no area; x2 > x1 and y2 > y1 are required"
+_BACKGROUND_MESSAGE = ", labels: a label is below 1; 0 is background"
+#: Many recipes give images without objects a box with label 0, which would train the network to find it.
+_NO_OBJECTS = (
+    "; an image without objects has empty fields: boxes torch.zeros(0, 4), labels torch.zeros(0, dtype=torch.int64), "
+    "masks torch.zeros(0, H, W, dtype=torch.uint8)"
 )
 
 
@@ -49,12 +57,17 @@ class Finding:
         if self.message is _PIXEL_MESSAGE:
             low, high = (float(value) for value in image.detach().as_subclass(Tensor).aminmax())
             message = f"{message} (they are from {low:g} to {high:g})"
+        if self.message is _BACKGROUND_MESSAGE and not target["labels"].any():
+            return self.error(message + _NO_OBJECTS)
         if self.found.dim():
             instance = int(self.found.long().argmax())
             box, label = target["boxes"][instance].tolist(), int(target["labels"][instance])
             message = f"{message} (instance {instance}: box {box}, label {label})"
-            if "boxes: a box has no area" in message and (meant := box_format_hint(image, target)):
-                message = f"{message}; {meant}"
+            if self.message is _NO_AREA_MESSAGE:
+                if not target["labels"].any():
+                    message += _NO_OBJECTS
+                elif meant := box_format_hint(image, target):
+                    message = f"{message}; {meant}"
         return self.error(message)
 
 
@@ -155,11 +168,11 @@ def _object_findings(name: ImageName, image: Tensor, values: Target, expected: M
         Finding(~exact.isfinite().all(1), ", boxes: a box is not finite", name),
         Finding(
             (exact[:, 2:] <= exact[:, :2]).any(1),
-            ", boxes: a box has no area; x2 > x1 and y2 > y1 are required",
+            _NO_AREA_MESSAGE,
             name,
             error=TargetValueError,
         ),
-        Finding(labels < 1, ", labels: a label is below 1; 0 is background", name),
+        Finding(labels < 1, _BACKGROUND_MESSAGE, name),
     ]
     if expected.num_classes is not None:
         message = f", labels: a label is not less than num_classes = {expected.num_classes}"

@@ -176,6 +176,11 @@ class RCNNTransform(GeneralizedRCNNTransform):
         """Scale detections to the original image sizes, and paste their masks."""
         if self.training or (self.paste == "torchvision" and torchvision._is_tracing()):
             return super().postprocess(result, image_shapes, original_image_sizes)
+        if self.paste is not None and torchvision._is_tracing():
+            raise RuntimeError(
+                f"torch.jit.trace and torch.onnx.export(dynamo=False) cannot record paste={self.paste!r}, which "
+                'depends on the boxes; convert the model with paste=None or "torchvision", or use maskloss export'
+            )
         # As in torchvision, there are none if the RoI heads are in training mode, whatever the mode of the transform.
         for detection, size, original_size in zip(result, image_shapes, original_image_sizes, strict=False):
             boxes = _resize_boxes(detection["boxes"], size, original_size)

@@ -85,6 +85,21 @@ def test_the_suggested_box_conversion_is_correct():
     assert torch.equal(box_convert(targets[0]["boxes"], "xywh", "xyxy"), right)
 
 
+@pytest.mark.parametrize("fractions", [False, True])
+def test_boxes_with_y_first_are_recognized(fractions):
+    # TensorFlow's and matterport's order.
+    images, targets = of_objects()
+    right = targets[0]["boxes"]
+    targets[0]["boxes"] = right[:, [1, 0, 3, 2]] / (
+        torch.tensor([120.0, 160.0, 120.0, 160.0]) if fractions else 1
+    )
+    hint = box_format_hint(images[0], targets[0])
+    unit = "fractions of the image" if fractions else "px"
+    assert hint.startswith(f"the masks show that the boxes are y1, x1, y2, x2 in {unit}, not x1")
+    assert "; boxes[:, [1, 0, 3, 2]] converts them" in hint
+    assert hint.endswith(", then multiply them by 160, 120, 160, 120") is fractions
+
+
 LEGITIMATE = {
     "tight": lambda boxes: boxes,
     "loose": lambda boxes: boxes + torch.tensor([-10.0, -10.0, 10.0, 9.0]),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import linecache
+import types
 import warnings
 from typing import Any
 
@@ -11,9 +12,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torchvision.models.detection import MaskRCNN
+from torchvision.models.detection.roi_heads import RoIHeads as TorchvisionRoIHeads
+from torchvision.models.detection.rpn import RegionProposalNetwork as TorchvisionRPN
 
 import maskloss
 from maskloss import LossWeights, MaskRCNNLoss
+from maskloss.detection.roi_heads import RoIHeads
 from maskloss.losses import (
     MatterportL2Loss,
 )
@@ -175,3 +179,78 @@ def test_warnings_point_at_the_users_line() -> None:
         assert (
             linecache.getline(warning.filename, warning.lineno).strip() == "losses = model(images, targets)"
         )
+
+
+# A `forward` of the user's own: mostly a copy of torchvision's with a head more, which calls torchvision's losses.
+
+
+def copied_forward(self, *args):
+    return TorchvisionRoIHeads.forward(self, *args)
+
+
+class CopiedHeads(RoIHeads):
+    forward = copied_forward
+
+
+@pytest.mark.parametrize("options", [{"loss": "detectron2"}, {"mask_branch": "point_rend"}])
+def test_a_patched_forward_that_computes_torchvisions_losses_is_refused(options):
+    model = maskloss.convert(tiny_mask_rcnn(), **options).train()
+    model.roi_heads.forward = types.MethodType(copied_forward, model.roi_heads)
+    message = (
+        r"model\.roi_heads\.forward, which has been patched on the instance, computes losses without the loss"
+    )
+    with pytest.raises(TypeError, match=message):
+        model(*batch())
+
+
+def test_a_subclass_that_computes_torchvisions_losses_is_refused():
+    model = maskloss.convert(tiny_mask_rcnn(), "detectron2").train()
+    model.roi_heads.__class__ = CopiedHeads
+    with pytest.raises(
+        TypeError, match=r"model\.roi_heads\.forward, which is that of .*CopiedHeads, computes losses"
+    ):
+        model(*batch())
+
+
+def test_a_patched_forward_of_the_rpn_is_refused_unless_it_calls_compute_loss():
+    def without(self, images, features, targets=None):
+        boxes, _ = type(self).forward(self, images, features, targets)
+        self.used_loss = False  # as if it had computed its own losses
+        return boxes, {"loss_objectness": torch.zeros(()), "loss_rpn_box_reg": torch.zeros(())}
+
+    model = maskloss.convert(tiny_mask_rcnn(), "detectron2").train()
+    model.rpn.forward = types.MethodType(without, model.rpn)
+    with pytest.raises(TypeError, match=r"model\.rpn\.forward, which has been patched"):
+        model(*batch())
+    # torchvision's code calls `compute_loss`, which evaluates our loss.
+    model.rpn.forward = types.MethodType(lambda self, *args: TorchvisionRPN.forward(self, *args), model.rpn)
+    model(*batch())
+
+
+def test_a_patched_forward_has_torchvisions_losses_with_the_default_loss():
+    model = maskloss.convert(tiny_mask_rcnn()).train()
+    model.roi_heads.forward = types.MethodType(copied_forward, model.roi_heads)
+    losses = []
+    for trained in (tiny_mask_rcnn().train(), model):
+        torch.manual_seed(0)
+        losses.append(trained(*batch()))
+    for key, value in losses[0].items():
+        torch.testing.assert_close(losses[1][key], value, rtol=1e-6, atol=0)
+
+
+def test_a_patched_forward_that_calls_ours_keeps_the_loss():
+    def forward(self, *args):
+        return type(self).forward(self, *args)
+
+    model = maskloss.convert(tiny_mask_rcnn(), MaskRCNNLoss(weights=LossWeights(mask=0.0))).train()
+    model.roi_heads.forward = types.MethodType(forward, model.roi_heads)
+    assert model(*batch())["loss_mask"].item() == 0
+
+
+def test_the_refusal_before_convert_names_what_works_afterwards():
+    model = tiny_mask_rcnn()
+    model.roi_heads.forward = types.MethodType(copied_forward, model.roi_heads)
+    with pytest.raises(
+        TypeError, match=r"call convert first, and let the patch call type\(model\.roi_heads\)\.forward"
+    ):
+        maskloss.convert(model)

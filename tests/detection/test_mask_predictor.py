@@ -231,3 +231,18 @@ def test_one_channel_learns_from_weak_labels_as_equal_channels_of_all_classes_do
     assert found[0]["loss_mask"] > 0
     for key, value in found[1].items():
         torch.testing.assert_close(found[0][key], value, rtol=1e-5, atol=1e-6, msg=key)
+
+
+def test_a_mask_predictor_may_be_a_function():
+    # It need not be a module; public code sets `lambda x: x` where the mask head has the predictor's layers already.
+    losses = []
+    for build in (tiny_mask_rcnn, lambda: maskloss.convert(tiny_mask_rcnn())):
+        model = build()
+        predictor = model.roi_heads.mask_predictor
+        del model.roi_heads.mask_predictor
+        model.roi_heads.mask_predictor = lambda features, layers=predictor: MaskRCNNPredictor.forward(
+            layers, features
+        )
+        losses.append(training_pass(model, *batch())[0])
+    for key, value in losses[0].items():
+        torch.testing.assert_close(losses[1][key], value, rtol=1e-5, atol=1e-7)

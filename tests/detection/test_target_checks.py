@@ -147,7 +147,7 @@ BAD: dict[str, tuple[Callable[[Target], None], type[Exception], str]] = {
     "masks with a channel axis": (
         field("masks", lambda v: v[:, None]),
         ValueError,
-        r"masks: expected shape \(2, 72, 72\).*\(2, 1, 72, 72\)",
+        r"masks: expected shape \(2, 72, 72\).*\(2, 1, 72, 72\); masks\.squeeze\(1\)",
     ),
     "a mask too few": (
         field("masks", lambda v: v[:1]),
@@ -175,7 +175,32 @@ BAD: dict[str, tuple[Callable[[Target], None], type[Exception], str]] = {
     "masks a list": (
         field("masks", lambda v: list(v)),
         TypeError,
-        "masks: expected a tensor or EncodedMasks, got list",
+        r"masks: expected a tensor or EncodedMasks, got list; torch\.stack\(masks\) makes a tensor",
+    ),
+    "masks of numpy": (
+        field("masks", lambda v: v.numpy()),
+        TypeError,
+        r"masks: expected a tensor or EncodedMasks, got ndarray; torch\.from_numpy\(masks\) makes a tensor",
+    ),
+    "masks with the objects last": (
+        field("masks", lambda v: v.permute(1, 2, 0)),
+        ValueError,
+        r"masks: expected shape \(2, 72, 72\).*\(72, 72, 2\); masks\.permute\(2, 0, 1\) puts",
+    ),
+    "masks as numbers of objects": (
+        field("masks", lambda v: v[0] + 2 * v[1]),
+        ValueError,
+        r"masks: expected shape \(2, 72, 72\).*\(72, 72\); if its pixels are numbers of objects",
+    ),
+    "a placeholder of label 0": (
+        lambda target: target["labels"].zero_(),
+        ValueError,
+        r"labels: a label is below 1; 0 is background; an image without objects has empty fields: boxes torch\.zeros",
+    ),
+    "a placeholder of label 0 and a box of zeros": (
+        lambda target: (target["labels"].zero_(), target["boxes"].zero_()),
+        ValueError,
+        r"boxes: a box has no area; .*; an image without objects has empty fields: boxes torch\.zeros",
     ),
     "encoded masks of another size": (
         field("masks", lambda _: EncodedMasks([SQUARE, SQUARE], HEIGHT, WIDTH + 1)),
@@ -189,7 +214,11 @@ BAD: dict[str, tuple[Callable[[Target], None], type[Exception], str]] = {
     ),
     "no boxes": (lambda target: target.pop("boxes"), ValueError, "the target has no boxes"),
     "no labels": (lambda target: target.pop("labels"), ValueError, "the target has no labels"),
-    "no masks": (lambda target: target.pop("masks"), ValueError, "the target has no masks"),
+    "no masks": (
+        lambda target: target.pop("masks"),
+        ValueError,
+        r"the target has no masks; for objects without masks, pass has_mask=",
+    ),
 }
 
 
