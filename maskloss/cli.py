@@ -603,7 +603,11 @@ def _fail_unexpectedly(error: Exception) -> NoReturn:
         traceback.print_exception(error)
     if type(error).__name__ == "OutOfMemoryError":
         _fail(f"out of GPU memory; a lower --batch-size or --min-size needs less: {error}", 1)
-    if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
+    no_memory = (
+        "can't allocate memory",
+        "failed to map segment",
+    )  # of torch, and of the loader of its libraries
+    if isinstance(error, MemoryError) or any(text in str(error) for text in no_memory):
         _fail(f"out of memory; a lower --batch-size, --workers or --min-size needs less: {error}", 1)
     if isinstance(error, ModuleNotFoundError) and (error.name or "maskloss").partition(".")[0] != "maskloss":
         _fail(f"the command line needs {error.name}: pip install 'maskloss[train]'", 2)

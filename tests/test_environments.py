@@ -86,3 +86,15 @@ def test_a_path_may_begin_with_the_home_folder(tmp_path: Path) -> None:
         tmp_path, "M check --images='~/out/images' --annotations='~/out/annotations.json'", HOME=str(home)
     )
     assert "0 errors" in done.stdout
+
+
+@pytest.mark.parametrize("world_size", ["2", "abc"])
+def test_incomplete_variables_of_torchrun_are_named(tmp_path: Path, world_size: str) -> None:
+    data = "--train-images d/images --train-annotations d/annotations.json"
+    train = f"M train {data} {data.replace('train', 'val')} --output run --model resnet18 --device cpu --min-size 64"
+    done = in_a_shell(
+        tmp_path, f"M shapes --output d --images 2 --size 64 && WORLD_SIZE={world_size} {train} --max-size 64"
+    )
+    assert done.returncode == 2
+    assert "WORLD_SIZE is set, but the processes cannot be connected: " in done.stderr
+    assert len(done.stderr.splitlines()) == 1

@@ -396,7 +396,8 @@ def make_accelerator(
         trackers: from `maskloss.training.trackers.make_trackers`.
 
     Raises:
-        InputError: an environment variable selects an engine that shards or rewrites the model.
+        InputError: an environment variable selects an engine that shards or rewrites the model, or the variables of
+            torchrun are incomplete.
     """
     engines = [name for name in _ENGINES if os.environ.get(name, "").lower() in ("1", "true", "yes", "on")]
     if engines:
@@ -407,13 +408,21 @@ def make_accelerator(
     if device.type == "cuda" and device.index is not None:
         torch.cuda.set_device(device)  # accelerate takes the current device
     with _without_overrides():
-        return Accelerator(
-            cpu=device.type == "cpu",
-            mixed_precision=config.mixed_precision,
-            gradient_accumulation_steps=config.accumulation_steps,
-            log_with=trackers or None,
-            project_config=ProjectConfiguration(logging_dir=str(config.output_folder / "tensorboard")),
-        )
+        try:
+            return Accelerator(
+                cpu=device.type == "cpu",
+                mixed_precision=config.mixed_precision,
+                gradient_accumulation_steps=config.accumulation_steps,
+                log_with=trackers or None,
+                project_config=ProjectConfiguration(logging_dir=str(config.output_folder / "tensorboard")),
+            )
+        except ValueError as error:
+            if "WORLD_SIZE" not in os.environ:
+                raise
+            raise InputError(
+                f"WORLD_SIZE is set, but the processes cannot be connected: {one_line(error, 160)}; start them with "
+                "torchrun, or unset WORLD_SIZE"
+            ) from error
 
 
 @contextlib.contextmanager
