@@ -17,6 +17,8 @@ from torch import nn
 
 from maskloss.detection.compatibility import check_still_converted, full_name, replaced_functions
 from maskloss.detection.model_inputs import ModelInputs
+from maskloss.detection.roi_heads import RoIHeads
+from maskloss.detection.rpn import RegionProposalNetwork
 from maskloss.detection.target_checks import check_inputs
 from maskloss.detection.target_forms import in_plain_form
 from maskloss.detection.transform import Paste, RCNNTransform
@@ -160,14 +162,14 @@ def _check_loss_was_used(model: Any) -> None:
     Raises:
         TypeError: a part in training mode has not asked for its loss.
     """
-    for name in ("rpn", "roi_heads"):
+    for name, ours in (("rpn", RegionProposalNetwork), ("roi_heads", RoIHeads)):
         part = getattr(model, name)
-        if part.training and not part.used_loss:
-            where = (
-                "has been patched on the instance"
-                if "forward" in vars(part)
-                else f"is that of {full_name(part)}"
-            )
+        where = ""
+        if "forward" in vars(part):
+            where = "has been patched on the instance"
+        elif type(part).forward is not ours.forward:
+            where = f"is that of {full_name(part)}"
+        if where and part.training and not part.used_loss:
             raise TypeError(
                 f"model.{name}.forward, which {where}, computes losses without the loss and the mask branch that were "
                 f"passed to convert; let it call type(model.{name}).forward, and add your own losses to those"

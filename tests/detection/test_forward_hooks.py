@@ -247,6 +247,23 @@ def test_a_patched_forward_that_calls_ours_keeps_the_loss():
     assert model(*batch())["loss_mask"].item() == 0
 
 
+class RPNAlone(MaskRCNN):
+    """Trains the RPN alone, as in the first of the alternating steps of Faster R-CNN."""
+
+    def forward(self, images, targets=None):
+        images, targets = self.transform(images, targets)
+        features = self.backbone(images.tensors)
+        _, losses = self.rpn(images, {"0": features}, targets)
+        return losses
+
+
+def test_a_model_that_does_not_call_its_roi_heads_trains():
+    model = tiny_mask_rcnn()
+    model.__class__ = RPNAlone
+    losses = maskloss.convert(model, "detectron2").train()(*batch())
+    assert losses.keys() == {"loss_objectness", "loss_rpn_box_reg"}
+
+
 def test_the_refusal_before_convert_names_what_works_afterwards():
     model = tiny_mask_rcnn()
     model.roi_heads.forward = types.MethodType(copied_forward, model.roi_heads)
