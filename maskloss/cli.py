@@ -426,6 +426,7 @@ def export(
     _refuse_to_overwrite(path)
     loaded = load_model(checkpoint, loss=loss, model=model, mask_branch=mask_branch)
     make_folder(path.parent)
+    logger.info("exporting the model, which takes a few minutes")
     exporting.export(loaded.model, loaded.description, path)
     print(path)
 
