@@ -58,7 +58,13 @@ NO_END = Kind(
 NO_USABLE_OBJECT = Kind("no_usable_object", "file", True)
 NO_ANNOTATION = Kind("no_annotation", "image", False)
 UNUSED_CATEGORY = Kind("unused_category", "category", False)
-BOX_FAR = Kind("box_far", "annotation", False, "boxes do not fit their masks")
+BOX_FAR = Kind(
+    "box_far",
+    "annotation",
+    False,
+    "boxes do not fit their masks",
+    "if they are wrong, `maskloss repair --boxes from-masks` takes the masks' extents",
+)
 REPEATED = Kind(
     "repeated",
     "annotation",

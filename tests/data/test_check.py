@@ -76,7 +76,7 @@ def test_check_warns_about_a_box_that_does_not_fit_its_mask(tmp_path: Path) -> N
     _, problems = check_data(*write_coco(tmp_path, in_annotation(bbox=[2, 1, 6, 2])))
     assert [p.text for p in problems if not p.error and "bbox" in p.text] == [
         f"{tmp_path / 'annotations.json'}: annotation 101: bbox is up to 4.0 px from the segmentation's extent "
-        "(image 10, a.png)"
+        "(image 10, a.png); if they are wrong, `maskloss repair --boxes from-masks` takes the masks' extents"
     ]
 
 

@@ -256,7 +256,12 @@ def _report_fractions(table: AnnotationTable) -> None:
     """Report and drop polygons or boxes if all their coordinates are fractions or percentages of the image, not px."""
     rows, numbers, what = table.kept & (table.form == POLYGONS), table.extents, "polygons"
     if not rows.any():
-        rows, numbers, what = table.kept & (table.form == NO_MASK), table.boxes, "boxes"
+        # Boxes of zeros are missing boxes, in any unit.
+        rows, numbers, what = (
+            table.kept & (table.form == NO_MASK) & table.boxes.any(axis=1),
+            table.boxes,
+            "boxes",
+        )
     if not rows.any():
         return
     low, high = numbers[rows].min(), numbers[rows].max()

@@ -26,7 +26,13 @@ CATEGORY_NAME = Kind(
 CATEGORY_ID = Kind(
     "category_id", "category", True, "categories whose id is not an integer", "`maskloss repair` numbers them"
 )
-CATEGORY_TWICE = Kind("category_twice", "category", True, "categories with a duplicate id")
+CATEGORY_TWICE = Kind(
+    "category_twice",
+    "category",
+    True,
+    "categories with a duplicate id",
+    "give each an id of its own, also in its annotations",
+)
 CATEGORY_REPEATED = Kind(
     "category_repeated", "category", False, "categories that are listed twice are read once"
 )

@@ -93,14 +93,32 @@ def suspected_convention(boxes: FloatArray, extents: FloatArray, sizes: FloatArr
         other = fits(readings[best], close)
         if most >= 0.8 * (len(boxes) - int(fitting.sum())) and most > 4 * int((fitting & ~other).sum()):
             return best, int(other.sum())
-    overlap = np.clip(
-        np.minimum(usual[:, 2:], extents[:, 2:]) - np.maximum(usual[:, :2], extents[:, :2]), 0, None
-    ).prod(axis=1)
-    union = np.abs(c * d) + (extents[:, 2:] - extents[:, :2]).prod(axis=1) - overlap
+    overlap, union = _overlap_and_union(usual, extents)
+    # Boxes drawn apart from the masks fit none closely, but overlap them far more in the convention that they follow.
+    if len(boxes) >= 5 and fitting.mean() < 0.2:
+        for name, reading in readings.items():
+            common, joint = _overlap_and_union(np.stack(reading, axis=1), extents)
+            better = common / joint > overlap / union + 0.1
+            if np.median(common / joint) >= 0.6 and better.mean() >= 0.9:
+                return name, int((common >= 0.5 * joint).sum())
     # A few loose boxes in a small data set prove nothing; require nearly all boxes to be far from their masks.
     inside_box = overlap >= 0.9 * (extents[:, 2:] - extents[:, :2]).prod(axis=1)
     num_far = int(((overlap < 0.1 * union) & ~inside_box).sum())
-    return ("", num_far) if len(boxes) > 1 and num_far >= 0.8 * len(boxes) else None
+    if len(boxes) > 1 and num_far >= 0.8 * len(boxes):
+        return "", num_far
+    # Boxes of no convention may overlap their masks by chance, and large ones contain them.
+    num_apart = int(((overlap < 0.3 * union) & ~inside_box).sum())
+    return (
+        ("", num_apart) if len(boxes) >= 10 and not fitting.any() and num_apart >= 0.3 * len(boxes) else None
+    )
+
+
+def _overlap_and_union(boxes: FloatArray, extents: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """Return the areas of the overlap and of the union of each xyxy box with the extent of its mask, (R,) each."""
+    corners = np.minimum(boxes[:, 2:], extents[:, 2:]) - np.maximum(boxes[:, :2], extents[:, :2])
+    overlap = np.clip(corners, 0, None).prod(axis=1)
+    areas = [np.clip(these[:, 2:] - these[:, :2], 0, None).prod(axis=1) for these in (boxes, extents)]
+    return overlap, np.maximum(areas[0] + areas[1] - overlap, 1e-9)
 
 
 def look_like_corners(boxes: FloatArray, sizes: FloatArray) -> bool:

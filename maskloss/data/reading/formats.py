@@ -27,6 +27,7 @@ _TOOLS: _Hints = (
     (("infos", "items"), "it looks like Datumaro: export it as COCO"),
     (("data", "annotations"), "it looks like Label Studio's own JSON: export it as COCO"),
     (("file_attributes", "regions"), "it looks like VGG Image Annotator: export it as COCO"),
+    (("filename", "regions"), "it looks like VGG Image Annotator: export it as COCO"),
     (("data_row",), "it looks like Labelbox's own JSON: export it as COCO"),
     (("type", "features"), "it looks like GeoJSON: convert it to COCO"),
     (
@@ -145,6 +146,11 @@ def _hint(document: Any, missing: Sequence[str], annotation: Any) -> str | None:
         return "it is about videos, as YouTube-VIS: list each frame as an image, with annotations of its own"
     if list(missing) == ["annotations"] and "annotations" not in document:
         return "it only lists images, as the files of COCO's test sets do"
+    if list(missing) == ["categories"]:
+        return (
+            annotation_hint(annotation)
+            or "`maskloss repair` adds a category for each category_id of annotations"
+        )
     return annotation_hint(annotation)
 
 

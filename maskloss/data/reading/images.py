@@ -29,7 +29,13 @@ IMAGE_ID = Kind(
     "images whose id is not an integer",
     "`maskloss repair` numbers them",
 )
-IMAGE_NO_ID = Kind("image_no_id", "image", True, "images without an id", LEFT_OUT)
+IMAGE_NO_ID = Kind(
+    "image_no_id",
+    "image",
+    True,
+    "images without an id",
+    "`maskloss repair` takes their image_id, and leaves out those without one",
+)
 IMAGE_TWICE = Kind("image_twice", "image", True, "images with a duplicate id", LEFT_OUT)
 IMAGE_REPEATED = Kind("image_repeated", "image", False, "images that are listed twice are read once")
 IMAGE_FLOAT = Kind(
@@ -87,7 +93,7 @@ SIZE_DIFFERS = Kind(
     "image",
     True,
     "images whose files have another size than is recorded",
-    "`maskloss repair` corrects swapped sizes and leaves out the others",
+    "`maskloss repair` corrects sizes that are swapped, or that contradict the polygons, and leaves out the others",
 )
 LFS_POINTER = Kind("lfs_pointer", "image", True, "image files that are Git LFS pointers, not images")
 UNREADABLE_IMAGE = Kind("unreadable_image", "image", True, "image files that cannot be read", LEFT_OUT)

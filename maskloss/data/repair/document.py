@@ -46,6 +46,10 @@ def decode_document(path: Path, log: Log) -> dict[str, Any]:
     for key in formats.listed(document):
         log.add(formats.KEYED_LIST, "written as a list", "", f"the {key} are an object")
     missing = [key for key in LIST_KEYS.values() if not formats.has_list(document, key)]
+    if missing == ["categories"] and document["annotations"] and not document.get("categories"):
+        # As an empty list, to which a category is added for each id that annotations have.
+        document["categories"] = []
+        missing = []
     if missing:
         annotations = document["annotations"] if "annotations" not in missing else []
         problem = formats.not_coco(document, missing, annotations[0] if annotations else None)

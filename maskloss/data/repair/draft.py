@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 
 from maskloss.data.findings import Finding, Findings, Kind, shown
 from maskloss.data.reading import images
-from maskloss.data.reading.entries import whole_number
+from maskloss.data.reading.entries import BadEntry, read_segmentation, whole_number
 from maskloss.data.records import CocoData
 from maskloss.data.repair import sections
 from maskloss.data.repair.ids import Ids
@@ -128,6 +129,14 @@ class Draft:
             if isinstance(item.get(key), float) and number is not None:
                 item[key] = number
         self.record(kind, finding, "whole floats written as integers")
+
+    def polygons_of_image(self, item: dict[str, Any]) -> list[list[float]]:
+        """Return the polygons of an image's annotations that can be read, each x0, y0, x1, y1, ..."""
+        polygons: list[list[float]] = []
+        for _, annotation in self._annotations_by_image.get(id_key(item.get("id")), []):
+            with suppress(BadEntry):
+                polygons += read_segmentation(annotation.get("segmentation")).polygons
+        return polygons
 
     # Indices.
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 from maskloss.data.findings import Finding, Kind, shown
 from maskloss.data.images import read_image_size
 from maskloss.data.reading import images as checks
+from maskloss.data.reading.conventions import BORDER_TOLERANCE
 from maskloss.data.repair.draft import Draft, Fix
 from maskloss.data.repair.sections import typed_key
 from maskloss.errors import InputError
@@ -69,15 +70,31 @@ def _take_size_from_file(draft: Draft, kind: Kind, finding: Finding) -> None:
     draft.record(kind, finding, "size taken from the image file")
 
 
-def _swap_size(draft: Draft, kind: Kind, finding: Finding) -> None:
-    """Swap width and height if the file then has this size, and leave out the image otherwise."""
+def _correct_size(draft: Draft, kind: Kind, finding: Finding) -> None:
+    """Swap width and height if the file then has this size, or take that if only it holds the annotations' polygons.
+
+    Otherwise, the image may be another one, or another version of it, so it is left out.
+    """
     item = draft.entry(kind, finding)
-    size = finding.value if finding.position >= 0 else finding.value[1]
-    if (item["height"], item["width"]) != tuple(size):
+    size = tuple(finding.value if finding.position >= 0 else finding.value[1])
+    if (item["height"], item["width"]) == size:
+        what = "width and height swapped"
+    elif _holds_polygons_alone(size, (item["width"], item["height"]), draft.polygons_of_image(item)):
+        what = "size taken from the image file, because the polygons fit no other"
+    else:
         draft.leave_out(kind, finding)
         return
     item["width"], item["height"] = size
-    draft.record(kind, finding, "width and height swapped")
+    draft.record(kind, finding, what)
+
+
+def _holds_polygons_alone(
+    size: tuple[int, ...], recorded: tuple[int, ...], polygons: list[list[float]]
+) -> bool:
+    """Return whether an image's polygons lie within the width and height of its file, and far beyond those recorded."""
+    ends = [max((max(polygon[axis::2]) for polygon in polygons), default=0.0) for axis in (0, 1)]
+    is_beyond = any(end > 1.1 * side for end, side in zip(ends, recorded, strict=True))
+    return is_beyond and all(end <= side + BORDER_TOLERANCE for end, side in zip(ends, size, strict=True))
 
 
 FIXES: dict[Kind, Fix] = {
@@ -95,7 +112,7 @@ FIXES: dict[Kind, Fix] = {
     checks.BAD_SIZE: _take_size_from_file,
     checks.MISSING_SIZE: _take_size_from_file,
     checks.TURNED_SIZE: _take_size_from_file,
-    checks.SIZE_DIFFERS: _swap_size,
+    checks.SIZE_DIFFERS: _correct_size,
     checks.UNREADABLE_IMAGE: Draft.leave_out,
     checks.LFS_POINTER: Draft.leave_out,
 }

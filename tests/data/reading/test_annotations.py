@@ -139,3 +139,17 @@ def test_the_new_ids_follow_the_highest_one(tmp_path: Path) -> None:
 
     data = read_coco(*write_coco(tmp_path, change))
     assert [annotation.id for annotation in data.images[0].annotations] == [500, 501, 502]
+
+
+def test_boxes_of_zeros_without_masks_are_no_fractions(tmp_path: Path) -> None:
+    # Keypoint sets have such boxes. They have no area, whatever the unit.
+    def change(document: dict[str, Any]) -> None:
+        document["annotations"] = document["annotations"][:2]
+        document["annotations"][0].update(bbox=[0, 0, 0, 0], segmentation=[])
+        del document["annotations"][1]["segmentation"]
+
+    data = read_coco(*write_coco(tmp_path, change))
+    assert data.num_objects == 1
+    assert not any("fractions" in warning for warning in data.warnings)
+    document, _ = repair(*write_coco(tmp_path, change), tmp_path / "fixed.json")
+    assert document.num_objects == 1

@@ -91,3 +91,55 @@ def test_coordinates_are_percentages_if_chance_is_improbable(
     assert look_like_percentages(corners, np.arange(number), sizes) is expected
     # Of any number of objects of an image, one counts.
     assert not look_like_percentages(corners, np.zeros(number, dtype=int), sizes)
+
+
+# Objects of a public data set, whose boxes were drawn apart from the masks, as x1, y1, x2, y2; images of 1000 x 667 px.
+LOOSE = np.array(
+    [
+        [422, 273, 894, 566],
+        [420, 276, 913, 579],
+        [197, 75, 869, 494],
+        [96, 71, 954, 534],
+        [144, 61, 841, 544],
+        [99, 88, 696, 505],
+        [378, 111, 904, 499],
+        [359, 66, 977, 629],
+        [56, 144, 627, 645],
+    ],
+    dtype=float,
+)
+THEIR_MASKS = np.array(
+    [
+        [441, 296, 881, 568],
+        [440, 291, 878, 571],
+        [239, 88, 818, 476],
+        [130, 79, 884, 531],
+        [175, 66, 818, 541],
+        [118, 95, 659, 473],
+        [398, 123, 895, 494],
+        [368, 106, 917, 619],
+        [37, 199, 624, 629],
+    ],
+    dtype=float,
+)
+
+
+def test_boxes_drawn_apart_from_their_masks_follow_the_convention_in_which_they_overlap_them() -> None:
+    sizes = np.array([[1000.0, 667.0]]).repeat(9, axis=0)
+    assert suspected_convention(LOOSE, THEIR_MASKS, sizes) == ("x1, y1, x2, y2", 9)
+    usual = np.concatenate([LOOSE[:, :2], LOOSE[:, 2:] - LOOSE[:, :2]], axis=1)
+    assert suspected_convention(usual, THEIR_MASKS, sizes) is None
+
+
+def test_boxes_of_no_convention_are_told_from_loose_ones() -> None:
+    rng = np.random.default_rng(0)
+    corners = rng.uniform(0, 300, (20, 2))
+    extents = np.concatenate([corners, corners + 100], axis=1)
+    sizes = np.full((20, 2), 500.0)
+    # Each box is 75 px beside its mask: an IoU of 25 x 100 / (2 x 100 x 100 - 25 x 100) = 1 / 7.
+    beside = np.concatenate([corners + np.array([75, 0]), np.full((20, 2), 100.0)], axis=1)
+    assert suspected_convention(beside, extents, sizes) == ("", 20)
+    assert suspected_convention(beside[:9], extents[:9], sizes[:9]) is None
+    # Amodal boxes contain their masks, and may be far larger.
+    amodal = np.concatenate([corners, np.full((20, 2), 300.0)], axis=1)
+    assert suspected_convention(amodal, extents, sizes) is None

@@ -25,6 +25,7 @@ FILES: dict[str, tuple[Any, str]] = {
     "print of a dict": (repr(good_document()), "Python's text of a dict: write the file with json.dump"),
     "xml": ("<?xml version='1.0'?><annotations/>", "it is XML or HTML"),
     "labelme": ({"shapes": [], "imagePath": "a.png"}, "it looks like labelme: export it as COCO"),
+    "via of makesense": ({"a.png": {"filename": "a.png", "regions": {}}}, "it looks like VGG Image Annotator"),
     "via": ({"a.png1": {"file_attributes": {}, "regions": []}}, "it looks like VGG Image Annotator"),
     "label studio": ([{"id": 1, "data": {}, "annotations": []}], "it looks like Label Studio's own JSON"),
     "labelbox": ([{"data_row": {}, "projects": {}}], "it looks like Labelbox's own JSON"),

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from maskloss.data.coco import read_coco
 from maskloss.data.repair import repair
 from maskloss.errors import InputError
 from tests.data.coco_files import refusal, write_coco
@@ -96,3 +97,13 @@ def test_a_category_name_that_is_not_text_is_refused_and_replaced(tmp_path: Path
     assert f"category 7: name must be text, not {name}" in refusal(tmp_path, change)
     document, _ = repaired(tmp_path, change)
     assert document["categories"][0]["name"] == "category 7"
+
+
+@pytest.mark.parametrize("change", [lambda d: d.pop("categories"), lambda d: d.update(categories=None)])
+def test_missing_categories_are_added_for_the_ids_that_annotations_have(tmp_path: Path, change: Any) -> None:
+    document, _ = repaired(tmp_path, change)
+    assert sorted(ids(document, "categories")) == [3, 7]
+    with pytest.raises(
+        InputError, match=r"no list of categories; `maskloss repair` adds a category for each"
+    ):
+        read_coco(*write_coco(tmp_path, change))

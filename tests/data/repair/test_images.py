@@ -128,3 +128,29 @@ def test_an_image_of_another_size_is_left_out(tmp_path: Path) -> None:
     document, _ = repaired(tmp_path, change)
     assert ids(document, "images") == [20]
     assert ids(document) == [7]
+
+
+@pytest.mark.parametrize(
+    ("recorded", "kept"),
+    [
+        # The polygon reaches x = 4 and y = 3 in the file of 8 x 5 px.
+        ((3, 3), True),
+        ((8, 2), True),
+        # Another version of the image, in which the polygon fits, too.
+        ((6, 6), False),
+        ((16, 10), False),
+    ],
+)
+def test_a_size_that_the_polygons_contradict_is_taken_from_the_file(
+    tmp_path: Path, recorded: tuple[int, int], kept: bool
+) -> None:
+    def change(document: dict[str, Any]) -> None:
+        document["images"][0].update(width=recorded[0], height=recorded[1])
+        first = document["annotations"][0]
+        document["annotations"] = [first, {**first, "id": 102, "image_id": 20}]
+
+    document, _ = repaired(tmp_path, change)
+    assert ids(document, "images") == ([10, 20] if kept else [20])
+    if kept:
+        assert (document["images"][0]["width"], document["images"][0]["height"]) == (WIDTH, HEIGHT)
+        assert ids(document) == [101, 102]
