@@ -24,6 +24,7 @@ from maskloss.detection.results import coco_results
 from maskloss.detection.transform import is_resized_to_nothing
 from maskloss.errors import InputError, RunError
 from maskloss.masks.transfer import send
+from maskloss.training.interruption import ignore_interrupts
 from maskloss.training.metrics import Metrics, Results, average_precision
 
 logger = logging.getLogger(__name__)
@@ -90,6 +91,7 @@ def evaluate(
         batch_size=batch_size,
         num_workers=workers,
         collate_fn=collate,
+        worker_init_fn=ignore_interrupts,
         pin_memory=device.type == "cuda",
     )
     category_ids = [category.id for category in data.categories]
