@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from maskloss.errors import InputError, RunError
 from maskloss.training.config import TrainConfig
+from maskloss.training.evaluation import dead_workers_named
 from maskloss.training.setup import device_of, guest, set_up
 from maskloss.training.trainer import Trainer
 
@@ -48,6 +49,7 @@ def find_learning_rate(
     Raises:
         InputError: the config or the data are wrong, `steps` or the rates are out of range, or there are several
             processes.
+        RunError: a data-loader worker died.
 
     Source: Smith, Cyclical learning rates, 2015, arXiv:1506.01186, section 3.3.
     """
@@ -71,7 +73,7 @@ def find_learning_rate(
     losses: list[float] = []
     smoothed: list[float] = []
     average = 0.0
-    with guest(device):
+    with guest(device), dead_workers_named():
         run = set_up(config, device)
         if run.accelerator.num_processes > 1:
             raise InputError("find-lr runs in one process; start it without torchrun or accelerate launch")

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from maskloss import cli
-from maskloss.errors import InputError
+from maskloss.errors import InputError, RunError
 from maskloss.training.learning_rate import LearningRateSearch, find_learning_rate
+from maskloss.training.trainer import Trainer
 from tests.training.small_runs import small_config
 
 
@@ -37,6 +38,17 @@ def test_the_first_average_is_the_first_loss(shapes: Path, tmp_path: Path) -> No
     expected = (0.9 * 0.1 * search.losses[0] + 0.1 * search.losses[1]) / 0.19
     assert search.smoothed[1] == pytest.approx(expected)
     assert len(search.rates) == 10
+
+
+def test_a_dead_worker_is_no_rate_that_is_too_high(
+    shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: object) -> None:
+        raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed.")
+
+    monkeypatch.setattr(Trainer, "take_step", killed)
+    with pytest.raises(RunError, match="a data-loader worker died"):
+        find_learning_rate(small_config(shapes, tmp_path / "run"), steps=10)
 
 
 @pytest.mark.parametrize("arguments", [{"steps": 9}, {"lowest": 0.0}, {"lowest": 1.0, "highest": 0.1}])
