@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
-from maskloss.errors import InputError, RunError, interrupt_by_exception, one_line
+from maskloss.errors import TERMINATING, InputError, RunError, interrupt_by_exception, one_line
 from maskloss.files import with_home
 from maskloss.screen import messages_on_screen
 
@@ -564,9 +564,7 @@ class _Terminated(KeyboardInterrupt):
         self.signal = signal
 
 
-#: Signals that end a process without a word by default: from schedulers, and from a terminal that is closed.
-_TERMINATING = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
-#: Those of them that this process turns into an exception, because it runs the `maskloss` command.
+#: Signals of `TERMINATING` that this process turns into an exception, because it runs the `maskloss` command.
 _handled: list[int] = []
 
 
@@ -578,7 +576,7 @@ def _signals_handled() -> Iterator[None]:
     they end with this process.
     """
     if threading.current_thread() is threading.main_thread():
-        _handled.extend(number for number in _TERMINATING if signal.getsignal(number) == signal.SIG_DFL)
+        _handled.extend(number for number in TERMINATING if signal.getsignal(number) == signal.SIG_DFL)
     for number in _handled:
         signal.signal(number, _terminate)
     try:
@@ -604,10 +602,8 @@ def _fail_unexpectedly(error: Exception) -> NoReturn:
         traceback.print_exception(error)
     if type(error).__name__ == "OutOfMemoryError":
         _fail(f"out of GPU memory; a lower --batch-size or --min-size needs less: {error}", 1)
-    no_memory = (
-        "can't allocate memory",
-        "failed to map segment",
-    )  # of torch, and of the loader of its libraries
+    # Messages of torch, and of the loader of its libraries.
+    no_memory = ("can't allocate memory", "failed to map segment")
     if isinstance(error, MemoryError) or any(text in str(error) for text in no_memory):
         _fail(f"out of memory; a lower --batch-size, --workers or --min-size needs less: {error}", 1)
     if isinstance(error, ModuleNotFoundError) and (error.name or "maskloss").partition(".")[0] != "maskloss":

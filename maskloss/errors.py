@@ -7,6 +7,8 @@ import re
 import signal
 import sys
 
+#: Signals that end a process without a word by default: from schedulers, and from a terminal that is closed.
+TERMINATING = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
 #: Maximum length of an error or warning on the screen, in characters.
 LINE_LENGTH = 300
 _END_LENGTH = 100

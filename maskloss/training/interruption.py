@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from types import FrameType
 from typing import Any, NoReturn
 
+from maskloss.errors import TERMINATING
+
 logger = logging.getLogger(__name__)
 
 
@@ -30,10 +32,7 @@ class Interruption:
         enabled = enabled and main and signal.getsignal(signal.SIGINT) is signal.default_int_handler
         self._handlers: dict[int, Any] = {}
         if enabled:
-            numbers = [
-                getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
-            ]
-            handlers = {number: signal.getsignal(number) for number in numbers}
+            handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, *TERMINATING)}
             self._handlers = {number: handler for number, handler in handlers.items() if callable(handler)}
         self._received = signal.SIGINT
         self._is_safe = False
