@@ -67,7 +67,6 @@ def suspected_convention(boxes: FloatArray, extents: FloatArray, sizes: FloatArr
     """
     if not len(boxes):
         return None
-    a, b, c, d = boxes.T
     readings = box_readings(boxes, sizes)
     # A box may fit the whole mask, or the part of it inside the image.
     inside = np.clip(extents, 0, np.tile(sizes, 2))
@@ -79,7 +78,7 @@ def suspected_convention(boxes: FloatArray, extents: FloatArray, sizes: FloatArr
         fitting: BoolArray = (distance <= tolerance) & (corners[:, 2:] > corners[:, :2]).all(axis=1)
         return fitting
 
-    usual = np.stack((a, b, a + c, b + d), axis=1)
+    usual = xyxy_of(boxes)
     fitting = fits(usual.T, np.maximum(2.0, 0.03 * longest))
     # A small box fits nearly any reading by chance, so the other readings have to fit more closely.
     close = np.minimum(np.maximum(1.5, 0.03 * longest), 0.05 * longest)
